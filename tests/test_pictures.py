@@ -1,0 +1,239 @@
+"""Reading pictures: every kind of file a folder may hold is read right or refused with the reason."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssa_fast import pictures
+from ssa_fast.pictures import PictureError, Source
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def refusal(path: Path, **options: int) -> str:
+    with pytest.raises(PictureError) as caught:
+        pictures.read(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_png_is_read_pixel_for_pixel_without_notes(tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    picture = pictures.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.rgb, photo)
+    assert picture.rgb.dtype == np.uint8
+    assert picture.notes == ()
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (3, 2, 1)).save(tmp_path / "a.png")
+    assert pictures.read(tmp_path / "a.png").rgb.tolist() == [[[3, 2, 1]]]
+
+
+def test_greyscale_and_bilevel(tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(pictures.read(tmp_path / "grey.png").rgb, np.repeat(photo[..., :1], 3, axis=2))
+    Image.fromarray(photo[..., 0] > 127).save(tmp_path / "bilevel.png")
+    expected = np.repeat((photo[..., :1] > 127) * np.uint8(255), 3, axis=2)
+    np.testing.assert_array_equal(pictures.read(tmp_path / "bilevel.png").rgb, expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 255, 257, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    picture = pictures.read(tmp_path / f"a.{suffix}")
+    assert picture.rgb[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+    assert picture.rgb.shape == (1, 5, 3)
+    assert picture.notes == ()
+
+
+def test_wider_values_are_stretched_and_noted(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-100, 0, 100]], dtype=np.int32)).save(tmp_path / "int.tif")
+    picture = pictures.read(tmp_path / "int.tif")
+    assert picture.rgb[0, :, 1].tolist() == [0, 128, 255]
+    assert "-100 to 100" in picture.notes[0]
+    Image.fromarray(np.array([[7.5, 7.5]], dtype=np.float32)).save(tmp_path / "flat.tif")
+    assert pictures.read(tmp_path / "flat.tif").rgb.max() == 0
+
+
+def test_float_pictures(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(tmp_path / "unit.tif")
+    assert pictures.read(tmp_path / "unit.tif").rgb[0, :, 2].tolist() == [0, 128, 255]
+    Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)).save(tmp_path / "nan.tif")
+    assert "NaN" in refusal(tmp_path / "nan.tif")
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pictures.read(tmp_path / "a.tif").rgb, np.full((3, 4, 3), (255, 0, 0)))
+
+
+def test_palette_with_transparency_is_laid_on_the_backdrop(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    image.save(tmp_path / "opaque.png")
+    assert pictures.read(tmp_path / "opaque.png").rgb.tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    image.save(tmp_path / "clear.png", transparency=1)
+    picture = pictures.read(tmp_path / "clear.png", backdrop=(0, 0, 255))
+    assert picture.rgb.tolist() == [[[10, 20, 30], [0, 0, 255]]]
+    assert "rgb(0, 0, 255)" in picture.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_composited(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (3, 2), (0, 0, 0, 51) if mode == "RGBA" else (0, 51)).save(tmp_path / "a.png")
+    picture = pictures.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.rgb, np.full((2, 3, 3), 204))  # white seen through a fifth of black
+    assert picture.notes
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path: Path, photo: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a),
+    }[orientation]
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(pictures.read(tmp_path / "a.png").rgb, turn(photo))
+
+
+def test_first_of_several_frames(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    picture = pictures.read(tmp_path / "a.gif")
+    assert picture.rgb[0, 0].tolist() == [255, 0, 0]
+    assert "first of its 3 frames" in picture.notes[-1]
+
+
+def test_too_many_pixels_is_named_with_its_remedy(tmp_path: Path) -> None:
+    Image.new("L", (100, 30)).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    assert pictures.read(tmp_path / "a.png", max_pixels=3000).rgb.shape == (30, 100, 3)
+    for limit in (2999, 1400):  # Pillow warns of the one and refuses the other
+        message = refusal(tmp_path / "a.png", max_pixels=limit)
+        assert f"{limit:,} pixels" in message
+        assert "--max-pixels" in message
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif", "webp"])
+def test_every_truncation_is_refused(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(1)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        buffer, {"jpg": "jpeg", "tif": "tiff"}.get(kind, kind)
+    )
+    whole = buffer.getvalue()
+    for share in (0.02, 0.3, 0.6, 0.9):
+        (tmp_path / f"a.{kind}").write_bytes(whole[: int(len(whole) * share)])
+        message = refusal(tmp_path / f"a.{kind}")
+        assert "damaged" in message or "not a picture" in message
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    assert "0 bytes" in refusal(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("not a picture at all")
+    assert "Pillow" in refusal(tmp_path / "text.png")
+    assert "No such file" in refusal(tmp_path / "absent.png")
+    assert "regular file" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "regular file" in refusal(tmp_path / "pipe.png")
+
+
+def test_unreadable_file(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read whatever its mode says
+    assert "Permission denied" in refusal(tmp_path / "a.png")
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    np.testing.assert_array_equal(pictures.read(tmp_path / "a.png").rgb, photo)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def relatives(found: pictures.Found) -> list[str]:
+    return [str(source.relative) for source in found.sources]
+
+
+def test_folders_are_searched_in_order_and_the_rest_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png", "a.JPG", "sub/deep/c.tiff", "sub/notes.txt", ".hidden.png", ".cache/d.png")
+    found = pictures.find([tmp_path])
+    assert relatives(found) == ["a.JPG", "b.png", "sub/deep/c.tiff"]
+    assert [path.name for path, _ in found.skipped] == ["notes.txt"]
+    assert not found.missing
+
+
+def test_a_file_met_twice_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "in/a.png", "in/b.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alias").symlink_to(tmp_path / "in")
+    found = pictures.find(["in/b.png", "in", "./in/../in/a.png", tmp_path / "in" / "b.png", "alias"])
+    assert relatives(found) == ["b.png", "a.png"]
+
+
+def test_link_loops_end(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.png")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    assert relatives(pictures.find([tmp_path / "in"])) == ["a.png"]
+
+
+def test_missing_paths_and_files_named_outright(tmp_path: Path) -> None:
+    touch(tmp_path, "scan.dat")
+    found = pictures.find([tmp_path / "scan.dat", tmp_path / "nowhere"])
+    assert relatives(found) == ["scan.dat"]
+    assert [path.name for path, _ in found.missing] == ["nowhere"]
+
+
+def test_own_outputs_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "out/masks/a.png")
+    found = pictures.find([tmp_path], leave_out=[tmp_path / "out" / "masks"])
+    assert relatives(found) == ["a.png"]
+    assert [path.name for path, _ in found.skipped] == ["masks"]
+
+
+def test_output_names_never_meet_whatever_the_order() -> None:
+    paths = ["x/a.png", "x/a.jpg", "x/A.png", "y/a.png", "x/a_png", "x/deep/a.png", "x/b.tar.gz", "x/a_jpg.png"]
+    sources = [Source(Path(path), PurePosixPath(path).relative_to(path[0])) for path in paths]
+    names = dict(zip(paths, map(str, pictures.output_names(sources)), strict=True))
+    assert names["x/deep/a.png"] == "deep/a"
+    assert names["x/b.tar.gz"] == "b.tar"
+    assert names["x/a_png"] == "a_png"
+    assert names["x/a.jpg"] == "a_jpg-2"
+    assert names["y/a.png"] != names["x/a.png"]
+    assert len({name.casefold() for name in names.values()}) == len(paths)
+    backwards = pictures.output_names(sources[::-1])
+    assert list(map(str, backwards[::-1])) == list(names.values())
+
+
+def test_plain_names_lose_their_suffix_only() -> None:
+    sources = [Source(Path(path), PurePosixPath(path)) for path in ("a/2007_000032.jpg", "b/2007_000032.jpg")]
+    assert list(map(str, pictures.output_names(sources))) == ["a/2007_000032", "b/2007_000032"]

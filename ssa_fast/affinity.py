@@ -1,0 +1,140 @@
+"""What makes two pixels alike: the pointwise function φ of the cosine of their features, and its parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """Pixel affinity ``a_ij = φ(x_iᵀ x_j)`` between unit features ``x = f / (‖f‖₂ + norm_eps)``.
+
+    The defaults are the arithmetic of SEAM's pixel correlation module (PCM; Wang et al., *Self-supervised equivariant
+    attention mechanism for weakly supervised semantic segmentation*, CVPR 2020).
+
+    Args:
+        phi: ``"relu"`` for ``φ(c) = relu(c)^power``; ``"exp"`` for ``φ(c) = exp((c − 1) / temperature)``, a softmax over
+            cosines (c ≤ 1, so it needs no running maximum).
+        power: exponent of the ReLU form, > 0. Larger is more selective.
+        threshold: cosine in [0, 1] below which the ReLU form is 0, applied before ``power``.
+        temperature: of the exp form, > 0; required there, refused with ``phi="relu"``.
+        center: subtract each image's mean feature before normalising. Sharpens, and makes features signed.
+        steps: how often the affinity is applied, ≥ 1. The denominator is the same in every step.
+        norm_eps: added to the norm, outside the root, ≥ 0.
+        sum_eps: added to each pixel's sum of affinities, ≥ 0.
+
+    A pixel whose feature is zero has affinity 0 under the ReLU form and gets 0, also with both eps at 0.
+
+    Raises:
+        ValueError: a parameter is out of range, or does not belong to the chosen ``phi``.
+        TypeError: a parameter is of the wrong type.
+    """
+
+    phi: Literal["relu", "exp"] = "relu"
+    power: float = 1.0
+    threshold: float = 0.0
+    temperature: float | None = None
+    center: bool = False
+    steps: int = 1
+    norm_eps: float = 1e-5
+    sum_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.phi not in ("relu", "exp"):
+            raise ValueError(f"phi: expected 'relu' or 'exp', got {self.phi!r}")
+        if not isinstance(self.center, bool):
+            raise TypeError(f"center: expected True or False, got {self.center!r}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise TypeError(f"steps: expected an int, got {self.steps!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}")
+        self._check_number("power", low=0.0, open_low=True)
+        self._check_number("threshold", low=0.0, high=1.0)
+        self._check_number("norm_eps", low=0.0)
+        self._check_number("sum_eps", low=0.0)
+        if self.phi == "relu" and self.temperature is not None:
+            raise ValueError(f"temperature: belongs to phi='exp', got {self.temperature!r} with phi='relu'; leave it out")
+        if self.phi == "exp":
+            if self.temperature is None:
+                raise ValueError("temperature: phi='exp' needs one > 0, got None; 0.1 is a usual start")
+            self._check_number("temperature", low=0.0, open_low=True)
+            if self.power != 1.0 or self.threshold != 0.0:
+                raise ValueError(
+                    f"power, threshold: belong to phi='relu', got power={self.power}, threshold={self.threshold} "
+                    "with phi='exp'; use temperature to sharpen"
+                )
+
+    def _check_number(self, name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+        if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
+            kind = f"> {low:g}" if open_low else f">= {low:g}"
+            kind = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"finite and {kind}"
+            raise ValueError(f"{name}: expected a number {kind}, got {value!r}")
+
+    @property
+    def degree(self) -> int | None:
+        """Degree of φ as a polynomial of the cosine where features are non-negative (1 or 2), else None.
+
+        With f ≥ 0 no cosine is negative, so the ReLU never acts and ``relu(c)^power`` is ``c`` or ``c²``: the sum over
+        pixels can then be taken before the product with the target pixel, in linear time.
+        """
+        if self.phi == "relu" and self.threshold == 0.0 and not self.center and self.power in (1.0, 2.0):
+            return int(self.power)
+        return None
+
+    def apply_(self, cosine: Tensor) -> Tensor:
+        """φ of a tensor of cosines (any shape, floating), in place. NaN stays NaN."""
+        if self.phi == "exp":
+            assert self.temperature is not None
+            return cosine.sub_(1.0).div_(self.temperature).exp_()
+        if self.threshold > 0.0:
+            cosine.masked_fill_(cosine < self.threshold, 0.0)
+        else:
+            cosine.clamp_min_(0.0)
+        if self.power == 2.0:
+            return cosine.square_()
+        return cosine if self.power == 1.0 else cosine.pow_(self.power)
+
+    @classmethod
+    def parse(cls, text: str) -> Affinity:
+        """Read ``"power=2,center"``: comma-separated ``name=value``; a bare name means True; ``""`` the defaults.
+
+        Raises:
+            ValueError: an unknown name, or a value that is not of the parameter's type.
+        """
+        kinds = {f.name: f.type for f in fields(cls)}
+        given: dict[str, object] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = (piece.strip() for piece in item.partition("="))
+            if name not in kinds:
+                raise ValueError(f"affinity: expected one of {', '.join(kinds)}, got {name!r}")
+            given[name] = _value(name, value, str(kinds[name]))
+        return cls(**given)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """The parameters that differ from the defaults, in the form that ``parse`` reads; ``"phi=relu"`` for none."""
+        differing = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return ",".join(differing) or "phi=relu"
+
+
+def _value(name: str, text: str, kind: str) -> object:
+    """One parameter's value from text; ``kind`` is its annotation in ``Affinity``."""
+    if kind == "bool":
+        if text.lower() in ("", "true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise ValueError(f"affinity: {name} expects true or false, got {text!r}")
+    if kind.startswith("Literal"):
+        return text
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise ValueError(f"affinity: {name} expects {'an integer' if kind == 'int' else 'a number'}, got {text!r}") from None

@@ -1,0 +1,18 @@
+"""Dense: the affinity of all pairs at once, for stages so small that one batched product beats every loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .pixels import Pixels
+
+
+def propagate(v: Tensor, pixels: Pixels) -> Tensor:
+    """``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)``, through the ``(B, L, L)`` affinity; ``(B, R, L)``. Any φ."""
+    x = pixels.unit(0, pixels.L)
+    return torch.bmm(v, pixels.affinity.apply_(torch.bmm(x.mT, x)))

@@ -1,0 +1,43 @@
+"""Tiled: any φ and any features, exactly, with no more of the affinity in memory than a tile.
+
+The affinity is symmetric, so a tile above the diagonal serves twice, as it is and transposed: half the products of the
+dense form. Tiles on the diagonal are computed whole and serve once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .pixels import Pixels
+
+BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 float32 is 2 MB, a core's cache
+BLOCK_J = 256  # the work beyond half of L² is L·BLOCK_J/2
+
+
+def propagate(v: Tensor, pixels: Pixels) -> Tensor:
+    """``Σ_i v_ri φ(x_iᵀ x_j)`` for ``v`` ``(B, R, L)``, in about ``L²·(C + 2R)`` operations; ``(B, R, L)``."""
+    out = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    for b, image in enumerate(pixels.images()):
+        _propagate_image(v[b], image, out[b])
+    return out
+
+
+def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
+    """Add one image's ``Σ_i v_ri a_ij`` to ``out``; ``v`` and ``out`` are ``(R, L)``."""
+    L = pixels.L
+    for i0 in range(0, L, BLOCK_I):
+        i1 = min(i0 + BLOCK_I, L)
+        x_i = pixels.unit(i0, i1)[0]  # [C, BLOCK_I]
+        for j0 in range(i0, L, BLOCK_J):
+            j1 = min(j0 + BLOCK_J, L)
+            rows, above = min(i1, j1) - i0, max(min(i1, j0) - i0, 0)
+            # Rows up to the end of the diagonal tile; those above it are the only ones to be mirrored.
+            x_j = pixels.unit(j0, j1)[0]  # [C, BLOCK_J]
+            a = pixels.affinity.apply_(x_i[:, :rows].mT @ x_j)  # [BLOCK_I, BLOCK_J]
+            out[:, j0:j1].addmm_(v[:, i0 : i0 + rows], a)
+            out[:, i0 : i0 + above].addmm_(v[:, j0:j1], a[:above].mT)

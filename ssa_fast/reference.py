@@ -1,0 +1,62 @@
+"""The definition: one stage polished the way the mathematics is written, with the L×L affinity in memory.
+
+Every other path is tested against this one in float64. It is differentiable, takes any floating dtype, and imports
+torch alone. Symbols: B images, K CAM classes, C channels, L pixels; i a source pixel, j a target pixel.
+
+    x_i    = f_i / (‖f_i‖₂ + norm_eps)
+    a_ij   = φ(x_iᵀ x_j)
+    out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .affinity import Affinity
+
+
+def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:
+    """Polish a CAM along one stage's semantic structure.
+
+    Args:
+        cam: ``(B, K, L)``, floating.
+        features: ``(B, C, L)``, of the same dtype.
+        affinity: φ, its parameters, both eps and the number of steps.
+
+    Returns:
+        ``(B, K, L)`` in the inputs' dtype.
+    """
+    x = unit_features(features, affinity)
+    a = phi(x.mT @ x, affinity)  # [B, L, L]
+    denominator = positive(a.sum(dim=1, keepdim=True) + affinity.sum_eps)  # [B, 1, L]
+    for _ in range(affinity.steps):
+        cam = cam @ a / denominator
+    return cam
+
+
+def unit_features(features: Tensor, affinity: Affinity) -> Tensor:
+    """``(B, C, L)`` features, centred if asked, divided by their norm plus ``norm_eps``."""
+    if affinity.center:
+        features = features - features.mean(dim=2, keepdim=True)
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / positive(norm + affinity.norm_eps)
+
+
+def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
+    """φ of any tensor of cosines, out of place."""
+    if affinity.phi == "exp":
+        return torch.exp((cosine - 1.0) / affinity.temperature)
+    cosine = cosine.clamp_min(0.0)
+    if affinity.threshold > 0.0:
+        cosine = cosine.masked_fill(cosine < affinity.threshold, 0.0)
+    return cosine**affinity.power
+
+
+def positive(denominator: Tensor) -> Tensor:
+    """Keep a sum of non-negative numbers off zero, so that a zero feature gives 0 and not 0/0 when its eps is 0."""
+    return denominator.clamp_min(torch.finfo(denominator.dtype).tiny)

@@ -18,8 +18,8 @@ class Affinity:
     attention mechanism for weakly supervised semantic segmentation*, CVPR 2020).
 
     Args:
-        phi: ``"relu"`` for ``φ(c) = relu(c)^power``; ``"exp"`` for ``φ(c) = exp((c − 1) / temperature)``, a softmax over
-            cosines (c ≤ 1, so it needs no running maximum).
+        phi: ``"relu"`` for ``φ(c) = relu(c)^power``; ``"exp"`` for ``φ(c) = exp((c − 1) / temperature)``, a softmax
+            over cosines (c ≤ 1, so it needs no running maximum).
         power: exponent of the ReLU form, > 0. Larger is more selective.
         threshold: cosine in [0, 1] below which the ReLU form is 0, applied before ``power``.
         temperature: of the exp form, > 0; required there, refused with ``phi="relu"``.
@@ -58,7 +58,7 @@ class Affinity:
         self._check_number("norm_eps", low=0.0)
         self._check_number("sum_eps", low=0.0)
         if self.phi == "relu" and self.temperature is not None:
-            raise ValueError(f"temperature: belongs to phi='exp', got {self.temperature!r} with phi='relu'; leave it out")
+            raise ValueError(f"temperature: belongs to phi='exp', got {self.temperature!r} with phi='relu'")
         if self.phi == "exp":
             if self.temperature is None:
                 raise ValueError("temperature: phi='exp' needs one > 0, got None; 0.1 is a usual start")
@@ -137,4 +137,5 @@ def _value(name: str, text: str, kind: str) -> object:
     try:
         return int(text) if kind == "int" else float(text)
     except ValueError:
-        raise ValueError(f"affinity: {name} expects {'an integer' if kind == 'int' else 'a number'}, got {text!r}") from None
+        expected = "an integer" if kind == "int" else "a number"
+        raise ValueError(f"affinity: {name} expects {expected}, got {text!r}") from None

@@ -1,7 +1,7 @@
 """Which way to polish a stage: a pure function of shapes, dtype, device and φ.
 
-``Problem`` says what is to be done, ``plan`` answers with a ``Choice`` and its reason. A way is a *path* (which algebra)
-on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the dispatcher, the
+``Problem`` says what is to be done, ``plan`` answers with a ``Choice`` and its reason. A way is a *path* (which
+algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the dispatcher, the
 error messages, tests and benchmarks alike; ``cost`` counts what each path does.
 """
 
@@ -24,8 +24,8 @@ DENSE_LIMIT = 256 << 20  # bytes of affinity beyond which "auto" leaves the dens
 class Problem:
     """One stage to polish.
 
-    ``B`` images, ``K`` CAM classes, ``C`` channels, ``L`` pixels; ``itemsize`` bytes of a number of the computation (4 or
-    8); ``device`` a torch device type; ``nonnegative`` whether every feature is known to be ≥ 0 (None: not known).
+    ``B`` images, ``K`` CAM classes, ``C`` channels, ``L`` pixels; ``itemsize`` bytes of a number of the computation (4
+    or 8); ``device`` a torch device type; ``nonnegative`` whether every feature is known to be ≥ 0 (None: not known).
     """
 
     B: int
@@ -82,7 +82,8 @@ def cost(path: str, problem: Problem) -> Cost:
     sums = 2 * B * rows * L * s
     if path == "dense":
         flops = 2 * B * L * L * (C + rows * steps)
-        return Cost(flops, 3 * features + (2 + steps) * B * L * L * s, B * L * L * s + 2 * features + sums, 6 + 2 * steps)
+        square = B * L * L * s
+        return Cost(flops, 3 * features + (2 + steps) * square, square + 2 * features + sums, 6 + 2 * steps)
     tiles = max(1, -(-B * C * L // (1 << 19)))
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
     tile = 2 * s << 19
@@ -108,7 +109,7 @@ def not_supported_reasons(path: str, backend: str, problem: Problem) -> list[str
     if backend == "triton":
         return ["this version ships no Triton kernels; use backend='torch' or 'auto'"]
     if path == "resident":
-        return ["'resident' is a GPU kernel of backend='triton', and this version ships none; use path='tiled' or 'auto'"]
+        return ["'resident' is a kernel of backend='triton', and this version ships none; use path='tiled' or 'auto'"]
     if backend == "reference":
         return [] if path == "dense" else [f"the reference is dense by definition, it has no path {path!r}"]
     if path in ("tiled", "dense"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 Features: TypeAlias = "Array | Sequence[Array] | Mapping[str, Array]"
@@ -66,7 +67,7 @@ def read_stages(feats: Features, device: torch.device | None = None) -> dict[str
     """Stages by name (``"0"``, ``"1"``, … for a sequence), each ``(B, C, H, W)``, all of one batch size and device."""
     if isinstance(feats, (Tensor, np.ndarray)):
         named: dict[str, Any] = {"feats": feats}
-    elif hasattr(feats, "items"):
+    elif isinstance(feats, Mapping):
         named = {f"feats[{name!r}]": value for name, value in feats.items()}
     elif isinstance(feats, (list, tuple)):
         named = {f"feats[{i}]": value for i, value in enumerate(feats)}
@@ -77,8 +78,8 @@ def read_stages(feats: Features, device: torch.device | None = None) -> dict[str
     stages = [_read_stage(argument, value, device) for argument, value in named.items()]
     for argument, stage in zip(named, stages, strict=True):
         if stage.shape[0] != stages[0].shape[0]:
-            raise ValueError(f"{argument}: expected a batch of {stages[0].shape[0]} like the first stage, got {stage.shape[0]}")
-    names = list(feats) if hasattr(feats, "items") else [str(i) for i in range(len(stages))]
+            raise ValueError(f"{argument}: expected a batch of {len(stages[0])} like the first stage, got {len(stage)}")
+    names = list(feats) if isinstance(feats, Mapping) else [str(i) for i in range(len(stages))]
     return dict(zip(names, stages, strict=True))
 
 
@@ -128,7 +129,7 @@ def per_stage(argument: str, value: Any, stages: Mapping[str, Tensor], kind: typ
     """One value per stage, from one value for all, a sequence in the stages' order, or a dict by their names."""
     if isinstance(value, kind):
         return dict.fromkeys(stages, value)
-    if hasattr(value, "items"):
+    if isinstance(value, Mapping):
         if set(value) != set(stages):
             raise ValueError(f"{argument}: expected the stages {', '.join(stages)}, got {', '.join(map(str, value))}")
         values = {name: value[name] for name in stages}

@@ -1,7 +1,8 @@
 """The exact ways to polish one stage, in plain PyTorch.
 
 Each file is one way to *propagate* rows ``v`` (``(B, R, L)``) along the affinity, ``Σ_i v_ri a_ij``, as
-``propagate(v, pixels) -> (B, R, L)``; ``polish_stage`` makes a polished CAM of any of them. ``ssa_fast.dispatch`` picks.
+``propagate(v, pixels) -> (B, R, L)``; ``polish_stage`` makes a polished CAM of any of them; ``ssa_fast.dispatch``
+picks.
 """
 
 from __future__ import annotations

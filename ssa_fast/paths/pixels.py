@@ -5,16 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
 
     from ..affinity import Affinity
 
-TILE_ELEMENTS = 1 << 19  # 2 MB of float32: a tile that stays in a core's cache while it is squared, summed and multiplied
+TILE_ELEMENTS = 1 << 19  # 2 MB of float32: stays in a core's cache while it is squared, summed and multiplied
 
 
 class Pixels:
@@ -85,5 +84,3 @@ class Pixels:
             norms[:, :, lo:hi] = self.centered(lo, hi).square().sum(dim=1, keepdim=True)
         norms.sqrt_().add_(self.affinity.norm_eps)
         return norms.reciprocal().masked_fill_(norms == 0, 0.0)  # only where norm_eps is 0 and the feature too
-
-

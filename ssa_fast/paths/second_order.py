@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def propagate(v: Tensor, pixels: Pixels) -> Tensor:
-    """``Σ_i v_ri (x_iᵀ x_j)²`` for ``v`` ``(B, R, L)``, in ``O(L·C²·R)`` with ``R·C²`` numbers of state; ``(B, R, L)``."""
+    """``Σ_i v_ri (x_iᵀ x_j)²`` for ``v`` ``(B, R, L)``, in ``O(L·C²·R)`` and ``R·C²`` numbers; ``(B, R, L)``."""
     (B, R, _), C = v.shape, pixels.C
     moments = v.new_zeros((R, B, C, C))
     for lo, hi in pixels.tiles():

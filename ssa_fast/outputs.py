@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path, PurePosixPath
+    from types import FrameType
 
-__all__ = ["FOLDERS", "BoxLedger", "place", "save_cams", "targets"]
+__all__ = ["FOLDERS", "BoxLedger", "interrupts_held", "place", "save_cams", "targets"]
 
 FOLDERS = {"cams": ".npz", "masks": ".png", "overlays": ".png"}
 """Folders below the output folder, with the suffix of the files in each."""
@@ -27,7 +31,7 @@ def targets(out: Path, name: PurePosixPath) -> dict[str, Path]:
     return {folder: out / folder / name.with_name(name.name + suffix) for folder, suffix in FOLDERS.items()}
 
 
-def place(writers: Mapping[Path, Callable[[Path], None]], *, overwrite: bool) -> None:
+def place(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
     """Write several files that belong together: all of them appear whole, or none does.
 
     Each writer is handed a draft's path beside its target, with the target's suffix. The drafts are renamed once all
@@ -62,6 +66,29 @@ def place(writers: Mapping[Path, Callable[[Path], None]], *, overwrite: bool) ->
         raise
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C inside takes effect at the end of the block; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _refuse_existing(paths: Mapping[Path, object]) -> None:
     existing = [str(path) for path in paths if path.exists()]
     if existing:
@@ -74,20 +101,23 @@ def save_cams(
     *,
     classes: Sequence[int],
     names: Sequence[str],
+    labels: Sequence[int],
     logits: np.ndarray,
     settings: Mapping[str, Any],
     version: str,
 ) -> None:
     """One picture's CAMs as an `.npz` that `numpy.load` opens with its defaults, pickle being off.
 
-    It holds `cams` float16 (K, H, W) in [0, 1], `classes` int64 (K,), `names` str (K,), `logits` float32 (K,),
-    `size` int64 (2,): height and width of the picture, `settings` and `version`: a string each, the first being JSON.
+    It holds `cams` float16 (K, H, W) in [0, 1], `classes` int64 (K,), `names` str (K,), `labels` uint8 (K,): the
+    classes' values in the mask, `logits` float32 (K,), `size` int64 (2,): height and width of the picture, `settings`
+    and `version`: a string each, the first being JSON.
     """
     np.savez_compressed(
         path,
         cams=cams.astype(np.float16),
         classes=np.asarray(classes, dtype=np.int64),
         names=np.asarray(names, dtype=np.str_),
+        labels=np.asarray(labels, dtype=np.uint8),
         logits=np.asarray(logits, dtype=np.float32),
         size=np.asarray(cams.shape[-2:], dtype=np.int64),
         settings=np.asarray(json.dumps(settings)),
@@ -112,14 +142,19 @@ class BoxLedger:
         file_name: str,
         size: tuple[int, int],
         *,
+        output: str,
         classes: Sequence[int],
         names: Sequence[str],
         scores: Sequence[float],
         boxes: Sequence[np.ndarray],
     ) -> None:
-        """Enter one picture: `size` is (height, width), `boxes` one (n, 4) array of x1, y1, x2, y2 per class."""
+        """Enter one picture: `size` is (height, width), `boxes` one (n, 4) array of x1, y1, x2, y2 per class.
+
+        `output` is the name its files go by.
+        """
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name, "width": size[1], "height": size[0]})
+        entry = {"id": image_id, "file_name": file_name, "width": size[1], "height": size[0], "output": output}
+        self.images.append(entry)
         self.categories.update(zip(classes, names, strict=True))
         for index, score, found in zip(classes, scores, boxes, strict=True):
             for x1, y1, x2, y2 in found.tolist():

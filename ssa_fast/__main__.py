@@ -1,0 +1,8 @@
+"""`python -m ssa_fast` is `ssa-fast`."""
+
+from __future__ import annotations
+
+from ssa_fast.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The `ssa-fast` command with its four subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ssa_fast.cli import demo, explain, models, run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ssa-fast",
+    help="Complete class activation maps at inference time: from pictures and a classifier to CAMs, boxes and masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.command)
+app.command("demo")(demo.command)
+app.command("explain")(explain.command)
+app.command("models")(models.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ssa_fast import __version__
+
+        typer.echo(f"ssa-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script `ssa-fast`."""
+    app()

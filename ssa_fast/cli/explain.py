@@ -1,0 +1,113 @@
+"""`ssa-fast explain`: how each stage of a network would be polished at a size, what that takes, and why so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ssa_fast.cli import console
+from ssa_fast.cli.setup import Affinity_, Debug, Model, Stages, Weights, stage_names
+
+if TYPE_CHECKING:
+    from ssa_fast.dispatch import Choice, Problem
+    from ssa_fast.models import Anatomy
+
+__all__ = ["command", "stage_shapes"]
+
+NUMBERS = ("C", "h x w", "L", "GFLOP", "moved", "peak extra", "dense: L x L", "dense: GFLOP")
+COLUMNS = ("stage", "C", "h x w", "L", "path", "backend", *NUMBERS[3:])
+
+
+def command(
+    model: Model = "resnet50",
+    weights: Weights = "none",
+    size: Annotated[str, typer.Option(help="Side of a square picture, or HEIGHTxWIDTH.")] = "512",
+    classes_count: Annotated[int, typer.Option(min=1, help="CAM classes K, polished at once.")] = 1,
+    affinity: Affinity_ = "",
+    stages: Stages = "auto",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="The kind of device to plan for.")] = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Show the plan per stage: path, backend, cost and why, and what the dense affinity would have taken.
+
+    Nothing is computed at the size asked for: the network is tried on one small picture, the rest is shapes.
+    """
+    with console.usage_errors(debug=debug):
+        from ssa_fast import Affinity, classifiers, models
+        from ssa_fast.dispatch import Problem, plan
+
+        chosen = Affinity.parse(affinity)
+        side = classifiers.parse_size(size)
+        classifier = classifiers.load(model, weights)
+        height, width = (side, side) if isinstance(side, int) else side or (0, 0)
+        if classifier.input_size and classifier.input_size != (height, width):
+            height, width = classifier.input_size
+            console.err().print(f"notice: {model} takes pictures of {height}x{width} only; that is planned for")
+        anatomy = models.examine(classifier.model, stages=stage_names(stages), input_size=classifier.input_size)
+        shapes = stage_shapes(classifier.model, anatomy, height, width)
+        plans = {}
+        for name, (channels, h, w) in shapes.items():
+            positive = anatomy.signs[name] == "non-negative"
+            problem = Problem(1, classes_count, channels, h * w, chosen, nonnegative=positive, device=device)
+            plans[name] = problem, plan(problem)
+    title = f"{model}, picture {height} x {width}, K = {classes_count}, affinity {chosen}, float32, {device}"
+    rows = [_row(name, shapes[name], *planned) for name, planned in plans.items()]
+    screen = console.out()
+    screen.print(console.table(title, COLUMNS, rows, right=NUMBERS))
+    for name, (_, choice) in plans.items():
+        screen.print(f"{name}, {anatomy.signs[name]} features: {choice.path}, {choice.why}", soft_wrap=True)
+
+
+def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+    """Name -> (C, h, w) of each stage for a picture of height × width, worked out without computing a number.
+
+    The model is moved to torch's meta device, where tensors have shapes only: it is of no use afterwards.
+
+    Raises:
+        ValueError: the network cannot take pictures of that size.
+    """
+    import torch
+
+    from ssa_fast.models.capture import capture
+
+    pictures = torch.empty(1, anatomy.in_channels, height, width, device="meta")
+    try:
+        maps = capture(model.to("meta"), pictures, anatomy.stages).maps
+    except RuntimeError as error:
+        raise ValueError(f"size: the network cannot take a picture of {height}x{width} ({error})") from error
+    return {name: (stage.shape[1], stage.shape[2], stage.shape[3]) for name, stage in maps.items()}
+
+
+def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choice) -> tuple[str, ...]:
+    from ssa_fast.dispatch import cost
+
+    channels, h, w = shape
+    return (
+        name,
+        str(channels),
+        f"{h} x {w}",
+        f"{h * w:,}",
+        choice.path,
+        choice.backend,
+        _giga(choice.cost.flops),
+        _bytes(choice.cost.traffic),
+        _bytes(choice.cost.extra_memory),
+        _bytes((h * w) ** 2 * problem.itemsize),
+        _giga(cost("dense", problem).flops),
+    )
+
+
+def _giga(count: int) -> str:
+    value = count / 1e9
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes for people: "16.0 GiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"

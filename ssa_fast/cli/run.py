@@ -1,0 +1,146 @@
+"""`ssa-fast run`: pictures in, CAMs, masks, overlays and boxes out."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path  # noqa: TC003 - typer reads the annotations when the command is made
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from PIL import ImageColor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ssa_fast.cli import console
+from ssa_fast.cli.setup import Affinity_, Debug, Device, Model, Stages, Weights, build  # noqa: TC001
+from ssa_fast.pictures import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ssa_fast.runs import RunReport, Step
+
+__all__ = ["command"]
+
+SHOWN = 3
+"""Names shown of the pictures that share a note."""
+
+
+def command(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders to search through.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs.")],
+    model: Model = "resnet50",
+    weights: Weights = "DEFAULT",
+    classes: Annotated[
+        str, typer.Option("--classes", "-c", help="'predicted', 'top5', or names and indices between commas.")
+    ] = "predicted",
+    stages: Stages = "auto",
+    affinity: Affinity_ = "",
+    scales: Annotated[str, typer.Option(help="Factors at which each picture is seen, e.g. 0.5,1,1.5,2.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored too.")] = False,
+    fuse: Annotated[Literal["mean", "max", "sum", "product"], typer.Option(help="How stages become one map.")] = "mean",
+    seed: Annotated[str, typer.Option(help="'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
+    size: Annotated[
+        str | None, typer.Option(help="Shorter side, or HEIGHTxWIDTH, at which pictures go in; else their own.")
+    ] = None,
+    device: Device = "auto",
+    background: Annotated[float | None, typer.Option(help="Masks: the background's constant score.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Masks: background score (1 - max)^alpha instead.")] = None,
+    ignore: Annotated[float | None, typer.Option(help="Masks: band of scores left undecided (255).")] = None,
+    box_threshold: Annotated[float, typer.Option(help="Boxes: share of the map's maximum.")] = 0.2,
+    components: Annotated[Literal["largest", "all"], typer.Option(help="Boxes: of which connected parts.")] = "largest",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")] = MAX_PIXELS,
+    backdrop: Annotated[str, typer.Option(help="Colour behind transparent pictures.")] = "white",
+    debug: Debug = False,
+) -> None:
+    """Polish the CAMs of pictures: one .npz, mask and overlay for each, and boxes.json for all.
+
+    Exit code: 0 all done, 1 some pictures failed, 2 wrong usage, 130 after Ctrl-C (what is complete stays).
+    """
+    with console.usage_errors(debug=debug):
+        from ssa_fast import classifiers, runs
+
+        options = runs.RunOptions(
+            classes=classes,
+            size=classifiers.parse_size(size),
+            background=background,
+            alpha=alpha,
+            ignore=ignore,
+            box_threshold=box_threshold,
+            components=components,
+            overwrite=overwrite,
+            max_pixels=max_pixels,
+            backdrop=_colour(backdrop),
+        )
+        how: dict[str, Any] = {"stages": stages, "affinity": affinity, "scales": scales, "flip": flip, "fuse": fuse}
+        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, **how)
+        if classifier.input_size:
+            only = "{}x{}".format(*classifier.input_size)
+            console.err().print(
+                f"notice: {model} takes pictures of {only} only; they are resized, and the outputs back"
+            )
+        settings = {
+            "model": model,
+            "weights": classifier.weights,
+            **how,
+            "affinity": str(ssa.affinity),
+            "stages": list(ssa.stage_names),
+            "seed": ssa.seed_kind,
+        }
+        report = _watched(paths, ssa, out, classifier=classifier, options=options, settings=settings)
+    _close(report, out, debug=debug)
+    raise typer.Exit(report.exit_code)
+
+
+def _watched(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
+    """The run under a progress bar, failures told as they come."""
+    from ssa_fast import runs
+
+    columns = (TextColumn("polishing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    screen = console.err()
+    with Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=screen, transient=True) as bar:
+        task = bar.add_task("", total=None, name="")
+
+        def watch(step: Step) -> None:
+            bar.update(task, completed=step.through, total=step.total, name=step.name)
+            if step.failure is not None:
+                bar.console.print(Text("failed: ", "red").append(f"{step.name}: {step.failure.reason}", "default"))
+
+        return runs.run(paths, ssa, out, watch=watch, **options)
+
+
+def _close(report: RunReport, out: Path, *, debug: bool) -> None:
+    """The closing tables: what was done, how fast, and what failed."""
+    screen = console.out()
+    for note, names in report.notes.items():
+        rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        console.err().print(f"notice: {', '.join(names[:SHOWN])}{rest}: {note}")
+    if report.skipped:
+        path, reason = report.skipped[0]
+        console.err().print(f"notice: {len(report.skipped)} passed over, the first being {path}: {reason}")
+    if debug:
+        for failure in report.failures:
+            if failure.error is not None:
+                traceback.print_exception(failure.error)
+    if report.failures:
+        rows = [(failure.name, failure.reason) for failure in report.failures]
+        screen.print(console.table("failed", ("picture", "reason"), rows))
+    rows = [
+        ("pictures done", len(report.done)),
+        ("failed", len(report.failures)),
+        ("seconds", f"{report.seconds:.1f}"),
+        ("images/s", f"{report.images_per_second:.2f}"),
+        ("outputs", out if report.done else "none"),
+        ("boxes", report.boxes or "none"),
+    ]
+    title = "interrupted: what is complete was kept" if report.interrupted else "run"
+    screen.print(console.table(title, ("", "value"), rows, right=()))
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        raise ValueError(f"backdrop: expected a colour such as white, #808080 or rgb(1,2,3), got {text!r}") from None
+    return colour[0], colour[1], colour[2]

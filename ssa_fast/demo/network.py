@@ -1,0 +1,84 @@
+"""The demo's classifier: a small residual network, trained by ``ssa_fast.demo.train`` and shipped as ``weights.npz``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ssa_fast.demo.creatures import CLASSES
+
+WEIGHTS = Path(__file__).with_name("weights.npz")
+WIDTHS = (32, 64, 96, 128)
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut, ReLU last: a stage's features are never negative."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = _conv_bn(inputs, outputs, 3, stride)
+        self.second = _conv_bn(outputs, outputs, 3, 1)
+        self.shortcut = _conv_bn(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+
+class SceneClassifier(nn.Module):
+    """Multi-label classifier of scenes: ``(B, 3, H, W)`` from :func:`prepare` to logits ``(B, num_classes)``.
+
+    Stages ``layer1`` … ``layer4`` have strides 2, 4, 8 and 16. The head is global average pooling and one linear layer, so
+    the CAM of Zhou et al. (CVPR 2016) is exact: the mean over pixels of ``fc.weight · layer4`` plus the bias is the logit.
+    """
+
+    def __init__(self, num_classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv_bn(3, 24, 3, 2), nn.ReLU())
+        self.layer1 = ResidualBlock(24, WIDTHS[0], 1)
+        self.layer2 = ResidualBlock(WIDTHS[0], WIDTHS[1], 2)
+        self.layer3 = ResidualBlock(WIDTHS[1], WIDTHS[2], 2)
+        self.layer4 = ResidualBlock(WIDTHS[2], WIDTHS[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(WIDTHS[3], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+        return self.fc(torch.flatten(self.avgpool(features), 1))
+
+
+def prepare(images: NDArray[np.uint8]) -> Tensor:
+    """Pictures ``(B, H, W, 3)`` uint8 RGB as the classifier wants them: ``(B, 3, H, W)`` float32, mean 0.5, deviation 0.25."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0 - 0.5) / 0.25
+
+
+def weights_of(model: nn.Module) -> dict[str, NDArray[np.float16]]:
+    """The network's parameters and running statistics as float16 arrays: what ``weights.npz`` holds."""
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in state.items()}
+
+
+def load_classifier(path: Path = WEIGHTS) -> SceneClassifier:
+    """The trained classifier in evaluation mode, float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: ``path`` is not there.
+        ValueError: ``path`` does not hold exactly this network's arrays.
+    """
+    model = SceneClassifier()
+    with np.load(path, allow_pickle=False) as arrays:
+        state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"path: {path} must hold the arrays of SceneClassifier, but {', '.join(wrong)} differ; make it anew with `python -m ssa_fast.demo.train`")
+    model.load_state_dict(state, strict=False)
+    return model.eval()

@@ -1,0 +1,20 @@
+"""Measures of the field: mean IoU with a background-threshold sweep, MaxBoxAccV2, PxAP."""
+
+from ssa_fast.evaluate.boxes import BoxAccuracy, box_accuracy, box_iou, component_boxes, max_box_acc
+from ssa_fast.evaluate.precision import average_precision, pixel_average_precision
+from ssa_fast.evaluate.segmentation import Sweep, confusion_matrix, iou_per_class, mean_iou, threshold_sweep
+
+__all__ = [
+    "BoxAccuracy",
+    "Sweep",
+    "average_precision",
+    "box_accuracy",
+    "box_iou",
+    "component_boxes",
+    "confusion_matrix",
+    "iou_per_class",
+    "max_box_acc",
+    "mean_iou",
+    "pixel_average_precision",
+    "threshold_sweep",
+]

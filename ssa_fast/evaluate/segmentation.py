@@ -1,0 +1,140 @@
+"""Pseudo-mask quality: confusion matrix, mean IoU, and the background-threshold sweep of PSA, IRN and SEAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+IGNORE = 255
+"""Truth label of pixels left out of the count (VOC's void)."""
+
+DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
+"""Background scores tried by :func:`threshold_sweep`: 0.01 to 0.99."""
+
+
+def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """Pixel counts ``(N, N)`` by truth (row) and prediction (column), ``N = num_classes`` with background as class 0.
+
+    Args:
+        predicted: label map of integers in ``[0, N)``.
+        truth: label map of the same shape, in ``[0, N)`` or ``IGNORE`` (255), which is left out.
+
+    Raises:
+        ValueError: the shapes differ or a counted label lies outside ``[0, N)``.
+        TypeError: a map does not hold integers.
+    """
+    guess, true = np.asarray(predicted), np.asarray(truth)
+    for name, labels in (("predicted", guess), ("truth", true)):
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it to one, e.g. int64")
+    if guess.shape != true.shape:
+        raise ValueError(f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first")
+    counted = true != IGNORE
+    guess, true = guess[counted].astype(np.int64), true[counted].astype(np.int64)
+    for name, labels in (("predicted", guess), ("truth", true)):
+        if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+            raise ValueError(
+                f"{name}: expected labels in [0, {num_classes}), got {labels.min()} to {labels.max()}; "
+                "num_classes counts the background too"
+            )
+    return np.bincount(true * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union ``(N,)`` of each class from a confusion matrix; NaN where a class is in neither map."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    hits = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: ArrayLike) -> float:
+    """Mean of :func:`iou_per_class` over the classes seen; NaN when no pixel was counted."""
+    seen = iou_per_class(confusion)
+    seen = seen[~np.isnan(seen)]
+    return float(seen.mean()) if seen.size else float("nan")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Mean IoU at every background threshold.
+
+    Attributes:
+        thresholds: ``(T,)`` ascending.
+        mious: ``(T,)`` mean IoU in [0, 1] at each.
+        confusions: ``(T, N, N)`` pixel counts.
+    """
+
+    thresholds: NDArray[np.float64]
+    mious: NDArray[np.float64]
+    confusions: NDArray[np.int64]
+
+    @property
+    def best_threshold(self) -> float:
+        """The threshold of the highest mean IoU (the lowest such threshold)."""
+        return float(self.thresholds[int(np.nanargmax(self.mious))])
+
+    @property
+    def best_miou(self) -> float:
+        """The highest mean IoU."""
+        return float(np.nanmax(self.mious))
+
+
+def threshold_sweep(
+    cams: Iterable[ArrayLike],
+    classes: Iterable[Sequence[int] | NDArray[np.integer]],
+    truths: Iterable[ArrayLike],
+    num_classes: int,
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+) -> Sweep:
+    """Mean IoU of CAMs over background scores, as the evaluation scripts of PSA, IRN and SEAM define it.
+
+    At threshold ``t`` a pixel is labelled by ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``, else
+    background. The whole data set shares one ``t``. All thresholds are counted in one pass over each picture's pixels.
+
+    Args:
+        cams: per picture ``(K, H, W)`` in [0, 1], of the classes present; K may differ between pictures and may be 0.
+        classes: per picture the K class numbers, 0-based without background; class ``k`` is ``k + 1`` in the truth.
+        truths: per picture ``(H, W)`` integers: 0 background, ``k + 1`` for class ``k``, 255 left out.
+        num_classes: N, background included.
+        thresholds: background scores, in any order.
+
+    Raises:
+        ValueError: the three iterables differ in length, a shape does not fit, a label lies outside its range, a CAM holds
+            NaN, or no threshold is given.
+    """
+    levels = np.unique(np.asarray(thresholds, dtype=np.float64))
+    if not levels.size or np.isnan(levels).any():
+        raise ValueError(f"thresholds: expected at least one number and no NaN, got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS")
+    count, side = len(levels), num_classes**2
+    # What a pixel adds while it is foreground (thresholds below its score) and while it is background (the rest).
+    foreground = np.zeros((count + 1, side), np.int64)
+    background = np.zeros((count + 1, side), np.int64)
+    for cam, present, truth in zip(cams, classes, truths, strict=True):
+        score, label = _strongest(np.asarray(cam), np.asarray(present, dtype=np.int64))
+        true = np.asarray(truth)
+        # Checks shapes and ranges of both maps.
+        confusion_matrix(label, true, num_classes)
+        counted = true != IGNORE
+        row = true[counted].astype(np.int64) * num_classes
+        above = np.searchsorted(levels, score[counted], side="left")
+        foreground += np.bincount(above * side + row + label[counted], minlength=(count + 1) * side).reshape(-1, side)
+        background += np.bincount(above * side + row, minlength=(count + 1) * side).reshape(-1, side)
+    # A pixel with `above` levels under its score is foreground at levels 0 … above − 1.
+    confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count].reshape(-1, num_classes, num_classes)
+    return Sweep(levels, np.array([mean_iou(confusion) for confusion in confusions]), confusions)
+
+
+def _strongest(cam: NDArray[np.floating], present: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Each pixel's highest CAM value and its label (class + 1); the first class wins a tie, as argmax does."""
+    if cam.ndim != 3 or len(cam) != len(present):
+        raise ValueError(f"cams: expected (K, H, W) with K = {len(present)} as in classes, got {cam.shape}; give one map per class present")
+    if np.isnan(cam).any():
+        raise ValueError("cams: expected numbers, got NaN; a NaN has no place above or below a threshold")
+    if not len(cam):
+        return np.full(cam.shape[1:], -np.inf), np.zeros(cam.shape[1:], np.int64)
+    winner = cam.argmax(0)
+    return cam.max(0).astype(np.float64), present[winner] + 1

@@ -1,0 +1,85 @@
+"""Which classes are asked for, as a LongTensor (B, K)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Classes: TypeAlias = "str | Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray | None"
+
+
+def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
+    """The class indices (B, K), int64, on the logits' device.
+
+    Args:
+        classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", a list of class
+            indices for all images, or B lists of K indices each (a LongTensor (K,) or (B, K) too).
+        logits: (B, num_classes).
+
+    Raises:
+        TypeError: neither text nor whole numbers.
+        ValueError: unknown text, an empty list, lists of unequal length, or an index out of range.
+    """
+    if classes is None:
+        classes = "predicted"
+    if isinstance(classes, str):
+        return logits.topk(_count(classes, logits.shape[1]), dim=1).indices
+    index = _index_tensor(classes, images=len(logits))
+    if index.numel() == 0:
+        raise ValueError('classes: expected at least one class, got none; pass class indices, "predicted" or "topN"')
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"classes: expected indices in 0..{logits.shape[1] - 1}, the model's outputs, got {wrong}; correct it"
+        )
+    return index.to(logits.device, copy=True)
+
+
+def _count(text: str, num_classes: int) -> int:
+    if text == "predicted":
+        return 1
+    match = re.fullmatch(r"top(\d+)", text)
+    if match is None:
+        raise ValueError(f'classes: expected "predicted", "topN" such as "top5", or class indices, got {text!r}')
+    count = int(match[1])
+    if not 1 <= count <= num_classes:
+        raise ValueError(f"classes: expected top1 to top{num_classes} for this model, got {text!r}; ask for fewer")
+    return count
+
+
+def _index_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray, images: int) -> Tensor:
+    """Whole numbers (K,) or (B, K) as an int64 tensor (B, K)."""
+    if isinstance(classes, Tensor | np.ndarray):
+        index = torch.as_tensor(classes)
+    elif isinstance(classes, Sequence):
+        lengths = {len(row) for row in classes if isinstance(row, Sequence)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"classes: expected equally many classes for every image, got {sorted(lengths)}; "
+                "run images with different numbers of classes on their own"
+            )
+        try:
+            index = torch.as_tensor(np.asarray(classes)) if len(classes) else torch.empty(0, dtype=torch.int64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"classes: expected whole numbers, got {classes!r}; pass class indices") from error
+    else:
+        raise TypeError(
+            f'classes: expected "predicted", "topN", or a list of class indices, got {classes!r}; '
+            "write [index] for a single class"
+        )
+    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"classes: expected whole numbers, got {index.dtype}; pass class indices")
+    if index.ndim == 1:
+        index = index.expand(images, -1)
+    if index.ndim != 2 or len(index) != images:
+        raise ValueError(
+            f"classes: expected (K,) or (B, K) indices with B = {images} images, got {tuple(index.shape)}; "
+            "pass one list for all images or one per image"
+        )
+    return index.to(torch.int64)

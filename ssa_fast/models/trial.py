@@ -1,0 +1,171 @@
+"""One forward of a random image, to learn what each module of a network gives."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ssa_fast.models.maps import MapForm, first_tensor, infer_form, logits_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SAMPLE = 1024
+
+
+@dataclass
+class Record:
+    """One module's output in the trial: ``tensor`` as the forward left it, ``low`` its minimum when returned."""
+
+    name: str
+    tensor: Tensor
+    form: MapForm | None
+    version: int
+    sample: Tensor
+    low: float
+
+    @property
+    def altered(self) -> bool:
+        """Whether the network wrote into the output after the module had returned it."""
+        return bool(self.tensor._version != self.version)
+
+    @property
+    def rectified(self) -> bool:
+        """Whether that writing was an in-place ReLU."""
+        return self.altered and bool(torch.equal(strided_sample(self.tensor), self.sample.relu()))
+
+    @property
+    def non_negative(self) -> bool:
+        """Whether the stage taken from this module (see ``ssa_fast.models.stages``) has no negative element."""
+        return self.low >= 0 or self.rectified
+
+    def map(self, image_size: tuple[int, int]) -> Tensor:
+        """The output as (1, C, h, w)."""
+        if self.form is None:
+            raise ValueError(f"{self.name}: expected a map, got shape {tuple(self.tensor.shape)}")
+        return self.form.view(self.tensor, image_size)
+
+
+@dataclass
+class Trial:
+    """What the trial image showed: a record per called module, in the order in which they last returned."""
+
+    image_size: tuple[int, int]
+    records: dict[str, Record] = field(default_factory=dict)
+    linear_inputs: dict[str, Tensor] = field(default_factory=dict)
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def maps(self) -> dict[str, Record]:
+        """The records that can be read as maps."""
+        return {name: record for name, record in self.records.items() if record.form is not None}
+
+    def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook's work: notes the output of ``module``."""
+        tensor = first_tensor(output)
+        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
+            return
+        form = infer_form(tensor.shape, self.image_size, self.grids)
+        if form is not None and form.layout != "tokens":
+            self.grids.append((form.height, form.width))
+        self.records.pop(name, None)
+        low = tensor.amin().item()
+        self.records[name] = Record(name, tensor, form, tensor._version, strided_sample(tensor).clone(), low)
+        if is_linear_map(module) and args and isinstance(args[0], Tensor):
+            self.linear_inputs[name] = args[0]
+
+
+def strided_sample(tensor: Tensor) -> Tensor:
+    """Up to about ``SAMPLE`` elements spread over the tensor."""
+    flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
+    return flat[:: math.ceil(flat.numel() / SAMPLE)]
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """A fully connected layer, written as one or as a 1x1 convolution."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
+    return isinstance(module, nn.Linear)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts every module in evaluation mode and gives each its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Forward hooks on the named modules, gone at the end whatever happens."""
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trial_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(H, W) of the trial image: what the caller says, else what the network was built for, else 224."""
+    size = input_size if input_size is not None else fixed_size(model) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"input_size: expected a positive size in pixels, got {input_size}; pass (H, W)")
+    return height, width
+
+
+def fixed_size(model: nn.Module) -> int | None:
+    """The side of the only square image a network says it takes (torchvision's ViT does), if it says so."""
+    sizes = (getattr(module, "image_size", None) for module in model.modules())
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images a network takes: those of its first convolution, 3 if it has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
+
+
+def trial_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
+    """A random image (1, C, H, W) in the model's dtype, on its device; the global random state is left alone."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, input_channels(model), *image_size, generator=generator)
+    return image.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def run_trial(model: nn.Module, image_size: tuple[int, int]) -> Trial:
+    """Runs the trial image through ``model`` and records every module's output.
+
+    Raises ValueError if the forward fails.
+    """
+    trial = Trial(image_size)
+
+    def observer(name: str) -> Callable[..., None]:
+        return lambda module, args, output: trial.observe(name, module, args, output)
+
+    hooks = {name: observer(name) for name, _ in model.named_modules() if name}
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model), hooked(model, hooks):
+        image = trial_image(model, image_size)
+        try:
+            output = model(image)
+        except Exception as error:
+            raise ValueError(
+                f"model: its forward failed on a trial image of shape {tuple(image.shape)} ({error}); "
+                "pass input_size=(H, W) that the network takes"
+            ) from error
+        trial.logits = logits_of(output)
+    return trial

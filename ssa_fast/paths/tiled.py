@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .pixels import Pixels
 
 BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 float32 is 2 MB, a core's cache
-BLOCK_J = 256  # the work beyond half of L² is L·BLOCK_J/2
+BLOCK_J = 256  # divides BLOCK_I, so that a tile never straddles its end; the work beyond half of L² is L·BLOCK_J/2
 
 
 def propagate(v: Tensor, pixels: Pixels) -> Tensor:

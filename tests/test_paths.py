@@ -1,0 +1,127 @@
+"""Every path against the float64 reference: shapes, layouts, dtypes, options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssa_fast import Affinity, polish
+from ssa_fast.paths import pixels as pixels_module
+from ssa_fast.paths import tiled
+from tests.accuracy import assert_as_accurate
+
+LINEAR, SQUARE = Affinity(), Affinity(power=2)
+PATHS = [("dense", LINEAR), ("prototypes", LINEAR), ("second_order", SQUARE), ("tiled", LINEAR), ("tiled", SQUARE)]
+SHAPES = {  # B, K, C, H, W
+    "aligned": (1, 16, 64, 16, 16),
+    "ragged": (1, 21, 67, 13, 19),
+    "one pixel": (1, 3, 8, 1, 1),
+    "one class": (3, 1, 130, 9, 5),
+    "one channel": (1, 2, 1, 6, 7),
+    "1000 classes": (1, 1000, 32, 7, 7),
+    "several tiles": (1, 2, 33, 61, 47),
+    "batch of tiles": (3, 2, 300, 40, 31),
+    "row": (2, 4, 12, 1, 90),
+    "column": (2, 4, 12, 90, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """Tiles so small that these shapes cross their borders."""
+    monkeypatch.setattr(pixels_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(tiled, "BLOCK_I", 256)
+    monkeypatch.setattr(tiled, "BLOCK_J", 64)
+
+
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(path, affinity, shape):
+    B, K, C, H, W = shape
+    cam, f = torch.rand(B, K, H, W), torch.rand(B, C, H, W)
+    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+def test_dtypes(path, affinity, dtype):
+    cam, f = torch.rand(2, 4, 12, 14).to(dtype), torch.rand(2, 70, 12, 14).to(dtype)
+    out = polish(cam, f, affinity=affinity, path=path)
+    assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_as_accurate(out, cam, f, affinity)
+
+
+LAYOUTS = {
+    "channels_last": lambda f: f.to(memory_format=torch.channels_last),
+    "sliced": lambda f: torch.nn.functional.pad(f, (2, 1, 1, 3))[:, :, 1:-3, 2:-1],
+    "every other": lambda f: f.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2],
+    "transposed": lambda f: f.mT.contiguous().mT,
+    "expanded batch": lambda f: f[:1].expand(f.shape[0], -1, -1, -1),
+    "channel slice": lambda f: torch.cat([f, f], 1)[:, : f.shape[1]],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+def test_layouts(path, affinity, layout):
+    cam, f = torch.rand(2, 3, 22, 26), layout(torch.rand(2, 67, 22, 26))
+    before = f.clone()
+    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+    assert torch.equal(f, before)
+
+
+@pytest.mark.parametrize("path", ["dense", "tiled"])
+@pytest.mark.parametrize(
+    "affinity",
+    [
+        Affinity(power=3),
+        Affinity(power=0.5),
+        Affinity(threshold=0.2, power=2),
+        Affinity(center=True),
+        Affinity(center=True, steps=3),
+        Affinity(phi="exp", temperature=0.07),
+        Affinity(phi="exp", temperature=0.5, center=True, steps=2),
+        Affinity(norm_eps=0.5, sum_eps=3.0),
+        Affinity(norm_eps=0.0, sum_eps=0.0),
+    ],
+    ids=str,
+)
+def test_options_on_signed_features(path, affinity):
+    cam, f = torch.rand(2, 5, 17, 21), torch.randn(2, 24, 17, 21)
+    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+
+
+@pytest.mark.parametrize(
+    ("path", "power"), [("dense", 1), ("prototypes", 1), ("second_order", 2), ("tiled", 1), ("tiled", 2)]
+)
+def test_steps_apply_the_same_affinity_again(path, power):
+    cam, f = torch.rand(2, 3, 15, 20), torch.rand(2, 40, 15, 20)
+    three = Affinity(power=power, steps=3)
+    assert_as_accurate(polish(cam, f, affinity=three, path=path), cam, f, three)
+    repeated = cam
+    for _ in range(3):
+        repeated = polish(repeated, f, affinity=Affinity(power=power), path=path)
+    torch.testing.assert_close(polish(cam, f, affinity=three, path=path), repeated, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+def test_nan_stays_nan(path, affinity):
+    cam, f = torch.rand(2, 2, 6, 6), torch.rand(2, 9, 6, 6)
+    cam[0, 1, 2, 3] = float("nan")
+    f[1, 4, 5, 0] = float("inf")
+    out = polish(cam, f, affinity=affinity, path=path, nonnegative=True)
+    assert not out[0, 0].isnan().any()
+    assert out[0, 1].isnan().all()
+    assert out[1].isnan().any()
+
+
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_a_zero_feature_gives_zero(path, affinity, eps):
+    affinity = Affinity(power=affinity.power, norm_eps=eps, sum_eps=eps)
+    cam, f = 100 * torch.rand(1, 2, 6, 6), torch.rand(1, 9, 6, 6)
+    f[..., 2, 3] = 0
+    out = polish(cam, f, affinity=affinity, path=path)
+    assert (out[..., 2, 3] == 0).all()
+    assert (out.flatten(2).sum(0).sum(0) > 0).sum() == 35
+    assert (polish(cam, torch.zeros_like(f), affinity=affinity, path=path) == 0).all()

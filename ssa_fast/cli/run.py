@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Affinity_, Debug, Device, Model, Stages, Weights, build  # noqa: TC001
+from ssa_fast.cli.setup import Affinity_, Debug, Device, Model, Stages, Weights, build
 from ssa_fast.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ class SSA:
         """Seeds, polished CAMs and logits of ``images`` (B, C, H, W), normalised as the model wants them.
 
         ``classes``: None or "predicted" (each image's most probable class), "topN" such as "top5", class
-        indices for all images, or one list of K indices per image. Raises ValueError or TypeError if an input does not fit.
+        indices for all images, or one list of K indices per image. Raises ValueError or TypeError for wrong inputs.
         """
         self._check_images(images)
         with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode

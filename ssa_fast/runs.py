@@ -221,7 +221,7 @@ class _Run:
         result = self.ssa(images, classes=self.classes)
         own = picture.rgb.shape[:2]
         if result.cams.shape[-2:] != own:
-            cams = interpolate(result.cams, own, mode="bilinear", align_corners=True)
+            cams = interpolate(result.cams, own, mode="bilinear", align_corners=True).clamp_(0.0, 1.0)
             result = replace(result, cams=cams)
         return result
 

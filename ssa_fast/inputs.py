@@ -39,7 +39,9 @@ def to_tensor(argument: str, value: object, device: torch.device | None = None) 
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fbiuc":
             raise TypeError(f"{argument}: expected a floating array, got dtype {value.dtype}")
-        value = torch.from_numpy(value if _torch_can_share(value) else value.copy()).to(device)
+        if not _torch_can_share(value):
+            value = value.astype(value.dtype.newbyteorder("="), order="C", copy=True)
+        value = torch.from_numpy(value).to(device)
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a torch tensor or a NumPy array, got {type(value).__name__}")
     if value.dtype not in FLOATING:

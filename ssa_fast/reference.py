@@ -49,7 +49,7 @@ def unit_features(features: Tensor, affinity: Affinity) -> Tensor:
 
 def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
     """φ of any tensor of cosines, out of place."""
-    if affinity.phi == "exp":
+    if affinity.temperature is not None:
         return torch.exp((cosine - 1.0) / affinity.temperature)
     cosine = cosine.clamp_min(0.0)
     if affinity.threshold > 0.0:

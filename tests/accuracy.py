@@ -38,7 +38,7 @@ def assert_as_accurate(out: Tensor, cam: Tensor, features: Tensor, affinity: Aff
 
 
 def extended_reference(cam: Any, features: Any, affinity: Affinity) -> Any:
-    """``reference.polish_stage`` for φ = relu(c)^power without threshold, in 80-bit floats where the platform has them."""
+    """``reference.polish_stage`` for φ = relu(c)^power without threshold, in 80-bit floats if there are any."""
     cam, features = cam.astype(np.longdouble), features.astype(np.longdouble)
     x = features / (np.sqrt((features**2).sum(1, keepdims=True)) + np.longdouble(affinity.norm_eps))
     a = np.maximum(x.swapaxes(1, 2) @ x, 0) ** np.longdouble(affinity.power)

@@ -1,0 +1,56 @@
+"""What may import what, seen from fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssa_fast
+
+PACKAGE = Path(ssa_fast.__file__).parent
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_polish_works_without_the_optional_packages():
+    blocked = ["triton", "torchvision", "PIL", "typer", "rich", "scipy", "skimage"]
+    run(
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
+        "import torch, ssa_fast\n"
+        "out = ssa_fast.polish(torch.rand(2, 4, 4), [torch.rand(8, 6, 6), torch.randn(8, 3, 3)])\n"
+        "assert out.shape == (2, 6, 6)\n"
+    )
+
+
+def test_import_brings_in_nothing_beyond_torch_and_numpy():
+    new = run("import sys, torch, numpy; before = set(sys.modules); import ssa_fast; print(*set(sys.modules) - before)")
+    assert all(name.split(".")[0] == "ssa_fast" for name in new.split() if "torch" not in name), new
+    assert not {"ssa_fast.ssa", "ssa_fast.cli", "torchvision"} & set(new.split())
+
+
+def test_reference_imports_torch_alone():
+    assert imported(PACKAGE / "reference.py") <= {"torch", "typing", "__future__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("paths/*.py")), ids=lambda path: path.name)
+def test_paths_never_look_up(path):
+    assert imported(path) <= {"torch", "typing", "functools", "__future__", "pixels", "paths"}
+
+
+def imported(path: Path) -> set[str]:
+    """First names of what a file imports at run time; imports for annotations only do not count."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "paths").split(".")[0])
+    return names

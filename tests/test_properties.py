@@ -1,0 +1,90 @@
+"""What must hold for any CAM and any features, whatever the path (hypothesis)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssa_fast import Affinity, polish
+
+settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("repeatable")
+
+WAYS = {
+    "dense": Affinity(sum_eps=0),
+    "prototypes": Affinity(sum_eps=0),
+    "second_order": Affinity(power=2, sum_eps=0),
+    "tiled": Affinity(power=1.5, threshold=0.1, sum_eps=0),
+    "tiled, exp": Affinity(phi="exp", temperature=0.3, sum_eps=0),
+}
+ways = pytest.mark.parametrize(("path", "affinity"), [(name.split(",")[0], a) for name, a in WAYS.items()], ids=WAYS)
+shapes = st.tuples(*(st.integers(1, n) for n in (2, 4, 40, 12, 12)), st.integers(0, 10_000))
+
+
+def draw(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 inputs, so that what is left to see is the mathematics; every pixel has some feature."""
+    B, K, C, H, W, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    cam = torch.randn(B, K, H, W, generator=generator, dtype=torch.float64)
+    return cam, torch.rand(B, C, H, W, generator=generator, dtype=torch.float64) + 1e-3
+
+
+@ways
+@given(shape=shapes)
+def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(path, affinity, shape):
+    cam, f = draw(shape)
+    constant = torch.full_like(cam, 0.7)
+    torch.testing.assert_close(polish(constant, f, affinity=affinity, path=path), constant, rtol=1e-12, atol=0)
+    out = polish(cam, f, affinity=affinity, path=path)
+    slack = 1e-12 * cam.abs().max()
+    assert (out <= cam.amax((2, 3), keepdim=True) + slack).all()
+    assert (out >= cam.amin((2, 3), keepdim=True) - slack).all()
+
+
+@ways
+@given(shape=shapes)
+def test_pixels_have_no_order(path, affinity, shape):
+    cam, f = draw(shape)
+    out = polish(cam, f, affinity=affinity, path=path)
+    order = torch.randperm(cam[0, 0].numel(), generator=torch.Generator().manual_seed(1))
+
+    def permuted(x):
+        return x.flatten(2)[:, :, order].unflatten(2, x.shape[2:])
+
+    torch.testing.assert_close(polish(permuted(cam), permuted(f), affinity=affinity, path=path), permuted(out))
+    mirrored = polish(cam.flip(3), f.flip(3), affinity=affinity, path=path)
+    torch.testing.assert_close(mirrored, out.flip(3))
+
+
+@ways
+@given(shape=shapes, factor=st.floats(0.25, 8.0))
+def test_a_features_scale_does_not_matter_and_the_cam_enters_linearly(path, affinity, shape, factor):
+    affinity = Affinity(**{**vars(affinity), "norm_eps": 0.0})
+    cam, f = draw(shape)
+    out = polish(cam, f, affinity=affinity, path=path)
+    scaled = f * (torch.linspace(1, factor, f[0, 0].numel(), dtype=f.dtype).view(f.shape[2:]))
+    torch.testing.assert_close(polish(cam, scaled, affinity=affinity, path=path), out)
+    other = cam.flip(0, 1) + 1
+    mixed = polish(2 * cam - factor * other, f, affinity=affinity, path=path)
+    torch.testing.assert_close(mixed, 2 * out - factor * polish(other, f, affinity=affinity, path=path))
+
+
+@given(shape=shapes, power=st.sampled_from([1, 2]), steps=st.integers(1, 3))
+def test_the_paths_agree(shape, power, steps):
+    cam, f = draw(shape)
+    affinity = Affinity(power=power, steps=steps)
+    expected = polish(cam, f, affinity=affinity, backend="reference")
+    for path in ("auto", "dense", "tiled", {1: "prototypes", 2: "second_order"}[power]):
+        torch.testing.assert_close(polish(cam, f, affinity=affinity, path=path), expected)
+
+
+@given(shape=shapes)
+def test_images_and_classes_do_not_see_each_other(shape):
+    cam, f = draw(shape)
+    f = f - f.mean()
+    out = polish(cam, f)
+    for b in range(cam.shape[0]):
+        for k in range(cam.shape[1]):
+            torch.testing.assert_close(polish(cam[b, k], f[b]), out[b, k])

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ssa_fast.models.anatomy import Anatomy, examine
+from ssa_fast.models.description import ModelDescription, StageDescription, SweepRow, describe, sweep
 
-__all__ = ["Anatomy", "examine"]
+__all__ = ["Anatomy", "ModelDescription", "StageDescription", "SweepRow", "describe", "examine", "sweep"]

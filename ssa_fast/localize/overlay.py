@@ -149,7 +149,8 @@ def _draw_boxes(picture: Image.Image, row: Row) -> Image.Image:
         x1, y1, x2, y2 = (row.boxes[n] * scale).round().int().tolist()
         corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
         pen.rectangle(corners, outline=INK, width=4)
-        pen.rectangle(tuple(c + d for c, d in zip(corners, (1, 1, -1, -1), strict=True)), outline=BOX, width=2)
+        if corners[2] - corners[0] > 2 and corners[3] - corners[1] > 2:  # a box of a few pixels has no inside
+            pen.rectangle(tuple(c + d for c, d in zip(corners, (1, 1, -1, -1), strict=True)), outline=BOX, width=2)
         text = f"{row.scores[n]:.2f}"
         spot = pen.textbbox((x1 + 4, y1 + 3), text, font=_font(11))
         pen.rectangle((spot[0] - 2, spot[1] - 2, spot[2] + 2, spot[3] + 2), fill=INK)

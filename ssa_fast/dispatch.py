@@ -1,8 +1,8 @@
 """Which way to polish a stage: a pure function of shapes, dtype, device and φ.
 
 ``Problem`` says what is to be done, ``plan`` answers with a ``Choice`` and its reason. A way is a *path* (which
-algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the dispatcher, the
-error messages, tests and benchmarks alike; ``cost`` counts what each path does.
+algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the
+dispatcher, the error messages, tests and benchmarks alike; ``cost`` counts what each path does.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ def plan(problem: Problem, path: str = "auto", backend: str = "auto") -> Choice:
     return _cheapest(problem, backend)
 
 
-def seconds(cost: Cost, device: str) -> float:
+def seconds(cost: Cost, rates: Rates) -> float:
     """The dispatcher's own estimate of a cost, good for comparing paths on one device and for nothing else."""
-    rates = RATES.get(device, OTHER_RATES)
     return cost.flops / rates.flops + cost.traffic / rates.traffic + cost.calls / rates.calls
 
 
@@ -175,7 +174,7 @@ def _cheapest(problem: Problem, backend: str) -> Choice:
         if reasons:
             ruled_out[path] = "; ".join(reasons)
         else:
-            estimates[path] = seconds(counted, problem.device)
+            estimates[path] = seconds(counted, RATES.get(problem.device, OTHER_RATES))
     best = min(estimates, key=lambda path: estimates[path])
     others = [f"{path} {estimates[path] / estimates[best]:.1f}× the cost" for path in estimates if path != best]
     others += [f"{path} no: {why}" for path, why in ruled_out.items()]

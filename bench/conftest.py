@@ -1,0 +1,81 @@
+"""The ``versus`` fixture: ours against a peer in interleaved rounds, and the table of all ratios at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pytest
+import torch
+
+from bench import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+    from torch import Tensor
+
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+class Versus(Protocol):
+    def __call__(
+        self, ours: Callable[[], Tensor], peer: Callable[[], Tensor], *, label: str, at_least: float, rounds: int = 7
+    ) -> None: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--save", type=Path, default=None, help="write the ratios and the machine to this JSON file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """Where a benchmark puts what it found."""
+    return request.config.stash[ROWS]
+
+
+@pytest.fixture
+def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
+    """Time ``ours`` with pytest-benchmark and ``peer`` in turn; the ratio is the median of the rounds' ratios."""
+
+    def run(
+        ours: Callable[[], Tensor], peer: Callable[[], Tensor], *, label: str, at_least: float, rounds: int = 7
+    ) -> None:
+        torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=1e-5)  # speed says nothing while the answer is wrong
+        peers: list[float] = []
+        benchmark.pedantic(ours, setup=lambda: peers.append(measure.seconds(peer)), rounds=rounds)
+        mine = np.array(benchmark.stats["data"])
+        ratio = float(np.median(np.array(peers) / mine))
+        row = {
+            "what": label,
+            "ours_ms": round(float(np.median(mine)) * 1e3, 3),
+            "peer_ms": round(float(np.median(peers)) * 1e3, 3),
+            "ratio": round(ratio, 2),
+            "goal": f">= {at_least:g}",
+        }
+        benchmark.extra_info.update(row)
+        rows.append(row)
+        assert ratio >= at_least, f"{label}: {ratio:.2f}×, the goal is {at_least:g}×"
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    terminalreporter.section("ratios in this run")
+    for row in rows:
+        measured = f"{row['ratio']:>8.2f}×" if "ratio" in row else f"{row['mib']:>6.1f} MiB"
+        times = f"{row['ours_ms']:.2f} ms, peer {row['peer_ms']:.2f} ms" if "ratio" in row else ""
+        terminalreporter.write_line(f"{measured}  (goal {row['goal']:>9})  {row['what']}  {times}")
+    terminalreporter.write_line(measure.describe(measure.machine()))
+    if path := config.getoption("--save"):
+        measure.save(path, rows)
+        terminalreporter.write_line(f"saved to {path}")

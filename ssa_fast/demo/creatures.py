@@ -7,12 +7,14 @@ part: head, face or horns. A classifier learns the telling part, so its CAM mark
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ssa_fast.demo.textures import Array, rgb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Layer(NamedTuple):
@@ -67,12 +69,20 @@ def _fish(u: Array, v: Array) -> Drawing:
     fin = _triangle(u, v, (0.3, -0.35), (-0.35, -0.35), (-0.2, -0.7))
     head = np.maximum(trunk, 0.52 - u)
     gill = np.maximum(trunk, np.abs(u - 0.5) - 0.06)
-    return [Layer(_union(trunk, tail, fin), None), Layer(head, _ORANGE), Layer(gill, _WHITE), *_eye(u, v, 0.66, -0.08, 0.11, _WHITE)]
+    return [
+        Layer(_union(trunk, tail, fin), None),
+        Layer(head, _ORANGE),
+        Layer(gill, _WHITE),
+        *_eye(u, v, 0.66, -0.08, 0.11, _WHITE),
+    ]
 
 
 def _owl(u: Array, v: Array) -> Drawing:
     trunk = _ellipse(u, v, 0.0, 0.1, 0.62, 0.8)
-    tufts = _union(_triangle(u, v, (-0.55, -0.3), (-0.1, -0.6), (-0.5, -0.95)), _triangle(u, v, (0.55, -0.3), (0.1, -0.6), (0.5, -0.95)))
+    tufts = _union(
+        _triangle(u, v, (-0.55, -0.3), (-0.1, -0.6), (-0.5, -0.95)),
+        _triangle(u, v, (0.55, -0.3), (0.1, -0.6), (0.5, -0.95)),
+    )
     beak = _triangle(u, v, (-0.1, -0.28), (0.1, -0.28), (0.0, -0.02))
     eyes = _eye(u, v, -0.22, -0.36, 0.21, _YELLOW) + _eye(u, v, 0.22, -0.36, 0.21, _YELLOW)
     return [Layer(_union(trunk, tufts), None), *eyes, Layer(beak, _ORANGE)]
@@ -90,7 +100,10 @@ def _cat(u: Array, v: Array) -> Drawing:
     trunk = _ellipse(u, v, -0.15, 0.2, 0.68, 0.42)
     legs = _union(_capsule(u, v, (-0.6, 0.3), (-0.6, 0.62), 0.12), _capsule(u, v, (0.3, 0.3), (0.3, 0.62), 0.12))
     tail = _union(_capsule(u, v, (-0.7, 0.1), (-0.95, -0.3), 0.09), _capsule(u, v, (-0.95, -0.3), (-0.8, -0.55), 0.09))
-    ears = _union(_triangle(u, v, (0.3, -0.2), (0.55, -0.35), (0.33, -0.72)), _triangle(u, v, (0.9, -0.2), (0.65, -0.35), (0.87, -0.72)))
+    ears = _union(
+        _triangle(u, v, (0.3, -0.2), (0.55, -0.35), (0.33, -0.72)),
+        _triangle(u, v, (0.9, -0.2), (0.65, -0.35), (0.87, -0.72)),
+    )
     head = _union(_ellipse(u, v, 0.6, -0.15, 0.32, 0.29), ears)
     eyes = _union(_ellipse(u, v, 0.48, -0.2, 0.06, 0.08), _ellipse(u, v, 0.72, -0.2, 0.06, 0.08))
     nose = _ellipse(u, v, 0.6, -0.03, 0.08, 0.06)
@@ -99,7 +112,13 @@ def _cat(u: Array, v: Array) -> Drawing:
 
 def _beetle(u: Array, v: Array) -> Drawing:
     wings = _ellipse(u, v, -0.15, 0.0, 0.72, 0.56)
-    legs = _union(*(_capsule(u, v, (at, side * 0.4), (at + lean, side * 0.75), 0.05) for at, lean in ((-0.5, -0.15), (-0.1, 0.0), (0.25, 0.12)) for side in (-1, 1)))
+    legs = _union(
+        *(
+            _capsule(u, v, (at, side * 0.4), (at + lean, side * 0.75), 0.05)
+            for at, lean in ((-0.5, -0.15), (-0.1, 0.0), (0.25, 0.12))
+            for side in (-1, 1)
+        )
+    )
     head = _ellipse(u, v, 0.6, 0.0, 0.26, 0.36)
     horns = _union(_capsule(u, v, (0.75, -0.15), (1.0, -0.32), 0.05), _capsule(u, v, (0.75, 0.15), (1.0, 0.32), 0.05))
     dots = _union(_ellipse(u, v, 0.62, -0.17, 0.09, 0.09), _ellipse(u, v, 0.62, 0.17, 0.09, 0.09))
@@ -113,7 +132,13 @@ def _duck(u: Array, v: Array) -> Drawing:
     ring = np.maximum(neck, np.abs(v + 0.1) - 0.06)
     bill = _triangle(u, v, (0.66, -0.52), (0.66, -0.28), (1.02, -0.36))
     head = _ellipse(u, v, 0.52, -0.42, 0.25, 0.24)
-    return [Layer(_union(trunk, tail, neck), None), Layer(ring, _WHITE), Layer(bill, _ORANGE), Layer(head, _TEAL), *_eye(u, v, 0.58, -0.47, 0.07, _WHITE)]
+    return [
+        Layer(_union(trunk, tail, neck), None),
+        Layer(ring, _WHITE),
+        Layer(bill, _ORANGE),
+        Layer(head, _TEAL),
+        *_eye(u, v, 0.58, -0.47, 0.07, _WHITE),
+    ]
 
 
 CREATURES: dict[str, Callable[[Array, Array], Drawing]] = {

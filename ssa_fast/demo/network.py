@@ -1,15 +1,18 @@
-"""The demo's classifier: a small residual network, trained by ``ssa_fast.demo.train`` and shipped as ``weights.npz``."""
+"""The demo's classifier: a small residual network, trained by ``ssa_fast.demo.train``, shipped as ``weights.npz``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssa_fast.demo.creatures import CLASSES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WEIGHTS = Path(__file__).with_name("weights.npz")
 WIDTHS = (32, 64, 96, 128)
@@ -35,8 +38,9 @@ class ResidualBlock(nn.Module):
 class SceneClassifier(nn.Module):
     """Multi-label classifier of scenes: ``(B, 3, H, W)`` from :func:`prepare` to logits ``(B, num_classes)``.
 
-    Stages ``layer1`` … ``layer4`` have strides 2, 4, 8 and 16. The head is global average pooling and one linear layer, so
-    the CAM of Zhou et al. (CVPR 2016) is exact: the mean over pixels of ``fc.weight · layer4`` plus the bias is the logit.
+    Stages ``layer1`` … ``layer4`` have strides 2, 4, 8 and 16. The head is global average pooling and one linear layer,
+    so the CAM of Zhou et al. (CVPR 2016) is exact: the mean of ``fc.weight · layer4`` over pixels, plus the bias,
+    is the logit.
     """
 
     def __init__(self, num_classes: int = len(CLASSES)) -> None:
@@ -55,7 +59,7 @@ class SceneClassifier(nn.Module):
 
 
 def prepare(images: NDArray[np.uint8]) -> Tensor:
-    """Pictures ``(B, H, W, 3)`` uint8 RGB as the classifier wants them: ``(B, 3, H, W)`` float32, mean 0.5, deviation 0.25."""
+    """Pictures ``(B, H, W, 3)`` uint8 RGB as the classifier wants them: ``(B, 3, H, W)`` float32, (x − 0.5) / 0.25."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0 - 0.5) / 0.25
 
 
@@ -75,10 +79,17 @@ def load_classifier(path: Path = WEIGHTS) -> SceneClassifier:
     model = SceneClassifier()
     with np.load(path, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files}
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    expected = {
+        name: tuple(value.shape)
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     found = {name: tuple(value.shape) for name, value in state.items()}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(f"path: {path} must hold the arrays of SceneClassifier, but {', '.join(wrong)} differ; make it anew with `python -m ssa_fast.demo.train`")
+        raise ValueError(
+            f"path: expected the arrays of SceneClassifier, got other ones in {path} ({', '.join(wrong)}); "
+            "make it anew with `python -m ssa_fast.demo.train`"
+        )
     model.load_state_dict(state, strict=False)
     return model.eval()

@@ -1,19 +1,23 @@
 """Weakly labelled scenes: animals and distractors on a cluttered ground.
 
-The only supervision a scene offers is ``labels``: which animals are in it. ``mask`` and ``boxes`` are the truth that the
-demo measures against and that training never sees.
+The only supervision a scene offers is ``labels``: which animals are in it. ``mask`` and ``boxes`` are the truth, which
+the demo measures against and training never sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssa_fast.demo.creatures import CLASSES, CREATURES, DISTRACTORS, Drawing
 from ssa_fast.demo.textures import PATTERNS, Array, Coat, ground, noise, random_coat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 __all__ = ["CLASSES", "SIZE", "Scene", "make_scene", "make_scenes"]
 
@@ -29,7 +33,7 @@ class Scene:
         image: ``(H, W, 3)`` uint8 RGB.
         labels: ``(K,)`` bool, which of ``CLASSES`` are present.
         mask: ``(H, W)`` uint8, 0 for ground and distractors, ``k + 1`` for class ``k``.
-        boxes: ``(n, 4)`` int64, ``x0, y0, x1, y1`` in pixels with ``x1``, ``y1`` exclusive, one per class present, which is one per animal.
+        boxes: ``(n, 4)`` int64, ``x0, y0, x1, y1`` in pixels, far ends exclusive, one per animal (no class twice).
         box_classes: ``(n,)`` int64, the class ``k`` of each box.
     """
 
@@ -52,7 +56,7 @@ class _Place:
 
 
 def _find_place(rng: np.random.Generator, scale: float, taken: list[_Place], size: int) -> _Place | None:
-    """A place far enough from those taken that no thing hides another's telling part, or None where no room is found."""
+    """A place far enough from those taken that things hardly hide each other, or None where no room is found."""
     margin = 0.85 * scale
     for _ in range(30):
         x, y = rng.uniform(margin, size - margin, 2)
@@ -61,8 +65,10 @@ def _find_place(rng: np.random.Generator, scale: float, taken: list[_Place], siz
     return None
 
 
-def _paint(canvas: Array, place: _Place, draw: Callable[[Array, Array], Drawing], coat: Coat) -> tuple[Array, tuple[slice, slice]]:
-    """Draw one thing with its shadow into ``canvas``; its coverage in [0, 1] and the window that it covers come back."""
+def _paint(
+    canvas: Array, place: _Place, draw: Callable[[Array, Array], Drawing], coat: Coat
+) -> tuple[Array, tuple[slice, slice]]:
+    """Draw one thing with its shadow into ``canvas``; give its coverage in [0, 1] and the window drawn in."""
     size, reach = canvas.shape[0], 1.15 * place.scale
     top, left = max(0, int(place.y - reach)), max(0, int(place.x - reach))
     window = (slice(top, min(size, int(place.y + reach) + 1)), slice(left, min(size, int(place.x + reach) + 1)))
@@ -94,6 +100,15 @@ def _blades(rng: np.random.Generator, canvas: Array) -> None:
         canvas[rows, columns] *= np.float32(rng.choice((0.72, 1.28)))
 
 
+def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The box of each class present, around what is seen of it."""
+    edges = []
+    for label in np.flatnonzero(labels) + 1:
+        rows, columns = np.nonzero(mask == label)
+        edges.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return np.array(edges, np.int64)
+
+
 def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
     """Draw one scene of ``size`` × ``size`` pixels (at most 256): one to three animals and one to three distractors."""
     canvas, ground_hue = ground(rng, size)
@@ -110,22 +125,17 @@ def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
             continue
         places.append(place)
         own = kind is not None and rng.random() < _OWN_COAT
-        coat, hue = random_coat(rng, kind if own else int(rng.integers(len(PATTERNS))), hues)
-        if kind is None:
-            cover, window = _paint(canvas, place, DISTRACTORS[rng.integers(len(DISTRACTORS))], coat)
-            mask[window][cover > 0.5] = 0
-        else:
-            cover, window = _paint(canvas, place, CREATURES[CLASSES[kind]], coat)
-            mask[window][cover > 0.5] = kind + 1
+        pattern = kind if kind is not None and own else int(rng.integers(len(PATTERNS)))
+        coat, hue = random_coat(rng, pattern, hues)
+        draw = CREATURES[CLASSES[kind]] if kind is not None else DISTRACTORS[rng.integers(len(DISTRACTORS))]
+        cover, window = _paint(canvas, place, draw, coat)
+        mask[window][cover > 0.5] = 0 if kind is None else kind + 1
+        if kind is not None:
             labels[kind] = True
             hues.append(hue)
-    boxes = []
-    for kind in np.flatnonzero(labels):
-        rows, columns = np.nonzero(mask == kind + 1)
-        boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
     canvas *= 1.0 + 0.02 * noise(rng, size, size, 1)[..., None]
     image = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    return Scene(image, labels, mask, np.array(boxes, np.int64), np.flatnonzero(labels))
+    return Scene(image, labels, mask, _boxes(mask, labels), np.flatnonzero(labels))
 
 
 def make_scenes(count: int, seed: int, size: int = SIZE) -> list[Scene]:

@@ -7,12 +7,15 @@ from a fixed seed, so that a scene depends on its own seed alone.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Array = NDArray[np.float32]
 
@@ -41,7 +44,7 @@ def _noise_bank() -> dict[int, Array]:
 
 
 def noise(rng: np.random.Generator, height: int, width: int, grain: int) -> Array:
-    """A ``(height, width)`` window of noise with blobs about ``grain`` (1, 2, 6 or 24) pixels wide; at most 256 each way."""
+    """A ``(height, width)`` window of noise with blobs ``grain`` (1, 2, 6 or 24) pixels wide; at most 256 each way."""
     fields = _noise_bank()[grain]
     field = fields[rng.integers(len(fields))]
     top, left = rng.integers(_BANK_SIZE - height + 1), rng.integers(_BANK_SIZE - width + 1)

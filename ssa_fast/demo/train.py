@@ -1,17 +1,16 @@
 """Train the demo's classifier from image-level labels alone: ``python -m ssa_fast.demo.train``.
 
-The masks and boxes of the scenes are never read here. With the same torch build and thread count the same file comes out.
+The masks and boxes of the scenes are never read here. The same machine, torch and thread count give the same file.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ssa_fast.demo.network import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
+from ssa_fast.outputs import place
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
@@ -50,7 +50,9 @@ class Training:
 
 def _labelled(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
     scenes = make_scenes(count, seed)
-    return np.stack([scene.image for scene in scenes]), torch.from_numpy(np.stack([scene.labels for scene in scenes])).float()
+    return np.stack([scene.image for scene in scenes]), torch.from_numpy(
+        np.stack([scene.labels for scene in scenes])
+    ).float()
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,17 +79,9 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor) ->
 
 def _write(model: nn.Module, path: Path) -> tuple[str, int]:
     """Write the weights whole or not at all; their SHA-256 and size come back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".npz", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **weights_of(model))
-        content = Path(name).read_bytes()
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    arrays: dict[str, Any] = dict(weights_of(model))
+    place({path: lambda draft: np.savez_compressed(draft, **arrays)}, overwrite=True)
+    content = path.read_bytes()
     return hashlib.sha256(content).hexdigest(), len(content)
 
 
@@ -106,15 +100,22 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
     for epoch in range(recipe.epochs):
         model.train()
         losses = []
-        for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[: recipe.scenes // recipe.batch]:
-            pictures = _augment(prepare(images[chosen.numpy()]), generator).contiguous(memory_format=torch.channels_last)
+        for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[
+            : recipe.scenes // recipe.batch
+        ]:
+            pictures = _augment(prepare(images[chosen.numpy()]), generator).contiguous(
+                memory_format=torch.channels_last
+            )
             loss = nn.functional.binary_cross_entropy_with_logits(model(pictures), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
     sha256, size = _write(model, path)
     precision = per_class_precision(load_classifier(path), *_labelled(recipe.held_out, HELD_OUT_SEED))
     for name, value in precision.items():

@@ -3,13 +3,16 @@ Localization Methods Right*, CVPR 2020, arXiv 2001.07437)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
 
 Components = Literal["largest", "all"]
 
@@ -23,7 +26,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
 def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
-    """Boxes ``(n, 4)`` of a boolean map's 8-connected components: ``x0, y0, x1, y1`` in pixels, the far edges exclusive.
+    """Boxes ``(n, 4)`` of a boolean map's 8-connected components: ``x0, y0, x1, y1`` in pixels, far edges exclusive.
 
     ``"largest"`` keeps the component of most pixels (the first in reading order on a tie); an empty map has no box.
 
@@ -44,7 +47,7 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``, far edges exclusive; 0 where both are empty."""
+    """Intersection over union ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``, ends exclusive; 0 where both are empty."""
     a = np.asarray(first, dtype=np.float64).reshape(-1, 1, 4)
     b = np.asarray(second, dtype=np.float64).reshape(1, -1, 4)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
@@ -95,10 +98,10 @@ def max_box_acc(
     """MaxBoxAccV2 of CAMs against true boxes.
 
     Each map is min–max scaled to [0, 1] and cut at every threshold (``score > t``); the boxes of its components are the
-    guesses. A map counts as right at an overlap if any guess meets any of its true boxes at that IoU or more. The paper's
-    MaxBoxAccV2 takes the boxes of all components; the older MaxBoxAcc took the largest one's: ``components="largest"``.
+    guesses. A map is right at an overlap if any guess meets any of its true boxes at that IoU or more. The paper's
+    MaxBoxAccV2 takes the boxes of all components; MaxBoxAcc before it the largest one's: ``components="largest"``.
 
-    Two details differ from the paper's script, neither in its favour: scores are cut as floats instead of 8-bit pixels, and
+    Two details differ from the paper's script, neither of weight: scores are cut as floats instead of 8-bit pixels, and
     boxes end one past their last pixel instead of on it.
 
     Args:
@@ -109,12 +112,14 @@ def max_box_acc(
         components: which components give boxes.
 
     Raises:
-        ValueError: no map is given, a map is not ``(H, W)`` or holds NaN, a map has no true box, the iterables differ in
-            length, or a threshold or overlap is out of range.
+        ValueError: no map is given, a map is not ``(H, W)`` or holds NaN, a map has no true box, the iterables differ
+            in length, or a threshold or overlap is out of range.
     """
     cuts, overlaps = np.asarray(thresholds, dtype=np.float64), np.asarray(ious, dtype=np.float64)
     if not cuts.size or not ((cuts >= 0) & (cuts < 1)).all():
-        raise ValueError(f"thresholds: expected at least one cut, all in [0, 1), got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS")
+        raise ValueError(
+            f"thresholds: expected one cut or more, all in [0, 1), got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS"
+        )
     if not overlaps.size or not ((overlaps > 0) & (overlaps <= 1)).all():
         raise ValueError(f"ious: expected at least one overlap, all in (0, 1], got {list(ious)}; give e.g. IOUS")
     right = np.zeros((len(overlaps), len(cuts)), np.int64)
@@ -122,7 +127,9 @@ def max_box_acc(
     for cam, true in zip(cams, boxes, strict=True):
         score, truth = _scaled(cam), np.asarray(true, dtype=np.float64).reshape(-1, 4)
         if not len(truth):
-            raise ValueError("boxes: expected at least one true box per map, got none; leave out maps of classes without a box")
+            raise ValueError(
+                "boxes: expected at least one true box per map, got none; leave out maps of classes without a box"
+            )
         best = np.array([box_iou(component_boxes(score > cut, components), truth).max(initial=0.0) for cut in cuts])
         right += best >= overlaps[:, None]
         count += 1

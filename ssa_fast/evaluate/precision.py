@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     """Area under the precision-recall curve, ``Σ (R_n − R_{n−1}) P_n`` over the distinct scores, highest first.
 
-    The step sum that the field reports (scikit-learn's ``average_precision_score``): no interpolation, ties taken together.
+    The step sum that the field reports (scikit-learn's ``average_precision_score``): no interpolation, ties as one.
 
     Args:
         scores: any shape, real; higher means more likely positive.
@@ -20,7 +24,9 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     """
     score, truth = np.asarray(scores).ravel(), np.asarray(positive).astype(bool).ravel()
     if np.shape(scores) != np.shape(positive):
-        raise ValueError(f"positive: expected the shape of scores, {np.shape(scores)}, got {np.shape(positive)}; give one label per score")
+        raise ValueError(
+            f"positive: expected the shape of scores, {np.shape(scores)}, got {np.shape(positive)}; pair them up"
+        )
     if np.isnan(score).any():
         raise ValueError("scores: expected numbers, got NaN; drop or mend those entries first")
     if not truth.any():
@@ -35,8 +41,8 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
 def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike | None = None) -> float:
     """PxAP of Choe et al. (CVPR 2020): the average precision of CAM pixels against true masks.
 
-    All pixels of all maps are ranked together by score, so the maps should share a scale, as min–max scaled ones do. The
-    paper's script counts 1,000 score bins; here every distinct score is a cut, which is that sum without the binning.
+    All pixels of all maps are ranked together by score, so the maps should share a scale, as min–max scaled ones do.
+    The paper's script counts 1,000 score bins; here every distinct score is a cut: that sum without the binning.
 
     Args:
         cams: ``(N, H, W)`` scores.
@@ -51,5 +57,7 @@ def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike
         return average_precision(scores, truth)
     left_out = np.asarray(ignore).astype(bool)
     if left_out.shape != scores.shape:
-        raise ValueError(f"ignore: expected the shape of cams, {scores.shape}, got {left_out.shape}; give one flag per pixel")
+        raise ValueError(
+            f"ignore: expected the shape of cams, {scores.shape}, got {left_out.shape}; give one flag per pixel"
+        )
     return average_precision(scores[~left_out], truth[~left_out])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
 
 IGNORE = 255
 """Truth label of pixels left out of the count (VOC's void)."""
@@ -31,7 +35,9 @@ def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it to one, e.g. int64")
     if guess.shape != true.shape:
-        raise ValueError(f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first")
+        raise ValueError(
+            f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first"
+        )
     counted = true != IGNORE
     guess, true = guess[counted].astype(np.int64), true[counted].astype(np.int64)
     for name, labels in (("predicted", guess), ("truth", true)):
@@ -92,8 +98,8 @@ def threshold_sweep(
 ) -> Sweep:
     """Mean IoU of CAMs over background scores, as the evaluation scripts of PSA, IRN and SEAM define it.
 
-    At threshold ``t`` a pixel is labelled by ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``, else
-    background. The whole data set shares one ``t``. All thresholds are counted in one pass over each picture's pixels.
+    At threshold ``t`` a pixel is labelled by ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``,
+    else background. The whole data set shares one ``t``. One pass over each picture's pixels counts all thresholds.
 
     Args:
         cams: per picture ``(K, H, W)`` in [0, 1], of the classes present; K may differ between pictures and may be 0.
@@ -103,12 +109,14 @@ def threshold_sweep(
         thresholds: background scores, in any order.
 
     Raises:
-        ValueError: the three iterables differ in length, a shape does not fit, a label lies outside its range, a CAM holds
-            NaN, or no threshold is given.
+        ValueError: the three iterables differ in length, a shape does not fit, a label lies outside its range, a CAM
+            holds NaN, or no threshold is given.
     """
     levels = np.unique(np.asarray(thresholds, dtype=np.float64))
     if not levels.size or np.isnan(levels).any():
-        raise ValueError(f"thresholds: expected at least one number and no NaN, got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS")
+        raise ValueError(
+            f"thresholds: expected one number or more and no NaN, got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS"
+        )
     count, side = len(levels), num_classes**2
     # What a pixel adds while it is foreground (thresholds below its score) and while it is background (the rest).
     foreground = np.zeros((count + 1, side), np.int64)
@@ -124,14 +132,18 @@ def threshold_sweep(
         foreground += np.bincount(above * side + row + label[counted], minlength=(count + 1) * side).reshape(-1, side)
         background += np.bincount(above * side + row, minlength=(count + 1) * side).reshape(-1, side)
     # A pixel with `above` levels under its score is foreground at levels 0 … above − 1.
-    confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count].reshape(-1, num_classes, num_classes)
+    confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count].reshape(
+        -1, num_classes, num_classes
+    )
     return Sweep(levels, np.array([mean_iou(confusion) for confusion in confusions]), confusions)
 
 
 def _strongest(cam: NDArray[np.floating], present: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Each pixel's highest CAM value and its label (class + 1); the first class wins a tie, as argmax does."""
     if cam.ndim != 3 or len(cam) != len(present):
-        raise ValueError(f"cams: expected (K, H, W) with K = {len(present)} as in classes, got {cam.shape}; give one map per class present")
+        raise ValueError(
+            f"cams: expected (K, H, W) with K = {len(present)} as in classes, got {cam.shape}; give a map per class"
+        )
     if np.isnan(cam).any():
         raise ValueError("cams: expected numbers, got NaN; a NaN has no place above or below a threshold")
     if not len(cam):

@@ -50,6 +50,7 @@ def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
         torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=1e-5)  # speed says nothing while the answer is wrong
         peers: list[float] = []
         benchmark.pedantic(ours, setup=lambda: peers.append(measure.seconds(peer)), rounds=rounds)
+        assert benchmark.stats is not None
         mine = np.array(benchmark.stats["data"])
         ratio = float(np.median(np.array(peers) / mine))
         row = {

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from .paths.pixels import TILE_ELEMENTS
+from .paths.tiled import BLOCK_I, BLOCK_J
+
 if TYPE_CHECKING:
     from .affinity import Affinity
 
@@ -67,7 +70,7 @@ class Rates(NamedTuple):
 
 # Fitted to the CPU paths on 2 cores by `python -m bench calibrate`; a device without an entry is read as a GPU whose
 # library calls are short against its arithmetic.
-RATES = {"cpu": Rates(flops=160e9, traffic=20e9, calls=150e3)}
+RATES = {"cpu": Rates(flops=246e9, traffic=22e9, calls=63e3)}
 OTHER_RATES = Rates(flops=50e12, traffic=3e12, calls=100e3)
 
 
@@ -84,9 +87,9 @@ def cost(path: str, problem: Problem) -> Cost:
         flops = 2 * B * L * L * (C + rows * steps)
         square = B * L * L * s
         return Cost(flops, 3 * features + (2 + steps) * square, square + 2 * features + sums, 6 + 2 * steps)
-    tiles = max(1, -(-B * C * L // (1 << 19)))
+    tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
+    tiles, tile = -(-B * C * L // tile_elements), 2 * tile_elements * s
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
-    tile = 2 * s << 19
     if path == "prototypes":
         calls = 3 + 3 * tiles + 6 * tiles * steps
         return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, calls)
@@ -95,7 +98,7 @@ def cost(path: str, problem: Problem) -> Cost:
         traffic = features + 6 * steps * rows * features
         return Cost(4 * B * L * C * C * rows * steps, traffic, state + tile + sums, calls)
     if path in ("tiled", "resident"):
-        block_i, block_j = min(L, 2048), min(L, 256)
+        block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)
         columns = -(-L // block_j) * (-(-L // block_i) + 1) // 2
         flops = B * steps * (L * L + L * block_j) * (C + 2 * rows)
         traffic = B * steps * (3 * L * L * s // 2 + columns * block_j * C * s)

@@ -42,7 +42,7 @@ class Anatomy:
         return capture(model, images, sources)
 
     def seed_maps(self, model: nn.Module, captured: Captured, classes: Tensor) -> Tensor:
-        """The seeds (B, K, h, w), float32 and >= 0, of ``classes`` (B, K)."""
+        """The seeds (B, K, h, w), float32 (float64 of a float64 model) and >= 0, of ``classes`` (B, K)."""
         if self.seed.kind == "cam":
             return cam_seed(model, self.seed, captured, classes)
         return grad_cam_seed(self.seed, captured, classes)

@@ -65,7 +65,7 @@ def describe(
 ) -> ModelDescription:
     """Stages, sizes, signs, seed and paths of a classification network.
 
-    Takes and raises what ``examine`` does; ``affinity`` and the number of CAM ``classes`` decide the paths (one image).
+    Takes and raises what ``examine`` does; ``affinity`` and the number of CAM ``classes`` decide the paths.
     """
     return _describe(model, examine(model, stages=stages, seed=seed, input_size=input_size), affinity, classes)
 
@@ -77,7 +77,7 @@ def sweep(names: Sequence[str] | None = None) -> Iterator[SweepRow]:
         names: models of ``torchvision.models``; default: all that ``list_models(module=torchvision.models)`` names.
 
     Yields:
-        A row per model, as soon as it is done; a model that fails gives a row with an error, and the sweep goes on. Only
+        A row per model, as soon as it is done; a model that fails gives one with an error, and the sweep goes on. Only
         one model is in memory at a time; the largest, regnet_y_128gf and vit_h_14, take a few GB.
 
     Raises:

@@ -77,30 +77,34 @@ def find_seed(model: nn.Module, trial: Trial, stages: list[str], seed: str) -> S
 
 
 def cam_seed(model: nn.Module, seed: Seed, captured: Captured, classes: Tensor) -> Tensor:
-    """Seeds (B, K, h, w), float32, all classes at once. ``classes``: LongTensor (B, K)."""
-    features = captured.maps[seed.layer].float()
+    """Seeds (B, K, h, w), float32 or float64, all classes at once. ``classes``: LongTensor (B, K)."""
+    features = _at_least_float32(captured.maps[seed.layer])
     if seed.head is None:
         index = classes[:, :, None, None].expand(-1, -1, *features.shape[-2:])
         return features.gather(1, index).relu()
     weight = cast("nn.Linear | nn.Conv2d", model.get_submodule(seed.head)).weight
-    rows = weight.detach().flatten(1)[classes].float()  # (B, K, C)
+    rows = weight.detach().flatten(1)[classes].to(features.dtype)  # (B, K, C)
     return torch.einsum("bkc,bchw->bkhw", rows, features).relu()
 
 
 def grad_cam_seed(seed: Seed, captured: Captured, classes: Tensor) -> Tensor:
-    """Seeds (B, K, h, w), float32: one backward per class position, for all images together, up to the layer."""
+    """Seeds (B, K, h, w) as ``cam_seed``'s: one backward per class position for all images, back to the layer."""
     leaf = captured.leaf
     if leaf is None:
         raise ValueError("captured: expected a forward with gradient_from, got one without; pass the seed's source")
-    features = seed.source.form.view(leaf.detach(), captured.image_size).float()
+    features = _at_least_float32(seed.source.form.view(leaf.detach(), captured.image_size))
     with torch.enable_grad():
         scores = captured.logits.gather(1, classes).sum(0).unbind()  # images do not mix in evaluation mode
     seeds = []
     for k, score in enumerate(scores):
         (gradient,) = torch.autograd.grad(score, leaf, retain_graph=k + 1 < len(scores))
-        weights = seed.source.form.view(gradient, captured.image_size).float().mean((2, 3))
+        weights = seed.source.form.view(gradient, captured.image_size).to(features.dtype).mean((2, 3))
         seeds.append(torch.einsum("bc,bchw->bhw", weights, features).relu())
     return torch.stack(seeds, 1)
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def _exact_cam(trial: Trial, stages: list[str]) -> Seed | str:

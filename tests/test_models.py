@@ -1,0 +1,432 @@
+"""Stages and seeds of classifiers: every torchvision family, and small networks with one awkward trait each."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ssa_fast.models import describe, examine, sweep
+from ssa_fast.models.classes import resolve_classes
+from ssa_fast.models.maps import infer_form
+from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens
+
+NN, SIGNED = "non-negative", "signed"
+
+# The lightest member of each family: stages with their side at 224 pixels and sign, seed kind and layer.
+FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
+    "alexnet": (["features.1", "features.4", "features.11"], [55, 27, 13], [NN] * 3, "grad-cam", "features.11"),
+    "convnext_tiny": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "features.7"),
+    "densenet121": (
+        [*(f"features.transition{i}.relu" for i in (1, 2, 3)), "features.norm5"],
+        [56, 28, 14, 7],
+        [NN] * 4,
+        "cam",
+        "features.norm5",
+    ),
+    "efficientnet_b0": ([f"features.{i}" for i in (2, 3, 5, 8)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "features.8"),
+    "googlenet": (
+        ["conv3", "inception3b", "inception4e", "inception5b"],
+        [56, 28, 14, 7],
+        [NN] * 4,
+        "cam",
+        "inception5b",
+    ),
+    "inception_v3": (
+        ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"],
+        [52, 25, 12, 5],
+        [NN] * 4,
+        "cam",
+        "Mixed_7c",
+    ),
+    "maxvit_t": ([f"blocks.{i}" for i in range(4)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "blocks.3"),
+    "mnasnet0_5": (
+        [f"layers.{i}" for i in (8, 9, 11, 16)],
+        [56, 28, 14, 7],
+        [SIGNED] * 3 + [NN],
+        "cam",
+        "layers.16",
+    ),
+    "mobilenet_v2": (
+        [f"features.{i}" for i in (3, 6, 13, 18)],
+        [56, 28, 14, 7],
+        [SIGNED] * 3 + [NN],
+        "cam",
+        "features.18",
+    ),
+    "mobilenet_v3_small": (
+        [f"features.{i}" for i in (1, 3, 8, 12)],
+        [56, 28, 14, 7],
+        [SIGNED] * 4,
+        "grad-cam",
+        "features.12",
+    ),
+    "regnet_x_400mf": (
+        [f"trunk_output.block{i}" for i in (1, 2, 3, 4)],
+        [56, 28, 14, 7],
+        [NN] * 4,
+        "cam",
+        "trunk_output.block4",
+    ),
+    "resnet18": ([f"layer{i}" for i in (1, 2, 3, 4)], [56, 28, 14, 7], [NN] * 4, "cam", "layer4"),
+    "shufflenet_v2_x0_5": (["maxpool", "stage2", "stage3", "conv5"], [56, 28, 14, 7], [NN] * 4, "cam", "conv5"),
+    "squeezenet1_1": (
+        [f"features.{i}" for i in (1, 4, 7, 12)],
+        [111, 55, 27, 13],
+        [NN] * 4,
+        "cam",
+        "classifier.2",
+    ),
+    "swin_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
+    "swin_v2_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
+    "vgg11": ([f"features.{i}" for i in (4, 9, 14, 19)], [112, 56, 28, 14], [NN] * 4, "grad-cam", "features.19"),
+    "vit_b_32": (
+        [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8, 11)],
+        [7] * 4,
+        [SIGNED] * 4,
+        "grad-cam",
+        "encoder.layers.encoder_layer_11.ln_1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_family(name: str) -> None:
+    stages, sides, signs, kind, layer = FAMILIES[name]
+    (row,) = sweep([name])
+    assert row.error is None
+    assert row.description is not None
+    found = row.description.stages
+    assert [stage.name for stage in found] == stages
+    assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
+    assert [stage.sign for stage in found] == signs
+    assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
+
+
+def test_every_torchvision_classifier_belongs_to_a_family_above() -> None:
+    def family(name: str) -> str:
+        name = re.sub(r"^(resnext|wide_resnet)", "resnet", name)
+        name = re.sub(r"^(efficientnet)_v2", r"\1", name)
+        return re.match(r"[a-z]+(_v\d(?=_[a-z]+$))?", name)[0].rstrip("_")  # type: ignore[index]
+
+    known = {family(name) for name in FAMILIES}
+    names = torchvision.models.list_models(module=torchvision.models)
+    assert len(names) >= 80
+    assert [name for name in names if family(name) not in known] == []
+
+
+def test_sweep_tells_a_failure_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = torchvision.models.get_model
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, **kw: nn.Identity() if name == "alexnet" else build(name, **kw)
+    )
+    failed, passed = sweep(["alexnet", "squeezenet1_1"])
+    assert failed.description is None
+    assert failed.error is not None
+    assert failed.error.startswith("ValueError: model: expected logits of shape (B, num_classes)")
+    assert passed.error is None
+
+
+def test_sweep_refuses_unknown_names_at_once() -> None:
+    with pytest.raises(ValueError, match="got 'resnet51'; name others, such as resnet5"):
+        sweep(["resnet51"])
+
+
+def cams(model: nn.Module, images: Tensor, classes: list[int], **options: object) -> Tensor:
+    anatomy = examine(model, input_size=(images.shape[-2], images.shape[-1]), **options)  # type: ignore[arg-type]
+    index = torch.tensor(classes).expand(len(images), -1)
+    return anatomy.seed_maps(model, anatomy.forward(model, images), index)
+
+
+def double(model: nn.Module, batch: int = 2, size: tuple[int, int] = (64, 96)) -> tuple[nn.Module, Tensor]:
+    """The model in evaluation mode and images, both float64, so that comparisons need no tolerance to speak of."""
+    return model.double().eval(), torch.randn(batch, 3, *size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("network", [Pyramid, ConvHead, ClassMap])
+def test_cam_is_the_heads_weights_on_the_last_map(network: type[Pyramid]) -> None:
+    model, images = double(network())
+    with torch.no_grad():
+        features = model.features(images)  # type: ignore[operator]
+        expected = torch.einsum("kc,bchw->bkhw", model.fc.weight.flatten(1), features)  # type: ignore[union-attr, operator]
+        if network is ClassMap:
+            expected = expected + model.fc.bias[:, None, None]  # type: ignore[union-attr, index]
+    torch.testing.assert_close(cams(model, images, [3, 1], seed="cam"), expected[:, [3, 1]].relu())
+
+
+def test_cam_of_channel_last_features() -> None:
+    model, images = double(ChannelLast())
+    with torch.no_grad():
+        features = model.norm(model.features(images).permute(0, 2, 3, 1))  # type: ignore[operator]
+        expected = (features @ model.fc.weight.T).permute(0, 3, 1, 2)  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(cams(model, images, [4], seed="cam"), expected[:, [4]].relu())
+
+
+def test_cam_of_mean_pooled_tokens() -> None:
+    model, images = double(Tokens(registers=3, pooled=True))
+    taken: list[Tensor] = []
+    with torch.no_grad(), model.norm.register_forward_hook(lambda *seen: taken.append(seen[2])):  # type: ignore[operator, union-attr]
+        model(images)
+    expected = (taken[0][:, 4:] @ model.head.weight.T).transpose(1, 2).unflatten(2, (8, 12))  # type: ignore[union-attr]
+    torch.testing.assert_close(cams(model, images, [0, 2]), expected[:, [0, 2]].relu().detach())
+
+
+def test_cam_of_densenet_reads_the_map_after_the_functional_relu() -> None:
+    model, images = double(torchvision.models.densenet121(num_classes=5), batch=1)
+    with torch.no_grad():
+        expected = torch.einsum("kc,bchw->bkhw", model.classifier.weight, F.relu(model.features(images)))  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(cams(model, images, [0, 4]), expected[:, [0, 4]].relu())
+
+
+def test_grad_cam_of_a_pooled_linear_head_is_its_cam_over_the_number_of_pixels() -> None:
+    model, images = double(torchvision.models.resnet18(num_classes=5))
+    cam = cams(model, images, [0, 3], seed="cam")
+    assert cam.amax() > 0
+    torch.testing.assert_close(cams(model, images, [0, 3], seed="grad-cam") * (2 * 3), cam)
+
+
+@pytest.mark.parametrize("layer", ["blocks.3", "blocks.2.conv", "blocks.1"])
+def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
+    """``blocks.2.conv`` is overwritten by the residual addition: what counts is what the convolution returned."""
+    model, images = double(DeepHead())
+    taken: list[Tensor] = []
+
+    def take(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        taken.append(output)
+        return output.clone()
+
+    with model.get_submodule(layer).register_forward_hook(take):  # type: ignore[attr-defined]
+        logits = model(images)
+    expected = []
+    for k in (2, 4):
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), taken[0], retain_graph=True)
+        expected.append(torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), taken[0]).relu())
+    torch.testing.assert_close(cams(model, images, [2, 4], seed=layer), torch.stack(expected, 1).detach())
+
+
+def test_grad_cam_after_an_in_place_relu_weighs_the_rectified_map() -> None:
+    model, images = double(torchvision.models.vgg11(num_classes=5))
+    before, after = (cams(model, images, [1], seed=layer) for layer in ("features.18", "features.19"))
+    assert after.amax() > 0
+    torch.testing.assert_close(before, after)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_class_token_network_is_explained_before_its_last_block(registers: int) -> None:
+    model = Tokens(registers).eval()
+    anatomy = examine(model, input_size=(64, 96))
+    assert list(anatomy.stages) == ["layers.0", "layers.2", "layers.3", "layers.5"]
+    assert anatomy.seed.layer == "layers.5.norm"
+    assert {(source.form.prefix, source.form.shape) for source in anatomy.stages.values()} == {
+        (1 + registers, (16, 8, 12))
+    }
+    captured = anatomy.forward(model, torch.randn(2, 3, 128, 64))  # another patch grid than the trial's
+    assert captured.maps["layers.2"].shape == (2, 16, 16, 8)
+    seeds = anatomy.seed_maps(model, captured, torch.tensor([[0, 1], [2, 3]]))
+    assert (seeds.amax((2, 3)) > 0).any()
+
+
+def test_token_map_holds_patch_i_j_at_i_j() -> None:
+    form = infer_form((1, 1 + 6, 5), (32, 48), [(2, 3)])
+    assert form is not None
+    tokens = torch.arange(7.0)[None, :, None].expand(1, 7, 5)
+    assert form.view(tokens, (32, 48))[0, 4].tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(ValueError, match=r"expected 1 \+ 4 x 3 tokens for images of 64 x 48, got 7"):
+        form.view(tokens, (64, 48))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "chw"),
+    [
+        ((1, 64, 56, 56), "nchw", (64, 56, 56)),
+        ((1, 56, 56, 96), "nhwc", (96, 56, 56)),
+        ((1, 7, 7, 768), "nhwc", (768, 7, 7)),
+        ((1, 512, 1, 1), "nchw", (512, 1, 1)),
+        ((1, 56, 56, 56), "nchw", (56, 56, 56)),
+        ((1, 784, 192), "tokens", (192, 28, 28)),
+        ((1, 261, 384), "tokens", (384, 16, 16)),
+    ],
+)
+def test_layouts_at_224(shape: tuple[int, ...], layout: str, chw: tuple[int, int, int]) -> None:
+    form = infer_form(shape, (224, 224))
+    assert form is not None
+    assert (form.layout, form.shape) == (layout, chw)
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (64, 49, 96), (4, 3, 14, 14), (1, 2, 3, 4, 5)])
+def test_what_is_no_map(shape: tuple[int, ...]) -> None:
+    assert infer_form(shape, (224, 224)) is None
+
+
+def test_a_stage_is_what_the_module_returned_unless_a_relu_overwrote_it() -> None:
+    model = Pyramid().eval()
+    images = torch.randn(1, 3, 64, 64)
+    anatomy = examine(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_size=64)
+    maps = anatomy.forward(model, images).maps
+    with torch.no_grad():
+        down = model.blocks[1].down(model.blocks[0](images)).relu()
+        conv = model.blocks[1].conv(down)
+    torch.testing.assert_close(maps["blocks.1.down"], down, rtol=0, atol=0)
+    torch.testing.assert_close(maps["blocks.1.conv"], conv, rtol=0, atol=0)
+    torch.testing.assert_close(maps["blocks.1"], (conv + down).relu(), rtol=0, atol=0)
+    assert anatomy.signs == {"blocks.1.down": NN, "blocks.1.conv": SIGNED, "blocks.1": NN}
+
+
+def test_stages_share_memory_with_what_the_network_returned() -> None:
+    model = torchvision.models.swin_t(num_classes=2)
+    taken: list[Tensor] = []
+    with model.features[3].register_forward_hook(lambda *seen: taken.append(seen[2])):
+        anatomy = examine(model, stages=["features.3"])
+        taken.clear()
+        maps = anatomy.forward(model, torch.randn(1, 3, 64, 64)).maps
+    assert maps["features.3"].data_ptr() == taken[0].data_ptr()
+    assert maps["features.3"].shape == (1, 192, 8, 8)
+
+
+def _state(model: nn.Module) -> tuple[object, ...]:
+    return (
+        [module.training for module in model.modules()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [parameter.grad for parameter in model.parameters()],
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+    )
+
+
+@pytest.mark.parametrize("network", [Pyramid, DeepHead, Tokens])
+def test_the_model_and_the_random_state_are_left_alone(network: type[nn.Module]) -> None:
+    model = network().train()
+    next(model.children()).eval()
+    next(model.parameters()).requires_grad_(False)
+    before = _state(model)
+    anatomy = examine(model, input_size=64)
+    image = torch.zeros(1, 3, 64, 64)
+    anatomy.seed_maps(model, anatomy.forward(model, image), torch.tensor([[0]]))
+    assert _state(model) == before
+
+
+def test_the_model_is_left_alone_by_a_forward_that_fails() -> None:
+    model = DeepHead().train()
+    anatomy = examine(model, input_size=64)
+    before = _state(model)
+    with pytest.raises(RuntimeError, match="channels"):
+        anatomy.forward(model, torch.zeros(1, 4, 64, 64))
+    with pytest.raises(
+        ValueError, match=r"its forward failed on a trial image of shape \(1, 3, 2, 2\) \(.*; pass input_size"
+    ):
+        examine(nn.Sequential(nn.AvgPool2d(4), model).train(), input_size=2)
+    assert _state(model) == before
+
+
+def test_frozen_parameters_do_not_hinder_grad_cam() -> None:
+    model, images = double(DeepHead())
+    expected = cams(model, images, [0, 1])
+    model.requires_grad_(False)
+    torch.testing.assert_close(cams(model, images, [0, 1]), expected, rtol=0, atol=0)
+    assert expected.amax() > 0
+
+
+def test_a_cam_that_would_not_be_exact_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"its last linear layer, 'fc', is not the mean of a map over its pixels; use"):
+        examine(DeepHead(), seed="cam", input_size=64)
+
+
+def test_a_layer_without_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gradient at 'layers.5' is zero on every pixel; name an earlier layer"):
+        examine(Tokens(), seed="layers.5", input_size=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"stages": ["layer33"]}, ValueError, r"stages: .* got 'layer33'; name another, such as .*layer3"),
+        ({"stages": ["fc"]}, ValueError, r"'fc' gave \(1, 1000\) for one image"),
+        ({"stages": []}, ValueError, "at least one module name"),
+        ({"stages": ["layer1", "layer1"]}, ValueError, "distinct"),
+        ({"stages": "layer1"}, ValueError, r"write \['layer1'\]"),
+        ({"seed": "layer5"}, ValueError, r"seed: .* got 'layer5'; name another, such as .*layer4"),
+        ({"seed": 3}, TypeError, "got int"),
+        ({"input_size": 0}, ValueError, "input_size: expected a positive size in pixels, got 0"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        examine(RESNET, **options)  # type: ignore[arg-type]
+
+
+RESNET = torchvision.models.resnet18()
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "text"),
+    [
+        ("resnet18", TypeError, "model: expected a torch.nn.Module, got str"),
+        (nn.Conv2d(3, 4, 1), ValueError, r"logits of shape \(B, num_classes\), got \(1, 4, 64, 64\)"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2)),
+            ValueError,
+            "stages: expected a network whose modules",
+        ),
+    ],
+)
+def test_models_that_cannot_be_used(model: nn.Module, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        examine(model, input_size=64)
+
+
+def test_a_flat_network_of_one_resolution_gives_its_rectified_maps() -> None:
+    layers: list[nn.Module] = [layer for _ in range(3) for layer in (nn.LazyConv2d(6, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    model(torch.randn(1, 3, 16, 16))
+    anatomy = examine(model, input_size=16)
+    assert list(anatomy.stages) == ["1", "3", "5"]
+    assert (anatomy.seed.kind, anatomy.seed.layer, anatomy.seed.head) == ("cam", "5", "8")
+
+
+def test_describe_follows_the_given_stages_and_size() -> None:
+    description = describe(
+        Pyramid(classes=7), stages=["blocks.2", "blocks.0.conv"], seed="grad-cam", input_size=(64, 96)
+    )
+    assert [(s.name, s.shape, s.sign) for s in description.stages] == [
+        ("blocks.2", (16, 8, 12), NN),
+        ("blocks.0.conv", (8, 32, 48), SIGNED),
+    ]
+    assert (description.seed_kind, description.seed_layer) == ("grad-cam", "blocks.2")
+    assert (description.input_size, description.num_classes) == ((64, 96), 7)
+    assert description.parameters == sum(p.numel() for p in Pyramid(classes=7).parameters())
+
+
+def test_classes_in_every_spelling() -> None:
+    logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.0]])
+    assert resolve_classes(None, logits).tolist() == resolve_classes("predicted", logits).tolist() == [[1], [0]]
+    assert resolve_classes("top2", logits).tolist() == [[1, 2], [0, 2]]
+    assert resolve_classes([2, 0], logits).tolist() == [[2, 0], [2, 0]]
+    assert resolve_classes([[2], [1]], logits).tolist() == [[2], [1]]
+    assert resolve_classes(torch.tensor([[2], [1]]), logits).tolist() == [[2], [1]]
+    assert resolve_classes(torch.tensor([1]).numpy(), logits).tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "text"),
+    [
+        ("top4", ValueError, "expected top1 to top3 for this model, got 'top4'"),
+        ("best", ValueError, "got 'best'"),
+        ([3], ValueError, r"expected indices in 0..2, the model's outputs, got 3"),
+        ([-1], ValueError, "got -1"),
+        ([], ValueError, "at least one class"),
+        ([[0], [1, 2]], ValueError, r"equally many classes for every image, got \[1, 2\]"),
+        ([[0], [1], [2]], ValueError, r"B = 2 images, got \(3, 1\)"),
+        ([0.5], TypeError, "whole numbers, got torch.float64"),
+        ([True], TypeError, "whole numbers, got torch.bool"),
+        (["cat"], TypeError, "whole numbers"),
+        (1, TypeError, r"write \[index\] for a single class"),
+    ],
+)
+def test_wrong_classes(classes: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"classes: .*{text}"):
+        resolve_classes(classes, torch.zeros(2, 3))  # type: ignore[arg-type]

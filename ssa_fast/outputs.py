@@ -166,7 +166,7 @@ class BoxLedger:
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "area": (x2 - x1) * (y2 - y1),
                         "iscrowd": 0,
-                        "score": round(score, 6),
+                        "score": score,
                     }
                 )
 

@@ -12,11 +12,13 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast import localize, outputs, pictures
+from ssa_fast.localize.masks import DEFAULT_BACKGROUND, voc_palette
+from ssa_fast.localize.overlay import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
+    from PIL.Image import Image
     from torch import Tensor
 
     from ssa_fast.classifiers import Classifier, Size
@@ -55,10 +57,11 @@ class RunOptions:
     backdrop: tuple[int, int, int] = pictures.WHITE
 
     @property
-    def mask_options(self) -> dict[str, Any]:
-        """The options given for masks, by the names `localize.masks` has for them."""
-        given = {"background": self.background, "alpha": self.alpha, "ignore": self.ignore}
-        return {name: value for name, value in given.items() if value is not None}
+    def mask_options(self) -> dict[str, float | None]:
+        """The options for masks, by the names `localize.masks` has for them, the default background spelled out."""
+        unsaid = self.background is None and self.alpha is None
+        background = DEFAULT_BACKGROUND if unsaid else self.background
+        return {"background": background, "alpha": self.alpha, "ignore": self.ignore}
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class _Run:
 
         self.ssa, self.out, self.classifier, self.options = ssa, out, classifier, options
         self.classes = classifier.select(options.classes)
-        self.settings = {**settings, **asdict(options)}
+        self.settings = {**settings, **asdict(options), **options.mask_options}
         self.version = __version__
         self.ledger = outputs.BoxLedger()
         self.report = RunReport()
@@ -239,9 +242,7 @@ class _Run:
             else range(1, len(classes) + 1)
         )
         mask = _relabel(result.masks(**options.mask_options)[0], labels)
-        panel = result.overlay(
-            _unit(picture.rgb, result.cams), names=self.classifier.categories, threshold=options.box_threshold
-        )[0]
+        panel = _panel(picture, result, names, boxes, mask, labels)
         writers: dict[Path, Callable[[Path], object]] = {
             targets["masks"]: lambda path: localize.save_mask(path, mask),
             targets["overlays"]: lambda path: panel.save(path),
@@ -289,9 +290,19 @@ def _relabel(mask: Tensor, labels: Sequence[int]) -> Tensor:
     return table[mask.cpu().long()]
 
 
-def _unit(rgb: np.ndarray, like: Tensor) -> Tensor:
-    """uint8 RGB (H, W, 3) as (1, 3, H, W) in [0, 1] on the device of `like`."""
-    return torch.from_numpy(rgb).permute(2, 0, 1)[None].to(like.device).float() / 255.0
+def _panel(
+    picture: Picture, result: SSAResult, names: list[str], boxes: list[Tensor], mask: Tensor, labels: Sequence[int]
+) -> Image:
+    """The overlay: one row per class, with the very boxes and mask that are written."""
+    palette = voc_palette()
+    rows = []
+    for k, (name, label) in enumerate(zip(names, labels, strict=True)):
+        stages = {"seed": result.seed[0, k], **{stage: maps[0, k] for stage, maps in result.stages.items()}}
+        red, green, blue = palette[3 * label : 3 * label + 3]
+        scores = localize.box_scores(result.cams[0, k], [[boxes[k]]])[0][0]
+        rows.append(Row(name, stages, result.cams[0, k], boxes[k], scores, mask == label, (red, green, blue)))
+    pixels = torch.from_numpy(picture.rgb).permute(2, 0, 1).float() / 255.0
+    return localize.panel(pixels, rows)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
 SHOWN = 3
 """Names shown of the pictures that share a note."""
 
@@ -126,16 +127,10 @@ def _close(report: RunReport, out: Path, *, debug: bool) -> None:
     if report.failures:
         rows = [(failure.name, failure.reason) for failure in report.failures]
         screen.print(console.table("failed", ("picture", "reason"), rows))
-    rows = [
-        ("pictures done", len(report.done)),
-        ("failed", len(report.failures)),
-        ("seconds", f"{report.seconds:.1f}"),
-        ("images/s", f"{report.images_per_second:.2f}"),
-        ("outputs", out if report.done else "none"),
-        ("boxes", report.boxes or "none"),
-    ]
-    title = "interrupted: what is complete was kept" if report.interrupted else "run"
-    screen.print(console.table(title, ("", "value"), rows, right=()))
+    done, failed = len(report.done), len(report.failures)
+    row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
+    title = "interrupted; what is complete was kept" if report.interrupted else "run"
+    screen.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -132,7 +132,8 @@ def fuse_stages(
     fused: Tensor | None = None
     for name, polished in maps.items():
         polished = resize(minmax(polished) if rescale else polished, size, align_corners)
-        polished = polished ** weight[name] if fuse == "product" else polished * weight[name]
+        if weight[name] != 1.0:
+            polished = polished ** weight[name] if fuse == "product" else polished * weight[name]
         if fused is None:
             fused = polished
         elif fuse == "max":
@@ -208,8 +209,9 @@ def correlation(
 
 def minmax(maps: Tensor) -> Tensor:
     """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN."""
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    low, high = maps.flatten(-2).aminmax(dim=-1)
+    span = (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    return (maps - low[..., None, None]) / span[..., None, None]
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:

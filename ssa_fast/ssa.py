@@ -149,7 +149,7 @@ class SSA:
             for name, maps in self._polish(captured, chosen, _hw(images), sums).items():
                 maps = maps.flip(-1) if mirrored else maps
                 sums[name] = sums[name] + resize(maps, _hw(sums[name])) if name in sums else maps
-        rescaled = {name: minmax(maps.float()) for name, maps in sums.items()}
+        rescaled = {name: minmax(maps).float() for name, maps in sums.items()}
         return SSAResult(
             cams=rescaled[CAMS],
             seed=rescaled[SEED],

@@ -7,6 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def evident(layer: nn.Module) -> nn.Module:
+    """The layer with mostly positive weights, so that every class has evidence and no CAM is 0 everywhere."""
+    nn.init.uniform_(layer.weight, -0.5, 1.0)
+    return layer
+
+
 class Block(nn.Module):
     """A strided convolution and a residual one; the last addition and ReLU are in place, as in torchvision's ResNet."""
 
@@ -31,7 +37,7 @@ class Pyramid(nn.Module):
         widths = (channels, 8, 12, 16, 20)
         self.blocks = nn.ModuleList(Block(a, b, 2) for a, b in zip(widths, widths[1:], strict=False))
         self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(widths[-1], classes)
+        self.fc = evident(nn.Linear(widths[-1], classes))
 
     def features(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -47,7 +53,7 @@ class DeepHead(Pyramid):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = nn.Linear(20, 20)
+        self.hidden = evident(nn.Linear(20, 20))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.gelu(self.hidden(self.features(x).mean((2, 3)))))
@@ -58,7 +64,7 @@ class ConvHead(Pyramid):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Conv2d(20, 5, 1)
+        self.fc = evident(nn.Conv2d(20, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1)).flatten(1)
@@ -69,7 +75,7 @@ class ClassMap(Pyramid):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Conv2d(20, 5, 1)
+        self.fc = evident(nn.Conv2d(20, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x)).mean((2, 3))

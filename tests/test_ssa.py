@@ -1,0 +1,297 @@
+"""SSA on whole classifiers: equal to its parts written by hand, whatever mode the caller is in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+import ssa_fast
+from ssa_fast import SSA, Affinity, SSAResult
+from tests.networks import ClassMap, DeepHead, Pyramid, Tokens
+
+ROUNDING = {"rtol": 0.0, "atol": 4 * torch.finfo(torch.float32).eps}  # of float64 numbers in [0, 1] to float32
+IMAGES = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+
+
+def trained(network: type[nn.Module] = Pyramid) -> nn.Module:
+    """A float64 network, so that a comparison sees the algorithm and not its rounding."""
+    torch.manual_seed(1)
+    return network().double()
+
+
+def ssa(model: nn.Module, **options: object) -> SSA:
+    return SSA(model, input_size=64, **options)  # type: ignore[arg-type]
+
+
+def minmax(maps: Tensor) -> Tensor:
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-300)
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+def test_resnet_by_hand() -> None:
+    """CAM, PCM in every stage, min-max, resize, mean: written with nothing but torch."""
+    model = torchvision.models.resnet18(num_classes=6).double().eval()
+    images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+        stages = {}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = stages[name] = getattr(model, name)(x)
+        logits = model.fc(x.mean((2, 3)))
+        classes = logits.topk(2).indices
+        seed = torch.einsum("bkc,bchw->bkhw", model.fc.weight[classes], x).relu()
+        polished = {}
+        for name, features in stages.items():
+            size = tuple(features.shape[2:])
+            unit = features.flatten(2) / (features.flatten(2).norm(dim=1, keepdim=True) + 1e-5)
+            affinity = torch.relu(unit.mT @ unit)
+            rows = upsample(seed, size).flatten(2)
+            polished[name] = minmax((rows @ affinity / (affinity.sum(1, keepdim=True) + 1e-5)).unflatten(2, size))
+        fused = sum(upsample(maps, (96, 64)) for maps in polished.values())
+
+    result = SSA(model)(images, "top2")
+    assert result.classes.tolist() == classes.tolist()
+    torch.testing.assert_close(result.logits, logits.float())
+    torch.testing.assert_close(result.seed, minmax(seed).float(), **ROUNDING)
+    assert list(result.stages) == list(polished)
+    for name, maps in polished.items():
+        torch.testing.assert_close(result.stages[name], maps.float(), **ROUNDING)
+    torch.testing.assert_close(result.cams, minmax(fused).float(), **ROUNDING)
+
+
+@pytest.mark.parametrize("network", [Pyramid, DeepHead, ClassMap, Tokens])
+def test_results_have_the_promised_shapes_and_range(network: type[nn.Module]) -> None:
+    run = ssa(network(), flip=True)
+    result = run(torch.randn(2, 3, 64, 64), [[0, 1, 2], [4, 3, 2]])
+    assert result.cams.shape == (2, 3, 64, 64)
+    assert result.logits.shape == (2, 5)
+    assert result.classes.tolist() == [[0, 1, 2], [4, 3, 2]]
+    assert list(result.stages) == run.stage_names
+    for maps in (result.cams, result.seed, *result.stages.values()):
+        assert maps.dtype == torch.float32
+        assert not maps.requires_grad
+        assert maps.amin() == 0
+        assert maps.amax() == 1
+        assert set(maps.amax((2, 3)).flatten().tolist()) <= {0.0, 1.0}  # a class without evidence is 0 everywhere
+
+
+def test_each_image_and_class_is_as_if_alone() -> None:
+    run = ssa(trained(DeepHead))
+    both = run(IMAGES, [[0, 3], [2, 1]])
+    alone = run(IMAGES[1:], [1])
+    torch.testing.assert_close(both.cams[1:, 1:], alone.cams, **ROUNDING)
+    torch.testing.assert_close(both.seed[1:, 1:], alone.seed, **ROUNDING)
+
+
+def test_flip_makes_results_of_mirrored_images_mirrored() -> None:
+    run = ssa(trained(), flip=True, scales=(1.0, 0.5))
+    straight, mirrored = run(IMAGES, [0, 1, 2]), run(IMAGES.flip(-1), [0, 1, 2])
+    torch.testing.assert_close(mirrored.cams.flip(-1), straight.cams, **ROUNDING)
+    torch.testing.assert_close(mirrored.seed.flip(-1), straight.seed, **ROUNDING)
+    torch.testing.assert_close(mirrored.stages["blocks.2"].flip(-1), straight.stages["blocks.2"], **ROUNDING)
+    once = ssa(trained(), scales=(1.0, 0.5))
+    assert (once(IMAGES.flip(-1), [0]).cams.flip(-1) - once(IMAGES, [0]).cams).abs().max() > 0.01
+
+
+def test_scales_are_summed_after_polishing() -> None:
+    model = trained()
+    result = ssa(model, scales=(0.5, 1.0, 1.5))(IMAGES, [2, 3])
+    seed, cams = torch.zeros(2, 2, 4, 6, dtype=torch.float64), torch.zeros(2, 2, 64, 96, dtype=torch.float64)
+    anatomy = ssa(model).anatomy
+    for height, width in ((64, 96), (32, 48), (96, 144)):
+        shrunk = height < 64
+        view = F.interpolate(IMAGES, (height, width), mode="bilinear", align_corners=False, antialias=shrunk)
+        captured = anatomy.forward(model, view)
+        found = anatomy.seed_maps(model, captured, result.classes)
+        features = {name: captured.maps[name] for name in anatomy.stages}
+        seed += upsample(found, (4, 6))
+        cams += ssa_fast.polish(found, features, size=(64, 96))
+    torch.testing.assert_close(result.seed, minmax(seed).float(), **ROUNDING)
+    torch.testing.assert_close(result.cams, minmax(cams).float(), **ROUNDING)
+    torch.testing.assert_close(result.logits, model.eval()(IMAGES).float())
+
+
+def test_without_scale_one_the_first_scale_gives_logits_and_sizes() -> None:
+    model = trained()
+    result = ssa(model, scales=(0.5, 2.0), size="stage")(IMAGES, [0])
+    small = F.interpolate(IMAGES, (32, 48), mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(result.logits, model.eval()(small).float())
+    assert result.cams.shape[2:] == result.stages["blocks.0"].shape[2:] == (16, 24)
+
+
+@pytest.mark.parametrize(("size", "expected"), [("input", (64, 96)), ("stage", (32, 48)), ((10, 20), (10, 20))])
+def test_size(size: str | tuple[int, int], expected: tuple[int, int]) -> None:
+    assert ssa(trained(), size=size)(IMAGES, [0]).cams.shape == (2, 1, *expected)
+
+
+def test_affinity_fuse_and_weights_reach_the_operator() -> None:
+    model = trained()
+    affinities = [Affinity(power=2), Affinity(), Affinity(center=True), Affinity(phi="exp", temperature=0.5)]
+    run = ssa(model, affinity=affinities, fuse="max", weights=[1, 2, 0, 1])
+    result = run(IMAGES, [1])
+    captured = run.anatomy.forward(model, IMAGES)
+    found = run.anatomy.seed_maps(model, captured, result.classes)
+    features = {name: captured.maps[name] for name in run.stage_names}
+    expected = ssa_fast.polish(
+        found, features, affinity=affinities, fuse="max", weights=[1, 2, 0, 1], size=(64, 96), rescale=True
+    )
+    torch.testing.assert_close(result.cams, minmax(expected).float(), **ROUNDING)
+
+
+@pytest.mark.parametrize("network", [Pyramid, DeepHead])
+def test_results_do_not_depend_on_the_callers_mode(network: type[nn.Module]) -> None:
+    model = trained(network).train()
+    run = ssa(model, flip=True)
+    expected = run(IMAGES, "top2")
+    with torch.no_grad():
+        torch.testing.assert_close(run(IMAGES, "top2").cams, expected.cams, rtol=0, atol=0)
+    with torch.inference_mode():
+        images = IMAGES.clone()
+        assert images.is_inference()
+        inferred = run(images, expected.classes.clone())
+        made_here = ssa(model, flip=True)(images, "top2")
+    torch.testing.assert_close(inferred.cams, expected.cams, rtol=0, atol=0)
+    torch.testing.assert_close(made_here.cams, expected.cams, rtol=0, atol=0)
+    assert not inferred.cams.is_inference()
+    assert torch.is_grad_enabled()
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert run(IMAGES.requires_grad_(False), "top2").cams.grad_fn is None
+
+
+def test_the_backbone_runs_once_per_scale_and_mirroring_whatever_the_number_of_classes() -> None:
+    model = DeepHead()
+    run = ssa(model, flip=True, scales=(1.0, 0.5))
+    calls: list[tuple[int, ...]] = []
+    with model.blocks[0].register_forward_hook(lambda module, args, output: calls.append(tuple(args[0].shape))):  # type: ignore[attr-defined]
+        run(torch.randn(2, 3, 64, 64), "top5")
+    assert calls == [(2, 3, 64, 64)] * 2 + [(2, 3, 32, 32)] * 2
+
+
+def test_autocast_and_low_precision_models_polish_in_float32() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    model = trained().float()
+    run = ssa(model)
+    expected = run(images, [0, 1]).cams
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = run(images, [0, 1])
+    half = ssa(model.bfloat16())(images.bfloat16(), [0, 1])
+    for result in (mixed, half):
+        assert result.cams.dtype == result.logits.dtype == torch.float32
+        # bfloat16 keeps 8 bits; min-max magnifies them by the inverse of the map's relative range.
+        assert (result.cams - expected).abs().mean() < 0.1
+        assert result.cams.unique().numel() > 1000
+
+
+def test_images_of_another_number_of_channels() -> None:
+    result = SSA(Pyramid(channels=1), input_size=64)(torch.randn(1, 1, 48, 48))
+    assert result.cams.shape == (1, 1, 48, 48)
+
+
+def test_attributes() -> None:
+    run = ssa(DeepHead(), stages=["blocks.1", "blocks.3"], seed="blocks.2")
+    assert (run.stage_names, run.seed_kind, run.seed_layer) == (["blocks.1", "blocks.3"], "grad-cam", "blocks.2")
+    run = ssa(Pyramid())
+    assert (run.seed_kind, run.seed_layer) == ("cam", "blocks.3")
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "text"),
+    [
+        (torch.zeros(3, 64, 64), ValueError, r"expected shape \(B, 3, H, W\), got \(3, 64, 64\); add a batch axis"),
+        (torch.zeros(1, 4, 64, 64), ValueError, r"got \(1, 4, 64, 64\)"),
+        (torch.zeros(0, 3, 64, 64), ValueError, "at least one image and pixel"),
+        (torch.zeros(1, 3, 64, 0), ValueError, "at least one image and pixel"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "expected torch.float32 .* got torch.uint8"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), TypeError, "got torch.float64"),
+        (torch.zeros(1, 3, 64, 64, device="meta"), ValueError, "model's device cpu, got meta"),
+        (torch.zeros(1, 3, 64, 64, requires_grad=True), ValueError, "without grad, got requires_grad=True"),
+        (torch.zeros(1, 3, 64, 64).numpy(), TypeError, "expected a torch tensor, got ndarray"),
+    ],
+)
+def test_wrong_images(images: Tensor, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"images: .*{text}"):
+        ssa(Pyramid())(images)
+
+
+def test_images_that_require_grad_are_taken_without_grad_mode() -> None:
+    with torch.no_grad():
+        assert ssa(Pyramid())(torch.zeros(1, 3, 64, 64, requires_grad=True)).cams.requires_grad is False
+
+
+def test_a_class_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"classes: expected indices in 0..4, the model's outputs, got 5"):
+        ssa(Pyramid())(torch.zeros(1, 3, 64, 64), [5])
+
+
+def test_nan_images_give_nan_maps() -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    images[1, 0, 0, 0] = torch.nan
+    result = ssa(trained().float())(images, [0])
+    assert result.cams[0].isfinite().all()
+    assert result.cams[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"scales": ()}, ValueError, "scales: expected at least one finite factor > 0"),
+        ({"scales": (0.0,)}, ValueError, "scales: "),
+        ({"scales": 2.0}, TypeError, "scales: expected a sequence of numbers"),
+        ({"scales": "1"}, TypeError, "scales: "),
+        ({"size": "image"}, ValueError, 'size: expected "input", "stage" or'),
+        ({"size": (0, 4)}, ValueError, "size: "),
+    ],
+)
+def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        ssa(Pyramid(), **options)
+
+
+def test_networks_of_one_size_say_so() -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3)
+    assert SSA(model, flip=True)(torch.zeros(1, 3, 32, 32)).cams.shape == (1, 1, 32, 32)
+    with pytest.raises(ValueError, match=r"scales: expected \(1.0,\), as the model takes images of 32 x 32 only"):
+        SSA(model, scales=(0.5, 1))
+    with pytest.raises(ValueError, match="images: expected 32 x 32, the only size this model takes, got 64 x 32"):
+        SSA(model)(torch.zeros(1, 3, 64, 32))
+
+
+def test_a_size_that_the_network_cannot_take_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 3))
+    run = SSA(model, input_size=32)
+    assert run(torch.zeros(1, 3, 32, 32)).cams.shape == (1, 1, 32, 32)
+    with pytest.raises(
+        ValueError, match=r"size that the model takes, such as 32 x 32, but its forward failed at 48 x 40 \("
+    ):
+        run(torch.zeros(1, 3, 48, 40))
+
+
+@pytest.fixture
+def result() -> SSAResult:
+    return ssa(Pyramid())(torch.randn(2, 3, 64, 64), "top2")
+
+
+def test_boxes_and_masks_of_a_result(result: SSAResult) -> None:
+    found = result.boxes(threshold=0.5, components="all")
+    assert [len(image) for image in found] == [2, 2]
+    assert all(corners.shape[1:] == (4,) for image in found for corners in image)
+    labels = result.masks()
+    assert labels.shape == (2, 64, 64)
+    expected = torch.where(result.cams.amax(1) > 0.25, result.cams.argmax(1) + 1, 0)
+    assert torch.equal(labels, expected.to(torch.uint8))
+    assert (result.masks(alpha=4, ignore=16) == 255).any()
+
+
+def test_overlay_of_a_result(result: SSAResult) -> None:
+    panels = result.overlay(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
+    assert len(panels) == 2
+    assert all(isinstance(panel, Image.Image) and panel.mode == "RGB" for panel in panels)

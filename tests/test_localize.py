@@ -1,0 +1,256 @@
+"""Boxes, masks and pictures against cases worked out by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from ssa_fast.localize import box_scores, boxes, masks, overlay, save_mask
+from ssa_fast.localize.masks import voc_palette
+from ssa_fast.localize.overlay import CELL, GAP, SIDE, TITLE, heat, turbo
+from ssa_fast.ssa import SSAResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Two regions above 0.2 · 0.8: a diagonal of three pixels, which only touch at corners, and a pair of pixels.
+SCENE = torch.tensor(
+    [
+        [0.8, 0.1, 0.0, 0.0, 0.0],
+        [0.0, 0.7, 0.1, 0.0, 0.3],
+        [0.0, 0.0, 0.6, 0.1, 0.4],
+        [0.1, 0.1, 0.1, 0.1, 0.0],
+    ]
+)
+
+
+def test_the_largest_region_is_boxed_in_exclusive_pixel_corners() -> None:
+    ((found,),) = boxes(SCENE, 0.2)
+    assert found.tolist() == [[0, 0, 3, 3]]
+    assert found.dtype == torch.float32
+
+
+def test_all_regions_come_largest_first() -> None:
+    ((found,),) = boxes(SCENE, 0.2, "all")
+    assert found.tolist() == [[0, 0, 3, 3], [4, 1, 5, 3]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.0, [[0, 0, 5, 4]]),
+        (0.5, [[0, 0, 3, 3]]),  # 0.4 does not exceed 0.5 · 0.8
+        (0.75, [[0, 0, 2, 2]]),
+        (1.0, []),
+    ],
+)
+def test_thresholds_are_relative_to_the_maximum_and_strict(threshold: float, expected: list[list[int]]) -> None:
+    for factor in (1.0, 0.5):
+        ((found,),) = boxes(SCENE.double() * factor, threshold, "all")
+        assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("plane", [torch.zeros(3, 3), -torch.ones(3, 3), torch.full((3, 3), torch.nan)])
+def test_a_map_without_evidence_has_no_box(plane: Tensor) -> None:
+    ((found,),) = boxes(plane, 0.0)
+    assert found.shape == (0, 4)
+
+
+def test_boxes_keep_images_and_classes_apart() -> None:
+    cams = torch.zeros(2, 2, 6, 6)
+    for b, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        cams[b, k, b : b + 2, 3 * k] = 1
+    assert [[each.tolist() for each in image] for image in boxes(cams)] == [
+        [[[0, 0, 1, 2]], [[3, 0, 4, 2]]],
+        [[[0, 1, 1, 3]], [[3, 1, 4, 3]]],
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5, 0.9]))
+def test_one_region_agrees_with_torchvision(seed: int, threshold: float) -> None:
+    """One blob: torchvision's box of the whole mask is the region's box, with inclusive corners."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = (torch.rand(2, generator=generator) * 12).tolist()
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    plane = torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)
+    ((found,),) = boxes(plane, threshold)
+    inclusive = masks_to_boxes((plane > threshold * plane.max())[None])
+    assert found.tolist() == (inclusive + torch.tensor([0, 0, 1, 1])).tolist()
+
+
+def test_scores_are_the_maps_mean_inside_the_box() -> None:
+    found = boxes(SCENE, 0.2, "all")
+    ((scores,),) = box_scores(SCENE, found)
+    torch.testing.assert_close(scores, torch.tensor([2.3 / 9, 0.7 / 2]))
+    assert box_scores(torch.zeros(1, 1, 2, 2), [[torch.empty(0, 4)]])[0][0].shape == (0,)
+
+
+CAMS = torch.tensor([[0.9, 0.2, 0.3, 0.0], [0.1, 0.5, 0.28, 0.0]]).reshape(2, 1, 4)
+
+
+def test_masks_take_the_largest_class_above_the_background() -> None:
+    assert masks(CAMS).tolist() == [[[1, 2, 1, 0]]]
+    assert masks(CAMS, 0.3).tolist() == [[[1, 2, 0, 0]]]
+    assert masks(CAMS, background=0.0).tolist() == [[[1, 2, 1, 0]]]
+    assert masks(CAMS).dtype == torch.uint8
+
+
+def test_masks_with_a_background_of_one_minus_the_maximum() -> None:
+    # (1 - 0.9)^1 < 0.9; (1 - 0.5)^1 = 0.5 does not exceed itself; (1 - 0.3)^1 = 0.7, (1 - 0.3)^4 = 0.24
+    assert masks(CAMS, alpha=1).tolist() == [[[1, 0, 0, 0]]]
+    assert masks(CAMS, alpha=4).tolist() == [[[1, 2, 1, 0]]]
+
+
+def test_the_ignore_band_lies_between_two_backgrounds() -> None:
+    assert masks(CAMS, 0.6, ignore=0.25).tolist() == [[[1, 255, 255, 0]]]
+    assert masks(CAMS, alpha=1, ignore=4).tolist() == [[[1, 255, 255, 0]]]
+
+
+def test_nan_pixels_are_unsure() -> None:
+    cams = CAMS.clone()
+    cams[0, 0, 3] = torch.nan
+    assert masks(cams).tolist() == [[[1, 2, 1, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: boxes(SCENE, 1.1), ValueError, r"threshold: expected a number in \[0, 1\], got 1.1"),
+        (lambda: boxes(SCENE, float("nan")), ValueError, "threshold: .* got nan"),
+        (lambda: boxes(SCENE, "0.2"), TypeError, "threshold: .* got str"),
+        (lambda: boxes(SCENE, 0.2, "some"), ValueError, "components: .* got 'some'"),
+        (lambda: boxes(SCENE.int()), TypeError, "cams: .* got torch.int32"),
+        (lambda: boxes(SCENE.numpy()), TypeError, "cams: .* got ndarray"),
+        (lambda: boxes(SCENE[0]), ValueError, r"cams: .* got \(5,\)"),
+        (lambda: boxes(torch.empty(1, 0, 3, 3)), ValueError, r"cams: .* got \(1, 0, 3, 3\)"),
+        (lambda: masks(CAMS, 1.5), ValueError, "background: .* got 1.5"),
+        (lambda: masks(CAMS, 0.2, alpha=2), ValueError, "alpha: expected either background or alpha"),
+        (lambda: masks(CAMS, alpha=0), ValueError, "alpha: expected a number > 0"),
+        (lambda: masks(CAMS, 0.2, ignore=0.3), ValueError, r"ignore: expected a number in \[0, background = 0.2\)"),
+        (lambda: masks(CAMS, alpha=4, ignore=2), ValueError, "ignore: expected an exponent above alpha = 4"),
+        (lambda: masks(CAMS * 2), ValueError, r"cams: expected values in \[0, 1\], got 0 to 1.8"),
+        (lambda: masks(torch.zeros(255, 1, 1)), ValueError, "cams: expected at most 254 classes"),
+    ],
+)
+def test_wrong_arguments(call: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()  # type: ignore[operator]
+
+
+def test_voc_palette_is_the_devkits() -> None:
+    colours = np.array(voc_palette()).reshape(256, 3)
+    assert colours[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],  # aeroplane
+        [0, 128, 0],  # bicycle
+        [128, 128, 0],  # bird
+        [192, 128, 128],  # person
+        [0, 64, 128],  # tv monitor
+        [224, 224, 192],  # void
+    ]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, "numpy"])
+def test_saved_masks_hold_the_labels(tmp_path: Path, kind: torch.dtype | str) -> None:
+    labels = torch.tensor([[0, 1, 255], [20, 0, 3]])
+    save_mask(tmp_path / "m.png", labels.numpy() if kind == "numpy" else labels.to(kind))  # type: ignore[call-overload]
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.mode == "P"
+        assert np.asarray(image).tolist() == labels.tolist()
+        assert image.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "palette", "error", "text"),
+    [
+        (torch.zeros(2, 2), "voc", TypeError, "mask: expected whole numbers, got float32"),
+        (torch.zeros(1, 2, 2, dtype=torch.uint8), "voc", ValueError, r"mask: expected shape \(H, W\), got \(1, 2, 2\)"),
+        (torch.tensor([[256]]), "voc", ValueError, r"mask: expected labels in 0..255, got 256..256"),
+        (torch.tensor([[1]]), "ade", ValueError, 'palette: expected "voc"'),
+        (torch.tensor([[1]]), [0, 1], ValueError, "palette: "),
+    ],
+)
+def test_wrong_masks_leave_no_file(
+    tmp_path: Path, mask: Tensor, palette: str, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        save_mask(tmp_path / "m.png", mask, palette)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_turbo_runs_from_dark_over_green_to_dark_red() -> None:
+    low, middle, high, none = turbo(np.array([0.0, 0.5, 1.0, np.nan])).tolist()
+    assert max(low) < 40
+    assert middle[1] > 200
+    assert high[0] > high[1]
+    assert none == [128, 128, 128]
+
+
+def test_heat_colours_the_right_place() -> None:
+    plane = torch.zeros(4, 4)
+    plane[0, 3] = 1
+    drawn = np.asarray(heat(Image.new("RGB", (40, 40)), plane)).astype(int)
+    redness = drawn[..., 0] - drawn[..., 2]
+    assert np.unravel_index(redness.argmax(), redness.shape)[0] < 10
+    assert np.unravel_index(redness.argmax(), redness.shape)[1] >= 30
+
+
+def made_result(k: int = 2) -> SSAResult:
+    cams = torch.zeros(1, k, 30, 60)
+    cams[:, 0, 10:20, 40:60] = 1
+    cams[:, 1:, :15, :30] = 0.8
+    stages = {"layer3": cams[..., ::2, ::2], "a.module.with.a.name.too.long.for.its.cell": cams}
+    return SSAResult(cams, cams[..., ::5, ::5], stages, torch.zeros(1, 9), torch.tensor([[7, 3, 1][:k]]))
+
+
+def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:
+    (panel,) = overlay(torch.full((1, 3, 60, 120), 0.5), made_result())
+    columns = 3 + 2 + 2  # image, seed, two stages, fused, boxes, mask
+    assert panel.size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
+
+
+def test_panel_draws_each_class_where_it_is() -> None:
+    (panel,) = overlay(torch.full((1, 3, 60, 120), 0.5), made_result())
+    pixels = np.asarray(panel).astype(int)
+    left = SIDE + 6 * (CELL + GAP)
+    mask_cells = [pixels[TITLE + row * (CELL // 2 + GAP) :, left : left + CELL][: CELL // 2] for row in (0, 1)]
+    redness, greenness = mask_cells[0][..., 0] - mask_cells[0][..., 1], mask_cells[1][..., 1] - mask_cells[1][..., 0]
+    for colour, (top, bottom, west, east) in ((redness, (10, 20, 40, 60)), (greenness, (0, 15, 0, 30))):
+        rows, columns = np.nonzero(colour > 20)
+        scale = CELL / 60
+        expected = [top * scale, bottom * scale - 1, west * scale, east * scale - 1]
+        assert np.abs(np.array([rows.min(), rows.max(), columns.min(), columns.max()]) - expected).max() <= 1
+
+
+def test_grey_images_are_drawn() -> None:
+    (panel,) = overlay(torch.full((1, 1, 30, 60), 0.5), made_result(), names=[f"n{i}" for i in range(9)])
+    assert panel.getpixel((SIDE + 5, TITLE + 5)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "error", "text"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, TypeError, "images: .* got torch.uint8"),
+        (torch.zeros(2, 3, 8, 8), None, ValueError, r"images: expected \(1, 3, H, W\).* got \(2, 3, 8, 8\)"),
+        (torch.full((1, 3, 8, 8), -2.0), None, ValueError, r"images: expected values in \[0, 1\], got -2 to -2"),
+        (
+            torch.zeros(1, 3, 8, 8),
+            ["a", "b"],
+            ValueError,
+            r"names: expected a name per output of the model \(9\), got 2",
+        ),
+    ],
+)
+def test_wrong_overlay_arguments(images: Tensor, names: list[str] | None, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        overlay(images, made_result(), names=names)

@@ -191,7 +191,11 @@ class _Run:
                     watch(Step(index + 1, len(found.sources), str(source.path), failure))
         except KeyboardInterrupt:
             self.report.interrupted = True
-        self._write_boxes()
+        try:
+            with outputs.interrupts_held():
+                self._write_boxes()
+        except KeyboardInterrupt:
+            self.report.interrupted = True
         self.report.seconds = time.perf_counter() - start
         return self.report
 

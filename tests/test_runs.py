@@ -1,9 +1,10 @@
-"""Runs over pictures: all that is promised is written and fits together, bad pictures are named, nothing is half done."""
+"""Runs over pictures: all that is promised is written and fits together, bad pictures are named, nothing is half."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,15 @@ def test_wrong_options_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         runs.run([folder], ssa, tmp_path / "out", classifier=classifier, options=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_one_size_takes_no_other(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
+    fixed = replace(classifier, input_size=(64, 64))
+    with pytest.raises(ValueError, match=r"^size: resnet18 takes pictures of 64x64 only"):
+        runs.run([folder], ssa, tmp_path / "out", classifier=fixed, options=RunOptions(size=96))
+    assert runs.run([folder], ssa, tmp_path / "out", classifier=fixed).exit_code == 0
+    with np.load(tmp_path / "out/cams/b.npz") as saved:
+        assert saved["cams"].shape[-2:] == (70, 41)
 
 
 def test_nothing_to_read_and_no_folder_to_write_to(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:

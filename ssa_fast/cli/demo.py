@@ -45,7 +45,7 @@ def _tell(report: DemoReport, out: Path) -> None:
     gain = 100 * (report.polished_miou - report.seed_miou)
     lines = (
         f"polished - seed: {gain:+.1f} mIoU points, {100 * (report.polished_box - report.seed_box):+.1f} box points",
-        f"per image, {report.threads} threads: backbone {report.backbone_ms:.1f} ms, polishing {report.polish_ms:.1f} ms",
+        f"per image on {report.threads} threads: backbone {report.backbone_ms:.1f} ms, SSA {report.polish_ms:.1f} ms",
         f"thresholds chosen on {report.validation_images} other scenes (seed {report.validation_seed}); "
         f"the classifier's average precision {100 * report.average_precision:.1f} %",
         f"panels: {report.panels[0]} and {len(report.panels) - 1} more in {out}; {report.seconds:.0f} s in all",

@@ -34,7 +34,8 @@ def command(
             raise ValueError("names: expected either names or --all, got both; leave one out")
         wanted = names or (None if everything else light_half())
         screen = console.err()
-        rows = list(track(sweep(wanted), "trying networks", total=_count(wanted), console=screen, transient=True))
+        quiet = not screen.is_terminal
+        rows = list(track(sweep(wanted), "trying networks", _count(wanted), console=screen, disable=quiet))
     working = [row for row in rows if row.description is not None]
     if working:
         console.out().print(console.table("networks", COLUMNS, [_cells(row) for row in working], right=("seconds",)))

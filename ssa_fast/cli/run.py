@@ -79,7 +79,7 @@ def command(
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
             console.err().print(
-                f"notice: {model} takes pictures of {only} only; they are resized, and the outputs back"
+                f"notice: {model} takes {only} only; pictures are resized to it, outputs back to their size"
             )
         settings = {
             "model": model,
@@ -100,13 +100,15 @@ def _watched(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunR
 
     columns = (TextColumn("polishing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     screen = console.err()
-    with Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=screen, transient=True) as bar:
+    name = TextColumn("{task.fields[name]}", markup=False)
+    with Progress(*columns, name, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=None, name="")
 
         def watch(step: Step) -> None:
             bar.update(task, completed=step.through, total=step.total, name=step.name)
             if step.failure is not None:
-                bar.console.print(Text("failed: ", "red").append(f"{step.name}: {step.failure.reason}", "default"))
+                line = Text("failed: ", "red").append(f"{step.name}: {step.failure.reason}", "default")
+                bar.console.print(line, soft_wrap=True)
 
         return runs.run(paths, ssa, out, watch=watch, **options)
 

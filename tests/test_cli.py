@@ -1,0 +1,311 @@
+"""The command line: what it writes, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import ssa_fast
+from ssa_fast import demo, runs
+from ssa_fast.cli import app
+from ssa_fast.cli.models import light_half
+
+SMALL = ("--model", "resnet18", "--weights", "none")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a wrong call ends in."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("notice")]
+    assert len(errors) == 1, result.stderr
+    assert result.stdout == ""
+    return errors[0]
+
+
+def picture(path: Path, *size: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    Image.fromarray(rng.integers(0, 256, (*(size or (40, 56)), 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_photographs_through_resnet50(tmp_path: Path) -> None:
+    from skimage import data
+
+    (tmp_path / "in").mkdir()
+    for name in ("chelsea", "camera"):
+        Image.fromarray(getattr(data, name)()).save(tmp_path / "in" / f"{name}.png")
+    out = tmp_path / "out"
+    wish = ("--weights", "none", "--classes", "tabby, 504", "--flip", "--size", 224)
+    result = call("run", tmp_path / "in", *wish, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"│ +2 │ +0 │ +[\d.]+ │ +[\d.]+ │", result.stdout)
+    with np.load(out / "cams/chelsea.npz", allow_pickle=False) as saved:
+        assert saved["cams"].dtype == np.float16
+        assert saved["cams"].shape == (2, 300, 451)
+        assert saved["names"].tolist() == ["tabby", "coffee mug"]
+        settings = json.loads(str(saved["settings"]))
+        assert str(saved["version"]) == ssa_fast.__version__
+    assert settings["model"] == "resnet50"
+    assert settings["stages"] == ["layer1", "layer2", "layer3", "layer4"]
+    assert settings["flip"] is True
+    with Image.open(out / "masks/camera.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (512, 512))
+    with Image.open(out / "overlays/chelsea.png") as overlay:
+        assert overlay.width > 4 * overlay.height
+    boxes = json.loads((out / "boxes.json").read_text())
+    assert len(boxes["images"]) == 2
+    assert {a["category_id"] for a in boxes["annotations"]} <= {281, 504}
+
+
+def test_every_option_reaches_its_place(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    result = call(
+        *("run", source, *SMALL, "--classes", "top2", "--stages", "layer2,layer4", "--affinity", "power=2,center"),
+        *("--scales", "1,1.5", "--fuse", "max", "--seed", "grad-cam", "--size", "48x64", "--device", "cpu"),
+        *("--alpha", "8", "--ignore", "16", "--box-threshold", "0.5", "--components", "all", "--backdrop", "#010203"),
+        *("--out", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out/cams/a.npz") as saved:
+        settings = json.loads(str(saved["settings"]))
+        assert saved["cams"].shape == (2, 40, 56)
+    expected = {
+        "stages": ["layer2", "layer4"],
+        "affinity": "power=2.0,center=True",
+        "fuse": "max",
+        "seed": "grad-cam",
+        "size": [48, 64],
+        "alpha": 8.0,
+        "ignore": 16.0,
+        "background": None,
+        "box_threshold": 0.5,
+        "components": "all",
+        "backdrop": [1, 2, 3],
+        "classes": "top2",
+        "weights": "none",
+    }
+    assert expected.items() <= settings.items()
+
+
+def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", 96, 96)
+    result = call("run", source, "--model", "demo", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out/cams/a.npz") as saved:
+        assert saved["labels"].tolist() == [saved["classes"][0] + 1]
+        assert not str(saved["names"][0]).startswith("class")
+    assert "knows no 'zebra'" in refused(
+        "run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x"
+    )
+
+
+def test_a_network_of_one_size_is_announced_and_its_outputs_fit_the_picture(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", 50, 90)
+    result = call("run", source, "--model", "vit_b_32", "--weights", "none", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "notice: vit_b_32 takes 224x224 only" in result.stderr
+    with np.load(tmp_path / "out/cams/a.npz") as saved:
+        assert saved["cams"].shape[-2:] == (50, 90)
+
+
+def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "[in] bold"
+    good = picture(folder / "good.png")
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("hello")
+    (folder / "cut.png").write_bytes(good.read_bytes()[:1000])
+    picture(folder / "large.png", 100, 101)
+    Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(folder / "sixteen.png")
+    Image.new("CMYK", (40, 40)).save(folder / "cmyk.jpg")
+    Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(folder / "alpha.png")
+    Image.new("P", (40, 40)).save(folder / "palette.png")
+    Image.new("L", (1, 1)).save(folder / "dot.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 60)).save(folder / "turned.jpg", exif=exif)
+    result = call("run", folder, *SMALL, "--max-pixels", 10000, "--out", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    for name, reason in (("empty", "0 bytes"), ("text", "Pillow"), ("cut", "damaged"), ("large", "--max-pixels")):
+        assert re.search(rf"│ {re.escape(str(folder))}/{name}\.png +│ .*{reason}", result.stdout), name
+        assert re.search(rf"failed: {re.escape(str(folder))}/{name}\.png: .*{reason}", result.stderr), name
+    assert "alpha.png: its transparent parts" in result.stderr
+    written = {path.stem for path in (tmp_path / "out/masks").iterdir()}
+    assert written == {"good", "sixteen", "cmyk", "alpha", "palette", "dot", "turned"}
+    with Image.open(tmp_path / "out/masks/turned.png") as mask:
+        assert mask.size == (60, 40)
+    assert "Traceback" not in result.output
+    debugged = call("run", folder / "text.png", *SMALL, "--out", tmp_path / "out2", "--debug")
+    assert debugged.exit_code == 1
+
+
+def test_existing_outputs(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    wish = ("run", source, *SMALL, "--out", tmp_path / "out")
+    assert call(*wish).exit_code == 0
+    assert "boxes.json exists; pass --overwrite" in refused(*wish)
+    (tmp_path / "out/boxes.json").unlink()
+    before = (tmp_path / "out/cams/a.npz").stat().st_mtime_ns
+    kept = call(*wish)
+    assert kept.exit_code == 1
+    assert "exists; pass --overwrite" in kept.stdout
+    assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns == before
+    assert call(*wish, "--overwrite").exit_code == 0
+    assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "resnt18"], "did you mean 'resnet18'"),
+        (["--weights", "V9"], "weights: expected DEFAULT, IMAGENET1K_V1, none or a file"),
+        (["--classes", "1000"], "classes: expected an index from 0 to 999 for resnet18, got 1000"),
+        (["--classes", "tabbi"], "did you mean 'tabby'"),
+        (["--stages", "layer9"], "stages: expected"),
+        (["--affinity", "pow=2"], "affinity: expected one of phi, power"),
+        (["--affinity", "power=-1"], "power: expected a number finite and > 0, got -1"),
+        (["--scales", "1,big"], "scales: expected numbers between commas"),
+        (["--scales", "0"], "scales: expected"),
+        (["--seed", "gradcam"], "seed: expected"),
+        (["--size", "1.5"], "size: expected the shorter side"),
+        (["--device", "gpu"], "device: expected auto, cpu"),
+        (["--background", "2"], "background: expected a number in [0, 1]"),
+        (["--box-threshold", "1.01"], "threshold: expected a number in [0, 1]"),
+        (["--backdrop", "whitish"], "backdrop: expected a colour"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_writes_nothing(tmp_path: Path, options: list[str], message: str) -> None:
+    source = picture(tmp_path / "a.png")
+    assert message in refused("run", source, *SMALL, "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_that_typer_finds(tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    for options in (["--fuse", "median"], ["--components", "some"], ["--max-pixels", "0"], ["--colour", "red"]):
+        assert call("run", source, *SMALL, "--out", tmp_path / "out", *options).exit_code == 2
+    assert call("run", source).exit_code == 2
+    assert call("walk").exit_code == 2
+    assert "no picture to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
+
+
+def test_explain_at_a_size_no_one_would_run() -> None:
+    result = call("explain", "--model", "resnet18", "--size", 4096, "--classes-count", 20)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if "layer1" in line)
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells[:6] == ["layer1", "64", "1024 x 1024", "1,048,576", "prototypes", "torch"]
+    assert float(cells[6].replace(",", "")) == pytest.approx(4 * 1024**2 * 64 * 21 / 1e9, rel=0.01)
+    assert cells[9] == "4.0 TiB"
+    assert "layer4, non-negative features: prototypes, " in result.stdout
+
+
+def test_explain_says_why_signed_features_cost_more() -> None:
+    result = call("explain", "--model", "resnet18", "--size", "512x256", "--affinity", "power=2,center")
+    assert result.exit_code == 0, result.output
+    assert "128 x 64" in result.stdout
+    assert "centred features are signed" in result.stdout
+    assert "size: the network cannot take a picture of 9x9" in refused("explain", "--model", "alexnet", "--size", 9)
+
+
+def test_models_table() -> None:
+    result = call("models", "squeezenet1_1")
+    assert result.exit_code == 0, result.output
+    assert "SSA works on 1 of 1 networks" in result.stdout
+    assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative", result.stdout)
+    assert "squeezenet1_1" in refused("models", "squeeznet1_1")
+    assert "leave one out" in refused("models", "alexnet", "--all")
+
+
+def test_light_half_is_half_and_light() -> None:
+    from torchvision import models
+
+    names = light_half()
+    assert len(names) == len(models.list_models(module=models)) // 2
+    assert "squeezenet1_1" in names
+    assert "vit_h_14" not in names
+
+
+def test_version() -> None:
+    assert call("--version").stdout.strip() == f"ssa-fast {ssa_fast.__version__}"
+
+
+def test_demo_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def measured(out: Path, **wishes: object) -> demo.DemoReport:
+        asked.update(wishes)
+        if not wishes["overwrite"]:
+            raise FileExistsError(f"{out / 'panel.png'} exists; pass --overwrite to replace it")
+        scores = {"seed": demo.Score(0.5, 0.25, 0.3, 0.2), "polished": demo.Score(0.7, 0.5, 0.35, 0.15)}
+        panels = [out / "panel.png", out / "scene-1.png"]
+        return demo.DemoReport(6, 77, 100, 3, scores, 0.9, 20.0, 5.0, 2, panels, 1.0)
+
+    monkeypatch.setattr(demo, "run", measured, raising=False)
+    result = call("demo", "--out", tmp_path, "--images", 6, "--seed", 77, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert asked == {"images": 6, "seed": 77, "overwrite": True}
+    assert re.search(r"│ polished +│ +70\.0 │ +50\.0 │ +0\.35 │ +0\.15 │", result.stdout)
+    assert "+20.0 mIoU points, +25.0 box points" in result.stdout
+    assert str(tmp_path / "panel.png") in result.stdout
+    assert "panel.png exists; pass --overwrite" in refused("demo", "--out", tmp_path)
+
+
+def test_ctrl_c_in_a_real_process_keeps_what_is_complete(tmp_path: Path) -> None:
+    total = 60
+    for number in range(total):
+        picture(tmp_path / f"in/{number:02d}.png", 200, 200)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ssa_fast", "run", str(tmp_path / "in"), *SMALL, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("cams/0[1-9].npz")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted; what is complete was kept" in stdout
+    assert "Traceback" not in stderr
+    names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays")}
+    boxes = json.loads((out / "boxes.json").read_text())
+    assert names["cams"] == names["masks"] == names["overlays"] == {image["output"] for image in boxes["images"]}
+    assert 1 <= len(names["cams"]) < total
+    for path in (out / "cams").iterdir():
+        with np.load(path) as saved:
+            assert saved["cams"].shape == (1, 200, 200)
+
+
+def test_console_script_exits_with_the_runs_code(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").touch()
+    script = Path(sys.executable).with_name("ssa-fast")
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "ssa_fast"]
+    arguments = ["run", str(tmp_path / "bad.png"), *SMALL, "--out", str(tmp_path / "out")]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
+    assert ended.returncode == 1, ended.stderr
+    assert "bad.png" in ended.stdout
+    assert "0 bytes" in ended.stdout
+
+
+def test_interrupt_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run", interrupted)
+    result = call("run", picture(tmp_path / "a.png"), *SMALL, "--out", tmp_path / "out")
+    assert result.exit_code == 130

@@ -226,6 +226,8 @@ class _Run:
     def _infer(self, picture: Picture) -> SSAResult:
         images = self.classifier.prepare(picture.rgb, self.options.size)
         result = self.ssa(images, classes=self.classes)
+        if result.logits.isnan().any():
+            raise ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")
         own = picture.rgb.shape[:2]
         if result.cams.shape[-2:] != own:
             cams = interpolate(result.cams, own, mode="bilinear", align_corners=True).clamp_(0.0, 1.0)

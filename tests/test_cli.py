@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import ssa_fast
 from ssa_fast import demo, runs
-from ssa_fast.cli import app
+from ssa_fast.cli.app import app
 from ssa_fast.cli.models import light_half
 
 SMALL = ("--model", "resnet18", "--weights", "none")
@@ -309,3 +309,14 @@ def test_interrupt_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(runs, "run", interrupted)
     result = call("run", picture(tmp_path / "a.png"), *SMALL, "--out", tmp_path / "out")
     assert result.exit_code == 130
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; import ssa_fast.cli; ssa_fast.cli.main()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert (
+        ended.stderr.strip()
+        == f"error: the command line needs {missing}, which is not here; pip install 'ssa_fast[app]'"
+    )

@@ -246,6 +246,15 @@ def test_an_interrupt_keeps_what_is_complete(
     assert len(json.loads((tmp_path / "out/boxes.json").read_text())["images"]) == 2
 
 
+def test_networks_that_give_nan_are_told_on(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
+    def spoilt(images: torch.Tensor, classes: object) -> object:
+        result = ssa(images, classes=classes)
+        return replace(result, logits=result.logits * float("nan"))
+
+    report = runs.run([folder / "a.png"], spoilt, tmp_path / "out", classifier=classifier)
+    assert report.failures[0].reason == "resnet18 gave NaN for it; check the weights."
+
+
 def test_nothing_done_leaves_no_boxes_file(tmp_path: Path, ssa: SSA, classifier) -> None:
     (tmp_path / "a.png").touch()
     report = runs.run([tmp_path / "a.png"], ssa, tmp_path / "out", classifier=classifier)

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from ssa_fast.cli.app import app, main
+import sys
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the console script `ssa-fast`; says what to install where the extra `app` is missing."""
+    try:
+        from ssa_fast.cli.app import app
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        sys.exit(f"error: the command line needs {missing}, which is not here; pip install 'ssa_fast[app]'")
+    app()

@@ -8,7 +8,7 @@ import typer
 
 from ssa_fast.cli import demo, explain, models, run
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="ssa-fast",
@@ -38,8 +38,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Entry point of the console script `ssa-fast`."""
-    app()

@@ -52,14 +52,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 def usage_errors(*, debug: bool) -> Iterator[None]:
     """A ValueError or TypeError inside ends the command with one line on stderr and exit code 2.
 
-    So does an ImportError, which names the extra to install. With `debug` the traceback comes first.
+    So does a missing module, with what to install. With `debug` the traceback comes first.
     """
     try:
         yield
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
         if debug:
             traceback.print_exc()
         line = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            line += "; pip install 'ssa_fast[app]'"
         err().print(Text("error: ", "bold red").append(line, "default"), soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import Affinities, Fuse, Weights, fuse_stages, minmax, polish_stages, resize
-from ssa_fast.inputs import check_size
+from ssa_fast.inputs import check_size, per_stage
 from ssa_fast.models import examine
 from ssa_fast.models.classes import Classes, resolve_classes
 
@@ -125,6 +125,9 @@ class SSA:
         self.model = model
         self.affinity, self.fuse, self.weights = affinity, fuse, weights
         self.stage_names = list(self.anatomy.stages)
+        dry = {name: torch.zeros(1, 1, 1, 1) for name in self.stage_names}  # wrong options are told before any work
+        per_stage("affinity", affinity, dry, Affinity)
+        fuse_stages(dry, fuse=fuse, weights=weights)
         self.seed_kind = self.anatomy.seed.kind
         self.seed_layer = self.anatomy.seed.layer
 

@@ -249,6 +249,9 @@ def test_nan_images_give_nan_maps() -> None:
         ({"scales": "1"}, TypeError, "scales: "),
         ({"size": "image"}, ValueError, 'size: expected "input", "stage" or'),
         ({"size": (0, 4)}, ValueError, "size: "),
+        ({"fuse": "median"}, ValueError, "fuse: .* got 'median'"),
+        ({"weights": [1, 2]}, ValueError, "weights: expected 4, one per stage, got 2"),
+        ({"affinity": [Affinity()] * 3}, ValueError, "affinity: expected 4, one per stage, got 3"),
     ],
 )
 def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:

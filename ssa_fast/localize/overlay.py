@@ -25,7 +25,7 @@ INK, PAPER, BOX = (30, 30, 30), (255, 255, 255), (255, 255, 255)
 HEAT_SHARE = 0.55
 
 # Turbo's polynomial approximation: one row per channel, coefficients of t^0 .. t^5 (A. Mikhailov, "Turbo, an improved
-# rainbow colormap", Google Research 2019; Apache-2.0, gist 0d8dd992d2d34c1bd1b1cf85b1fcb8a6).
+# rainbow colormap", Google Research 2019; Apache-2.0, gist 0d177465a8151eb6ede1768d51d476c7).
 TURBO = np.array(
     [
         [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],

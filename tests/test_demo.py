@@ -123,14 +123,14 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("torch_threads")
 def test_training_learns_and_gives_the_same_file_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = Recipe(scenes=64, held_out=60, epochs=4, batch=16, threads=1)
+    recipe = Recipe(scenes=48, held_out=40, epochs=3, batch=16, threads=1)
     first = train(tmp_path / "first" / "weights.npz", recipe)
     printed = capsys.readouterr().out
     second = train(tmp_path / "second.npz", recipe)
     assert first.sha256 == second.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
     assert first.bytes == first.path.stat().st_size <= 2 * 2**20
     losses = [float(line.split("loss")[1].split()[0]) for line in printed.splitlines() if line.startswith("epoch")]
-    assert len(losses) == 4
+    assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert first.sha256 in printed
     assert all(name in printed for name in CLASSES)
@@ -146,7 +146,7 @@ def test_training_learns_and_gives_the_same_file_twice(tmp_path: Path, capsys: p
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> DemoReport:
-    return demo.run(tmp_path_factory.mktemp("demo") / "out", images=40, seed=FRESH_SEED)
+    return demo.run(tmp_path_factory.mktemp("demo") / "out", images=40, seed=FRESH_SEED, threads=1)
 
 
 def test_polishing_gains_on_fresh_scenes(report: DemoReport) -> None:
@@ -164,7 +164,7 @@ def test_report_is_complete(report: DemoReport) -> None:
     assert report.backbone_ms > 0
     assert (report.images, report.seed) == (40, FRESH_SEED)
     assert report.seed != report.validation_seed
-    assert report.threads == torch.get_num_threads()
+    assert report.threads == 1
 
 
 def test_panels_are_whole_pictures(report: DemoReport) -> None:

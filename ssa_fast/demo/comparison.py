@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ssa_fast import SSA
 from ssa_fast.demo.network import load_classifier, prepare
-from ssa_fast.demo.panels import sheet
+from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
 from ssa_fast.outputs import place
@@ -139,7 +139,7 @@ def run(
         cams, logits = _cams(model, fresh)
         scores = {kind: _score(cams[kind], fresh, calibration[kind], validation) for kind in cams}
         backbone_ms, polish_ms = _time(model, fresh)
-        pictures = _pictures(model, fresh, cams, scores["polished"])
+        pictures = _pictures(model, fresh, cams, scores)
         writers: dict[Path, Callable[[Path], object]] = {out / name: picture.save for name, picture in pictures.items()}
         place(writers, overwrite=overwrite)
         return DemoReport(
@@ -260,15 +260,17 @@ def _time(model: SceneClassifier, scenes: list[Scene], repeats: int = 5) -> tupl
     return backbone, both - backbone
 
 
-def _pictures(model: SceneClassifier, scenes: list[Scene], cams: Cams, score: Score) -> dict[str, Image.Image]:
+def _pictures(
+    model: SceneClassifier, scenes: list[Scene], cams: Cams, scores: Mapping[str, Score]
+) -> dict[str, Image.Image]:
     """``panel.png`` of the first scenes with several classes (any, if there are too few), and single overlays."""
     order = sorted(range(len(scenes)), key=lambda index: (scenes[index].labels.sum() < 2, index))[:PANEL_ROWS]
-    masks = []
-    for index in order:
-        cam, present = cams["polished"][index], scenes[index].box_classes
-        masks.append(np.where(cam.max(0) > score.background, present[cam.argmax(0)] + 1, 0).astype(np.uint8))
-    seeds, polished = ([cams[kind][index] for index in order] for kind in ("seed", "polished"))
-    pictures = {"panel.png": sheet([scenes[index] for index in order], seeds, polished, masks)}
+    shown = {
+        kind: [_shown(cams[kind][index], scenes[index], scores[kind].background) for index in order]
+        for kind in ("seed", "polished")
+    }
+    pictures = {"panel.png": sheet([scenes[index] for index in order], shown["seed"], shown["polished"])}
+    score = scores["polished"]
     ssa = SSA(model, **OPTIONS)
     for name, scene in zip(_single_names(len(scenes)), scenes, strict=False):
         result = ssa(_batch_input([scene]), classes=scene.box_classes.tolist())
@@ -276,3 +278,8 @@ def _pictures(model: SceneClassifier, scenes: list[Scene], cams: Cams, score: Sc
         overlay = result.overlay(image, names=CLASSES, threshold=score.box_threshold, background=score.background)
         pictures[name] = overlay[0]
     return pictures
+
+
+def _shown(cam: NDArray[np.float32], scene: Scene, background: float) -> Shown:
+    labels = scene.box_classes[cam.argmax(0)] + 1
+    return Shown(cam, np.where(cam.max(0) > background, labels, 0).astype(np.uint8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.demo.scenes import Scene
 
-CELL, GAP, TITLE = 232, 8, 34
+CELL, GAP, TITLE = 208, 8, 32
 PAPER, INK = (255, 255, 255), (36, 41, 47)
 MASK_SHARE = 0.75
 
@@ -28,32 +28,30 @@ COLOURS = np.array(
 )
 
 
-def sheet(
-    scenes: Sequence[Scene],
-    seeds: Sequence[NDArray[np.float32]],
-    polished: Sequence[NDArray[np.float32]],
-    masks: Sequence[NDArray[np.uint8]],
-) -> Image.Image:
-    """One picture, a row per scene: the image, the seed CAM, the polished CAM, the pseudo-mask and the truth.
+class Shown(NamedTuple):
+    """One kind of CAM of one scene: ``cam`` (K, H, W) in [0, 1] of the classes present, ``mask`` (H, W) class ids."""
 
-    CAMs are ``(K, H, W)`` in [0, 1] of the classes present, shown by their largest; masks are ``(H, W)`` class ids.
+    cam: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+
+
+def sheet(scenes: Sequence[Scene], seeds: Sequence[Shown], polished: Sequence[Shown]) -> Image.Image:
+    """One picture, a row per scene: the image, the seed CAM and its mask, the polished CAM and its mask, the truth.
+
+    Of several classes' CAMs the largest is shown at each pixel.
     """
-    columns = ("image", "seed CAM", "polished CAM", "pseudo-mask", "truth")
+    columns = ("image", "seed CAM", "its mask", "polished CAM", "its mask", "truth")
     step = CELL + GAP
     page = Image.new("RGB", (GAP + len(columns) * step, TITLE + len(scenes) * step), PAPER)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(18)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(17)
     for column, title in enumerate(columns):
         pen.text((GAP + column * step + CELL / 2, TITLE / 2), title, fill=INK, font=font, anchor="mm")
-    for row, (scene, seed, cam, mask) in enumerate(zip(scenes, seeds, polished, masks, strict=True)):
+    for row, (scene, seed, ours) in enumerate(zip(scenes, seeds, polished, strict=True)):
         picture = Image.fromarray(scene.image).resize((CELL, CELL), Image.Resampling.LANCZOS)
-        cells = (
-            picture,
-            heat(picture, torch.from_numpy(seed.max(0))),
-            heat(picture, torch.from_numpy(cam.max(0))),
-            _painted(picture, mask),
-            _painted(picture, scene.mask),
-        )
-        for column, cell in enumerate(cells):
+        cells = [picture]
+        for cam, mask in (seed, ours):
+            cells += [heat(picture, torch.from_numpy(cam.max(0))), _painted(picture, mask)]
+        for column, cell in enumerate([*cells, _painted(picture, scene.mask)]):
             page.paste(cell, (GAP + column * step, TITLE + row * step))
     return page
 

@@ -143,13 +143,13 @@ def _square_cam(value_of_second: float = 0.0) -> np.ndarray:
 
 
 def test_max_box_acc_takes_each_overlap_at_its_own_threshold() -> None:
-    # The true box is the 8×8 square for the first map and the 4×4 core for the second.
-    cams, boxes = [_square_cam(), _square_cam()], [[[4, 4, 12, 12]], [[4, 4, 8, 8]]]
-    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.5))
-    assert result.accuracies.tolist() == [[1.0, 1.0], [0.5, 0.5]]
-    assert result.max_box_acc == {0.2: 1.0, 0.5: 0.5}
+    # Truth around the first map's square is wide enough for a loose overlap only; the second map's is the core itself.
+    cams, boxes = [_square_cam(), _square_cam()], [[[0, 0, 12, 12]], [[4, 4, 8, 8]]]
+    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9))
+    assert result.accuracies.tolist() == [[1.0, 0.5], [0.0, 0.5]]
+    assert result.max_box_acc == {0.2: 1.0, 0.9: 0.5}
     assert result.max_box_acc_v2 == 0.75
-    assert box_accuracy(cams, boxes, threshold=0.3) == 0.5
+    assert box_accuracy(cams, boxes, threshold=0.7, iou=0.9) == 0.5
 
 
 def test_all_components_may_be_right_where_the_largest_is_not() -> None:

@@ -242,11 +242,7 @@ class _Run:
         names = [self.classifier.categories[index] for index in classes]
         scores = self.classifier.probabilities(result.logits.float())[0, result.classes[0]]
         boxes = result.boxes(threshold=options.box_threshold, components=options.components)[0]
-        labels = (
-            [index + 1 for index in classes]
-            if len(self.classifier.categories) <= LABELS
-            else range(1, len(classes) + 1)
-        )
+        labels = self._labels(classes)
         mask = _relabel(result.masks(**options.mask_options)[0], labels)
         panel = _panel(picture, result, names, boxes, mask, labels)
         writers: dict[Path, Callable[[Path], object]] = {
@@ -276,6 +272,12 @@ class _Run:
             )
             self.report.done.append(str(source.path))
 
+    def _labels(self, classes: list[int]) -> list[int]:
+        """The classes' values in the mask: the same in every picture where 8 bits have room for all classes."""
+        if len(self.classifier.categories) <= LABELS:
+            return [index + 1 for index in classes]
+        return list(range(1, len(classes) + 1))
+
     def _write_boxes(self) -> None:
         if not self.ledger.images:
             return
@@ -289,15 +291,15 @@ class _Run:
             self.report.boxes = path
 
 
-def _relabel(mask: Tensor, labels: Sequence[int]) -> Tensor:
+def _relabel(mask: Tensor, labels: list[int]) -> Tensor:
     """Positions + 1 in `mask` (H, W) replaced by `labels`; 0 and 255 stay what they are."""
     table = torch.arange(256, dtype=torch.uint8)
-    table[1 : len(labels) + 1] = torch.tensor(list(labels), dtype=torch.uint8)
+    table[1 : len(labels) + 1] = torch.tensor(labels, dtype=torch.uint8)
     return table[mask.cpu().long()]
 
 
 def _panel(
-    picture: Picture, result: SSAResult, names: list[str], boxes: list[Tensor], mask: Tensor, labels: Sequence[int]
+    picture: Picture, result: SSAResult, names: list[str], boxes: list[Tensor], mask: Tensor, labels: list[int]
 ) -> Image:
     """The overlay: one row per class, with the very boxes and mask that are written."""
     palette = voc_palette()

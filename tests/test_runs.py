@@ -195,6 +195,17 @@ def test_existing_outputs_are_kept_without_overwrite(folder: Path, ssa: SSA, cla
     assert len(json.loads((out / "boxes.json").read_text())["images"]) == 3
 
 
+def test_pictures_that_are_done_are_not_computed_again(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
+    runs.run([folder / "a.png"], ssa, tmp_path / "out", classifier=classifier)
+    (tmp_path / "out/boxes.json").unlink()
+
+    def never(images: torch.Tensor, classes: object) -> None:
+        raise AssertionError("computed")
+
+    report = runs.run([folder / "a.png"], never, tmp_path / "out", classifier=classifier)
+    assert "exists; pass --overwrite" in report.failures[0].reason
+
+
 def test_outputs_never_replace_the_pictures(tmp_path: Path, ssa: SSA, classifier) -> None:
     (tmp_path / "masks").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "masks/a.png")

@@ -139,7 +139,7 @@ class SSA:
         """
         self._check_images(images)
         with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
-            return self._run(images.clone() if images.is_inference() else images, classes)
+            return self._run(images, classes)
 
     def _run(self, images: Tensor, classes: Classes) -> SSAResult:
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]

@@ -105,6 +105,35 @@ class TokenBlock(nn.Module):
         return x + self.attention(y, y, y)[0], None
 
 
+class Attention(nn.Module):
+    """Attention written out: its matrix (B, heads, N, N) looks like a fine map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.softmax = nn.Softmax(-1)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return x + self.out((self.softmax(q @ k.mT) @ v).transpose(1, 2).flatten(2))
+
+
+class WrittenOut(nn.Module):
+    """A plain transformer on 14 x 14 patches of a 224 x 224 image, with a class token and written-out attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 16, 16)
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.layers = nn.Sequential(*(nn.Sequential(nn.LayerNorm(8), Attention(8)) for _ in range(4)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], dim=1)
+        return self.head(self.layers(tokens)[:, 0])
+
+
 class Tokens(nn.Module):
     """A plain transformer with a class token and ``registers`` on patches of 8 pixels, any image size."""
 

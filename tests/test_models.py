@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssa_fast.models import describe, examine, sweep
 from ssa_fast.models.classes import resolve_classes
 from ssa_fast.models.maps import infer_form
-from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens
+from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens, WrittenOut
 
 NN, SIGNED = "non-negative", "signed"
 
@@ -228,6 +228,35 @@ def test_class_token_network_is_explained_before_its_last_block(registers: int) 
     assert captured.maps["layers.2"].shape == (2, 16, 16, 8)
     seeds = anatomy.seed_maps(model, captured, torch.tensor([[0, 1], [2, 3]]))
     assert (seeds.amax((2, 3)) > 0).any()
+
+
+def test_attention_matrices_are_no_stages() -> None:
+    anatomy = examine(WrittenOut())
+    assert list(anatomy.stages) == [f"layers.{i}" for i in range(4)]
+    assert (anatomy.seed.kind, anatomy.seed.layer) == ("grad-cam", "layers.3.0")
+
+
+def test_a_signed_stage_is_not_taken_after_the_next_convolution() -> None:
+    def conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, 3, stride, 1)
+
+    following = nn.Sequential(conv(8, 8, 1), nn.ReLU(), conv(8, 8, 2), nn.BatchNorm2d(8), nn.ReLU())
+    before_norm = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 2))
+    for second, expected in ((following, ["0", "1"]), (before_norm, ["1.1", "1"])):
+        model = nn.Sequential(conv(3, 8, 2), second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        assert list(examine(model, input_size=32).stages) == expected
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_grad_cam_at_the_image_itself(inference: bool) -> None:
+    model = nn.Sequential(nn.Identity(), Pyramid()).double().eval()
+    with torch.inference_mode(inference):
+        images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 2].sum(), leaf)
+    expected = torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), images.clone()).relu()[:, None]
+    torch.testing.assert_close(cams(model, images, [2], seed="0"), expected)
+    assert not images.requires_grad
 
 
 def test_token_map_holds_patch_i_j_at_i_j() -> None:

@@ -28,7 +28,7 @@ SHOWN = 3
 
 
 def command(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders to search through.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders to search through.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs.")],
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
@@ -45,9 +45,13 @@ def command(
         str | None, typer.Option(help="Shorter side, or HEIGHTxWIDTH, at which pictures go in; else their own.")
     ] = None,
     device: Device = "auto",
-    background: Annotated[float | None, typer.Option(help="Masks: the background's constant score.")] = None,
+    background: Annotated[
+        float | None, typer.Option(help="Masks: the background's constant score; 0.25 if not said.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Masks: background score (1 - max)^alpha instead.")] = None,
-    ignore: Annotated[float | None, typer.Option(help="Masks: band of scores left undecided (255).")] = None,
+    ignore: Annotated[
+        float | None, typer.Option(help="Masks: a lower background (higher alpha); unsure (255) between.")
+    ] = None,
     box_threshold: Annotated[float, typer.Option(help="Boxes: share of the map's maximum.")] = 0.2,
     components: Annotated[Literal["largest", "all"], typer.Option(help="Boxes: of which connected parts.")] = "largest",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,

@@ -19,7 +19,7 @@ COLUMNS = ("model", "input", "stages", "C x h x w", "features", "path at K = 20"
 
 
 def command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]", help="Models; else the light half.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Models; else the light half.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from . import inputs, paths, reference
-from .affinity import Affinity
-from .dispatch import Choice, Problem, plan
+from ssa_fast import inputs, paths, reference
+from ssa_fast.affinity import Affinity
+from ssa_fast.dispatch import Choice, Problem, plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from .inputs import Array, Features
+    from ssa_fast.inputs import Array, Features
 
 Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
 FUSES = ("mean", "max", "sum", "product")

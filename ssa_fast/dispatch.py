@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .paths.pixels import TILE_ELEMENTS
-from .paths.tiled import BLOCK_I, BLOCK_J
+from ssa_fast.paths.pixels import TILE_ELEMENTS
+from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
 
 if TYPE_CHECKING:
-    from .affinity import Affinity
+    from ssa_fast.affinity import Affinity
 
 PATHS = ("auto", "dense", "prototypes", "second_order", "tiled", "resident")
 BACKENDS = ("auto", "torch", "triton", "reference")

@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .affinity import Affinity
+    from ssa_fast.affinity import Affinity
 
 
 def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:

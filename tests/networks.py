@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class Pyramid(nn.Module):
     def __init__(self, classes: int = 5, channels: int = 3) -> None:
         super().__init__()
         widths = (channels, 8, 12, 16, 20)
-        self.blocks = nn.ModuleList(Block(a, b, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(Block(a, b, 2) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(0.5)
         self.fc = evident(nn.Linear(widths[-1], classes))
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import SSA
+from ssa_fast.api import minmax
 from ssa_fast.demo.network import load_classifier, prepare
 from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
@@ -201,17 +202,11 @@ def _cams(model: SceneClassifier, scenes: list[Scene]) -> tuple[Cams, NDArray[np
         maps = {"seed": F.interpolate(ours.seed, size, mode="bilinear"), "polished": ours.cams, "default": plain.cams}
         for name, stage in plain.stages.items():
             maps[name] = F.interpolate(stage, size, mode="bilinear", align_corners=True)
-        for kind, each in maps.items():
-            chosen = [cam[scene.labels] for cam, scene in zip(_rescaled(each).numpy(), batch, strict=True)]
+        for kind, each in maps.items():  # rescaled once more, as resizing takes the tip off a peak
+            chosen = [cam[scene.labels] for cam, scene in zip(minmax(each).numpy(), batch, strict=True)]
             cams.setdefault(kind, []).extend(chosen)
         logits.append(ours.logits.numpy())
     return cams, np.concatenate(logits)
-
-
-def _rescaled(maps: Tensor) -> Tensor:
-    """Min–max to [0, 1] once more: resizing takes the tip off a peak."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def _score(

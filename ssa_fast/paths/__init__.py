@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import dense, prototypes, second_order, tiled
-from .pixels import Pixels
+from ssa_fast.paths import dense, prototypes, second_order, tiled
+from ssa_fast.paths.pixels import Pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..affinity import Affinity
+    from ssa_fast.affinity import Affinity
 
 TILE_ELEMENTS = 1 << 19  # 2 MB of float32: stays in a core's cache while it is squared, summed and multiplied
 

@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .pixels import Pixels
+    from ssa_fast.paths.pixels import Pixels
 
 # Channels summed in one go. Beyond this, float32 sums of non-negative terms lose more than the dense form does: over
 # 256 channels the path was off by 3.2e-7 in one sum and by 0.9e-7 in groups of 32, which take no longer.

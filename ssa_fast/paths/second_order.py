@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .pixels import Pixels
+    from ssa_fast.paths.pixels import Pixels
 
 
 def propagate(v: Tensor, pixels: Pixels) -> Tensor:

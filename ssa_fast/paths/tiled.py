@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .pixels import Pixels
+    from ssa_fast.paths.pixels import Pixels
 
 BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 float32 is 2 MB, a core's cache
 BLOCK_J = 256  # divides BLOCK_I, so that a tile never straddles its end; the work beyond half of L² is L·BLOCK_J/2

@@ -19,7 +19,6 @@ from typer.testing import CliRunner, Result
 import ssa_fast
 from ssa_fast import demo, runs
 from ssa_fast.cli.app import app
-from ssa_fast.cli.models import light_half
 
 SMALL = ("--model", "resnet18", "--weights", "none")
 
@@ -231,15 +230,6 @@ def test_models_table() -> None:
     assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative", result.stdout)
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
-
-
-def test_light_half_is_half_and_light() -> None:
-    from torchvision import models
-
-    names = light_half()
-    assert len(names) == len(models.list_models(module=models)) // 2
-    assert "squeezenet1_1" in names
-    assert "vit_h_14" not in names
 
 
 def test_version() -> None:

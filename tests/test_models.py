@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ssa_fast.models import describe, examine, sweep
+from ssa_fast import SSA
+from ssa_fast.models import describe, examine, light_half, sweep
 from ssa_fast.models.classes import resolve_classes
 from ssa_fast.models.maps import infer_form
 from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens, WrittenOut
@@ -105,6 +106,27 @@ def test_torchvision_family(name: str) -> None:
     assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
     assert [stage.sign for stage in found] == signs
     assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
+
+
+def test_the_light_half_is_half_and_light() -> None:
+    names = light_half()
+    assert len(names) == len(torchvision.models.list_models(module=torchvision.models)) // 2
+    assert "squeezenet1_1" in names
+    assert "vit_h_14" not in names
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize("name", light_half())
+def test_ssa_takes_a_light_classifier_as_it_is(name: str) -> None:
+    ssa = SSA(torchvision.models.get_model(name, weights=None))
+    height, width = ssa.anatomy.trial_size
+    result = ssa(torch.randn(1, 3, height, width), classes="top5")
+    assert result.cams.shape == (1, 5, height, width)
+    assert result.logits.shape == (1, 1000)
+    assert list(result.stages) == ssa.stage_names
+    for maps in (result.cams, result.seed, *result.stages.values()):
+        assert (maps >= 0).all()
+        assert (maps <= 1).all()
 
 
 def test_every_torchvision_classifier_belongs_to_a_family_above() -> None:

@@ -13,7 +13,7 @@ from ssa_fast.cli.setup import Debug  # noqa: TC001 - typer reads it
 if TYPE_CHECKING:
     from ssa_fast.models import SweepRow
 
-__all__ = ["command", "light_half"]
+__all__ = ["command"]
 
 COLUMNS = ("model", "input", "stages", "C x h x w", "features", "path at K = 20", "seed", "seconds")
 
@@ -28,7 +28,7 @@ def command(
     Exit code: 0 if SSA works on all of them, 1 if it failed on some, 2 for wrong usage.
     """
     with console.usage_errors(debug=debug):
-        from ssa_fast.models import sweep
+        from ssa_fast.models import light_half, sweep
 
         if names and everything:
             raise ValueError("names: expected either names or --all, got both; leave one out")
@@ -44,15 +44,6 @@ def command(
             screen.print(f"failed: {row.name}: {row.error}", soft_wrap=True)
     console.out().print(f"SSA works on {len(working)} of {len(rows)} networks")
     raise typer.Exit(int(len(working) < len(rows)))
-
-
-def light_half() -> list[str]:
-    """The half of torchvision's classification models with fewer parameters, as its weights' meta data count them."""
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    size = {name: models.get_model_weights(name)["DEFAULT"].meta["num_params"] for name in known}
-    return sorted(sorted(known, key=lambda name: size[name])[: len(known) // 2])
 
 
 def _count(names: list[str] | None) -> int:

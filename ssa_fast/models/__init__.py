@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ssa_fast.models.anatomy import Anatomy, examine
-from ssa_fast.models.description import ModelDescription, StageDescription, SweepRow, describe, sweep
+from ssa_fast.models.description import ModelDescription, StageDescription, SweepRow, describe, light_half, sweep
 
-__all__ = ["Anatomy", "ModelDescription", "StageDescription", "SweepRow", "describe", "examine", "sweep"]
+__all__ = ["Anatomy", "ModelDescription", "StageDescription", "SweepRow", "describe", "examine", "light_half", "sweep"]

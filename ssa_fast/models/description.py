@@ -96,6 +96,15 @@ def sweep(names: Sequence[str] | None = None) -> Iterator[SweepRow]:
     return (_row(name) for name in (known if names is None else names))
 
 
+def light_half() -> list[str]:
+    """The half of torchvision's classification models with fewer parameters, as its weights' meta data count them."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    size = {name: models.get_model_weights(name)["DEFAULT"].meta["num_params"] for name in known}
+    return sorted(sorted(known, key=lambda name: size[name])[: len(known) // 2])
+
+
 def _row(name: str) -> SweepRow:
     import torchvision
 

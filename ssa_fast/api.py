@@ -209,9 +209,9 @@ def correlation(
 
 def minmax(maps: Tensor) -> Tensor:
     """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN."""
-    low, high = maps.flatten(-2).aminmax(dim=-1)
-    span = (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
-    return (maps - low[..., None, None]) / span[..., None, None]
+    # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:

@@ -6,27 +6,16 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from bench.peers import dense_pcm
 from ssa_fast import Affinity, polish, reference
-
-
-def pcm(cam: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-    """SEAM's pixel correlation module as published, less its 1×1 convolution of the features."""
-    n, _, h, w = f.size()
-    cam = F.interpolate(cam, (h, w), mode="bilinear", align_corners=True).view(n, -1, h * w)
-    f = f.view(n, -1, h * w)
-    f = f / (torch.norm(f, dim=1, keepdim=True) + 1e-5)
-    aff = F.relu(torch.matmul(f.transpose(1, 2), f), inplace=True)
-    aff = aff / (torch.sum(aff, dim=1, keepdim=True) + 1e-5)
-    return torch.matmul(cam, aff).view(n, -1, h, w)
 
 
 @pytest.mark.parametrize("draw", [torch.rand, torch.randn])
 @pytest.mark.parametrize("path", ["auto", "dense", "tiled"])
 def test_one_stage_is_seams_pcm(draw, path):
     cam, f = torch.rand(2, 5, 7, 9).double(), draw(2, 16, 13, 11).double()
-    expected = pcm(cam, f)
+    expected = dense_pcm(cam, f)
     torch.testing.assert_close(polish(cam, f, path=path), expected, rtol=0, atol=4e-15)
     torch.testing.assert_close(polish(cam, f, backend="reference"), expected, rtol=0, atol=4e-15)
 

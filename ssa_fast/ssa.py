@@ -86,6 +86,8 @@ class SSA:
         scales: factors of the image size, as the field does it (0.5, 1, 1.5, 2); bilinear, antialiased when shrinking.
         flip: also the mirrored image at each scale, mirrored back.
         fuse, weights: how the stages are fused, see ``ssa_fast.polish``.
+        align_corners: of the bilinear resizing of seeds and CAMs; True as in PCM, False for pixels counted by their
+            centres, which suits networks that halve even sizes.
         size: of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
         input_size: side or (H, W) of the random image on which stages and seed are found; default the network's own
             ``image_size``, else 224.
@@ -109,6 +111,7 @@ class SSA:
         flip: bool = False,
         fuse: Fuse = "mean",
         weights: Weights = None,
+        align_corners: bool = True,
         size: str | tuple[int, int] = "input",
         input_size: int | tuple[int, int] | None = None,
     ) -> None:
@@ -124,6 +127,7 @@ class SSA:
             )
         self.model = model
         self.affinity, self.fuse, self.weights = affinity, fuse, weights
+        self.align_corners = bool(align_corners)
         self.stage_names = list(self.anatomy.stages)
         dry = {name: torch.zeros(1, 1, 1, 1) for name in self.stage_names}  # wrong options are told before any work
         per_stage("affinity", affinity, dry, Affinity)
@@ -151,7 +155,7 @@ class SSA:
                 chosen = resolve_classes(classes, logits)
             for name, maps in self._polish(captured, chosen, _hw(images), sums).items():
                 maps = maps.flip(-1) if mirrored else maps
-                sums[name] = sums[name] + resize(maps, _hw(sums[name])) if name in sums else maps
+                sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
         rescaled = {name: minmax(maps).float() for name, maps in sums.items()}
         return SSAResult(
             cams=rescaled[CAMS],
@@ -182,9 +186,11 @@ class SSA:
         with torch.autocast(classes.device.type, enabled=False):
             seed = self.anatomy.seed_maps(self.model, captured, classes)
             features = {name: captured.maps[name] for name in self.stage_names}
-            polished = polish_stages(seed, features, affinity=self.affinity)
+            polished = polish_stages(seed, features, affinity=self.affinity, align_corners=self.align_corners)
             size = self._fused_size(image_size, polished, sums)
-            cams = fuse_stages(polished, size=size, fuse=self.fuse, weights=self.weights)
+            cams = fuse_stages(
+                polished, size=size, fuse=self.fuse, weights=self.weights, align_corners=self.align_corners
+            )
         return {SEED: seed, **polished, CAMS: cams}
 
     def _fused_size(

@@ -77,7 +77,19 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
     result = call(
         *("run", source, *SMALL, "--classes", "top2", "--stages", "layer2,layer4", "--affinity", "power=2,center"),
-        *("--scales", "1,1.5", "--fuse", "max", "--seed", "grad-cam", "--size", "48x64", "--device", "cpu"),
+        *(
+            "--scales",
+            "1,1.5",
+            "--fuse",
+            "max",
+            "--no-align-corners",
+            "--seed",
+            "grad-cam",
+            "--size",
+            "48x64",
+            "--device",
+            "cpu",
+        ),
         *("--alpha", "8", "--ignore", "16", "--box-threshold", "0.5", "--components", "all", "--backdrop", "#010203"),
         *("--out", tmp_path / "out"),
     )
@@ -89,6 +101,7 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
         "stages": ["layer2", "layer4"],
         "affinity": "power=2.0,center=True",
         "fuse": "max",
+        "align_corners": False,
         "seed": "grad-cam",
         "size": [48, 64],
         "alpha": 8.0,

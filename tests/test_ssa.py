@@ -101,9 +101,10 @@ def test_flip_makes_results_of_mirrored_images_mirrored() -> None:
     assert (once(IMAGES.flip(-1), [0]).cams.flip(-1) - once(IMAGES, [0]).cams).abs().max() > 0.01
 
 
-def test_scales_are_summed_after_polishing() -> None:
+@pytest.mark.parametrize("corners", [True, False])
+def test_scales_are_summed_after_polishing(corners: bool) -> None:
     model = trained()
-    result = ssa(model, scales=(0.5, 1.0, 1.5))(IMAGES, [2, 3])
+    result = ssa(model, scales=(0.5, 1.0, 1.5), align_corners=corners)(IMAGES, [2, 3])
     seed, cams = torch.zeros(2, 2, 4, 6, dtype=torch.float64), torch.zeros(2, 2, 64, 96, dtype=torch.float64)
     anatomy = ssa(model).anatomy
     for height, width in ((64, 96), (32, 48), (96, 144)):
@@ -112,8 +113,8 @@ def test_scales_are_summed_after_polishing() -> None:
         captured = anatomy.forward(model, view)
         found = anatomy.seed_maps(model, captured, result.classes)
         features = {name: captured.maps[name] for name in anatomy.stages}
-        seed += upsample(found, (4, 6))
-        cams += ssa_fast.polish(found, features, size=(64, 96))
+        seed += F.interpolate(found, (4, 6), mode="bilinear", align_corners=corners)
+        cams += ssa_fast.polish(found, features, size=(64, 96), align_corners=corners)
     torch.testing.assert_close(result.seed, minmax(seed).float(), **ROUNDING)
     torch.testing.assert_close(result.cams, minmax(cams).float(), **ROUNDING)
     torch.testing.assert_close(result.logits, model.eval()(IMAGES).float())

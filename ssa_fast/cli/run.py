@@ -40,6 +40,9 @@ def command(
     scales: Annotated[str, typer.Option(help="Factors at which each picture is seen, e.g. 0.5,1,1.5,2.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored too.")] = False,
     fuse: Annotated[Literal["mean", "max", "sum", "product"], typer.Option(help="How stages become one map.")] = "mean",
+    align_corners: Annotated[
+        bool, typer.Option(help="Bilinear resizing as in PCM; without, pixels count by their centres.")
+    ] = True,
     seed: Annotated[str, typer.Option(help="'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     size: Annotated[
         str | None, typer.Option(help="Shorter side, or HEIGHTxWIDTH, at which pictures go in; else their own.")
@@ -79,6 +82,7 @@ def command(
             backdrop=_colour(backdrop),
         )
         how: dict[str, Any] = {"stages": stages, "affinity": affinity, "scales": scales, "flip": flip, "fuse": fuse}
+        how["align_corners"] = align_corners
         classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, **how)
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Affinity:
             raise ValueError(f"phi: expected 'relu' or 'exp', got {self.phi!r}")
         if not isinstance(self.center, bool):
             raise TypeError(f"center: expected True or False, got {self.center!r}")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+        if isinstance(self.steps, bool) or not isinstance(self.steps, Integral):
             raise TypeError(f"steps: expected an int, got {self.steps!r}")
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1, got {self.steps}")
@@ -71,9 +72,10 @@ class Affinity:
 
     def _check_number(self, name: str, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: expected a number, got {value!r}")
-        if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
+        number = float(value)
+        if not (low < number if open_low else low <= number) or not number <= high or math.isinf(number):
             kind = f"> {low:g}" if open_low else f">= {low:g}"
             kind = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"finite and {kind}"
             raise ValueError(f"{name}: expected a number {kind}, got {value!r}")
@@ -104,10 +106,10 @@ class Affinity:
 
     @classmethod
     def parse(cls, text: str) -> Affinity:
-        """Read ``"power=2,center"``: comma-separated ``name=value``; a bare name means True; ``""`` the defaults.
+        """Read ``"power=2,center"``: comma-separated ``name=value``; a bare ``center`` means True; ``""`` the defaults.
 
         Raises:
-            ValueError: an unknown name, or a value that is not of the parameter's type.
+            ValueError: an unknown name, a name given twice, or a value that is not of the parameter's type.
         """
         kinds = {f.name: f.type for f in fields(cls)}
         given: dict[str, object] = {}
@@ -115,6 +117,8 @@ class Affinity:
             name, _, value = (piece.strip() for piece in item.partition("="))
             if name not in kinds:
                 raise ValueError(f"affinity: expected one of {', '.join(kinds)}, got {name!r}")
+            if name in given:
+                raise ValueError(f"affinity: expected each parameter once, got {name} twice")
             given[name] = _value(name, value, str(kinds[name]))
         return cls(**given)  # type: ignore[arg-type]
 

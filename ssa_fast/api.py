@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -42,7 +43,8 @@ def polish(
 ) -> Any:
     """Complete a class activation map along the semantic structure of backbone features.
 
-    With one stage this is SEAM's pixel correlation module (PCM, CVPR 2020), without its ``(B, L, L)`` affinity::
+    With one stage this is SEAM's pixel correlation module (PCM, CVPR 2020), without its ``(B, L, L)`` affinity wherever
+    that is large::
 
         cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)      # (B, K, L)
         x = feats.flatten(2) / (feats.flatten(2).norm(dim=1, keepdim=True) + 1e-5)            # (B, C, L)
@@ -69,7 +71,7 @@ def polish(
 
     Returns:
         The polished CAM, same kind and rank as ``cam``, ``(…, H, W)``, on its device; float64 if any input is, else
-        float32, which also accumulates half and bfloat16 inputs. NaN and Inf come out as NaN.
+        float32, which also accumulates half and bfloat16 inputs. NaN stays NaN, and Inf comes out as Inf or NaN.
 
     Raises:
         ValueError: a shape, size, device, option value or promise that does not fit; an input that requires grad with
@@ -77,8 +79,12 @@ def polish(
         TypeError: an integer, complex or otherwise unsuitable argument.
     """
     seed, stages = _read(cam, feats)
+    for argument, value in (("rescale", rescale), ("align_corners", align_corners)):
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{argument}: expected True or False, got {value!r}")
     if rescale is None:
         rescale = len(stages) > 1
+    _fusion(stages, size, fuse, weights)  # told before any work
     maps = polish_stages(
         seed.tensor,
         stages,
@@ -106,9 +112,7 @@ def polish_stages(
     if backend != "reference":
         inputs.check_no_grad({"cam": cam, **{f"feats ({name})": stage for name, stage in stages.items()}})
     works = _works(cam, stages, affinity, nonnegative, path, backend)
-    if backend == "reference":
-        return {name: work.run(cam, align_corners) for name, work in works.items()}
-    with torch.no_grad():
+    with torch.autocast(cam.device.type, enabled=False):  # it would take the float32 out of the accumulation
         return {name: work.run(cam, align_corners) for name, work in works.items()}
 
 
@@ -122,13 +126,7 @@ def fuse_stages(
     align_corners: bool = True,
 ) -> Tensor:
     """Rescale, resize and fuse polished CAMs ``{stage: (B, K, H, W)}`` into one ``(B, K, *size)``; see ``polish``."""
-    if fuse not in FUSES:
-        raise ValueError(f"fuse: expected one of {', '.join(FUSES)}, got {fuse!r}")
-    weight = _weights(weights, maps)
-    if size is None:
-        largest = max(maps.values(), key=lambda polished: polished.shape[2] * polished.shape[3])
-        size = (largest.shape[2], largest.shape[3])
-    size = inputs.check_size("size", size)
+    size, weight = _fusion(maps, size, fuse, weights)
     fused: Tensor | None = None
     for name, polished in maps.items():
         polished = resize(minmax(polished) if rescale else polished, size, align_corners)
@@ -155,7 +153,8 @@ def explain(
 ) -> dict[str, Choice]:
     """Print and return how ``polish`` would do each stage: path, backend, predicted cost and the reason.
 
-    Takes ``polish``'s arguments and raises what it raises; computes nothing but the features' sign.
+    Takes the arguments of ``polish`` that bear on the choice, and raises what it raises for them; computes nothing but
+    the features' sign.
     """
     seed, stages = _read(cam, feats)
     works = _works(seed.tensor, stages, affinity, nonnegative, path, backend)
@@ -174,7 +173,7 @@ def correlation(
     point: tuple[float, float],
     *,
     size: tuple[int, int] | None = None,
-    affinity: Affinity = Affinity(),  # noqa: B008 - frozen
+    affinity: Affinities = Affinity(),  # noqa: B008 - frozen
 ) -> Any:
     """One pixel's affinity ``φ(x_iᵀ x_j)`` to all others, per stage (the SSA paper's Figure 1).
 
@@ -183,7 +182,7 @@ def correlation(
         point: ``(y, x)``: fractions of height and width in [0, 1], so that it means the same place in every stage, or
             pixels of an image of ``size``, where that is given.
         size: ``(H, W)`` of the image in whose pixels ``point`` is given.
-        affinity: φ and centring; ``steps`` and ``sum_eps`` play no part.
+        affinity: φ and centring, one or one per stage; ``steps`` and ``sum_eps`` play no part.
 
     Returns:
         ``(B, H, W)`` (``(H, W)`` for an unbatched stage), float32 or float64, NumPy for NumPy; for several stages a
@@ -195,11 +194,13 @@ def correlation(
     stages = inputs.read_stages(feats, _device_of(feats))
     inputs.check_no_grad({f"feats ({name})": stage for name, stage in stages.items()})
     y, x = _fraction(point, size)
+    affinities_of = inputs.per_stage("affinity", affinity, stages, Affinity)
     many = isinstance(feats, (Mapping, list, tuple))
     given: list[Any] = list(feats.values() if isinstance(feats, Mapping) else feats) if many else [feats]
     found: dict[str, Any] = {}
     for (name, stage), original in zip(stages.items(), given, strict=True):
-        affinities = _correlate(stage, y, x, affinity)
+        with torch.autocast(stage.device.type, enabled=False):
+            affinities = _correlate(stage, y, x, affinities_of[name])
         affinities = affinities if original.ndim == 4 else affinities[0]
         found[name] = affinities if isinstance(original, torch.Tensor) else affinities.cpu().numpy()
     if not many:
@@ -208,10 +209,17 @@ def correlation(
 
 
 def minmax(maps: Tensor) -> Tensor:
-    """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN."""
+    """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN.
+
+    Constant means: but for the rounding of float32 sums, which a rescaling would otherwise blow up to a whole map.
+    """
     # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    span = high - low
+    rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
+    constant = span <= rounding
+    # The divisor of a constant map is 1 and not its span, whose reciprocal would make the gradient infinite.
+    return torch.where(constant, (maps - low) * 0, (maps - low) / torch.where(constant, 1.0, span))
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
@@ -252,6 +260,8 @@ def _works(
 ) -> dict[str, _Work]:
     """Decide every stage before any is computed, so that a refusal costs nothing."""
     inputs.check_together(cam, stages)
+    if nonnegative is not None and not isinstance(nonnegative, bool):
+        raise TypeError(f"nonnegative: expected True, False or None, got {nonnegative!r}; use bool(...)")
     works = {}
     for name, each in inputs.per_stage("affinity", affinity, stages, Affinity).items():
         stage = stages[name]
@@ -277,17 +287,30 @@ def _device_of(feats: Features) -> torch.device | None:
     return next((stage.device for stage in each if isinstance(stage, torch.Tensor)), None)
 
 
+def _fusion(
+    maps: Mapping[str, Tensor], size: tuple[int, int] | None, fuse: Fuse, weights: Weights
+) -> tuple[tuple[int, int], dict[str, float]]:
+    """The options of fusion, checked: size of the result and weight by stage. ``maps`` or stages, for their sizes."""
+    if fuse not in FUSES:
+        raise ValueError(f"fuse: expected one of {', '.join(FUSES)}, got {fuse!r}")
+    if size is None:
+        largest = max(maps.values(), key=lambda polished: polished.shape[2] * polished.shape[3])
+        size = (largest.shape[2], largest.shape[3])
+    return inputs.check_size("size", size), _weights(weights, maps)
+
+
 def _weights(weights: Weights, maps: Mapping[str, Tensor]) -> dict[str, float]:
-    values = inputs.per_stage("weights", [1.0] * len(maps) if weights is None else weights, maps, (int, float))
-    if not all(0 <= weight < float("inf") for weight in values.values()) or sum(values.values()) == 0:
-        raise ValueError(f"weights: expected finite numbers >= 0, at least one > 0, got {list(values.values())}")
-    return {name: float(weight) for name, weight in values.items()}
+    values = inputs.per_stage("weights", [1.0] * len(maps) if weights is None else weights, maps, Real)
+    numbers = {name: float(weight) for name, weight in values.items()}
+    if not all(weight >= 0 for weight in numbers.values()) or not 0 < sum(numbers.values()) < float("inf"):
+        raise ValueError(f"weights: expected finite numbers >= 0, at least one > 0, got {list(numbers.values())}")
+    return numbers
 
 
 def _fraction(point: tuple[float, float], size: tuple[int, int] | None) -> tuple[float, float]:
     """The point as fractions of height and width; a pixel counts by its centre."""
-    if not isinstance(point, (tuple, list)) or len(point) != 2:
-        raise TypeError(f"point: expected (y, x), got {point!r}")
+    if not isinstance(point, (tuple, list)) or len(point) != 2 or not all(isinstance(n, Real) for n in point):
+        raise TypeError(f"point: expected (y, x), two numbers, got {point!r}")
     if size is None:
         y, x = float(point[0]), float(point[1])
         if not (0 <= y <= 1 and 0 <= x <= 1):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = ["Classifier", "Size", "load", "parse_size"]
 
@@ -103,7 +105,8 @@ class Classifier:
             if not 0 <= int(wish) < count:
                 raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {wish}")
             return int(wish)
-        bearers = [i for i, name in enumerate(self.categories) if name.casefold() == wish.casefold()]
+        bearers = [i for i, name in enumerate(self.categories) if name == wish]
+        bearers = bearers or [i for i, name in enumerate(self.categories) if name.casefold() == wish.casefold()]
         if len(bearers) > 1:
             raise ValueError(f"classes: {wish!r} is the name of several classes; give one of the indices {bearers}")
         if not bearers:
@@ -171,7 +174,7 @@ def _load_demo(weights: str, device: torch.device | str) -> Classifier:
     from ssa_fast.demo.creatures import CLASSES
     from ssa_fast.demo.network import load_classifier
 
-    if weights != "DEFAULT":
+    if weights.upper() != "DEFAULT":
         raise ValueError(f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}")
     model = load_classifier().to(device)
     half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -224,7 +227,9 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a foreign file is said once, below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load meets foreign files with KeyError, EOFError, UnpicklingError and more
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
         raise ValueError(
@@ -234,12 +239,18 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
-        raise ValueError(f"weights: expected {path} to hold a state dict of tensors, got {type(content).__name__}")
+    if not isinstance(content, dict) or not content or not all(_is_entry(*item) for item in content.items()):
+        raise ValueError(
+            f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
+        )
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
 
 
 def _misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:

@@ -86,7 +86,8 @@ def cost(path: str, problem: Problem) -> Cost:
     if path == "dense":
         flops = 2 * B * L * L * (C + rows * steps)
         square = B * L * L * s
-        return Cost(flops, 3 * features + (2 + steps) * square, square + 2 * features + sums, 6 + 2 * steps)
+        mask = B * L * L if problem.affinity.threshold > 0 else 0
+        return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
     tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
     tiles, tile = -(-B * C * L // tile_elements), 2 * tile_elements * s
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
@@ -133,8 +134,8 @@ def _algebraic_reasons(path: str, problem: Problem) -> list[str]:
     if affinity.center:
         reasons.append("centred features are signed, so the ReLU acts")
     elif problem.nonnegative is False:
-        reasons.append("the features have negative values (or NaN), so the ReLU acts")
-    elif problem.nonnegative is None:
+        reasons.append("the features are not all known to be ≥ 0 (a negative value, NaN, or nonnegative=False)")
+    elif problem.nonnegative is None and not reasons:
         reasons.append("nobody has checked that the features are non-negative")
     return reasons
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -120,11 +121,15 @@ def check_no_grad(tensors: Mapping[str, Tensor]) -> None:
 
 def check_size(argument: str, size: object) -> tuple[int, int]:
     """``(H, W)`` of two positive ints."""
-    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or not all(isinstance(n, int) for n in size):
+    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or not all(_is_int(n) for n in size):
         raise TypeError(f"{argument}: expected (H, W), two ints, got {size!r}")
     if min(size) < 1:
         raise ValueError(f"{argument}: expected (H, W) of at least 1, got {tuple(size)}")
     return int(size[0]), int(size[1])
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def per_stage(argument: str, value: Any, stages: Mapping[str, Tensor], kind: type | tuple[type, ...]) -> dict[str, Any]:
@@ -133,7 +138,9 @@ def per_stage(argument: str, value: Any, stages: Mapping[str, Tensor], kind: typ
         return dict.fromkeys(stages, value)
     if isinstance(value, Mapping):
         if set(value) != set(stages):
-            raise ValueError(f"{argument}: expected the stages {', '.join(stages)}, got {', '.join(map(str, value))}")
+            raise ValueError(
+                f"{argument}: expected the stages {', '.join(map(str, stages))}, got {', '.join(map(str, value))}"
+            )
         values = {name: value[name] for name in stages}
     elif isinstance(value, (list, tuple)):
         if len(value) != len(stages):
@@ -143,5 +150,6 @@ def per_stage(argument: str, value: Any, stages: Mapping[str, Tensor], kind: typ
         raise TypeError(f"{argument}: expected one value, a sequence or a dict by stage, got {type(value).__name__}")
     for name, each in values.items():
         if not isinstance(each, kind):
-            raise TypeError(f"{argument}: got a {type(each).__name__} for stage {name!r}")
+            expected = getattr(kind, "__name__", str(kind))
+            raise TypeError(f"{argument}: expected {expected} for stage {name!r}, got {type(each).__name__}")
     return values

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "RunOptions", "RunReport", "Step", "run"]
 
 BOXES = "boxes.json"
+NO_MEMORY = "not enough memory|can't allocate memory|Storage size calculation overflowed"
 LABELS = 254
 """Most classes that an 8-bit mask can number for good: 0 is the background, 255 is ignored."""
 
@@ -161,6 +162,9 @@ class _Run:
     def _check(self) -> None:
         """Refuse now what would otherwise make every picture fail."""
         options, classifier = self.options, self.classifier
+        top = self.classes.removeprefix("top") if isinstance(self.classes, str) else str(len(self.classes))
+        if top.isdecimal() and int(top) > LABELS:
+            raise ValueError(f"classes: expected at most {LABELS}, which an 8-bit mask can tell apart, got {top}")
         blank = torch.zeros(1, 1, 2, 2)
         localize.masks(blank, **options.mask_options)
         localize.boxes(blank, threshold=options.box_threshold, components=options.components)
@@ -230,7 +234,7 @@ class _Run:
             raise ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")
         own = picture.rgb.shape[:2]
         if result.cams.shape[-2:] != own:
-            cams = interpolate(result.cams, own, mode="bilinear", align_corners=True).clamp_(0.0, 1.0)
+            cams = interpolate(result.cams, own, mode="bilinear", align_corners=self.ssa.align_corners).clamp_(0.0, 1.0)
             result = replace(result, cams=cams)
         return result
 
@@ -322,10 +326,11 @@ def _reason(error: Exception) -> str:
     line = str(error).strip().split("\n")[0] or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU ran out of memory; pass a smaller --size, fewer --scales, no --flip, or --device cpu."
-    if isinstance(error, MemoryError) or re.search("not enough memory|can't allocate memory", str(error)):
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
         return "the machine ran out of memory; pass a smaller --size or fewer --scales."
     if isinstance(error, OSError) and error.strerror:
-        return f"its output cannot be written to {error.filename} ({error.strerror})."
+        where = f" to {error.filename}" if error.filename else ""  # a full disk shows in write(), which knows no name
+        return f"its output cannot be written{where} ({error.strerror})."
     if isinstance(error, ValueError | OSError | RuntimeError):
         return line
     return f"{type(error).__name__}: {line}"

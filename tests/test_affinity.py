@@ -60,6 +60,7 @@ def test_text_and_back(text, affinity):
     [
         ("sharp=2", "affinity: expected one of phi, power.*got 'sharp'"),
         ("power=two", "affinity: power expects a number, got 'two'"),
+        ("power=2,power=3", "affinity: expected each parameter once, got power twice"),
         ("steps=1.5", "affinity: steps expects an integer, got '1.5'"),
         ("center=maybe", "affinity: center expects true or false, got 'maybe'"),
         ("threshold=2", "threshold: expected"),

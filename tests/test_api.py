@@ -70,8 +70,12 @@ def test_one_stage_can_be_rescaled_and_resized():
     torch.testing.assert_close(polish(cam, f, rescale=True).amax((2, 3)), torch.ones(1, 2))
 
 
-def test_a_constant_cam_is_rescaled_to_zero_not_nan():
-    assert (polish(torch.zeros(2, 4, 4), [torch.rand(8, 6, 6)] * 2) == 0).all()
+@pytest.mark.parametrize("value", [0.0, 0.7, 1e-8, 3e5])
+def test_a_constant_cam_is_rescaled_to_zero_not_to_its_rounding(value):
+    feats = [torch.rand(16, 32, 32), torch.rand(32, 16, 16), torch.randn(8, 9, 7)]
+    assert (polish(torch.full((2, 4, 4), value), feats) == 0).all()
+    assert minmax(torch.tensor([[0.7, 0.7 + 1e-4]])).tolist() == [[0.0, 1.0]]
+    assert minmax(torch.tensor([[0.7, float("nan")]])).isnan().all()
 
 
 def test_each_stage_can_have_its_own_affinity(stages):
@@ -79,6 +83,29 @@ def test_each_stage_can_have_its_own_affinity(stages):
     out = polish(cam, stages, affinity={"layer2": Affinity(), "layer1": sharp}, rescale=False, fuse="sum", size=(8, 10))
     alone = polish(cam, stages["layer1"], affinity=sharp, size=(8, 10)) + polish(cam, stages["layer2"])
     torch.testing.assert_close(out, alone)
+
+
+def test_align_corners_is_that_of_the_cams_resizing():
+    cam, f = torch.rand(1, 2, 3, 4), torch.rand(1, 8, 6, 9)
+    for corners in (True, False):
+        resized = F.interpolate(cam, (6, 9), mode="bilinear", align_corners=corners)
+        torch.testing.assert_close(polish(cam, f, align_corners=corners), polish(resized, f))
+
+
+@pytest.mark.parametrize("path", ["auto", "dense", "prototypes", "tiled"])
+def test_autocast_does_not_reach_the_accumulation(path):
+    cam, f = torch.rand(1, 3, 12, 12), torch.rand(1, 40, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, column = polish(cam, f, path=path), correlation(f, (0.5, 0.5))
+    torch.testing.assert_close(inside, polish(cam, f, path=path), rtol=0, atol=0)
+    torch.testing.assert_close(column, correlation(f, (0.5, 0.5)), rtol=0, atol=0)
+
+
+def test_numpy_numbers_are_numbers():
+    cam, f = torch.rand(2, 4, 4), torch.rand(8, 6, 6)
+    affinity = Affinity(power=np.float32(2), steps=np.int64(2))
+    out = polish(cam, [f, f], affinity=affinity, weights=[np.float32(1), np.int64(3)], size=(np.int64(5), np.int64(7)))
+    torch.testing.assert_close(out, polish(cam, [f, f], affinity=Affinity(power=2, steps=2), size=(5, 7)))
 
 
 def test_inputs_are_left_alone_and_nothing_is_recorded(stages):
@@ -92,8 +119,10 @@ def test_inputs_are_left_alone_and_nothing_is_recorded(stages):
 
 def test_gradients_flow_through_the_reference_and_are_refused_elsewhere():
     cam, f = torch.rand(1, 2, 4, 4), torch.rand(1, 8, 6, 6, requires_grad=True)
+    cam[:, 1] = 0  # an absent class: its rescaling must not make the others' gradients infinite
     polish(cam, [f, f], backend="reference").sum().backward()
     assert f.grad.abs().sum() > 0
+    assert f.grad.isfinite().all()
     with pytest.raises(ValueError, match=r"feats.*requires_grad=True.*no_grad.*detach.*reference"):
         polish(cam, f)
     with pytest.raises(ValueError, match=r"cam: .*requires_grad"):
@@ -125,7 +154,7 @@ def test_explain_says_what_polish_will_do(stages, capsys):
     printed = capsys.readouterr().out
     assert choices["layer1"].path != choices["layer2"].path == "dense"
     assert "layer1: C=16, L=320, K=3, B=2" in printed
-    assert "the features have negative values" in choices["layer2"].why
+    assert "the features are not all known to be ≥ 0" in choices["layer2"].why
     assert choices["layer2"].why in printed
     assert choices["layer1"].cost.flops > 0
 
@@ -153,14 +182,18 @@ BAD = {
     "triton": (dict(backend="triton"), ValueError, r"backend='triton' cannot polish this stage: this version ships no"),
     "resident": (dict(path="resident"), ValueError, r"path='resident'.*kernel of backend='triton'"),
     "reference path": (dict(backend="reference", path="tiled"), ValueError, r"the reference is dense by definition"),
-    "signed": (dict(feats=-F1, path="prototypes"), ValueError, r"'prototypes'.*negative values"),
-    "denied sign": (dict(nonnegative=False, path="prototypes"), ValueError, r"'prototypes'.*negative values"),
+    "signed": (dict(feats=-F1, path="prototypes"), ValueError, r"'prototypes'.*a negative value"),
+    "denied sign": (dict(nonnegative=False, path="prototypes"), ValueError, r"'prototypes'.*nonnegative=False"),
     "centred": (dict(affinity=Affinity(center=True), path="prototypes"), ValueError, r"centred features are signed"),
     "wrong power": (dict(path="second_order"), ValueError, r"power must be 2, it is 1"),
     "affinity": (dict(affinity="relu"), TypeError, r"affinity: expected one value, a sequence or a dict.*got str"),
     "affinities": (dict(affinity=[Affinity()] * 3), ValueError, r"affinity: expected 1, one per stage, got 3"),
     "affinity names": (dict(affinity={"b": Affinity()}), ValueError, r"affinity: expected the stages 0, got b"),
-    "affinity items": (dict(affinity=["relu"]), TypeError, r"affinity: got a str for stage '0'"),
+    "affinity items": (dict(affinity=["relu"]), TypeError, r"affinity: expected Affinity for stage '0', got str"),
+    "numpy promise": (dict(nonnegative=np.False_), TypeError, r"nonnegative: expected True, False or None, got"),
+    "tensor promise": (dict(nonnegative=torch.tensor(False)), TypeError, r"nonnegative: expected True, False or None"),
+    "rescale": (dict(rescale="no"), TypeError, r"rescale: expected True or False, got 'no'"),
+    "align_corners": (dict(align_corners="no"), TypeError, r"align_corners: expected True or False, got 'no'"),
     "fuse": (dict(fuse="median"), ValueError, r"fuse: expected one of mean, max, sum, product, got 'median'"),
     "weights": (dict(weights=[-1.0]), ValueError, r"weights: expected finite numbers >= 0.*got \[-1.0\]"),
     "all weights 0": (dict(weights=[0]), ValueError, r"weights: .*at least one > 0"),
@@ -181,8 +214,9 @@ def test_bad_input_is_one_clear_sentence(changed, error, message):
     ("point", "size", "error", "message"),
     [
         ((1.5, 0), None, ValueError, r"point: expected fractions in \[0, 1\], got \(1.5, 0\); give size"),
+        (("a", 0.5), None, TypeError, r"point: expected \(y, x\), two numbers, got \('a', 0.5\)"),
         ((6, 0), (6, 6), ValueError, r"point: expected \(y, x\) inside the 6×6 image, got \(6, 0\)"),
-        (3, None, TypeError, r"point: expected \(y, x\), got 3"),
+        (3, None, TypeError, r"point: expected \(y, x\), two numbers, got 3"),
     ],
 )
 def test_bad_points(point, size, error, message):

@@ -118,7 +118,7 @@ def test_files_that_would_need_pickle_or_are_no_weights(tmp_path: Path) -> None:
             classifiers.load("resnet18", str(tmp_path / f"{name}.pth"))
         assert "\n" not in str(caught.value)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"hold a state dict of tensors, got list"):
+    with pytest.raises(ValueError, match=r"hold a state dict, names with real tensors, got list"):
         classifiers.load("resnet18", str(tmp_path / "list.pth"))
 
 

@@ -84,7 +84,7 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
             "max",
             "--no-align-corners",
             "--seed",
-            "grad-cam",
+            "layer3",
             "--size",
             "48x64",
             "--device",
@@ -103,6 +103,7 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
         "fuse": "max",
         "align_corners": False,
         "seed": "grad-cam",
+        "seed_layer": "layer3",
         "size": [48, 64],
         "alpha": 8.0,
         "ignore": 16.0,
@@ -243,6 +244,22 @@ def test_models_table() -> None:
     assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative", result.stdout)
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
+
+
+def test_explain_on_the_demo_network() -> None:
+    assert "layer4" in call("explain", "--model", "demo", "--size", 128).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("explain", "--model", "resnet18", "--size", 10**11), "size: the network cannot take a picture"),
+        (("run", ".", *SMALL, "--classes", "top255", "--out", "x"), "classes: expected at most 254"),
+        (("run", ".", "--model", "vit_b_32", "--weights", "none", "--scales", "1,2", "--out", "x"), "scales: vit_b_32"),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_work(options: tuple[object, ...], message: str) -> None:
+    assert message in refused(*options)
 
 
 def test_version() -> None:

@@ -45,7 +45,7 @@ def test_auto_compares_cost_not_only_signs(given, path):
 
 def test_the_reason_names_what_ruled_a_path_out():
     why = plan(problem(affinity=Affinity(power=3, threshold=0.2), nonnegative=False, L=65_536)).why
-    assert "prototypes no: power must be 1, it is 3; threshold must be 0, it is 0.2; the features have negative" in why
+    assert "prototypes no: power must be 1, it is 3; threshold must be 0, it is 0.2; the features are not all" in why
     assert "dense no: it would hold" in why
 
 

@@ -245,3 +245,8 @@ def test_pixel_average_precision_leaves_ignored_pixels_out() -> None:
 def test_average_precision_refuses_what_has_no_value(scores: list, positive: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         average_precision(scores, positive)
+
+
+def test_eight_bit_scores_are_ranked_as_numbers() -> None:
+    scores = np.array([0, 10, 200, 255], dtype=np.uint8)
+    assert average_precision(scores, scores > 150) == average_precision(scores.astype(float), scores > 150) == 1.0

@@ -402,7 +402,7 @@ def test_a_layer_without_gradient_is_refused() -> None:
         ({"stages": "layer1"}, ValueError, r"write \['layer1'\]"),
         ({"seed": "layer5"}, ValueError, r"seed: .* got 'layer5'; name another, such as .*layer4"),
         ({"seed": 3}, TypeError, "got int"),
-        ({"input_size": 0}, ValueError, "input_size: expected a positive size in pixels, got 0"),
+        ({"input_size": 0}, ValueError, r"input_size: expected \(H, W\) of at least 1, got \(0, 0\)"),
     ],
 )
 def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:
@@ -481,3 +481,46 @@ def test_classes_in_every_spelling() -> None:
 def test_wrong_classes(classes: object, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=f"classes: .*{text}"):
         resolve_classes(classes, torch.zeros(2, 3))  # type: ignore[arg-type]
+
+
+class Answer(nn.Module):
+    """A classifier whose answer is a mapping, with something else in front of the logits."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.net, self.first = Pyramid(), first
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.net(images)
+        return {"first": logits.repeat(1, 3) if self.first == "vector" else images, "logits": logits}
+
+
+@pytest.mark.parametrize("first", ["vector", "map"])
+def test_logits_are_found_by_their_name(first: str) -> None:
+    model = Answer(first)
+    assert examine(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_hide_an_exact_cam(dtype: torch.dtype) -> None:
+    assert examine(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"
+
+
+def test_logits_written_over_are_no_proof_of_a_cam() -> None:
+    class Negated(Pyramid):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).mul_(-1)
+
+    assert examine(Negated()).seed.kind == "grad-cam"
+
+
+def test_a_head_registered_first_is_not_taken_for_the_input() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Conv2d(16, 5, 1), nn.Conv2d(3, 16, 3, stride=2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.body(images).relu()).mean((2, 3))
+
+    assert examine(HeadFirst()).in_channels == 3

@@ -8,6 +8,7 @@ import torch
 from ssa_fast import Affinity, polish
 from ssa_fast.paths import pixels as pixels_module
 from ssa_fast.paths import tiled
+from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
 from tests.accuracy import assert_as_accurate
 
 LINEAR, SQUARE = Affinity(), Affinity(power=2)
@@ -24,6 +25,16 @@ SHAPES = {  # B, K, C, H, W
     "row": (2, 4, 12, 1, 90),
     "column": (2, 4, 12, 90, 1),
 }
+
+
+def test_the_shipped_tiles_fit_each_other_and_are_crossed():
+    assert BLOCK_I % BLOCK_J == 0, "a tile must not straddle the end of the sources held"
+    cam, f = torch.rand(1, 2, 31, 71), torch.randn(1, 8, 31, 71)
+    assert cam[0, 0].numel() > BLOCK_I
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled, "BLOCK_I", BLOCK_I)
+        patch.setattr(tiled, "BLOCK_J", BLOCK_J)
+        assert_as_accurate(polish(cam, f, path="tiled"), cam, f, LINEAR)
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +60,8 @@ def test_dtypes(path, affinity, dtype):
     out = polish(cam, f, affinity=affinity, path=path)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_as_accurate(out, cam, f, affinity)
+    if dtype in (torch.float16, torch.bfloat16):  # all that the computation does is done in float32
+        torch.testing.assert_close(out, polish(cam.float(), f.float(), affinity=affinity, path=path), rtol=0, atol=0)
 
 
 LAYOUTS = {
@@ -112,7 +125,9 @@ def test_nan_stays_nan(path, affinity):
     out = polish(cam, f, affinity=affinity, path=path, nonnegative=True)
     assert not out[0, 0].isnan().any()
     assert out[0, 1].isnan().all()
-    assert out[1].isnan().any()
+    assert out[1].isnan().all()
+    cam[0, 1, 2, 3] = float("inf")
+    assert not polish(cam[:1], f[:1], affinity=affinity, path=path).isfinite()[0, 1].any()
 
 
 @pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -24,6 +25,8 @@ UNBOUNDED = 1000
 
 def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     told = stream.isatty() or "COLUMNS" in os.environ
     return Console(stderr=stderr, width=None if told else UNBOUNDED, markup=False, highlight=False)
 

@@ -39,7 +39,7 @@ def command(
 
         chosen = Affinity.parse(affinity)
         side = classifiers.parse_size(size)
-        classifier = classifiers.load(model, weights)
+        classifier = classifiers.load(model, "DEFAULT" if model == "demo" else weights)
         height, width = (side, side) if isinstance(side, int) else side or (0, 0)
         if classifier.input_size and classifier.input_size != (height, width):
             height, width = classifier.input_size
@@ -71,8 +71,8 @@ def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[
 
     from ssa_fast.models.capture import capture
 
-    pictures = torch.empty(1, anatomy.in_channels, height, width, device="meta")
     try:
+        pictures = torch.empty(1, anatomy.in_channels, height, width, device="meta")
         maps = capture(model.to("meta"), pictures, anatomy.stages).maps
     except RuntimeError as error:
         raise ValueError(f"size: the network cannot take a picture of {height}x{width} ({error})") from error

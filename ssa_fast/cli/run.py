@@ -96,6 +96,7 @@ def command(
             "affinity": str(ssa.affinity),
             "stages": list(ssa.stage_names),
             "seed": ssa.seed_kind,
+            "seed_layer": ssa.seed_layer,
         }
         report = _watched(paths, ssa, out, classifier=classifier, options=options, settings=settings)
     _close(report, out, debug=debug)

@@ -60,6 +60,8 @@ def build(
     chosen = Affinity.parse(affinity)
     factors = numbers("scales", scales)
     classifier = classifiers.load(model, weights, device=device_of(device))
+    if classifier.input_size and factors != (1.0,):
+        raise ValueError("scales: {} takes pictures of {}x{} only; leave it out".format(model, *classifier.input_size))
     ssa = SSA(
         classifier.model,
         stages=stage_names(stages),

@@ -156,8 +156,8 @@ def box_accuracy(
 def _scaled(cam: ArrayLike) -> NDArray[np.float64]:
     """A map scaled to [0, 1]; a constant map becomes 0, which has no box."""
     score = np.asarray(cam, dtype=np.float64)
-    if score.ndim != 2 or np.isnan(score).any():
-        what = f"shape {score.shape}" if score.ndim != 2 else "NaN"
+    if score.ndim != 2 or not np.isfinite(score).all():
+        what = f"shape {score.shape}" if score.ndim != 2 else "NaN or infinity"
         raise ValueError(f"cams: expected maps (H, W) of numbers, got {what}; give one map per picture and class")
     low, high = (score.min(), score.max()) if score.size else (0.0, 0.0)
     return (score - low) / (high - low) if high > low else np.zeros_like(score)

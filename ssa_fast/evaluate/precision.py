@@ -22,7 +22,7 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     Raises:
         ValueError: the shapes differ, a score is not a number, or nothing is positive (recall has no meaning then).
     """
-    score, truth = np.asarray(scores).ravel(), np.asarray(positive).astype(bool).ravel()
+    score, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(positive).astype(bool).ravel()
     if np.shape(scores) != np.shape(positive):
         raise ValueError(
             f"positive: expected the shape of scores, {np.shape(scores)}, got {np.shape(positive)}; pair them up"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -66,7 +67,7 @@ def read_cams(cams: Tensor) -> Tensor:
 
 def check_fraction(argument: str, value: float) -> None:
     """Raises TypeError or ValueError unless ``value`` is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}: expected a number in [0, 1], got {type(value).__name__}; pass a float")
     if not 0 <= value <= 1:
         raise ValueError(f"{argument}: expected a number in [0, 1], got {value}; it is a fraction of the map's maximum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,7 +149,8 @@ def logits_of(output: Any) -> Tensor:
 
     Raises TypeError if there is no floating-point tensor, ValueError if it is not of rank 2.
     """
-    logits = output.logits if isinstance(getattr(output, "logits", None), Tensor) else first_tensor(output)
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = named if isinstance(named, Tensor) else first_tensor(output)
     if logits is None or not torch.is_floating_point(logits):
         raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
     if logits.ndim != 2:

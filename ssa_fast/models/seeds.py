@@ -129,16 +129,18 @@ def _exact_cam(trial: Trial, stages: list[str]) -> Seed | str:
 
 def _gives_logits(trial: Trial, name: str) -> bool:
     """Whether the logits are that layer's output, unchanged."""
-    output = trial.records[name].tensor
-    return output.numel() == trial.logits.numel() and torch.equal(output.reshape_as(trial.logits), trial.logits)
+    record = trial.records[name]
+    if record.altered or record.tensor.numel() != trial.logits.numel():
+        return False
+    return torch.equal(record.tensor.reshape_as(trial.logits), trial.logits)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
+    tolerance = max(1e-4, 2 * torch.finfo(b.dtype).eps)
     a, b = a.float(), b.float()
     scale = b.abs().max()
-    tolerance = max(1e-4, 8 * torch.finfo(b.dtype).eps)
     return bool(scale > 0) and bool(((a - b).abs() <= tolerance * scale).all())
 
 

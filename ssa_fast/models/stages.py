@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
@@ -30,9 +31,9 @@ def find_stages(model: nn.Module, trial: Trial, stages: str | Sequence[str]) -> 
         if stages != "auto":
             raise ValueError(f'stages: expected "auto" or a list of module names, got {stages!r}; write [{stages!r}]')
         return automatic_stages(model, trial)
-    names = list(stages)
+    names = list(stages) if isinstance(stages, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f'stages: expected at least one module name, got {names!r}; pass names or "auto"')
+        raise ValueError(f'stages: expected at least one module name, got {stages!r}; pass names or "auto"')
     if len(set(names)) < len(names):
         raise ValueError(f"stages: expected distinct module names, got {names!r}; name each stage once")
     for name in names:

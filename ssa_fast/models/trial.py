@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ssa_fast.inputs import check_size
 from ssa_fast.models.maps import MapForm, first_tensor, infer_form, logits_of
 
 if TYPE_CHECKING:
@@ -121,10 +122,7 @@ def hooked(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[N
 def trial_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(H, W) of the trial image: what the caller says, else what the network was built for, else 224."""
     size = input_size if input_size is not None else fixed_size(model) or 224
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"input_size: expected a positive size in pixels, got {input_size}; pass (H, W)")
-    return height, width
+    return check_size("input_size", (size, size) if isinstance(size, int) else size)
 
 
 def fixed_size(model: nn.Module) -> int | None:
@@ -134,9 +132,12 @@ def fixed_size(model: nn.Module) -> int | None:
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the images a network takes: those of its first convolution, 3 if it has none."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+    """Channels of the images a network takes: those of its first convolution, 3 if it has none.
+
+    Modules are listed as they were registered, which may put a head first: one of few channels is the likelier input.
+    """
+    channels = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return next((few for few in channels if few <= 4), channels[0] if channels else 3)
 
 
 def trial_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:

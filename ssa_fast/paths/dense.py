@@ -14,5 +14,4 @@ if TYPE_CHECKING:
 
 def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)``, through the ``(B, L, L)`` affinity; ``(B, R, L)``. Any φ."""
-    x = pixels.unit(0, pixels.L)
-    return torch.bmm(v, pixels.affinity.apply_(torch.bmm(x.mT, x)))
+    return torch.bmm(v, pixels.all_affinities)

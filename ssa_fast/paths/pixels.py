@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
@@ -64,6 +65,12 @@ class Pixels:
     def nonnegative(self) -> bool:
         """Whether every feature is ≥ 0, read from the data; False where one is NaN."""
         return bool(self.features.amin() >= 0)
+
+    @cached_property
+    def all_affinities(self) -> Tensor:
+        """``a_ij`` of all pairs, ``[B, L, L]``, kept for the next step: the dense path alone can afford it."""
+        x = self.unit(0, self.L)
+        return self.affinity.apply_(torch.bmm(x.mT, x))
 
     @cached_property
     def mean(self) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from ssa_fast import Affinity, polish
 from ssa_fast.paths import pixels as pixels_module
 from ssa_fast.paths import tiled
+from ssa_fast.paths.pixels import TILE_ELEMENTS
 from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
 from tests.accuracy import assert_as_accurate
 
@@ -35,6 +36,25 @@ def test_the_shipped_tiles_fit_each_other_and_are_crossed():
         patch.setattr(tiled, "BLOCK_I", BLOCK_I)
         patch.setattr(tiled, "BLOCK_J", BLOCK_J)
         assert_as_accurate(polish(cam, f, path="tiled"), cam, f, LINEAR)
+
+
+DRAWS = {
+    "uniform": torch.rand,
+    "nearly constant": lambda *shape: 100 + torch.rand(*shape),
+    "sparse": lambda *shape: torch.relu(torch.randn(*shape) - 1.5),
+    "mixed scales": lambda *shape: torch.rand(*shape) * torch.exp(3 * torch.randn(shape[0], shape[1], 1, 1)),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+def test_features_of_every_kind_in_the_shipped_tiles(path, affinity, draw):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels_module, "TILE_ELEMENTS", TILE_ELEMENTS)
+        patch.setattr(tiled, "BLOCK_I", BLOCK_I)
+        patch.setattr(tiled, "BLOCK_J", BLOCK_J)
+        cam, f = torch.rand(2, 5, 61, 47), draw(2, 32, 61, 47)
+        assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,10 @@ class Pixels:
         """Unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
         return self.centered(lo, hi) * self.inverse_norms[:, :, lo:hi]
 
+    def with_ones(self, v: Tensor) -> Tensor:
+        """Rows ``v`` ``(B, R, L)`` and one more of ones: what is summed of it is ``Σ_i a_ij``."""
+        return torch.cat([v, v.new_ones(()).expand(self.B, 1, self.L)], dim=1)
+
     def nonnegative(self) -> bool:
         """Whether every feature is ≥ 0, read from the data; False where one is NaN."""
         return bool(self.features.amin() >= 0)

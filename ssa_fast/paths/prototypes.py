@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.paths.products import grouped_bmm
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.paths.pixels import Pixels
 
-# Channels summed in one go: float32 sums of many more non-negative terms lose more than the dense form does, and the
-# accuracy rule of the tests fails. Groups take no longer than one long sum.
-GROUP = 32
+GROUP = 32  # channels summed in one go
 ROWS = 64  # rows of v at a time, so that the groups' partial sums take no more room than two tiles of features
 
 
-def propagate(v: Tensor, pixels: Pixels) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
     """``Σ_i v_ri x_iᵀ x_j`` for ``v`` ``(B, R, L)`` and non-negative features, in ``O(L·C·R)``; ``(B, R, L)``."""
+    v = pixels.with_ones(v) if sums else v
     inverse_norms = pixels.inverse_norms
     prototypes = v.new_zeros((v.shape[0], v.shape[1], pixels.C))
     for lo, hi in pixels.tiles():
@@ -36,17 +37,6 @@ def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     for lo, hi in pixels.tiles():
         tile = pixels.raw(lo, hi)
         for r in range(0, v.shape[1], ROWS):
-            torch.mul(
-                _apply(prototypes[:, r : r + ROWS], tile), inverse_norms[:, :, lo:hi], out=out[:, r : r + ROWS, lo:hi]
-            )
+            applied = grouped_bmm(prototypes[:, r : r + ROWS], tile, GROUP)
+            torch.mul(applied, inverse_norms[:, :, lo:hi], out=out[:, r : r + ROWS, lo:hi])
     return out
-
-
-def _apply(prototypes: Tensor, tile: Tensor) -> Tensor:
-    """``G x`` of ``[B, R, C]`` and ``[B, C, n]``, its sum over channels taken in groups."""
-    whole = tile.shape[1] // GROUP * GROUP
-    if whole <= GROUP:
-        return torch.bmm(prototypes, tile)
-    groups = prototypes[:, :, :whole].unflatten(2, (-1, GROUP)).movedim(2, 1)  # [B, C/GROUP, R, GROUP]
-    applied = (groups @ tile[:, :whole].unflatten(1, (-1, GROUP))).sum(dim=1)  # [B, R, n]
-    return applied if whole == tile.shape[1] else applied.baddbmm_(prototypes[:, :, whole:], tile[:, whole:])

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ssa_fast.paths.pixels import Pixels
 
 
-def propagate(v: Tensor, pixels: Pixels) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
     """``Σ_i v_ri (x_iᵀ x_j)²`` for ``v`` ``(B, R, L)``, in ``O(L·C²·R)`` and ``R·C²`` numbers; ``(B, R, L)``."""
+    v = pixels.with_ones(v) if sums else v
     (B, R, _), C = v.shape, pixels.C
     moments = v.new_zeros((R, B, C, C))
     for lo, hi in pixels.tiles():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from ssa_fast.paths.products import grouped_bmm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,17 +19,19 @@ BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 
 BLOCK_J = 256  # divides BLOCK_I, so that a tile never straddles its end; the work beyond half of L² is L·BLOCK_J/2
 
 
-def propagate(v: Tensor, pixels: Pixels) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
     """``Σ_i v_ri φ(x_iᵀ x_j)`` for ``v`` ``(B, R, L)``, in about ``L²·(C + 2R)`` operations; ``(B, R, L)``."""
-    out = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    B, R, L = v.shape
+    out = v.new_zeros((B, R + sums, L))
     for b, image in enumerate(pixels.images()):
         _propagate_image(v[b], image, out[b])
     return out
 
 
 def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
-    """Add one image's ``Σ_i v_ri a_ij`` to ``out``; ``v`` and ``out`` are ``(R, L)``."""
-    L = pixels.L
+    """Add one image's ``Σ_i v_ri a_ij`` to ``out``, ``v`` being ``(R, L)``; ``Σ_i a_ij`` to a row that v has not."""
+    R, L = v.shape
+    out, sums = out[:R], out[R:]
     for i0 in range(0, L, BLOCK_I):
         i1 = min(i0 + BLOCK_I, L)
         x_i = pixels.unit(i0, i1)[0]  # [C, BLOCK_I]
@@ -39,5 +41,8 @@ def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
             # Rows up to the end of the diagonal tile; those above it are the only ones to be mirrored.
             x_j = pixels.unit(j0, j1)[0]  # [C, BLOCK_J]
             a = pixels.affinity.apply_(x_i[:, :rows].mT @ x_j)  # [BLOCK_I, BLOCK_J]
-            out[:, j0:j1].addmm_(v[:, i0 : i0 + rows], a)
+            out[:, j0:j1] += grouped_bmm(v[None, :, i0 : i0 + rows], a[None], BLOCK_J)[0]
             out[:, i0 : i0 + above].addmm_(v[:, j0:j1], a[:above].mT)
+            if len(sums):  # not a row of ones in v: a product's plain sum of like numbers drifts, this one cascades
+                sums[0, j0:j1] += a.sum(dim=0)
+                sums[0, i0 : i0 + above] += a[:above].sum(dim=1)

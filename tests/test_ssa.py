@@ -302,3 +302,25 @@ def test_overlay_of_a_result(result: SSAResult) -> None:
     panels = result.overlay(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
     assert len(panels) == 2
     assert all(isinstance(panel, Image.Image) and panel.mode == "RGB" for panel in panels)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network_is_the_network(in_place: bool) -> None:
+    """Also after its first call, when what was compiled no longer looks for hooks."""
+    model = trained().eval()
+    expected = ssa(model)(IMAGES, classes=[1]).cams
+    if in_place:
+        model.compile(backend="aot_eager")
+        compiled = model
+    else:
+        compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        compiled(IMAGES)
+        compiled(IMAGES)
+    torch.testing.assert_close(ssa(compiled)(IMAGES, classes=[1]).cams, expected, **ROUNDING)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(TypeError, match="model: expected a network in Python, got TorchScript"):
+        ssa(torch.jit.trace(trained().eval(), IMAGES))(IMAGES)

@@ -72,6 +72,10 @@ def examine(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the network itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the one it was made from"
+        )
     trial = run_trial(model, trial_size(model, input_size))
     names = find_stages(model, trial, stages)
     with torch.inference_mode(False):

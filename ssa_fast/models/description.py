@@ -14,7 +14,8 @@ from torch import nn
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import polish_stages
-from ssa_fast.dispatch import Problem, plan
+from ssa_fast.costs import Problem
+from ssa_fast.dispatch import plan
 from ssa_fast.models.anatomy import Anatomy, examine
 from ssa_fast.models.trial import trial_image
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Forward hooks on the named modules, gone at the end whatever happens."""
+    """Forward hooks on the named modules, gone at the end whatever happens.
+
+    What ``torch.compile`` made of a module skips hooks that came after its first call: it runs uncompiled meanwhile.
+    """
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in modules.values())
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()

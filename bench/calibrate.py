@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import nnls
 
 from bench import measure
-from ssa_fast import Affinity, dispatch, polish
+from ssa_fast import Affinity, costs, dispatch, polish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,11 @@ def problems() -> Iterator[tuple[tuple[int, int, int, int], Affinity, bool]]:
 def timings() -> Iterator[dict[str, Any]]:
     """One row per problem and supported path: its cost as the dispatcher counts it and the median time."""
     for (B, K, C, side), affinity, nonnegative in problems():
-        problem = dispatch.Problem(B, K, C, side * side, affinity, nonnegative)
+        problem = costs.Problem(B, K, C, side * side, affinity, nonnegative)
         draw = torch.rand if nonnegative else torch.randn
         cam, f = torch.rand(B, K, side, side), draw(B, C, side, side)
         for path in dispatch.TORCH_PATHS:
-            cost = dispatch.cost(path, problem)
+            cost = costs.cost(path, problem)
             if dispatch.not_supported_reasons(path, "torch", problem) or cost.flops > BUDGET:
                 continue
             if path == "dense" and cost.extra_memory > dispatch.DENSE_LIMIT:
@@ -51,22 +51,22 @@ def timings() -> Iterator[dict[str, Any]]:
             yield {"problem": name, "path": path, "cost": cost, "ms": measure.median_seconds(call) * 1e3}
 
 
-def fit(rows: list[dict[str, Any]]) -> dispatch.Rates:
+def fit(rows: list[dict[str, Any]]) -> costs.Rates:
     """Rates whose predicted times have the least squared relative error, all times ≥ 0."""
     terms = np.array([[row["cost"].flops, row["cost"].traffic, row["cost"].calls] for row in rows], float)
     times = np.array([row["ms"] / 1e3 for row in rows])
     scale = terms.max(axis=0)
     per_unit, _ = nnls(terms / scale / times[:, None], np.ones(len(rows)))
     with np.errstate(divide="ignore"):
-        return dispatch.Rates(*(float(rate) for rate in scale / per_unit))
+        return costs.Rates(*(float(rate) for rate in scale / per_unit))
 
 
-def regrets(rows: list[dict[str, Any]], rates: dispatch.Rates) -> list[tuple[str, str, str, float]]:
+def regrets(rows: list[dict[str, Any]], rates: costs.Rates) -> list[tuple[str, str, str, float]]:
     """Per problem: the path that ``rates`` pick, the fastest, and how much longer the pick took."""
     found = []
     for name in dict.fromkeys(row["problem"] for row in rows):
         mine = [row for row in rows if row["problem"] == name]
-        picked = min(mine, key=lambda row: dispatch.seconds(row["cost"], rates))
+        picked = min(mine, key=lambda row: costs.seconds(row["cost"], rates))
         fastest = min(mine, key=lambda row: row["ms"])
         found.append((name, picked["path"], fastest["path"], picked["ms"] / fastest["ms"]))
     return found
@@ -77,7 +77,7 @@ def main(save: Path | None) -> None:
     rows = list(timings())
     rates = fit(rows)
     print(f"fitted to this machine: {rates}")
-    for label, used in (("fitted", rates), ("dispatch.RATES['cpu']", dispatch.RATES["cpu"])):
+    for label, used in (("fitted", rates), ("costs.RATES['cpu', 'torch']", costs.RATES["cpu", "torch"])):
         found = regrets(rows, used)
         misses = sorted((regret for regret in found if regret[3] > 1.1), key=lambda regret: -regret[3])
         print(f"{label}: the pick is within 10 % of the fastest in {len(found) - len(misses)} of {len(found)} problems")

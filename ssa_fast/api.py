@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 
-from ssa_fast import inputs, paths, reference
+from ssa_fast import fusion, inputs, ops, paths
 from ssa_fast.affinity import Affinity
-from ssa_fast.dispatch import Choice, Problem, plan
+from ssa_fast.stage import decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from ssa_fast.dispatch import Choice
+    from ssa_fast.fusion import Fuse, Weights
     from ssa_fast.inputs import Array, Features
+    from ssa_fast.stage import Work
 
-Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
-FUSES = ("mean", "max", "sum", "product")
 Affinities: TypeAlias = "Affinity | Sequence[Affinity] | Mapping[str, Affinity]"
-Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | None"
 
 
 def polish(
@@ -40,6 +38,7 @@ def polish(
     nonnegative: bool | None = None,
     path: str = "auto",
     backend: str = "auto",
+    precision: str = "default",
 ) -> Any:
     """Complete a class activation map along the semantic structure of backbone features.
 
@@ -68,6 +67,9 @@ def polish(
             broken promise gives wrong numbers.
         path: ``"auto"``, ``"dense"``, ``"prototypes"``, ``"second_order"``, ``"tiled"`` or ``"resident"`` (GPU).
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"reference"`` (dense, differentiable).
+        precision: of the matrix products of ``"tiled"`` and ``"resident"`` on Triton: ``"default"`` has half-precision
+            operands (errors near 1e-5 of the largest value), ``"high"`` splits each number in two and is as accurate as
+            float32. All else computes in float32 or better anyway. Sums are always float32.
 
     Returns:
         The polished CAM, same kind and rank as ``cam``, ``(…, H, W)``, on its device; float64 if any input is, else
@@ -84,7 +86,7 @@ def polish(
             raise TypeError(f"{argument}: expected True or False, got {value!r}")
     if rescale is None:
         rescale = len(stages) > 1
-    _fusion(stages, size, fuse, weights)  # told before any work
+    fusion.options(stages, size, fuse, weights)  # told before any work
     maps = polish_stages(
         seed.tensor,
         stages,
@@ -93,8 +95,17 @@ def polish(
         nonnegative=nonnegative,
         path=path,
         backend=backend,
+        precision=precision,
     )
-    fused = fuse_stages(maps, size=size, fuse=fuse, weights=weights, rescale=rescale, align_corners=align_corners)
+    fused = fusion.fuse_stages(
+        maps,
+        size=size,
+        fuse=fuse,
+        weights=weights,
+        rescale=rescale,
+        align_corners=align_corners,
+        backend=backend,
+    )
     return seed.restore(fused)
 
 
@@ -107,39 +118,27 @@ def polish_stages(
     nonnegative: bool | None = None,
     path: str = "auto",
     backend: str = "auto",
+    precision: str = "default",
 ) -> dict[str, Tensor]:
     """Each stage's polished CAM at its own size, not rescaled: ``(B, K, h, w)`` in, ``{stage: (B, K, H, W)}`` out."""
     if backend != "reference":
         inputs.check_no_grad({"cam": cam, **{f"feats ({name})": stage for name, stage in stages.items()}})
-    works = _works(cam, stages, affinity, nonnegative, path, backend)
-    with torch.autocast(cam.device.type, enabled=False):  # it would take the float32 out of the accumulation
-        return {name: work.run(cam, align_corners) for name, work in works.items()}
-
-
-def fuse_stages(
-    maps: Mapping[str, Tensor],
-    *,
-    size: tuple[int, int] | None = None,
-    fuse: Fuse = "mean",
-    weights: Weights = None,
-    rescale: bool = True,
-    align_corners: bool = True,
-) -> Tensor:
-    """Rescale, resize and fuse polished CAMs ``{stage: (B, K, H, W)}`` into one ``(B, K, *size)``; see ``polish``."""
-    size, weight = _fusion(maps, size, fuse, weights)
-    fused: Tensor | None = None
-    for name, polished in maps.items():
-        polished = resize(minmax(polished) if rescale else polished, size, align_corners)
-        if weight[name] != 1.0:
-            polished = polished ** weight[name] if fuse == "product" else polished * weight[name]
-        if fused is None:
-            fused = polished
-        elif fuse == "max":
-            fused = torch.maximum(fused, polished)
-        else:
-            fused = fused * polished if fuse == "product" else fused + polished
-    assert fused is not None
-    return fused / sum(weight.values()) if fuse == "mean" else fused
+    if torch.compiler.is_compiling() and backend != "reference":
+        return {
+            name: ops.polish_stage(
+                cam,
+                stages[name],
+                each,
+                nonnegative=nonnegative,
+                path=path,
+                backend=backend,
+                precision=precision,
+                align_corners=align_corners,
+            )
+            for name, each in _checked(cam, stages, affinity, nonnegative).items()
+        }
+    works = _works(cam, stages, affinity, nonnegative, path, backend, precision)
+    return {name: work.run(cam, align_corners) for name, work in works.items()}
 
 
 def explain(
@@ -150,6 +149,7 @@ def explain(
     nonnegative: bool | None = None,
     path: str = "auto",
     backend: str = "auto",
+    precision: str = "default",
 ) -> dict[str, Choice]:
     """Print and return how ``polish`` would do each stage: path, backend, predicted cost and the reason.
 
@@ -157,11 +157,12 @@ def explain(
     the features' sign.
     """
     seed, stages = _read(cam, feats)
-    works = _works(seed.tensor, stages, affinity, nonnegative, path, backend)
+    works = _works(seed.tensor, stages, affinity, nonnegative, path, backend, precision)
     for name, work in works.items():
         p, choice = work.problem, work.choice
         print(
             f"{name}: C={p.C}, L={p.L:,}, K={p.K}, B={p.B}: {choice.path} on {choice.backend}, "
+            f"{f'{choice.config}, ' if choice.config else ''}"
             f"{choice.cost.flops / 1e9:,.3g} GFLOP, {choice.cost.traffic / 2**20:,.3g} MiB moved, "
             f"{choice.cost.extra_memory / 2**20:,.3g} MiB extra memory\n    {choice.why}"
         )
@@ -208,48 +209,6 @@ def correlation(
     return found if isinstance(feats, Mapping) else list(found.values())
 
 
-def minmax(maps: Tensor) -> Tensor:
-    """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN.
-
-    Constant means: but for the rounding of float32 sums, which a rescaling would otherwise blow up to a whole map.
-    """
-    # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    span = high - low
-    rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    constant = span <= rounding
-    # The divisor of a constant map is 1 and not its span, whose reciprocal would make the gradient infinite.
-    return torch.where(constant, (maps - low) * 0, (maps - low) / torch.where(constant, 1.0, span))
-
-
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Bilinear ``(B, K, h, w)`` → ``(B, K, *size)``; as it is if it has that size."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One stage with all that was decided about it."""
-
-    stage: Tensor
-    affinity: Affinity
-    dtype: torch.dtype
-    problem: Problem
-    choice: Choice
-
-    def run(self, cam: Tensor, align_corners: bool) -> Tensor:
-        H, W = self.stage.shape[2:]
-        rows = resize(cam.to(self.dtype), (H, W), align_corners).flatten(2)  # [B, K, L]
-        if self.choice.backend == "reference":
-            polished = reference.polish_stage(rows, self.stage.to(self.dtype).flatten(2), self.affinity)
-        else:
-            pixels = paths.Pixels(self.stage, self.affinity, self.dtype)
-            polished = paths.polish_stage(rows, pixels, self.choice.path)
-        return polished.unflatten(2, (H, W))
-
-
 def _works(
     cam: Tensor,
     stages: Mapping[str, Tensor],
@@ -257,22 +216,26 @@ def _works(
     nonnegative: bool | None,
     path: str,
     backend: str,
-) -> dict[str, _Work]:
+    precision: str,
+) -> dict[str, Work]:
     """Decide every stage before any is computed, so that a refusal costs nothing."""
+    affinities = _checked(cam, stages, affinity, nonnegative)
+    return {
+        name: decide(
+            cam, stage, affinities[name], nonnegative=nonnegative, path=path, backend=backend, precision=precision
+        )
+        for name, stage in stages.items()
+    }
+
+
+def _checked(
+    cam: Tensor, stages: Mapping[str, Tensor], affinity: Affinities, nonnegative: bool | None
+) -> dict[str, Affinity]:
+    """Each stage's affinity, once CAM, stages and options are known to go together."""
     inputs.check_together(cam, stages)
     if nonnegative is not None and not isinstance(nonnegative, bool):
         raise TypeError(f"nonnegative: expected True, False or None, got {nonnegative!r}; use bool(...)")
-    works = {}
-    for name, each in inputs.per_stage("affinity", affinity, stages, Affinity).items():
-        stage = stages[name]
-        dtype = torch.float64 if torch.float64 in (cam.dtype, stage.dtype) else torch.float32
-        B, C, H, W = stage.shape
-        sign = nonnegative
-        if sign is None and each.degree is not None and path not in ("dense", "tiled") and backend != "reference":
-            sign = paths.Pixels(stage, each, stage.dtype).nonnegative()
-        problem = Problem(B, cam.shape[1], C, H * W, each, sign, dtype.itemsize, stage.device.type)
-        works[name] = _Work(stage, each, dtype, problem, plan(problem, path, backend))
-    return works
+    return inputs.per_stage("affinity", affinity, stages, Affinity)
 
 
 def _read(cam: Array, feats: Features) -> tuple[inputs.Cam, dict[str, Tensor]]:
@@ -285,26 +248,6 @@ def _device_of(feats: Features) -> torch.device | None:
     """The device of the first tensor among the stages, None if all are NumPy."""
     each = feats.values() if isinstance(feats, Mapping) else feats if isinstance(feats, (list, tuple)) else [feats]
     return next((stage.device for stage in each if isinstance(stage, torch.Tensor)), None)
-
-
-def _fusion(
-    maps: Mapping[str, Tensor], size: tuple[int, int] | None, fuse: Fuse, weights: Weights
-) -> tuple[tuple[int, int], dict[str, float]]:
-    """The options of fusion, checked: size of the result and weight by stage. ``maps`` or stages, for their sizes."""
-    if fuse not in FUSES:
-        raise ValueError(f"fuse: expected one of {', '.join(FUSES)}, got {fuse!r}")
-    if size is None:
-        largest = max(maps.values(), key=lambda polished: polished.shape[2] * polished.shape[3])
-        size = (largest.shape[2], largest.shape[3])
-    return inputs.check_size("size", size), _weights(weights, maps)
-
-
-def _weights(weights: Weights, maps: Mapping[str, Tensor]) -> dict[str, float]:
-    values = inputs.per_stage("weights", [1.0] * len(maps) if weights is None else weights, maps, Real)
-    numbers = {name: float(weight) for name, weight in values.items()}
-    if not all(weight >= 0 for weight in numbers.values()) or not 0 < sum(numbers.values()) < float("inf"):
-        raise ValueError(f"weights: expected finite numbers >= 0, at least one > 0, got {list(numbers.values())}")
-    return numbers
 
 
 def _fraction(point: tuple[float, float], size: tuple[int, int] | None) -> tuple[float, float]:

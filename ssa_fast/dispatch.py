@@ -2,123 +2,71 @@
 
 ``Problem`` says what is to be done, ``plan`` answers with a ``Choice`` and its reason. A way is a *path* (which
 algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the
-dispatcher, the error messages, tests and benchmarks alike; ``cost`` counts what each path does.
+dispatcher, the error messages, tests and benchmarks alike; ``ssa_fast.costs`` counts what each way does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
-from ssa_fast.paths.pixels import TILE_ELEMENTS
-from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
+from ssa_fast import tuning
+from ssa_fast.costs import EVERY_PATH, RATES, Cost, Problem, cost, seconds, tile_config
 
-if TYPE_CHECKING:
-    from ssa_fast.affinity import Affinity
+Way: TypeAlias = "tuple[str, str]"  # path, backend
 
-PATHS = ("auto", "dense", "prototypes", "second_order", "tiled", "resident")
+PATHS = ("auto", *EVERY_PATH)
 BACKENDS = ("auto", "torch", "triton", "reference")
+PRECISIONS = ("default", "high")
 
 TORCH_PATHS = ("prototypes", "second_order", "tiled", "dense")
+TRITON_PATHS = ("prototypes", "tiled", "resident")
 DENSE_LIMIT = 256 << 20  # bytes of affinity beyond which "auto" leaves the dense path alone
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One stage to polish.
-
-    ``B`` images, ``K`` CAM classes, ``C`` channels, ``L`` pixels; ``itemsize`` bytes of a number of the computation (4
-    or 8); ``device`` a torch device type; ``nonnegative`` whether every feature is known to be ≥ 0 (None: not known).
-    """
-
-    B: int
-    K: int
-    C: int
-    L: int
-    affinity: Affinity
-    nonnegative: bool | None = None
-    itemsize: int = 4
-    device: str = "cpu"
-
-
-class Cost(NamedTuple):
-    """What one path does: floating-point operations, bytes moved through memory, extra bytes held, library calls."""
-
-    flops: int
-    traffic: int
-    extra_memory: int
-    calls: int
+RESIDENT_LIMIT = 2 << 20  # bytes of an image's features beyond which "auto" leaves the resident path alone
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a stage is polished, what that is predicted to take, and why this way."""
+    """How a stage is polished, what that is predicted to take, and why this way.
+
+    ``config`` holds the tiles of a Triton path's main kernel. ``otherwise`` is the path of the images that turn out to
+    have a negative feature, where the GPU itself reads the sign.
+    """
 
     path: str
     backend: str
     cost: Cost
     why: str
-
-
-class Rates(NamedTuple):
-    """How fast a kind of device does what ``Cost`` counts; only the ratios between them decide anything."""
-
-    flops: float
-    traffic: float
-    calls: float
-
-
-# Fitted to the CPU paths on 2 cores by `python -m bench calibrate`; a device without an entry is read as a GPU whose
-# library calls are short against its arithmetic.
-RATES = {"cpu": Rates(flops=246e9, traffic=22e9, calls=63e3)}
-OTHER_RATES = Rates(flops=50e12, traffic=3e12, calls=100e3)
-
-
-def cost(path: str, problem: Problem) -> Cost:
-    """Operations, traffic and extra memory of one path; the formulas of the table in the README.
-
-    ``flops`` counts a multiply and an add as two. ``extra_memory`` is what is held beyond the features, the CAM at the
-    stage's size and the result: the affinity or its tile, the CAM's row of ones and its sums, the state.
-    """
-    B, K, C, L, s = problem.B, problem.K, problem.C, problem.L, problem.itemsize
-    rows, steps, features = K + 1, problem.affinity.steps, B * C * L * s
-    sums = 2 * B * rows * L * s
-    if path == "dense":
-        flops = 2 * B * L * L * (C + rows * steps)
-        square = B * L * L * s
-        mask = B * L * L if problem.affinity.threshold > 0 else 0
-        return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
-    tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
-    tiles, tile = -(-B * C * L // tile_elements), 2 * tile_elements * s
-    state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
-    if path == "prototypes":
-        calls = 3 + 3 * tiles + 6 * tiles * steps
-        return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, calls)
-    if path == "second_order":
-        calls = 3 + 3 * tiles + 6 * tiles * rows * steps
-        traffic = features + 6 * steps * rows * features
-        return Cost(4 * B * L * C * C * rows * steps, traffic, state + tile + sums, calls)
-    if path in ("tiled", "resident"):
-        block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)
-        columns = -(-L // block_j) * (-(-L // block_i) + 1) // 2
-        flops = B * steps * (L * L + L * block_j) * (C + 2 * rows)
-        traffic = B * steps * (3 * L * L * s // 2 + columns * block_j * C * s)
-        held = (block_i * block_j + C * (block_i + block_j)) * s
-        return Cost(flops, traffic, held + sums, B * steps * (4 + 7 * columns))
-    raise ValueError(f"path: expected one of {', '.join(PATHS[1:])}, got {path!r}")
+    config: Any = None
+    otherwise: str | None = None
 
 
 def not_supported_reasons(path: str, backend: str, problem: Problem) -> list[str]:
     """Why ``path`` on ``backend`` cannot polish ``problem`` exactly; empty if it can."""
-    if backend == "triton":
-        return ["this version ships no Triton kernels; use backend='torch' or 'auto'"]
-    if path == "resident":
-        return ["'resident' is a kernel of backend='triton', and this version ships none; use path='tiled' or 'auto'"]
     if backend == "reference":
         return [] if path == "dense" else [f"the reference is dense by definition, it has no path {path!r}"]
-    if path in ("tiled", "dense"):
-        return []
-    return _algebraic_reasons(path, problem)
+    if backend == "triton":
+        reasons = _triton_reasons(path, problem)
+    elif path == "resident":
+        return ["'resident' is a kernel of backend='triton'; on backend='torch' use path='dense', 'tiled' or 'auto'"]
+    else:
+        reasons = []
+    return reasons if path in ("tiled", "dense", "resident") else reasons + _algebraic_reasons(path, problem)
+
+
+def _triton_reasons(path: str, problem: Problem) -> list[str]:
+    """What keeps Triton's kernels from this problem, whatever its φ."""
+    if path not in TRITON_PATHS:
+        return [f"{path!r} has no Triton kernel; use backend='torch'"]
+    reasons = []
+    if problem.gpu is None:
+        reasons.append(problem.no_gpu)
+    else:
+        reasons += tuning.not_supported_reasons(problem.gpu)
+    if problem.itemsize == 8:
+        reasons.append("float64 is computed by PyTorch only; use backend='torch'")
+    return reasons
 
 
 def _algebraic_reasons(path: str, problem: Problem) -> list[str]:
@@ -140,46 +88,116 @@ def _algebraic_reasons(path: str, problem: Problem) -> list[str]:
     return reasons
 
 
+@functools.lru_cache(maxsize=4096)  # a small stage on a GPU takes less time than a decision
 def plan(problem: Problem, path: str = "auto", backend: str = "auto") -> Choice:
     """Choose how to polish ``problem``; a ``path`` or ``backend`` that is named is taken or refused, never replaced.
 
     Raises:
         ValueError: an unknown name, or a way that cannot do this problem exactly, with the reasons.
     """
-    if path not in PATHS:
-        raise ValueError(f"path: expected one of {', '.join(PATHS)}, got {path!r}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "auto":
-        backend = "torch"
-    if backend == "reference" and path == "auto":
-        path = "dense"
-    if path != "auto" or backend == "triton":
+    for argument, value, known in (
+        ("path", path, PATHS),
+        ("backend", backend, BACKENDS),
+        ("precision", problem.precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}")
+    ways = _ways(problem, path, backend)
+    return _cheapest(problem, ways) if path == "auto" and backend != "reference" else _named(problem, ways)
+
+
+def _ways(problem: Problem, path: str, backend: str) -> list[Way]:
+    """``(path, backend)`` pairs that the caller's names allow; on the CPU "auto" never means Triton's interpreter."""
+    offered = {
+        "triton": [(each, "triton") for each in TRITON_PATHS],
+        "torch": [(each, "torch") for each in TORCH_PATHS],
+        "reference": [("dense", "reference")],
+    }
+    backends = [backend] if backend != "auto" else ["torch"] if problem.device == "cpu" else ["triton", "torch"]
+    ways = [way for each in backends for way in offered[each] if path in ("auto", way[0])]
+    return ways or [(path, backends[-1])]
+
+
+def _named(problem: Problem, ways: list[Way]) -> Choice:
+    """The path asked for, on the first backend that can do it exactly."""
+    refusals = []
+    for path, backend in ways:
         reasons = not_supported_reasons(path, backend, problem)
+        if not reasons:
+            return _choice((path, backend), problem, "asked for")
+        refusals.append(f"path={path!r}, backend={backend!r} cannot polish this stage: {'; '.join(reasons)}")
+    raise ValueError(". ".join(refusals))
+
+
+def _cheapest(problem: Problem, ways: list[Way]) -> Choice:
+    """The supported way of least estimated time, and what it was compared with."""
+    costs: dict[Way, Cost] = {}
+    ruled_out: dict[Way, str] = {}
+    for way in ways:
+        known = replace(problem, nonnegative=True) if _reads_sign_itself(way, problem) else problem
+        reasons = not_supported_reasons(*way, known)
+        if not reasons:
+            costs[way] = _cost_of(way, problem)
+            reasons = _beyond_auto(way[0], problem, costs[way])
         if reasons:
-            raise ValueError(f"path={path!r}, backend={backend!r} cannot polish this stage: {'; '.join(reasons)}")
-        return Choice(path, backend, cost(path, problem), "asked for")
-    return _cheapest(problem, backend)
+            costs.pop(way, None)
+            ruled_out[way] = "; ".join(reasons)
+    several = len({backend for _, backend in ways}) > 1
+    names = {way: f"{way[0]} on {way[1]}" if several else way[0] for way in ways}
+    if not costs:
+        why = ". ".join(dict.fromkeys(ruled_out.values()))
+        raise ValueError(f"backend={ways[0][1]!r} cannot polish this stage: {why}")
+    device = "cpu" if problem.device == "cpu" else "gpu"
+    estimates = {
+        way: seconds(counted, RATES.get((device, way[1]), RATES["gpu", way[1]])) for way, counted in costs.items()
+    }
+    best = min(estimates, key=lambda way: estimates[way])
+    others = [f"{names[way]} {estimates[way] / estimates[best]:.1f}× the cost" for way in estimates if way != best]
+    others += [f"{names[way]} no: {reasons}" for way, reasons in ruled_out.items()]
+    return _choice(best, problem, "; ".join(["least estimated cost", *others]))
 
 
-def seconds(cost: Cost, rates: Rates) -> float:
-    """The dispatcher's own estimate of a cost, good for comparing paths on one device and for nothing else."""
-    return cost.flops / rates.flops + cost.traffic / rates.traffic + cost.calls / rates.calls
+def reads_sign(problem: Problem, path: str, backend: str) -> bool:
+    """Whether the host has to read the features' sign before ``plan`` can say all it could.
+
+    Not where only the kernels would care, which read it themselves: on a GPU that would make the host wait.
+    """
+    if problem.nonnegative is not None or problem.affinity.degree is None or backend == "reference":
+        return False
+    if path != "auto":
+        return path in ("prototypes", "second_order")
+    kernels = backend == "triton" or (backend == "auto" and problem.device != "cpu" and problem.gpu is not None)
+    return not (kernels and not _triton_reasons("tiled", problem))
 
 
-def _cheapest(problem: Problem, backend: str) -> Choice:
-    """The supported path of least estimated time, and what it was compared with."""
-    estimates, ruled_out = {}, {}
-    for path in TORCH_PATHS:
-        reasons = not_supported_reasons(path, backend, problem)
-        counted = cost(path, problem)
-        if path == "dense" and counted.extra_memory > DENSE_LIMIT:
-            reasons.append(f"it would hold {counted.extra_memory / 2**20:,.0f} MiB")
-        if reasons:
-            ruled_out[path] = "; ".join(reasons)
-        else:
-            estimates[path] = seconds(counted, RATES.get(problem.device, OTHER_RATES))
-    best = min(estimates, key=lambda path: estimates[path])
-    others = [f"{path} {estimates[path] / estimates[best]:.1f}× the cost" for path in estimates if path != best]
-    others += [f"{path} no: {why}" for path, why in ruled_out.items()]
-    return Choice(best, backend, cost(best, problem), "; ".join(["least estimated cost", *others]))
+def _beyond_auto(path: str, problem: Problem, cost: Cost) -> list[str]:
+    """Why "auto" leaves a path alone that could be had by its name."""
+    if path == "dense" and cost.extra_memory > DENSE_LIMIT:
+        return [f"it would hold {cost.extra_memory / 2**20:,.0f} MiB"]
+    image = problem.C * problem.L * (4 if problem.dtype == "float32" else 2)
+    if path == "resident" and image > RESIDENT_LIMIT:
+        return [f"each of its programs would read an image's {image / 2**20:,.0f} MiB of features"]
+    return []
+
+
+def _choice(way: Way, problem: Problem, why: str) -> Choice:
+    path, backend = way
+    otherwise = "tiled" if _reads_sign_itself(way, problem) else None
+    if otherwise:
+        why += f"; the GPU reads the features' sign and does signed images by {otherwise!r}"
+    config = tile_config(path, problem) if backend == "triton" else None
+    return Choice(path, backend, _cost_of(way, problem), why, config, otherwise)
+
+
+def _reads_sign_itself(way: Way, problem: Problem) -> bool:
+    """Whether the kernels find out the sign, so that the host need not wait for it."""
+    return way == ("prototypes", "triton") and problem.nonnegative is None and problem.affinity.degree == 1
+
+
+def _cost_of(way: Way, problem: Problem) -> Cost:
+    """The cost of a way; where the sign is read on the GPU, with the launches and the memory of the way not taken."""
+    counted = cost(way[0], problem, way[1])
+    if not _reads_sign_itself(way, problem):
+        return counted
+    idle = cost("tiled", problem, "triton")
+    return counted._replace(extra_memory=counted.extra_memory + idle.extra_memory, calls=counted.calls + idle.calls)

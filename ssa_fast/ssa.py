@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.api import Affinities, Fuse, Weights, fuse_stages, minmax, polish_stages, resize
+from ssa_fast.api import Affinities, polish_stages
+from ssa_fast.fusion import Fuse, Weights, fuse_stages, minmax, resize
 from ssa_fast.inputs import check_size, per_stage
 from ssa_fast.models import examine
 from ssa_fast.models.classes import Classes, resolve_classes

@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from ssa_fast import Affinity
 
 
-def assert_as_accurate(out: Tensor, cam: Tensor, features: Tensor, affinity: Affinity) -> None:
-    """``out`` ``(B, K, H, W)`` against the reference on ``cam`` ``(B, K, H, W)`` and ``features`` ``(B, C, H, W)``."""
+def assert_as_accurate(
+    out: Tensor, cam: Tensor, features: Tensor, affinity: Affinity, dtype: torch.dtype | None = None
+) -> None:
+    """``out`` ``(B, K, H, W)`` against the reference on ``cam`` ``(B, K, H, W)`` and ``features`` ``(B, C, H, W)``.
+
+    ``dtype`` is the one that the computation's operands have, where that is not the features' own: float16 for kernels
+    with ``precision="default"``.
+    """
     cam, features = cam.flatten(2), features.flatten(2)
-    own = reference.polish_stage(cam, features, affinity).double().numpy()
+    dtype = features.dtype if dtype is None else dtype
+    own = reference.polish_stage(cam.to(dtype), features.to(dtype), affinity).double().numpy()
     if features.dtype == torch.float64:
         truth = extended_reference(cam.numpy(), features.numpy(), affinity)
     else:
@@ -33,7 +40,7 @@ def assert_as_accurate(out: Tensor, cam: Tensor, features: Tensor, affinity: Aff
     own_error = np.abs(own - truth).max()
     band = torch.finfo(out.dtype).eps * np.abs(truth).max()
     assert error <= 2 * own_error + band, (
-        f"error {error:.3g}, of the reference in {cam.dtype} {own_error:.3g}, rounding band {band:.3g}"
+        f"error {error:.3g}, of the reference in {dtype} {own_error:.3g}, rounding band {band:.3g}"
     )
 
 

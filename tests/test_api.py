@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import Affinity, correlation, explain, polish
-from ssa_fast.api import minmax
+from ssa_fast.fusion import minmax
 
 
 @pytest.fixture
@@ -179,7 +179,11 @@ BAD = {
     "devices": (dict(feats=F1.to("meta")), ValueError, r"feats: expected the CAM's device cpu, got meta"),
     "path": (dict(path="fast"), ValueError, r"path: expected one of auto, dense.*got 'fast'"),
     "backend": (dict(backend="cuda"), ValueError, r"backend: expected one of auto, torch.*got 'cuda'"),
-    "triton": (dict(backend="triton"), ValueError, r"backend='triton' cannot polish this stage: this version ships no"),
+    "triton": (
+        dict(backend="triton", feats=F1.double()),
+        ValueError,
+        r"backend='triton' cannot polish this stage: .*float64 is computed by PyTorch only",
+    ),
     "resident": (dict(path="resident"), ValueError, r"path='resident'.*kernel of backend='triton'"),
     "reference path": (dict(backend="reference", path="tiled"), ValueError, r"the reference is dense by definition"),
     "signed": (dict(feats=-F1, path="prototypes"), ValueError, r"'prototypes'.*a negative value"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -340,3 +341,12 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
         ended.stderr.strip()
         == f"error: the command line needs {missing}, which is not here; pip install 'ssa_fast[app]'"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans for the GPU at hand where there is one")
+def test_explain_plans_for_a_gpu_that_is_not_there() -> None:
+    result = call("explain", "--model", "demo", "--device", "cuda")
+    assert result.exit_code == 0, result.output
+    assert "notice: no GPU here; that is planned for a GPU of sm_90" in result.stderr
+    assert "triton" in result.stdout
+    assert "on torch" in result.stdout

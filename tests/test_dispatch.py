@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from ssa_fast import Affinity, polish
-from ssa_fast.dispatch import PATHS, TORCH_PATHS, Problem, Rates, cost, not_supported_reasons, plan, seconds
+from ssa_fast.costs import Problem, Rates, cost, seconds
+from ssa_fast.dispatch import PATHS, TORCH_PATHS, not_supported_reasons, plan, reads_sign
+from ssa_fast.gpus import Gpu
 from ssa_fast.paths import PROPAGATE
 
 RELU, SQUARE, CENTERED = Affinity(), Affinity(power=2), Affinity(center=True)
@@ -109,3 +113,126 @@ def test_a_broken_promise_is_the_callers_own(monkeypatch):
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=True)
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=False)
     polish(torch.rand(1, 2, 40, 40), f, affinity=CENTERED)
+
+
+H200 = Gpu("NVIDIA H200", "sm_90", processors=132)
+TURING = dict(gpu=None, no_gpu="Tesla T4 is sm_75; the kernels need the matrix instructions of sm_80 or newer")
+
+
+@pytest.fixture
+def _untimed():
+    """The one warning that an H200 has no measured table is another test's subject."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def on_gpu(**rest):
+    return problem(**{"device": "cuda", "dtype": "float16", "gpu": H200} | rest)
+
+
+@pytest.mark.usefixtures("_untimed")
+@pytest.mark.parametrize(
+    ("given", "path", "backend"),
+    [
+        (on_gpu(), "prototypes", "triton"),
+        (on_gpu(L=1_048_576), "prototypes", "triton"),
+        (on_gpu(nonnegative=False), "tiled", "triton"),
+        (on_gpu(affinity=CENTERED, L=65_536), "tiled", "triton"),
+        (on_gpu(affinity=Affinity("exp", temperature=0.1)), "tiled", "triton"),
+        (on_gpu(affinity=CENTERED, L=196, C=1024), "resident", "triton"),
+        (on_gpu(L=49, C=2048), "resident", "triton"),
+        # what Triton has no kernel for, or no GPU that can run it
+        (on_gpu(affinity=SQUARE, K=1, C=64, L=65_536), "second_order", "torch"),
+        (on_gpu(itemsize=8, dtype="float64"), "prototypes", "torch"),
+        (on_gpu(**TURING), "prototypes", "torch"),
+        (on_gpu(**TURING, nonnegative=False), "tiled", "torch"),
+    ],
+)
+def test_auto_on_a_gpu(given, path, backend):
+    choice = plan(given)
+    assert (choice.path, choice.backend) == (path, backend)
+    assert choice.cost == cost(path, given, backend)
+    assert (choice.config is not None) == (backend == "triton")
+
+
+@pytest.mark.usefixtures("_untimed")
+def test_an_unknown_sign_is_read_on_the_gpu():
+    given = on_gpu(nonnegative=None)
+    choice = plan(given)
+    assert (choice.path, choice.backend, choice.otherwise) == ("prototypes", "triton", "tiled")
+    assert "the GPU reads the features' sign" in choice.why
+    # both ways are launched, and both hold their memory
+    both = [cost(path, given, "triton") for path in ("prototypes", "tiled")]
+    assert choice.cost.calls == sum(each.calls for each in both)
+    assert choice.cost.extra_memory == sum(each.extra_memory for each in both)
+    assert choice.cost.flops == both[0].flops
+    assert not reads_sign(given, "auto", "auto"), "the host would wait for the GPU"
+    assert plan(on_gpu(nonnegative=True)).otherwise is None
+
+
+def test_when_the_host_reads_the_sign():
+    assert reads_sign(problem(nonnegative=None), "auto", "auto")
+    assert reads_sign(on_gpu(nonnegative=None), "prototypes", "auto"), "a path that is named is taken or refused"
+    assert reads_sign(on_gpu(nonnegative=None, **TURING), "auto", "auto")
+    assert reads_sign(on_gpu(nonnegative=None), "auto", "torch")
+    for known in (problem(), problem(nonnegative=False)):
+        assert not reads_sign(known, "auto", "auto")
+    assert not reads_sign(problem(nonnegative=None, affinity=CENTERED), "auto", "auto")
+    assert not reads_sign(problem(nonnegative=None), "dense", "auto")
+    assert not reads_sign(problem(nonnegative=None), "auto", "reference")
+
+
+@pytest.mark.usefixtures("_untimed")
+def test_the_reasons_against_triton():
+    assert not_supported_reasons("tiled", "triton", on_gpu()) == []
+    assert not_supported_reasons("dense", "triton", on_gpu()) == ["'dense' has no Triton kernel; use backend='torch'"]
+    assert not_supported_reasons("tiled", "triton", on_gpu(**TURING)) == [TURING["no_gpu"]]
+    assert "float64 is computed by PyTorch only" in not_supported_reasons("tiled", "triton", on_gpu(itemsize=8))[0]
+    assert not_supported_reasons("resident", "torch", on_gpu()) == [
+        "'resident' is a kernel of backend='triton'; on backend='torch' use path='dense', 'tiled' or 'auto'"
+    ]
+    with pytest.raises(ValueError, match=r"backend='triton' cannot polish this stage: Tesla T4 is sm_75"):
+        plan(on_gpu(**TURING), backend="triton")
+    with pytest.raises(ValueError, match=r"path='tiled', backend='triton' cannot polish this stage: Tesla T4"):
+        plan(on_gpu(**TURING), path="tiled", backend="triton")
+    with pytest.raises(ValueError, match=r"path='resident'.*Tesla T4 is sm_75"):
+        plan(on_gpu(**TURING), path="resident")
+
+
+@pytest.mark.usefixtures("_untimed")
+@pytest.mark.parametrize(
+    ("path", "backend", "taken"),
+    [
+        ("tiled", "auto", ("tiled", "triton")),
+        ("dense", "auto", ("dense", "torch")),
+        ("prototypes", "torch", ("prototypes", "torch")),
+        ("resident", "auto", ("resident", "triton")),
+        ("auto", "reference", ("dense", "reference")),
+    ],
+)
+def test_named_ways_on_a_gpu(path, backend, taken):
+    choice = plan(on_gpu(), path=path, backend=backend)
+    assert (choice.path, choice.backend, choice.why) == (*taken, "asked for")
+
+
+@pytest.mark.usefixtures("_untimed")
+def test_costs_of_kernels_are_the_formulas_of_the_design():
+    given = on_gpu(L=16_384, C=256, K=20)
+    L, C = given.L, given.C
+    tiled = cost("tiled", given, "triton")
+    assert L * L * C < tiled.flops < 2 * L * L * C
+    assert cost("tiled", on_gpu(L=16_384, precision="high"), "triton").flops == pytest.approx(3 * tiled.flops, rel=0.5)
+    assert cost("prototypes", given, "triton").traffic == 2 * L * C * 2 + 2 * given.K * L * 4
+    for L in (4096, 65_536, 1 << 20):
+        assert cost("prototypes", on_gpu(L=L), "triton").extra_memory <= 32 << 20
+        unit = L * (C + 64) * 2
+        assert cost("tiled", on_gpu(L=L), "triton").extra_memory <= (256 << 20) + 2 * unit
+    resident = cost("resident", on_gpu(L=196), "triton")
+    assert resident.calls == 1
+    assert 0 < resident.busy < 0.2
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision: expected one of default, high, got 'fast'"):
+        plan(problem(precision="fast"))

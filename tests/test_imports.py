@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import ssa_fast
+from ssa_fast import kernels
 
 PACKAGE = Path(ssa_fast.__file__).parent
+KERNELS = sorted(Path(kernels.__file__).parent.glob("*.py"))
+STANDARD = {"typing", "dataclasses", "collections", "math", "functools"}
 
 
 def run(code: str) -> str:
@@ -43,6 +46,33 @@ def test_reference_imports_torch_alone():
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("paths/*.py")), ids=lambda path: path.name)
 def test_paths_never_look_up(path):
     assert imported(path) <= {"torch", "typing", "functools", "__future__", "ssa_fast.paths"}
+
+
+def test_kernels_and_paths_do_not_know_each_other():
+    assert {path.name for path in KERNELS} >= {"prototypes.py", "tiled.py", "resident.py", "primitives.py"}
+    for path in KERNELS:
+        allowed = {"torch", "triton", "ssa_fast.kernels", "__future__"} | STANDARD
+        assert path.name in ("report.py", "__main__.py") or imported(path) <= allowed, path.name
+
+
+def test_what_decides_needs_no_triton():
+    run(
+        "import sys\nsys.modules['triton'] = None\n"
+        "import ssa_fast.kernels.config, ssa_fast.tuning, ssa_fast.dispatch, ssa_fast.launch, torch\n"
+        "try:\n    ssa_fast.polish(torch.rand(4, 4), torch.rand(8, 6, 6), backend='triton')\n"
+        "except ValueError as error:\n    assert 'the package triton is not installed' in str(error), error\n"
+        "else:\n    raise AssertionError('taken without triton')\n"
+    )
+
+
+def test_triton_is_imported_by_the_first_kernel_and_not_before():
+    run(
+        "import sys, torch, ssa_fast\n"
+        "ssa_fast.explain(torch.rand(4, 4), torch.rand(8, 6, 6), backend='triton')\n"
+        "assert 'triton' not in sys.modules\n"
+        "ssa_fast.polish(torch.rand(4, 4), torch.rand(8, 6, 6), backend='triton')\n"
+        "assert 'triton' in sys.modules\n"
+    )
 
 
 def imported(path: Path) -> set[str]:

@@ -10,7 +10,9 @@ from ssa_fast.cli import console
 from ssa_fast.cli.setup import Affinity_, Debug, Model, Stages, Weights, stage_names
 
 if TYPE_CHECKING:
-    from ssa_fast.dispatch import Choice, Problem
+    from ssa_fast.costs import Problem
+    from ssa_fast.dispatch import Choice
+    from ssa_fast.gpus import Gpu
     from ssa_fast.models import Anatomy
 
 __all__ = ["command", "stage_shapes"]
@@ -26,7 +28,7 @@ def command(
     classes_count: Annotated[int, typer.Option(min=1, help="CAM classes K, polished at once.")] = 1,
     affinity: Affinity_ = "",
     stages: Stages = "auto",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="The kind of device to plan for.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Plan for the CPU, or for the GPU at hand.")] = "cpu",
     debug: Debug = False,
 ) -> None:
     """Show the plan per stage: path, backend, cost and why, and what the dense affinity would have taken.
@@ -35,7 +37,8 @@ def command(
     """
     with console.usage_errors(debug=debug):
         from ssa_fast import Affinity, classifiers, models
-        from ssa_fast.dispatch import Problem, plan
+        from ssa_fast.costs import Problem
+        from ssa_fast.dispatch import plan
 
         chosen = Affinity.parse(affinity)
         side = classifiers.parse_size(size)
@@ -46,10 +49,13 @@ def command(
             console.err().print(f"notice: {model} takes pictures of {height}x{width} only; that is planned for")
         anatomy = models.examine(classifier.model, stages=stage_names(stages), input_size=classifier.input_size)
         shapes = stage_shapes(classifier.model, anatomy, height, width)
+        gpu, no_gpu = _gpu(device)
         plans = {}
         for name, (channels, h, w) in shapes.items():
             positive = anatomy.signs[name] == "non-negative"
-            problem = Problem(1, classes_count, channels, h * w, chosen, nonnegative=positive, device=device)
+            problem = Problem(
+                1, classes_count, channels, h * w, chosen, nonnegative=positive, device=device, gpu=gpu, no_gpu=no_gpu
+            )
             plans[name] = problem, plan(problem)
     title = f"{model}, picture {height} x {width}, K = {classes_count}, affinity {chosen}, float32, {device}"
     rows = [_row(name, shapes[name], *planned) for name, planned in plans.items()]
@@ -57,6 +63,20 @@ def command(
     screen.print(console.table(title, COLUMNS, rows, right=NUMBERS))
     for name, (_, choice) in plans.items():
         screen.print(f"{name}, {anatomy.signs[name]} features: {choice.path}, {choice.why}", soft_wrap=True)
+
+
+def _gpu(device: str) -> tuple[Gpu | None, str]:
+    """The GPU to plan for and why there is none; where the machine has no GPU, a large one, with a notice."""
+    import torch
+
+    from ssa_fast import gpus
+
+    if device != "cuda":
+        return None, "the plan is for the CPU"
+    if torch.cuda.is_available():
+        return gpus.look_up(torch.device("cuda"))
+    console.err().print(f"notice: no GPU here; that is planned for {gpus.ABSENT.name}")
+    return gpus.ABSENT, ""
 
 
 def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[str, tuple[int, int, int]]:
@@ -80,7 +100,7 @@ def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[
 
 
 def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choice) -> tuple[str, ...]:
-    from ssa_fast.dispatch import cost
+    from ssa_fast.costs import cost
 
     channels, h, w = shape
     return (

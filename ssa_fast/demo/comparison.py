@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import SSA
-from ssa_fast.api import minmax
 from ssa_fast.demo.network import load_classifier, prepare
 from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
+from ssa_fast.fusion import minmax
 from ssa_fast.outputs import place
 
 if TYPE_CHECKING:

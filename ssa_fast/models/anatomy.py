@@ -74,7 +74,7 @@ def examine(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the network itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the one it was made from"
+            "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
     trial = run_trial(model, trial_size(model, input_size))
     names = find_stages(model, trial, stages)

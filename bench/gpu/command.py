@@ -1,0 +1,93 @@
+"""``python -m bench gpu``: the order of the work, the budget, the exit code."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench.gpu import ceilings, correctness, promises, sanitize, timing, whole, workers
+from bench.gpu.report import REHEARSAL, Report
+from ssa_fast import gpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench.gpu.workers import Job, Row
+
+SIDE_BY_SIDE = 12  # workers, while nothing is timed: most of that time is compilation on the host
+FIRST_SHARE = 0.45  # of the budget, at most, for correctness and compilation before anything is timed
+
+
+def refusal(rehearse: bool) -> str:
+    """Why the command cannot run here, in one sentence; empty if it can."""
+    if rehearse:
+        return "" if gpus.interpreting() else "--rehearse needs TRITON_INTERPRET=1, set before Triton is imported."
+    if not torch.cuda.is_available():
+        return "There is no GPU here: run this where PyTorch sees one, or try every step on the CPU with --rehearse."
+    if gpus.interpreting():
+        return "TRITON_INTERPRET is set, so Triton would interpret the kernels: unset it to measure a GPU."
+    return gpus.look_up(torch.device("cuda", torch.cuda.current_device()))[1]
+
+
+def side_by_side(rehearse: bool) -> int:
+    """Workers for work that is not timed; 0 in a rehearsal: it all runs in this process."""
+    return 0 if rehearse else max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 2) - 2))
+
+
+def main(
+    save: Path | None = None,
+    out: Path | None = None,
+    budget: float = 540.0,
+    rehearse: bool = False,
+    only: str = "",
+    commit: str = "",
+    seed: int | None = None,
+) -> int:
+    """Run everything that ``budget`` seconds allow; 0: all right, 1: something is wrong, 2: it cannot run here."""
+    if why := refusal(rehearse):
+        print(why, file=sys.stderr)
+        return 2
+    begin = time.monotonic()
+    seed = secrets.randbelow(1 << 30) if seed is None else seed
+    head = {"command": "python -m bench gpu", "rehearsal": rehearse, "seed": seed, "budget_s": budget, "seconds": 0.0}
+    report = Report(head | {"commit": commit}, None if rehearse or out is None else out / "gpu.json")
+    if rehearse:
+        print(REHEARSAL)
+    many = side_by_side(rehearse)
+    late: list[Job] = []
+
+    def phase(jobs: list[Job], count: int, share: float, again: bool = False) -> None:
+        """One list of jobs; with ``again`` those not reached wait for a later phase."""
+
+        def keep(task: Job, rows: list[Row]) -> None:
+            if again and any(row["status"] == "not reached" for row in rows):
+                late.append(task)
+            elif workers.part_of(task) != "warm":
+                report.head["seconds"] = round(time.monotonic() - begin, 1)
+                report.add(rows)
+
+        chosen = [task for task in jobs if only in task["name"]]
+        workers.run(chosen, count=count, until=begin + share * budget, report=keep, rehearse=rehearse)
+
+    one = min(many, 1)
+    checks = correctness.jobs(seed, rehearse)
+    compiling = [] if rehearse else timing.warmers(seed, rehearse)
+    phase([*checks[:24], *compiling, *checks[24:]], many, FIRST_SHARE, again=True)
+    main_rows = [*ceilings.jobs(seed, rehearse), *promises.jobs(seed, rehearse)]
+    main_rows += timing.jobs(seed, rehearse, timing.MAIN)
+    main_rows += [*whole.small_jobs(seed, rehearse), *whole.backbone_jobs(seed, rehearse)]
+    phase(main_rows, one, 0.88)
+    rest = [task for task in late if workers.part_of(task) != "warm"]
+    phase([*sanitize.jobs(seed, rehearse), *rest], many, 0.95)
+    phase(timing.jobs(seed, rehearse, timing.MORE), one, 0.98)
+    report.head["seconds"] = round(time.monotonic() - begin, 1)
+    for path in {save, report.path} - {None}:
+        assert path is not None
+        report.save(path)
+    print("", *report.table(), sep="\n")
+    return report.exit_code()

@@ -1,0 +1,201 @@
+"""Every kernel against the reference in float64, on fresh random inputs, with poisoned outputs between guard bands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.gpu import ours
+from bench.gpu.goals import error_goal
+from bench.gpu.problem import Problem, relative_error, resized, truth
+from bench.gpu.stand import NotHere, poisoned
+from bench.gpu.workers import Job, job
+from ssa_fast import fusion, gpus, launch, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from bench.gpu.stand import Stand
+
+FLOATS = ("float16", "bfloat16", "float32")
+QUADRATIC = ("full", "symmetric", "resident")
+PHIS = (
+    "power=2",
+    "power=3.5",
+    "threshold=0.3",
+    "threshold=0.2,power=2",
+    "phi=exp,temperature=0.1",
+    "center",
+    "center,power=2",
+    "steps=3",
+    "norm_eps=0,sum_eps=0",
+)
+BASE = Problem(B=1, K=20, C=256, H=56, W=56, h=7, w=7, values="relu")
+SMALL = replace(BASE, H=28, W=28)
+RAGGED = Problem(B=3, K=21, C=100, H=13, W=19, h=5, w=4, values="randn")
+
+
+def jobs(seed: int, rehearse: bool) -> list[Job]:
+    """One job per case; the telling ones first."""
+    chosen = dict.fromkeys((way, problem.tiny() if rehearse else problem) for way, problem in cases())
+    found = [
+        job(
+            "bench.gpu.correctness:case",
+            f"correctness: {way} {problem.label()}",
+            120,
+            way=way,
+            seed=seed,
+            **problem.as_arguments(),
+        )
+        for way, problem in chosen
+    ]
+    fused = [
+        job(
+            "bench.gpu.correctness:fused",
+            f"correctness: fusion {fuse} {stages} stages{' rescaled' if rescale else ''}",
+            60,
+            fuse=fuse,
+            rescale=rescale,
+            stages=stages,
+            seed=seed,
+        )
+        for fuse in fusion.FUSES
+        for rescale, stages in ((True, 4), (False, 5), (True, 5), (False, 4))[: 1 if rehearse else 4]
+    ]
+    return found + fused
+
+
+def cases() -> Iterator[tuple[str, Problem]]:
+    """``(way, problem)``: first one of everything, then the sweeps of each."""
+    for dtype in FLOATS:
+        yield "prototypes", replace(BASE, dtype=dtype)
+        for way in QUADRATIC:
+            yield way, replace(SMALL if way == "resident" else BASE, dtype=dtype, values="randn")
+    for values in ("mixed", "nan", "relu"):
+        yield "auto", replace(SMALL, B=3, values=values)
+    for way in QUADRATIC:
+        yield way, replace(SMALL, values="randn", precision="high")
+        yield way, RAGGED
+    yield "prototypes", replace(RAGGED, values="relu")
+    yield from _prototypes_sweep()
+    for way in QUADRATIC:
+        yield from _quadratic_sweep(way)
+
+
+def _prototypes_sweep() -> Iterator[tuple[str, Problem]]:
+    for dtype in FLOATS:
+        for layout in ("nhwc", "sliced"):
+            yield "prototypes", replace(BASE, dtype=dtype, layout=layout)
+    for K in (1, 70, 1000):
+        for dtype in ("float16", "float32"):
+            yield "prototypes", replace(SMALL, K=K, dtype=dtype)
+    for C in (64, 512, 1024, 2048):
+        for dtype in ("float16", "float32"):
+            yield "prototypes", replace(SMALL, C=C, dtype=dtype, layout="nhwc" if C == 1024 else "nchw")
+    for affinity in ("steps=3", "norm_eps=0,sum_eps=0"):
+        yield "prototypes", replace(SMALL, affinity=affinity, values="zeros")
+    for scale, cam_scale in ((1e-12, 1e-6), (1e12, 1e5)):
+        affinity = "norm_eps=0,sum_eps=0"
+        yield "prototypes", replace(SMALL, dtype="float32", scale=scale, cam_scale=cam_scale, affinity=affinity)
+    yield "prototypes", replace(SMALL, B=3, layout="repeated", h=0, w=0)
+    yield "prototypes", replace(SMALL, align_corners=False, scale=1e-6)
+    yield "prototypes", replace(SMALL, H=1, W=1, h=1, w=1)
+    yield "prototypes", replace(BASE, B=3, C=512, H=64, W=64, h=16, w=16)
+
+
+def _quadratic_sweep(way: str) -> Iterator[tuple[str, Problem]]:
+    base = replace(SMALL, values="randn")
+    for affinity in PHIS:
+        yield way, replace(base, affinity=affinity, values="relu" if "center" in affinity else "randn")
+    for affinity in ("power=2", "phi=exp,temperature=0.1", "center", "steps=3"):
+        yield way, replace(base, affinity=affinity, precision="high")
+    for layout in ("nhwc", "sliced"):
+        for dtype in FLOATS:
+            yield way, replace(base, layout=layout, dtype=dtype)
+    for K in (1, 70, 1000):
+        yield way, replace(base, K=K)
+    for C in (64, 1024, 2048):
+        yield way, replace(base, C=C)
+    yield way, replace(base, dtype="float32", precision="high")
+    yield way, replace(base, values="zeros", affinity="norm_eps=0,sum_eps=0")
+    yield way, replace(base, dtype="float32", scale=1e12, cam_scale=1e5)
+    yield way, replace(base, B=3, layout="repeated", h=0, w=0, align_corners=False)
+    yield way, replace(base, H=1, W=1, h=1, w=1)
+    if way != "resident":
+        yield way, replace(base, B=3, C=512, H=64, W=64, h=16, w=16)
+
+
+def case(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """One kernel on one problem: a row with its error, the goal, and what the project's own rule says."""
+    problem = Problem(**arguments)
+    if way == "resident" and problem.dtype == "bfloat16" and gpus.interpreting():
+        raise NotHere("Triton's interpreter multiplies bfloat16 wrongly")
+    cam, f = problem.draw(stand.device, seed)
+    right = truth(problem, cam, f)
+    with poisoned():
+        out = ours.polish(way, stand, problem, cam, f)
+    stand.synchronize()
+    own = _own_error(way, problem, cam, f, right)
+    return [verdict(f"{way} {problem.label()}", error_goal(way, problem.precision), out, right, own) | {"way": way}]
+
+
+def verdict(what: str, goal: Any, out: Tensor, right: Tensor, own: float) -> dict[str, Any]:
+    """A row: ``ok`` within the goal, or within twice the reference's own error in that dtype plus one rounding."""
+    error = relative_error(out, right)
+    rule = 2 * own + torch.finfo(torch.float32).eps
+    status = "ok" if error <= max(goal.must, rule) else "failed"
+    row = {"part": "correctness", "what": what, "status": status, "error": error, "rule": rule}
+    if status == "failed":
+        row["why"] = f"error {error:.3g}, the goal is {goal.must:g} and the rule {rule:.3g}"
+    return row | {"goals": [goal.row(error)]}
+
+
+def _own_error(way: str, problem: Problem, cam: Tensor, f: Tensor, right: Tensor) -> float:
+    """Error of the reference itself in the dtype of the computation; 0 if it fails, so that it excuses nothing.
+
+    ``"auto"`` may take the quadratic way, whose operands are float16: the range of features and CAM is no part of that.
+    """
+    exact = way == "prototypes" or problem.precision == "high"
+    dtype = f.dtype if exact else torch.float16
+    scale, cam_scale = (1.0, 1.0) if exact else (max(problem.scale, 1.0), problem.cam_scale)
+    rows = (resized(problem, cam) / cam_scale).to(dtype)
+    each = [
+        reference.polish_stage(rows[b : b + 1], (f[b : b + 1] / scale).to(dtype).flatten(2), problem.phi)
+        for b in range(problem.B)
+    ]
+    error = relative_error(torch.cat(each).double() * cam_scale, right)
+    return error if error < 0.1 else 0.0
+
+
+def fused(stand: Stand, *, fuse: str, rescale: bool, stages: int, seed: int) -> list[dict[str, Any]]:
+    """The fusion kernels against the same in PyTorch and float64."""
+    sides = ((7, 5), (14, 9), (4, 4), (1, 3), (7, 5)) if stand.rehearse else ((128, 96), (64, 48), (32, 24), (1, 7))
+    sides = (*sides, (32, 24))[:stages]
+    generator = torch.Generator(stand.device).manual_seed(seed)
+    maps = {
+        str(number): torch.rand(2, 3, H, W, device=stand.device, generator=generator) + 0.1
+        for number, (H, W) in enumerate(sides)
+    }
+    weights = [1.0, 2.0, 0.5, 1.0, 0.0][:stages]
+    size = (2 * sides[0][0] + 1, 2 * sides[0][1])
+    right = fusion.fuse_stages(
+        {name: each.double() for name, each in maps.items()},
+        size=size,
+        fuse=fuse,  # type: ignore[arg-type]
+        weights=weights,
+        rescale=rescale,
+        backend="torch",
+    )
+    with poisoned():
+        out = launch.fuse_stages(
+            list(maps.values()), weights=weights, fuse=fuse, rescale=rescale, size=size, align_corners=True
+        )
+    stand.synchronize()
+    what = f"fusion {fuse} {stages} stages{' rescaled' if rescale else ''}"
+    # One division by a small span magnifies a rounding: 16 of them are allowed for.
+    own = 8 * torch.finfo(torch.float32).eps
+    return [verdict(what, error_goal("prototypes", "high"), out, right, own) | {"way": "fusion"}]

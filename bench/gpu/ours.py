@@ -1,0 +1,100 @@
+"""The kernels under test, called through their host functions with the tiles that the tables name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ssa_fast import launch, tuning
+from ssa_fast.kernels.config import Full, Symmetric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.gpu.problem import Problem
+    from bench.gpu.stand import Stand
+    from ssa_fast.gpus import Gpu
+
+WAYS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")
+FORMS = {"full": Full, "symmetric": Symmetric}
+GUARD = 256
+BAND = -12345.0
+# Where no table of the GPU has the form: small enough for every architecture.
+SPARE = {
+    "full": Full(block_i=64, block_j=64, block_c=64, rows=32, num_warps=4, num_stages=2),
+    "symmetric": Symmetric(block=64, block_c=64, bands=2, chunk=4, rows=32, num_warps=4, num_stages=2),
+}
+
+
+class OutOfBounds(AssertionError):
+    """A kernel wrote beside its output."""
+
+
+def tiles(way: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
+    """The config arguments of a way's host function: the product's own, or the nearest of the form asked for."""
+
+    def of(kernel: str) -> Any:
+        return tuning.config(kernel, gpu=gpu, **_served(problem))
+
+    if way == "prototypes":
+        return {"gather": of("gather"), "apply": of("apply")}
+    if way == "resident":
+        return {"config": of("resident")}
+    config = of("tiled")
+    if way in FORMS and not isinstance(config, FORMS[way]):
+        config = _of_form(way, gpu, problem)
+    return {"config": config, "prepare": of("prepare")}
+
+
+def _served(problem: Problem) -> dict[str, Any]:
+    """What an entry of a table is chosen by."""
+    sizes = {"C": problem.C, "L": problem.L, "K": problem.K}
+    return sizes | {"dtype": problem.dtype, "precision": problem.precision, "phi": problem.phi.phi}
+
+
+def _of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
+    for stem in (tuning.slug(gpu.name), tuning.TABLES[gpu.arch]):
+        for directory in (tuning.user_directory(), tuning.SHIPPED):
+            path = directory / f"{stem}.json"
+            table = tuning.entries(tuning.read(path), path) if path.is_file() else []
+            table = [entry for entry in table if isinstance(entry.config, FORMS[form])]
+            if found := tuning.nearest(table, "tiled", **_served(problem)):
+                return found.config
+    return SPARE[form]
+
+
+def write(way: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Tensor, given: dict[str, Any]) -> None:
+    """Call the host function of a way but "auto": ``out`` ``(B, K, L)``, ``given`` its tiles."""
+    module = "tiled" if way in FORMS else way
+    arguments = given | {"affinity": problem.phi, "align_corners": problem.align_corners, "out": out}
+    arguments |= {"processors": gpu.processors} if way == "prototypes" else {"precision": problem.precision}
+    importlib.import_module(f"ssa_fast.kernels.{module}").polish(cam, f, **arguments)
+
+
+def polish(way: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
+    """``(B, K, L)`` between two guard bands, or through the package's own launch for "auto"."""
+    if way == "auto":
+        return launched("prototypes", problem, cam, f, otherwise="tiled").flatten(2)
+    given = tiles(way, stand.gpu, problem)
+    numel = problem.B * problem.K * problem.L
+    buffer = torch.full((numel + 2 * GUARD,), BAND, device=stand.device)
+    out = buffer[GUARD:-GUARD].view(problem.B, problem.K, problem.L).fill_(float("nan"))
+    write(way, stand.gpu, problem, cam, f, out, given)
+    if not bool((buffer[:GUARD] == BAND).all() & (buffer[-GUARD:] == BAND).all()):
+        raise OutOfBounds("the kernel wrote beyond its output")
+    return out
+
+
+def launched(path: str, problem: Problem, cam: Tensor, f: Tensor, otherwise: str | None = None) -> Tensor:
+    """``(B, K, H, W)`` the way the package launches it."""
+    return launch.polish_stage(
+        cam,
+        f,
+        problem.phi,
+        path=path,
+        otherwise=otherwise,
+        precision=problem.precision,
+        align_corners=problem.align_corners,
+    )

@@ -1,0 +1,169 @@
+"""Where things are measured: a GPU with CUDA events, or in a rehearsal the CPU with a host timer."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ssa_fast import gpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+CYCLES_PER_SECOND = 2e9  # more than any GPU's clock: a pause lasts at least as long as asked
+LONGEST_PAUSE = 4e-3
+
+
+class NotHere(Exception):
+    """Something that this stand cannot do; its text is the reason."""
+
+
+class Stand:
+    """The device, its clock and its memory. In a rehearsal no figure means anything.
+
+    Times of a GPU are those of the device alone: before each call the L2 cache is overwritten and the device made to
+    pause for as long as the host needs to enqueue the call. ``eager_seconds`` is the host's view.
+    """
+
+    def __init__(self, rehearse: bool = False) -> None:
+        self.rehearse = rehearse
+        self.device = torch.device("cpu") if rehearse else torch.device("cuda", torch.cuda.current_device())
+        self._flush: torch.Tensor | None = None
+
+    @property
+    def gpu(self) -> gpus.Gpu:
+        found, why = gpus.look_up(self.device)
+        if found is None:
+            raise NotHere(why)
+        return found
+
+    def synchronize(self) -> None:
+        if not self.rehearse:
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object], pause: float = 0.0) -> float:
+        """Time of one call that finds a cold cache."""
+        if self.rehearse:
+            begin = time.perf_counter()
+            call()
+            return time.perf_counter() - begin
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._overwrite_cache()
+        torch.cuda._sleep(int(pause * CYCLES_PER_SECOND) + 1)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def host_seconds(self, call: Callable[[], object]) -> float:
+        """How long the host needs to enqueue one call, once it is warm."""
+        times = []
+        for _ in range(3):
+            self.synchronize()
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        self.synchronize()
+        return min(times)
+
+    def rounds(
+        self, calls: Mapping[str, Callable[[], object]], budget: float = 1.5, most: int = 31
+    ) -> dict[str, list[float]]:
+        """Seconds of each call in interleaved rounds, as many as ``budget`` seconds allow, at least 5."""
+        least, most = (2, 2) if self.rehearse else (5, most)
+        pauses = {}
+        for name, call in calls.items():
+            call()
+            pauses[name] = 0.0 if self.rehearse else min(1.5 * self.host_seconds(call) + 2e-5, LONGEST_PAUSE)
+        begin = time.perf_counter()
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(most):
+            if turn >= least and time.perf_counter() - begin > budget:
+                break
+            for name, call in calls.items():
+                found[name].append(self.seconds(call, pauses[name]))
+        return found
+
+    def eager_seconds(self, call: Callable[[], object], calls: int = 300) -> float:
+        """Wall time of one of many calls that follow each other without waiting, warm caches; best of 5 such runs."""
+        calls = 2 if self.rehearse else calls
+        times = []
+        for _ in range(2 if self.rehearse else 5):
+            self.synchronize()
+            begin = time.perf_counter()
+            for _ in range(calls):
+                call()
+            self.synchronize()
+            times.append((time.perf_counter() - begin) / calls)
+        return min(times)
+
+    def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """``call`` captured in a CUDA graph: its replay, and the result that a replay writes anew."""
+        if self.rehearse:
+            raise NotHere("a rehearsal on the CPU captures no CUDA graph")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+        return graph.replay, result
+
+    def peak_extra_bytes(self, call: Callable[[], torch.Tensor]) -> int:
+        """What ``call`` takes of the GPU's memory at its peak, beyond its inputs and its result."""
+        if self.rehearse:
+            raise NotHere("a rehearsal on the CPU counts no GPU memory")
+        call()
+        self.clean()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size()
+
+    def clean(self) -> None:
+        """Give back what nobody holds."""
+        gc.collect()
+        if not self.rehearse:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def _overwrite_cache(self) -> None:
+        if self._flush is None:
+            cache = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0)
+            self._flush = torch.empty(max(4 * cache, 256 << 20) // 4, dtype=torch.int32, device=self.device)
+        self._flush.zero_()
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """``torch.empty`` and its kin come filled with NaN: an element that no program wrote cannot pass for a result."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or in a CPU's allocator."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def summary(times: list[float]) -> dict[str, float | int]:
+    """Median and quartiles in µs."""
+    low, middle, high = (float(n) for n in np.percentile(np.array(times) * 1e6, [25, 50, 75]))
+    return {"us": round(middle, 3), "us_quartiles": [round(low, 3), round(high, 3)], "rounds": len(times)}  # type: ignore[dict-item]

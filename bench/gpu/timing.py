@@ -1,0 +1,240 @@
+"""The kernels against their peers: interleaved rounds in one process, ratios per round, each answer checked first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bench.gpu import ours, peers
+from bench.gpu.goals import GOALS, error_goal
+from bench.gpu.problem import Problem, relative_error, sampled_truth
+from bench.gpu.stand import is_out_of_memory, summary
+from bench.gpu.workers import Job, first_line, job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from bench.gpu.stand import Stand
+
+WRONG = 0.05  # relative error beyond which an answer is no answer
+SAMPLED = 128  # target pixels that an answer is checked at
+COPIED = 1 << 29  # numbers of two bytes that the copy copies, to which bandwidth is compared
+COMPILED = ("dense compiled", "algebra compiled", "flex")
+
+SIGNED = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
+POSITIVE = replace(SIGNED, values="rand")
+# (path, problem, {peer: goal}); the peer "copy" asks for the share of the copy's bandwidth.
+MAIN: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
+    ("tiled", replace(SIGNED, C=512), {"xᵀx": "product"}),
+    (
+        "tiled",
+        SIGNED,
+        {
+            "xᵀx": "product_256",
+            "dense": "dense_16",
+            "dense float32": "dense_float32",
+            "dense compiled": None,
+            "chunked": "chunked_256",
+            "flex": "flex_256",
+        },
+    ),
+    (
+        "prototypes",
+        POSITIVE,
+        {"dense": "prototypes_dense_16k", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
+    ),
+    (
+        "prototypes",
+        replace(POSITIVE, B=32),
+        {"copy": "bandwidth", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
+    ),
+    ("prototypes", replace(POSITIVE, H=256, W=256), {"dense": "prototypes_dense_65k", "algebra": "algebra_eager"}),
+    ("tiled", replace(SIGNED, C=2048), {"xᵀx": "product", "chunked": "chunked_2048", "dense": None}),
+    ("tiled", replace(SIGNED, C=1024, W=64), {"xᵀx": "product", "flex": "flex_1024"}),
+    ("prototypes", replace(POSITIVE, H=512, W=512), {"copy": "bandwidth", "algebra": "algebra_eager"}),
+    ("prototypes", replace(POSITIVE, B=32, layout="nhwc"), {"copy": "bandwidth", "algebra": "algebra_eager"}),
+)
+MORE: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
+    ("prototypes", replace(POSITIVE, B=2, C=2048), {"copy": "bandwidth", "algebra": "algebra_eager"}),
+    ("prototypes", replace(POSITIVE, B=2, C=2048, layout="nhwc"), {"copy": "bandwidth"}),
+    ("prototypes", replace(POSITIVE, B=32, dtype="float32"), {"copy": "bandwidth", "algebra": "algebra_eager"}),
+    ("tiled", replace(SIGNED, H=256, W=256), {"xᵀx": "product_256", "dense": None, "chunked": "chunked_256"}),
+    ("tiled", replace(SIGNED, dtype="bfloat16"), {"xᵀx": "product_256", "dense": "dense_16"}),
+    ("tiled", replace(SIGNED, precision="high"), {"dense float32": None}),
+    ("tiled", replace(SIGNED, H=56, W=56), {"dense": None, "dense compiled": None}),
+    ("tiled", replace(SIGNED, B=16, C=1024, H=32, W=32), {"dense": None}),
+    ("prototypes", replace(POSITIVE, H=1024, W=1024), {"copy": "bandwidth"}),
+    ("prototypes", replace(POSITIVE, B=32, K=200), {"algebra": None}),
+)
+
+
+@dataclass
+class Provider:
+    """One contestant: its call once it has been built and found right, or why there is none."""
+
+    name: str
+    status: str = "ok"
+    why: str = ""
+    variant: str = ""
+    error: float | None = None
+    call: Callable[[], object] | None = None
+    best: float = float("inf")
+    times: list[float] | None = None
+
+    def row(self) -> dict[str, Any]:
+        found = {"name": self.name, "status": self.status, "variant": self.variant, "error": self.error}
+        return found | ({"why": self.why} if self.why else {}) | (summary(self.times) if self.times else {})
+
+
+def jobs(seed: int, rehearse: bool, rows: Any) -> list[Job]:
+    """The timed comparisons of ``rows``."""
+    return [
+        job(
+            "bench.gpu.timing:compare",
+            f"timing: {path} {problem.label()}",
+            100,
+            path=path,
+            versus=versus,
+            seed=seed,
+            **problem.as_arguments(),
+        )
+        for path, problem, versus in sized(rows, rehearse)
+    ]
+
+
+def warmers(seed: int, rehearse: bool) -> list[Job]:
+    """Jobs that compile what will be timed, so that it lies in the compilers' caches; run beside each other."""
+    found = []
+    for path, problem, versus in sized((*MAIN, *MORE), rehearse):
+        for name in ["ours", *(name for name in versus if name in COMPILED)]:
+            what = f"warm: {path} {problem.label()}: {name}"
+            given = {"path": path, "name": name, "seed": seed} | problem.as_arguments()
+            found.append({"name": what, "function": "bench.gpu.timing:warm", "arguments": given, "limit": 150})
+    return sorted(found, key=lambda each: str(each["name"]).endswith("ours"))  # compilers take longest: first
+
+
+def sized(rows: Any, rehearse: bool) -> list[tuple[str, Problem, dict[str, str | None]]]:
+    return [(path, problem.tiny() if rehearse else problem, versus) for path, problem, versus in rows]
+
+
+def warm(stand: Stand, *, path: str, name: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Call one contestant once in each of its variants; whatever comes of it is told when it is timed."""
+    problem = Problem(**arguments)
+    cam, f = problem.draw(stand.device, seed)
+    if name == "ours":
+        ours.launched(path, problem, cam, f)
+    else:
+        build(name, stand, problem, cam, f, lambda _: 0.0)
+    stand.synchronize()
+    return []
+
+
+def compare(
+    stand: Stand, *, path: str, versus: dict[str, str | None], seed: int, **arguments: Any
+) -> list[dict[str, Any]]:
+    """One row: ours and every peer, checked, timed in turn; the goals on the medians of the rounds' ratios."""
+    problem = Problem(**arguments)
+    cam, f = problem.draw(stand.device, seed)
+    generator = torch.Generator(stand.device).manual_seed(seed)
+    at = torch.randint(problem.L, (min(SAMPLED, problem.L),), device=stand.device, generator=generator)
+    right = sampled_truth(problem, cam, f, at)
+
+    def error_of(out: Tensor) -> float:
+        return relative_error(out[-1].flatten(1)[:, at], right)
+
+    mine = Provider("ours", variant=describe(path, stand, problem))
+    _try(mine, lambda: ours.launched(path, problem, cam, f), error_of, stand)
+    found = [mine]
+    for name in versus if mine.call else ():
+        check = error_of if name != "xᵀx" else _product_check(f, at)
+        peer = _copy(stand) if name == "copy" else build(name, stand, problem, cam, f, check)
+        found.append(peer)
+    calls = {each.name: each.call for each in found if each.call}
+    for name, times in stand.rounds(calls, budget=2.0).items():
+        next(each for each in found if each.name == name).times = times
+    goal = error_goal(path, problem.precision)
+    goals = [goal.row(mine.error, peer=None)]
+    goals += [goals_row(key, mine, peer, problem) for peer in found[1:] for key in [versus[peer.name]] if key]
+    row = {"part": "timing", "what": f"{path} {problem.label()}", "status": mine.status, "goals": goals}
+    row |= {"providers": [each.row() for each in found]}
+    return [row | {"why": mine.why} if mine.why else row]
+
+
+def describe(path: str, stand: Stand, problem: Problem) -> str:
+    """The tiles that ours runs with."""
+    return ", ".join(str(config) for config in ours.tiles(path, stand.gpu, problem).values())
+
+
+def goals_row(key: str, mine: Provider, peer: Provider, problem: Problem) -> dict[str, Any]:
+    """The goal's figure: a time over the peer's, a speedup, or a share of the copy's bandwidth."""
+    goal = GOALS[key]
+    if not (mine.times and peer.times):
+        return goal.row(None, peer=peer.name, why=f"{peer.name}: {peer.status}")
+    speedups = np.array(peer.times) / np.array(mine.times)
+    if peer.name == "copy":
+        speedups = speedups * problem.feature_bytes / (2 * COPIED)
+    value = float(np.median(1 / speedups if goal.at_most else speedups))
+    return goal.row(round(value, 4), peer=peer.name)
+
+
+def build(
+    name: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor, error_of: Callable[[Tensor], float]
+) -> Provider:
+    """A peer by its fastest variant that runs and is right."""
+    best = Provider(name, "failed", "no variant was built")
+    variants = peers.variants(name, stand, problem, cam, f)
+    while True:
+        tried = Provider(name)
+        try:
+            variant, call = next(variants)
+        except StopIteration:
+            return best
+        except Exception as error:
+            tried.status, tried.why = _status(error), first_line(error)
+            return best if best.call else tried
+        tried.variant = variant
+        _try(tried, call, error_of, stand)
+        if tried.best < best.best or (not best.call and not best.variant):
+            best = tried
+
+
+def _try(provider: Provider, call: Callable[[], Tensor], error_of: Callable[[Tensor], float], stand: Stand) -> None:
+    """Run once, check, and take a first time; what goes wrong is written down."""
+    try:
+        provider.error = error_of(call())
+        stand.synchronize()
+        if provider.error > WRONG:
+            provider.status, provider.why = "wrong", f"relative error {provider.error:.3g} against float64"
+            return
+        provider.best = min(stand.seconds(call, 1e-3) for _ in range(2 if stand.rehearse else 3))
+        provider.call = call
+    except Exception as error:
+        provider.status, provider.why = _status(error), first_line(error)
+    if provider.status == "out of memory":  # only here has the error let go of what it held
+        stand.clean()
+
+
+def _status(error: Exception) -> str:
+    return "out of memory" if is_out_of_memory(error) else "failed"
+
+
+def _copy(stand: Stand) -> Provider:
+    """A copy within the device, large enough to run at its full bandwidth."""
+    source = torch.rand(COPIED if not stand.rehearse else 1 << 10, device=stand.device, dtype=torch.float16)
+    target = torch.empty_like(source)
+    return Provider("copy", variant=f"{source.numel() * 2 >> 20} MiB", call=lambda: target.copy_(source))
+
+
+def _product_check(f: Tensor, at: Tensor) -> Callable[[Tensor], float]:
+    """The error of an L×L product of unit features, on some of its rows."""
+
+    def error_of(square: Tensor) -> float:
+        x = torch.nn.functional.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype).double()
+        return relative_error(square[at], x[:, at].mT @ x)
+
+    return error_of

@@ -1,0 +1,144 @@
+"""Times of whole calls: small stages, where launches are what costs, and a network's stages against its forward."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bench.gpu import ours
+from bench.gpu.goals import GOALS, error_goal
+from bench.gpu.problem import Problem, relative_error, truth
+from bench.gpu.stand import NotHere, summary
+from bench.gpu.workers import Job, first_line, job
+from ssa_fast import polish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from bench.gpu.stand import Stand
+
+SMALL = Problem(B=1, K=20, C=1024, H=32, W=32, h=7, w=7)
+# (path, problem): the package's own choice where f ≥ 0, and the kernel for small signed stages.
+SMALL_STAGES = (
+    ("auto", SMALL),
+    ("auto", replace(SMALL, H=14, W=14)),
+    ("auto", replace(SMALL, C=2048, H=7, W=7)),
+    ("resident", replace(SMALL, C=512, H=28, W=28, values="randn")),
+    ("resident", replace(SMALL, H=14, W=14, values="randn")),
+    ("resident", replace(SMALL, C=2048, H=7, W=7, values="randn")),
+    ("auto", replace(SMALL, values="randn")),
+)
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+
+
+def small_jobs(seed: int, rehearse: bool) -> list[Job]:
+    found = []
+    for path, given in dict.fromkeys((path, each.tiny() if rehearse else each) for path, each in SMALL_STAGES):
+        name = f"timing: small, {path} {given.label()}"
+        found.append(job("bench.gpu.whole:small", name, 60, path=path, seed=seed, **given.as_arguments()))
+    return found
+
+
+def backbone_jobs(seed: int, rehearse: bool) -> list[Job]:
+    return [
+        job("bench.gpu.whole:backbone", f"timing: ResNet-50's four stages, K={K}", 120, K=K, seed=seed) for K in (20, 1)
+    ]
+
+
+def small(stand: Stand, *, path: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """A small stage: the public call back to back, the kernels' launch alone, and both in a CUDA graph."""
+    problem = Problem(**arguments)
+    cam, f = problem.draw(stand.device, seed)
+    positive = problem.values != "randn"
+
+    def call() -> Tensor:
+        return polish(cam, f, affinity=problem.phi, path=path, nonnegative=positive, backend="triton")
+
+    error = relative_error(call().flatten(2), truth(problem, cam, f))
+    times = {"eager": stand.eager_seconds(call)}
+    if path != "auto":
+        times["launch alone"] = stand.eager_seconds(lambda: ours.launched(path, problem, cam, f))
+    device = stand.rounds({"eager, device time": call}, budget=0.5)
+    row: dict[str, Any] = {"part": "timing", "what": f"small, {path} {problem.label()}", "status": "ok", "error": error}
+    try:
+        replay, _ = stand.graphed(call)
+    except NotHere as reason:
+        row["why"] = str(reason)
+    else:
+        times["graph"] = stand.eager_seconds(replay)
+        device |= stand.rounds({"graph, cold cache": replay}, budget=0.5)
+    goals = [error_goal("prototypes" if path == "auto" and positive else path, "default").row(error)]
+    goals += [GOALS[name].row(round(times[name] * 1e6, 2)) for name in ("graph", "eager") if name in times]
+    providers: list[dict[str, Any]] = [{"name": name, "us": round(seconds * 1e6, 3)} for name, seconds in times.items()]
+    providers += [{"name": name} | summary(found) for name, found in device.items()]
+    if error > 0.05:
+        row |= {"status": "failed", "why": f"relative error {error:.3g} against float64"}
+    return [row | {"goals": goals, "providers": providers}]
+
+
+def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
+    """All four stages of a ResNet-50 polished and fused, against the network's own forward."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = True  # the forward at its best
+    run, images = _network(stand)
+    with torch.no_grad():
+        stages = run(images)
+        cam = torch.rand(images.shape[0], K, *stages[-1].shape[2:], device=stand.device)
+
+        def polished() -> Tensor:
+            return polish(cam, stages, nonnegative=True)
+
+        calls: dict[str, Callable[[], object]] = {"ours": polished, "forward": lambda: run(images)}
+        times = stand.rounds(calls, budget=4.0, most=15)
+        again = polish(cam.double(), [stage.double() for stage in stages], nonnegative=True, backend="torch")
+    error = relative_error(polished(), again)
+    share = float(np.median(np.array(times["ours"]) / np.array(times["forward"])))
+    B, side = images.shape[0], images.shape[-1]
+    row: dict[str, Any] = {
+        "part": "timing",
+        "what": f"ResNet-50's four stages, B={B} {side}×{side} K={K}, share of the forward",
+    }
+    row |= {"status": "ok" if error < 0.05 else "failed", "error": error}
+    if error >= 0.05:
+        row["why"] = f"relative error {error:.3g} against float64"
+    # No goal for the error: rescaling to [0, 1] magnifies what is there by as much as a map is flat.
+    row["goals"] = [GOALS["backbone"].row(round(share, 5))]
+    row["providers"] = [{"name": name} | summary(each) for name, each in times.items()]
+    return [row]
+
+
+def _network(stand: Stand) -> tuple[Callable[[Tensor], list[Tensor]], Tensor]:
+    """A ResNet-50 with random weights, as a function to its four stages, and images; small for a rehearsal."""
+    if importlib.util.find_spec("torchvision") is None:
+        raise NotHere("torchvision is not installed")
+    try:
+        from torchvision.models import resnet18, resnet50
+    except (ImportError, RuntimeError, AttributeError) as error:  # a build that does not go with this PyTorch
+        raise NotHere(f"torchvision does not load: {first_line(error)}") from None
+    if stand.rehearse:
+        net, shape, dtype = resnet18(weights=None), (1, 3, 64, 64), torch.float32
+    else:
+        net, shape, dtype = resnet50(weights=None), (32, 3, 512, 512), torch.float16
+    net = net.eval().to(stand.device, dtype).to(memory_format=torch.channels_last)
+    images = torch.rand(shape, device=stand.device).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():  # random weights: without statistics of their own the activations leave float16's range
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        net.train()(images[:4])
+        net.eval()
+    kept: dict[str, Tensor] = {}
+    for name in LAYERS:
+        getattr(net, name).register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out))
+
+    def run(given: Tensor) -> list[Tensor]:
+        net(given)
+        return [kept[name] for name in LAYERS]
+
+    return run, images

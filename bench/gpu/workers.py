@@ -1,0 +1,196 @@
+"""Jobs in processes of their own: a kernel that crashes or hangs costs its own row, not the run.
+
+A job is plain data, ``{"name", "function", "arguments", "limit"}``, where ``function`` is ``"module:name"`` of a
+function ``(stand, **arguments)`` that returns rows. Workers take one job after the other; one that dies, or keeps a job
+longer than its limit, is replaced.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.connection import Connection
+
+Row: TypeAlias = "dict[str, Any]"
+Job: TypeAlias = "dict[str, Any]"
+SHOWN = 300  # characters of an error
+GRACE = 5.0  # seconds that a job under way has when the time is up
+_CONTEXT = multiprocessing.get_context("spawn")
+STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
+
+
+def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
+    return {"name": name, "function": function, "arguments": arguments, "limit": limit}
+
+
+def perform(task: Job, stand: Any) -> list[Row]:
+    """The job's rows; an error becomes a row that says so."""
+    from bench.gpu.stand import NotHere, is_out_of_memory
+
+    module, _, name = task["function"].partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(stand, **task["arguments"])
+    except NotHere as reason:
+        return [_lost(task, "skipped", str(reason))]
+    except Exception as error:
+        if is_out_of_memory(error):
+            return [_lost(task, "out of memory", first_line(error))]
+        return [_lost(task, "failed", first_line(error)) | {"traceback": traceback.format_exc()[-3000:]}]
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of bounded length, with its type."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:SHOWN]
+
+
+def _lost(task: Job, status: str, why: str) -> Row:
+    return {"part": part_of(task), "what": task["name"], "status": status, "why": why}
+
+
+def part_of(task: Job) -> str:
+    return str(task["name"]).partition(": ")[0]
+
+
+def run(
+    jobs: Sequence[Job],
+    *,
+    count: int,
+    until: float,
+    report: Callable[[Job, list[Row]], None],
+    rehearse: bool = False,
+) -> None:
+    """Do the jobs in order with ``count`` workers, or 0: here. What is not begun at ``until`` is "not reached".
+
+    ``until`` is a time of ``time.monotonic``. ``report`` is told every job's rows as they come.
+    """
+    if count == 0:
+        _run_here(jobs, until, report, rehearse)
+        return
+    waiting = list(jobs)
+    pool: list[_Worker] = []
+    try:
+        while waiting or any(worker.task for worker in pool):
+            if time.monotonic() > until:
+                while waiting:
+                    task = waiting.pop(0)
+                    report(task, [_lost(task, "not reached", "the time was up")])
+            for worker in [each for each in pool if each.task is None and not each.process.is_alive()]:
+                worker.end()
+                pool.remove(worker)
+            while len(pool) < min(count, len(waiting)):
+                pool.append(_Worker(rehearse))
+            for worker in pool:
+                if waiting and worker.task is None:
+                    worker.begin(waiting.pop(0), until)
+            _collect(pool, report)
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], rehearse: bool) -> None:
+    from bench.gpu.stand import Stand
+
+    stand = Stand(rehearse)
+    for task in jobs:
+        late = time.monotonic() > until
+        report(task, [_lost(task, "not reached", "the time was up")] if late else perform(task, stand))
+
+
+def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> None:
+    """Wait until something happens, and tell of every job that is over."""
+    busy = [worker for worker in pool if worker.task]
+    wait([handle for worker in busy for handle in (worker.pipe, worker.process.sentinel)], timeout=0.5)
+    for worker in busy:
+        task = worker.task
+        assert task is not None
+        if (rows := worker.rows()) is None:
+            continue
+        worker.task = None
+        report(task, rows)
+
+
+@dataclass
+class _Worker:
+    """One process and the job it has."""
+
+    rehearse: bool
+    task: Job | None = None
+    deadline: float = 0.0
+    cut: bool = False  # whether the run ends before the job's own limit
+
+    def __post_init__(self) -> None:
+        self.log = Path(tempfile.mkstemp(prefix="bench-worker-", suffix=".log")[1])
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=serve, args=(theirs, self.rehearse, str(self.log)))
+        self.process.start()
+        theirs.close()
+
+    def begin(self, task: Job, until: float) -> None:
+        now = time.monotonic()
+        self.task, self.deadline = task, now + task["limit"]
+        self.cut = self.deadline > max(until, now) + GRACE
+        if self.cut:
+            self.deadline = max(until, now) + GRACE
+        try:
+            self.pipe.send(task)
+        except OSError:
+            self.deadline = 0.0  # died idle: seen by rows()
+
+    def rows(self) -> list[Row] | None:
+        """What came of the job, None while it is under way."""
+        assert self.task is not None
+        try:
+            if self.pipe.poll():
+                answer: list[Row] = self.pipe.recv()
+                if any(word in str(answer).lower() for word in STICKY):
+                    self.process.kill()  # a CUDA context that met such an error answers every later call with it
+                    self.process.join(10)
+                return answer
+        except (EOFError, OSError):
+            self.process.join(5)
+        if not self.process.is_alive():
+            tail = " ".join(self.log.read_text(encoding="utf-8", errors="replace").split())[-SHOWN:]
+            return [_lost(self.task, "failed", f"the process died with exit code {self.process.exitcode}: {tail}")]
+        if time.monotonic() > self.deadline:
+            self.process.kill()
+            self.process.join(10)
+            if self.cut:
+                return [_lost(self.task, "not reached", "the time was up while it ran")]
+            return [_lost(self.task, "timed out", f"killed after {self.task['limit']:g} s")]
+        return None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(10)
+        self.pipe.close()
+        self.log.unlink(missing_ok=True)
+
+
+def serve(pipe: Connection, rehearse: bool, log: str) -> None:
+    """A worker's life: jobs from the pipe, their rows into it, all other output into ``log``."""
+    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    from bench.gpu.stand import Stand
+
+    stand = Stand(rehearse)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(perform(task, stand))
+        stand.clean()

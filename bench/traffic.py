@@ -1,0 +1,92 @@
+"""What interpreted kernels load, store and multiply, counted exactly: the interpreter's builders are wrapped.
+
+    with traffic.count({"features": f, "out": out}) as counted:
+        resident.polish(cam, f, …)
+    counted.loaded["features"], counted.stored["out"], counted.dot_flops
+
+Counted is what the programs ask for, masked elements left out: a byte that a cache would serve counts as one of memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from triton.runtime.interpreter import InterpreterBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+OTHER = "other"
+
+
+@dataclass
+class Traffic:
+    """Bytes loaded and stored by tensor, ``"other"`` for those without a name, and matrix products by ``(M, N, K)``."""
+
+    loaded: Counter[str] = field(default_factory=Counter)
+    stored: Counter[str] = field(default_factory=Counter)
+    dots: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+
+    @property
+    def dot_flops(self) -> int:
+        """FLOPs of all matrix products, 2·M·N·K each."""
+        return sum(2 * M * N * K * times for (M, N, K), times in self.dots.items())
+
+
+@contextmanager
+def count(tensors: Mapping[str, Tensor]) -> Iterator[Traffic]:
+    """Count what kernels do in the block; needs ``TRITON_INTERPRET=1`` before Triton is imported.
+
+    Args:
+        tensors: by name, what to tell apart; where two share memory, the bytes are the first's.
+    """
+    traffic = Traffic()
+    ranges = {name: _range(tensor) for name, tensor in tensors.items()}
+    load, store, dot = (
+        getattr(InterpreterBuilder, name) for name in ("create_masked_load", "create_masked_store", "create_dot")
+    )
+
+    # Triton's versions differ in what follows the first arguments; unmasked accesses come by these two as well.
+    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        _add(traffic.loaded, ranges, pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _add(traffic.stored, ranges, pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def counted_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        (M, K), (_, N) = a.data.shape, b.data.shape
+        traffic.dots[M, N, K] += 1
+        return dot(self, a, b, *rest)
+
+    wrapped = {"create_masked_load": counted_load, "create_masked_store": counted_store, "create_dot": counted_dot}
+    for name, function in wrapped.items():
+        setattr(InterpreterBuilder, name, function)
+    try:
+        yield traffic
+    finally:
+        for name, function in zip(wrapped, (load, store, dot), strict=True):
+            setattr(InterpreterBuilder, name, function)
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """First address of a tensor's elements, whatever its strides, and the one beyond its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _add(counter: Counter[str], ranges: Mapping[str, tuple[int, int]], pointers: Any, mask: Any) -> None:
+    addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+    size = pointers.get_element_ty().primitive_bitwidth // 8
+    for name, (begin, end) in ranges.items():
+        inside = (begin <= addresses) & (addresses < end)
+        counter[name] += int(inside.sum()) * size
+        addresses = addresses[~inside]
+    counter[OTHER] += addresses.size * size

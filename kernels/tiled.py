@@ -1,0 +1,183 @@
+"""The quadratic way, for any φ: affinities are computed tile by tile, applied to v and forgotten, never stored.
+
+``full_kernel`` computes every affinity: 2·L²·(C + ROWS) operations. ``symmetric`` computes each pair once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import triton
+import triton.language as tl
+
+from ssa_fast.kernels import symmetric
+from ssa_fast.kernels.config import Symmetric
+from ssa_fast.kernels.prepare import Operands, write_rows, write_units
+from ssa_fast.kernels.primitives import resizing
+from ssa_fast.kernels.products import add_cosines, add_weighted, affinities, load_halves, numerics, write_polished
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssa_fast.affinity import Affinity
+    from ssa_fast.kernels.config import Full, Prepare
+
+
+@triton.jit
+def full_kernel(
+    unit_ptr,
+    unit_low_ptr,
+    v_ptr,
+    v_low_ptr,
+    peak_ptr,
+    signed_ptr,
+    denominator_ptr,
+    out_ptr,
+    K,
+    L,
+    L_PAD,
+    C_PAD,
+    chunks,
+    phi_arg,
+    threshold,
+    cosine_scale,
+    result_scale,
+    sum_eps,
+    PHI: tl.constexpr,
+    POWER: tl.constexpr,
+    HAS_THRESHOLD: tl.constexpr,
+    RESCALE: tl.constexpr,
+    HIGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FIRST: tl.constexpr,
+    HELD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program: BLOCK_J target pixels of one row chunk of one image, against all sources. HELD: a tile has all C."""
+    layer = tl.program_id(1)
+    if signed_ptr is not None:  # noqa: SIM102
+        if tl.load(signed_ptr + layer // chunks) == 0:
+            return
+    first = tl.program_id(0) * BLOCK_J
+    source = tl.arange(0, BLOCK_I)
+    target = tl.arange(0, BLOCK_J)
+    channel = tl.arange(0, BLOCK_C)
+    i_at = (layer // chunks).to(tl.int64) * L_PAD * C_PAD
+    j_at = i_at + first.to(tl.int64) * C_PAD
+    j_offsets = target[:, None] * C_PAD + channel[None, :]
+    i_offsets = source[:, None] * C_PAD + channel[None, :]
+    v_at = layer.to(tl.int64) * L_PAD * ROWS
+    v_offsets = source[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+
+    if HELD:
+        x_j, x_j_low = load_halves(unit_ptr + j_at, unit_low_ptr + j_at, j_offsets, HIGH)  # [BLOCK_J, BLOCK_C]
+    total = tl.zeros((BLOCK_J, ROWS), tl.float32)
+    for _ in range(0, L_PAD, BLOCK_I):
+        v, v_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, v_offsets, HIGH and PHI != "exp")  # [BLOCK_I, ROWS]
+        dot = tl.zeros((BLOCK_J, BLOCK_I), tl.float32)
+        if HELD:
+            x_i, x_i_low = load_halves(unit_ptr + i_at, unit_low_ptr + i_at, i_offsets, HIGH)  # [BLOCK_I, BLOCK_C]
+            dot = add_cosines(dot, x_j, x_j_low, x_i, x_i_low, HIGH)
+        else:
+            for c in range(0, C_PAD, BLOCK_C):
+                x_j, x_j_low = load_halves(unit_ptr + j_at + c, unit_low_ptr + j_at + c, j_offsets, HIGH)
+                x_i, x_i_low = load_halves(unit_ptr + i_at + c, unit_low_ptr + i_at + c, i_offsets, HIGH)
+                dot = add_cosines(dot, x_j, x_j_low, x_i, x_i_low, HIGH)
+        affinity = affinities(dot, phi_arg, threshold, cosine_scale, PHI, POWER, HAS_THRESHOLD, RESCALE)
+        total = add_weighted(total, affinity, v, v_low, HIGH, PRECISION, False)
+        i_at += BLOCK_I * C_PAD
+        v_at += BLOCK_I * ROWS
+    write_polished(
+        total,
+        first + target,
+        layer,
+        peak_ptr,
+        denominator_ptr,
+        out_ptr,
+        K,
+        L,
+        L_PAD,
+        chunks,
+        result_scale,
+        sum_eps,
+        FIRST,
+        ROWS,
+    )
+
+
+def polish(
+    cam: Tensor,
+    features: Tensor,
+    *,
+    affinity: Affinity,
+    align_corners: bool,
+    precision: str,
+    out: Tensor,
+    config: Full | Symmetric,
+    prepare: Prepare,
+    workspace: int = 256 << 20,
+    signed: Tensor | None = None,
+) -> None:
+    """``reference.polish_stage`` without the L×L matrix, into ``out``.
+
+    Args:
+        cam, features, out: ``(B, K, h, w)`` and ``(B, K, H·W)`` float32, contiguous; ``(B, C, H, W)`` with any strides.
+        precision: ``"default"`` or ``"high"``: operands in float16, or in two halves of float16.
+        workspace: bytes that the partial sums of the symmetric kernel may take.
+        signed: ``(B,)`` int32; images where it is 0 are left out, and ``out`` is not touched there.
+    """
+    B, K, _, _ = cam.shape
+    _, _, H, W = features.shape
+    is_symmetric = isinstance(config, Symmetric)
+    operands = Operands.empty(
+        cam,
+        features,
+        rows=config.rows,
+        align_l=config.block * config.bands if is_symmetric else max(config.block_i, config.block_j),
+        block_c=config.block_c,
+        high=precision == "high",
+        wide=affinity.phi == "exp",
+    )
+    unit_scale, result_scale, products = numerics(affinity, precision)
+    write_units(features, operands, affinity, unit_scale, prepare, signed)
+    denominators = cam.new_empty((B * operands.chunks, operands.L_pad))
+    writing = dict(denominator_ptr=denominators, result_scale=result_scale, sum_eps=float(affinity.sum_eps))
+    for step in range(affinity.steps):
+        source = cam if step == 0 else out.view(B, K, H, W)
+        write_rows(source, operands, dict(W=W) | resizing(source, H, W, align_corners), prepare, signed)
+        writing["FIRST"] = step == 0
+        if is_symmetric:
+            symmetric.apply(operands, out, config, products, writing, signed, workspace)
+        else:
+            _apply_full(operands, out, config, products | writing, signed)
+
+
+def _apply_full(
+    operands: Operands, out: Tensor, config: Full, arguments: dict[str, Any], signed: Tensor | None
+) -> None:
+    layers = operands.v.shape[0]
+    full_kernel[(operands.L_pad // config.block_j, layers)](
+        unit_ptr=operands.unit,
+        unit_low_ptr=operands.unit_low,
+        v_ptr=operands.v,
+        v_low_ptr=operands.v_low,
+        peak_ptr=operands.peak,
+        signed_ptr=signed,
+        out_ptr=out,
+        K=out.shape[1],
+        L=operands.L,
+        L_PAD=operands.L_pad,
+        C_PAD=operands.C_pad,
+        chunks=operands.chunks,
+        HELD=config.block_c >= operands.C_pad,
+        ROWS=config.rows,
+        BLOCK_I=config.block_i,
+        BLOCK_J=config.block_j,
+        BLOCK_C=min(config.block_c, operands.C_pad),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **arguments,
+    )

@@ -1,0 +1,170 @@
+"""What each way to polish a stage costs: operations, traffic, memory and calls, counted from the shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssa_fast import tuning
+from ssa_fast.kernels.config import Full
+from ssa_fast.paths.pixels import TILE_ELEMENTS
+from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
+
+if TYPE_CHECKING:
+    from ssa_fast.affinity import Affinity
+    from ssa_fast.gpus import Gpu
+
+EVERY_PATH = ("dense", "prototypes", "second_order", "tiled", "resident")
+WORKSPACE = 256 << 20  # bytes of partial sums that the tiled kernels may hold
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One stage to polish.
+
+    ``B`` images, ``K`` CAM classes, ``C`` channels, ``L`` pixels; ``itemsize`` bytes of a number of the computation (4
+    or 8); ``device`` a torch device type; ``nonnegative`` whether every feature is known to be ≥ 0 (None: not known);
+    ``dtype`` of the features; ``precision`` of the kernels' matrix products; ``gpu`` whose kernels can be launched, or
+    None and ``no_gpu`` says why.
+    """
+
+    B: int
+    K: int
+    C: int
+    L: int
+    affinity: Affinity
+    nonnegative: bool | None = None
+    itemsize: int = 4
+    device: str = "cpu"
+    dtype: str = "float32"
+    precision: str = "default"
+    gpu: Gpu | None = None
+    no_gpu: str = "no GPU was named"
+
+
+class Cost(NamedTuple):
+    """What one path does: floating-point operations, bytes moved through memory, extra bytes held, library calls.
+
+    ``busy`` is the share of the device's processors that have work: a few large tiles leave a GPU idle.
+    """
+
+    flops: int
+    traffic: int
+    extra_memory: int
+    calls: int
+    busy: float = 1.0
+
+
+class Rates(NamedTuple):
+    """How fast a kind of device does what ``Cost`` counts; only the ratios between them decide anything."""
+
+    flops: float
+    traffic: float
+    calls: float
+
+
+# The CPU's were fitted to its paths on 2 cores by `python -m bench calibrate`. Those of GPUs are estimates for a large
+# one that nobody has checked yet: PyTorch in float32, and the kernels with half-precision operands.
+RATES = {
+    ("cpu", "torch"): Rates(flops=246e9, traffic=22e9, calls=63e3),
+    ("gpu", "torch"): Rates(flops=50e12, traffic=3e12, calls=100e3),
+    ("gpu", "triton"): Rates(flops=400e12, traffic=3e12, calls=200e3),
+}
+
+
+def cost(path: str, problem: Problem, backend: str = "torch") -> Cost:
+    """Operations, traffic and extra memory of one path; the formulas of the table in the README.
+
+    ``flops`` counts a multiply and an add as two. ``extra_memory`` is what is held beyond the features, the CAM at the
+    stage's size and the result: the affinity or its tile, the CAM's row of ones and its sums, the state.
+    """
+    if path not in EVERY_PATH:
+        raise ValueError(f"path: expected one of {', '.join(EVERY_PATH)}, got {path!r}")
+    return _triton_cost(path, problem) if backend == "triton" else _torch_cost(path, problem)
+
+
+def _torch_cost(path: str, problem: Problem) -> Cost:
+    B, K, C, L, s = problem.B, problem.K, problem.C, problem.L, problem.itemsize
+    rows, steps, features = K + 1, problem.affinity.steps, B * C * L * s
+    sums = 2 * B * rows * L * s
+    if path == "dense":
+        flops = 2 * B * L * L * (C + rows * steps)
+        square = B * L * L * s
+        mask = B * L * L if problem.affinity.threshold > 0 else 0
+        return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
+    tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
+    tiles, tile = -(-B * C * L // tile_elements), 2 * tile_elements * s
+    state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
+    if path == "prototypes":
+        calls = 3 + 3 * tiles + 6 * tiles * steps
+        return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, calls)
+    if path == "second_order":
+        calls = 3 + 3 * tiles + 6 * tiles * rows * steps
+        traffic = features + 6 * steps * rows * features
+        return Cost(4 * B * L * C * C * rows * steps, traffic, state + tile + sums, calls)
+    block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)
+    columns = -(-L // block_j) * (-(-L // block_i) + 1) // 2
+    flops = B * steps * (L * L + L * block_j) * (C + 2 * rows)
+    traffic = B * steps * (3 * L * L * s // 2 + columns * block_j * C * s)
+    held = (block_i * block_j + C * (block_i + block_j)) * s
+    return Cost(flops, traffic, held + sums, B * steps * (4 + 7 * columns))
+
+
+def _triton_cost(path: str, problem: Problem) -> Cost:
+    """As ``cost``, of the kernels: traffic is that of the device's memory, whatever its caches serve again."""
+    B, K, C, L, steps = problem.B, problem.K, problem.C, problem.L, problem.affinity.steps
+    itemsize = 4 if problem.dtype == "float32" else 2
+    products = 3 if problem.precision == "high" or (path == "prototypes" and itemsize == 4) else 1
+    features, maps = B * C * L * itemsize, 2 * B * K * L * 4
+    if path == "prototypes":
+        rows = tile_config(path, problem).rows
+        chunks = -(-(K + 1) // rows)
+        slabs = min(16 << 20, B * chunks * rows * C * 4 * -(-L // 64))
+        flops = 4 * B * L * C * chunks * rows * max(products, 2) * steps
+        return Cost(flops, steps * (2 * features + maps), slabs + 2 * B * L * 4, 1 + 3 * steps)
+    config = tile_config(path, problem)
+    chunks = -(-K // (config.rows - 1))
+    rows = chunks * config.rows
+    if path == "resident":
+        busy = min(1.0, B * chunks * -(-L // config.block_j) / _processors(problem))
+        flops = 2 * B * L * L * (chunks * C + rows) * products * steps * (2 if itemsize == 4 else 1)
+        return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, busy)
+    halves = 2 if problem.precision == "high" else 1
+    unit = B * L * (C + rows) * 2 * halves
+    if isinstance(config, Full):
+        busy = min(1.0, B * chunks * -(-L // config.block_j) / _processors(problem))
+        flops = 2 * B * L * L * (chunks * C + rows) * products * steps
+        return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, busy)
+    blocks = -(-L // config.block)
+    slabs = B * blocks * (blocks // config.bands + 1) // 2 * config.block * rows * 4
+    busy = min(1.0, B * chunks * blocks * blocks / (2 * config.bands * config.chunk) / _processors(problem))
+    flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
+    launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
+    return Cost(
+        flops, features + unit + steps * (2 * slabs + maps), unit + min(slabs, WORKSPACE) + B * L * 4, launches, busy
+    )
+
+
+def tile_config(path: str, problem: Problem) -> Any:
+    """The tiles of a Triton path's main kernel, from the table of the problem's GPU."""
+    assert problem.gpu is not None
+    return tuning.config(
+        "gather" if path == "prototypes" else path,
+        gpu=problem.gpu,
+        C=problem.C,
+        L=problem.L,
+        K=problem.K,
+        dtype=problem.dtype,
+        precision=problem.precision,
+        phi=problem.affinity.phi,
+    )
+
+
+def _processors(problem: Problem) -> int:
+    assert problem.gpu is not None
+    return problem.gpu.processors
+
+
+def seconds(cost: Cost, rates: Rates) -> float:
+    """The dispatcher's own estimate of a cost, good for comparing paths on one device and for nothing else."""
+    return cost.flops / (rates.flops * cost.busy) + cost.traffic / rates.traffic + cost.calls / rates.calls

@@ -1,0 +1,33 @@
+"""Offsets beyond 2³¹: features whose channels and images lie further apart in memory than an int32 reaches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ssa_fast import Affinity, polish
+from tests.accuracy import assert_as_accurate
+
+FAR = (1 << 31) + 64  # numbers between two neighbours
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """8 GiB of addresses of which only the pages that a test writes take memory."""
+    return torch.from_numpy(np.empty(2 * FAR, dtype=np.float16))
+
+
+@pytest.mark.parametrize("far", ["image", "channel", "row"])
+@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
+def test_far_apart(memory, path, far):
+    shape = {"image": (2, 16, 3, 4), "channel": (1, 2, 3, 4), "row": (1, 16, 2, 4)}[far]
+    strides = torch.empty(shape, device="meta").stride()
+    strides = tuple(
+        FAR if name == far else s for name, s in zip(("image", "channel", "row", "column"), strides, strict=True)
+    )
+    f = memory.as_strided(shape, strides)
+    f.copy_(torch.rand(shape))
+    cam = torch.rand(shape[0], 2, *shape[2:])
+    out = polish(cam, f, path=path, backend="triton")
+    assert_as_accurate(out, cam, f.contiguous(), Affinity(), torch.float16)

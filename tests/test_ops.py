@@ -1,0 +1,108 @@
+"""The custom operator: its schema and fake hold, and a compiled or exported ``polish`` is one node per stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssa_fast import Affinity, ops, polish
+
+B, K, C, H, W = 2, 3, 20, 6, 7
+
+
+def arguments(**changed):
+    """What ``torch.ops.ssa_fast.polish_stage`` takes, flat, as its schema has it."""
+    given = dict(
+        cam=torch.rand(B, K, 4, 4),
+        features=torch.rand(B, C, H, W),
+        phi="relu",
+        power=1.0,
+        threshold=0.0,
+        temperature=None,
+        center=False,
+        steps=1,
+        norm_eps=1e-5,
+        sum_eps=1e-5,
+        nonnegative=None,
+        path="auto",
+        backend="triton",
+        precision="default",
+        align_corners=True,
+    )
+    assert changed.keys() <= given.keys()
+    return tuple((given | changed).values())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        dict(path="prototypes", nonnegative=True, features=torch.rand(B, C, H, W).half()),
+        dict(path="tiled", center=True, steps=2),
+        dict(path="resident", phi="exp", temperature=0.2),
+        dict(backend="torch", features=torch.rand(B, C, H, W).to(memory_format=torch.channels_last)),
+        dict(backend="torch", features=torch.rand(B, C, H, W, dtype=torch.float64)),
+    ],
+    ids=["auto", "prototypes", "tiled", "resident", "torch", "float64"],
+)
+def test_opcheck(changed):
+    torch.library.opcheck(torch.ops.ssa_fast.polish_stage.default, arguments(**changed))
+
+
+def call(cam, low, high):
+    """Two stages, their fusion, and a stage alone: every kind of call there is."""
+    return polish(cam, [low, high], backend="triton"), polish(
+        cam, low, affinity=Affinity(center=True, steps=2), path="tiled", backend="triton"
+    )
+
+
+def inputs(size=6):
+    return torch.rand(B, K, 4, 4), torch.rand(B, C, size, size + 1), torch.rand(B, 2 * C, 3, 4)
+
+
+def test_compiled_without_a_break_and_the_same():
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(call, fullgraph=True, backend=keep)
+    for size in (6, 6, 8, 9):  # the third size makes the compiler take sizes as symbols
+        given = inputs(size)
+        torch.testing.assert_close(compiled(*given), call(*given), rtol=1e-6, atol=1e-7)
+    for graph in graphs:
+        nodes = [str(node.target) for node in graph.graph.nodes if "ssa_fast" in str(node.target)]
+        assert nodes == ["ssa_fast.polish_stage"] * 3
+    assert len(graphs) <= 2
+
+
+def test_exported_and_the_same():
+    class Module(torch.nn.Module):
+        def forward(self, cam, low, high):
+            return call(cam, low, high)
+
+    given = inputs()
+    exported = torch.export.export(Module(), given)
+    nodes = [node for node in exported.graph.nodes if node.target == torch.ops.ssa_fast.polish_stage.default]
+    assert len(nodes) == 3
+    torch.testing.assert_close(exported.module()(*given), call(*given), rtol=1e-6, atol=1e-7)
+
+
+def test_the_operator_is_polish():
+    cam, low, _ = inputs()
+    torch.testing.assert_close(ops.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ops.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+
+
+def test_a_refusal_reaches_the_caller_of_a_compiled_function():
+    compiled = torch.compile(lambda cam, f: polish(cam, f, path="prototypes", backend="triton"), backend="eager")
+    with pytest.raises(ValueError, match="a negative value"):
+        compiled(torch.rand(B, K, 4, 4), torch.randn(B, C, H, W))
+
+
+def test_wrong_input_is_refused_while_compiling():
+    compiled = torch.compile(lambda cam, f: polish(cam, f, backend="triton"), backend="eager")
+    with pytest.raises(ValueError, match="without grad"):
+        compiled(torch.rand(B, K, 4, 4), torch.rand(B, C, H, W, requires_grad=True))

@@ -75,12 +75,7 @@ def main(
         print(REHEARSAL)
     begin, stand = time.monotonic(), Stand(rehearse)
     many = command.side_by_side(rehearse)
-    chosen = {
-        f"{kernel}, {given.label()}": (kernel, given)
-        for kernel, problem in problems()
-        for given in [problem.tiny() if rehearse else problem]
-        if only in f"{kernel}, {given.label()}"
-    }
+    chosen = _chosen(rehearse, only)
     lists = {name: _candidates(*of, stand.gpu, 3 if rehearse else MOST) for name, of in chosen.items()}
     checked: dict[str, list[Row]] = defaultdict(list)
 
@@ -114,6 +109,13 @@ def main(
         entries += [entry] if entry else []
         print(_line(name, entry, checked[name], timed.get(name)), flush=True)
     return _write(entries, stand, out, rehearse)
+
+
+def _chosen(rehearse: bool, only: str) -> dict[str, tuple[str, Problem]]:
+    """The problems by name, those whose name contains ``only``; in a rehearsal the tiny ones, each once."""
+    every = [(kernel, problem.tiny() if rehearse else problem) for kernel, problem in problems()]
+    named = {f"{kernel}, {problem.label()}": (kernel, problem) for kernel, problem in every}
+    return {name: each for name, each in named.items() if only in name}
 
 
 def _candidates(kernel: str, problem: Problem, gpu: gpus.Gpu, most: int) -> list[dict[str, Any]]:

@@ -60,6 +60,10 @@ class Symmetric:
     num_warps: int
     num_stages: int
 
+    def __post_init__(self) -> None:
+        if self.chunk % self.bands:
+            raise ValueError(f"chunk: expected a multiple of bands ({self.bands}), got {self.chunk}")
+
 
 @dataclass(frozen=True)
 class Resident:

@@ -210,7 +210,8 @@ def fuse_kernel(
             map_ptr, plane, l, inside, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZED >> stage & 1, low
         )
         if RESCALE:
-            p /= span
+            p = tl.div_rn(p, span)
+            p = tl.where(p > 1.0, 1.0, p)  # an interpolation of equal neighbours can round up
         if WEIGHTED >> stage & 1:
             p = power(p, weight) if FUSE == "product" else p * weight
         if ACCUMULATE or stage > 0:

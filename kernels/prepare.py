@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ssa_fast.kernels.primitives import TINY, halves, layout, power_of_two, resized_cam
+from ssa_fast.kernels.primitives import TINY, halves, layout, nearest_tf32, power_of_two, resized_cam
 from ssa_fast.kernels.primitives import pixel_offsets as offsets_of_pixels
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def rows_kernel(
     shift_w,
     RESIZE: tl.constexpr,
     HIGH: tl.constexpr,
+    TF32: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
@@ -158,6 +159,8 @@ def rows_kernel(
     peak = tl.load(peak_ptr + plane, mask=is_class, other=1.0)
     v = tl.where((row == 0) & (l < L), 1.0, cam / tl.where(peak == 0.0, 1.0, peak))
     offsets = (layer.to(tl.int64) * L_PAD + l) * ROWS + row
+    if TF32:
+        v = nearest_tf32(v)
     high = v.to(v_ptr.dtype.element_ty)
     tl.store(v_ptr + offsets, high, mask=l < L_PAD)
     if HIGH:
@@ -243,6 +246,7 @@ def write_rows(cam: Tensor, operands: Operands, resize: dict[str, Any], config: 
         L_PAD=operands.L_pad,
         chunks=operands.chunks,
         HIGH=operands.high and operands.v.dtype == torch.float16,
+        TF32=not operands.high and operands.v.dtype == torch.float32,
         ROWS=operands.rows,
         BLOCK_L=config.block_l,
         num_warps=config.num_warps,

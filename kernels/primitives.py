@@ -81,6 +81,13 @@ def halves(x):
 
 
 @triton.jit
+def nearest_tf32(x):
+    """``x`` (float32) rounded to the 10 bits of fraction that TF32 has: the matrix units would cut the others off."""
+    rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
 def power_of_two(norm):
     """``(p, 1/p)`` with p the largest power of two ≤ norm (float32, ≥ 0); p is 0 where norm is 0 or subnormal.
 

@@ -69,9 +69,10 @@ def add_weighted(total, affinity, v, v_low, HIGH: tl.constexpr, PRECISION: tl.co
         total = tl.dot(affinity, v, total, input_precision=PRECISION)
     elif HIGH:
         high, low = halves(affinity)
-        total = tl.dot(low, v, total)
-        total = tl.dot(high, v_low, total)
-        total = tl.dot(high, v, total)
+        # A sum of its own, for matrix units cut off what a long chain of sums would round.
+        part = tl.dot(low, v)
+        part = tl.dot(high, v_low, part)
+        total += tl.dot(high, v, part)
     else:
         total = tl.dot(affinity.to(tl.float16), v, total)
     return total

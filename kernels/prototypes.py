@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FEATURE_SCALE = tl.constexpr(2.0**8)  # scaled features have a norm < 2⁹
 PROTOTYPE_SCALE = tl.constexpr(2.0**14)  # entries of the halves of G are < 2¹⁵
+LONGEST_SUM = 1024  # pixels: matrix units cut off what a longer chain of float32 sums would round
 SLAB_BYTES = 16 << 20
 
 
@@ -306,7 +307,7 @@ def polish(
     norms = cam.new_empty((B, L))
     denominators = cam.new_empty((B, L)) if affinity.steps > 1 else None
     read = dict(peak_ptr=peak, features_ptr=features, norms_ptr=norms, signed_ptr=signed, K=K, C=C, L=L)
-    read |= dict(norm_eps=affinity.norm_eps, **layout(features))
+    read |= dict(norm_eps=float(affinity.norm_eps), **layout(features))
     for step in range(affinity.steps):
         source = out.view(B, K, H, W) if step else cam
         prototypes = _prototypes(source, read, resizing(source, H, W, align_corners), step == 0, gather, processors)
@@ -315,7 +316,7 @@ def polish(
         tiles = dict(FIRST=step == 0, BLOCK_L=apply.block_l, BLOCK_C=apply.block_c, ROWS=rows)
         tiles |= dict(num_warps=apply.num_warps, num_stages=apply.num_stages)
         apply_kernel[grid](
-            **prototypes, **read, denominators_ptr=denominators, out_ptr=out, sum_eps=affinity.sum_eps, **tiles
+            **prototypes, **read, denominators_ptr=denominators, out_ptr=out, sum_eps=float(affinity.sum_eps), **tiles
         )
 
 
@@ -328,9 +329,8 @@ def _prototypes(
     n = K + first
     rows = _rows(n, config.rows)
     chunks = triton.cdiv(n, rows)
-    block_c = min(config.block_c, max(16, triton.next_power_of_2(C)))
-    parts = triton.cdiv(C, block_c)
-    programs = 2 * processors // (B * chunks * parts)
+    parts = triton.cdiv(C, block_c := min(config.block_c, max(16, triton.next_power_of_2(C))))
+    programs = max(2 * processors // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
     slabs = max(1, min(programs, triton.cdiv(L, config.block_l), SLAB_BYTES // (4 * B * n * C)))
     partial = dict(slabs_ptr=source.new_empty((slabs, B, n, C)), bounds_ptr=source.new_empty((slabs, B, n)))
     tiles = dict(PARTS=parts, BLOCK_C=block_c, BLOCK_L=config.block_l, ROWS=rows)

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from multiprocessing.connection import wait
@@ -26,6 +26,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+try:
+    from triton.runtime.cache import triton_key
+except ImportError:  # Triton before 3.4
+    from triton.compiler.compiler import triton_key
 
 from ssa_fast import gpus, tuning
 from ssa_fast.affinity import Affinity
@@ -179,7 +184,11 @@ def launches(entry: tuning.Entry, table: list[tuning.Entry]) -> Iterator[tuple[s
     """What each representative launch of an entry is, in words, and the call of its host function."""
     path = next(path for path, parts in PARTS.items() if entry.kernel in parts)
     precisions = [entry.precision] if entry.precision else ["default"] if path == "prototypes" else tuning.PRECISIONS
-    for precision, stage in product(precisions, stages(path, entry)):
+    bounds = dict(entry.bounds)  # the corner: tiles that hold all channels, and the fewest rows
+    corner = replace(entry, C=max(min(entry.C, 64), bounds.get("min_C", 1)), K=bounds.get("min_K", 1))
+    ways = [(entry, stage) for stage in stages(path, entry)]
+    ways += [(corner, stage) for stage in stages(path, entry)[:2]]
+    for precision, (entry, stage) in product(precisions, ways):
         if entry.phi not in (None, stage.affinity.phi):
             continue
         sizes = dict(C=entry.C, L=entry.L, K=entry.K, dtype=stage.dtype, precision=precision, phi=stage.affinity.phi)
@@ -298,6 +307,9 @@ def collect(names: Sequence[str], jobs: int, table: Path | None = None) -> Itera
             entries = tuning.entries(tuning.read(path), path)
             work += [(name, partial(launches, entry, entries)) for entry in entries]
         work.append((name, fusions))
+    # What every process would else spend seconds on: Triton's hash of itself, and the half of PyTorch behind this.
+    triton_key()
+    torch.linalg.vector_norm(torch.empty(1, 1, device="meta"), ord=math.inf, dim=1)
     results: dict[int, list[Row]] = {}
     remaining = Counter(name for name, _ in work)
     for number, rows in _in_processes([partial(_task, *item) for item in work], jobs):

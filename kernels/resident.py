@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ssa_fast.kernels import primitives
-from ssa_fast.kernels.primitives import TINY, phi, pixel_offsets, quotient, resized_cam
+from ssa_fast.kernels.primitives import TINY, nearest_tf32, phi, pixel_offsets, quotient, resized_cam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +127,8 @@ def resident_kernel(
         )
         # Sources beyond the last have a cosine, of a zero feature, and a row of v that is all 0: no mask on the tile.
         v = tl.where((row == 0)[None, :] & (i < L)[:, None], 1.0, v)  # [BLOCK_I, ROWS]
+        if PRECISION == "tf32":
+            v = nearest_tf32(v)  # what is cut off the affinity cancels in the ratio, what is cut off v would not
         offset_i = pixel_offsets(i, W, stride_fh, stride_fw, FLAT).to(OFFSET)
         squares_i = tl.zeros([BLOCK_I], tl.float32)
         cosine = tl.zeros([BLOCK_J, BLOCK_I], tl.float32)
@@ -134,8 +136,10 @@ def resident_kernel(
             c = start_c + tl.arange(0, BLOCK_C)
             f_j = channels_of(base, mean_base, offset_j[:, None], (j < L)[:, None], c[None, :], C, stride_fc, HAS_MEAN)
             f_i = channels_of(base, mean_base, offset_i[None, :], (i < L)[None, :], c[:, None], C, stride_fc, HAS_MEAN)
-            cosine = tl.dot(f_j, f_i, cosine, input_precision=PRECISION)  # [BLOCK_J, BLOCK_C] · [BLOCK_C, BLOCK_I]
             squares_i += tl.sum(f_i.to(tl.float32) * f_i.to(tl.float32), axis=0)
+            if PRECISION == "tf32" and f_i.dtype == tl.float32:
+                f_j, f_i = nearest_tf32(f_j), nearest_tf32(f_i)
+            cosine = tl.dot(f_j, f_i, cosine, input_precision=PRECISION)  # [BLOCK_J, BLOCK_C] · [BLOCK_C, BLOCK_I]
         cosine = cosine * inverse_norm(squares_i, norm_eps)[None, :] * inverse_j[:, None]
         affinity = phi(cosine, phi_arg, threshold, PHI, POWER, HAS_THRESHOLD)
         polished = tl.dot(affinity, v, polished, input_precision=PRECISION)
@@ -182,8 +186,8 @@ def polish(
             L=H * W,
             blocks=blocks,
             chunks=chunks,
-            norm_eps=affinity.norm_eps,
-            sum_eps=affinity.sum_eps,
+            norm_eps=float(affinity.norm_eps),
+            sum_eps=float(affinity.sum_eps),
             **primitives.layout(features),
             **primitives.resizing(cam, H, W, align_corners),
             **primitives.phi_arguments(affinity),

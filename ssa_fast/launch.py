@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ssa_fast.affinity import Affinity
 
+MOST_PROGRAMS = 65_535  # along a grid's second axis, where images and chunks of classes lie
+
 
 def polish_stage(
     cam: Tensor,
@@ -47,6 +49,17 @@ def polish_stage(
         ``(B, K, H, W)`` float32.
     """
     (B, K, _, _), (_, C, H, W) = cam.shape, features.shape
+    most = max(1, MOST_PROGRAMS // -(-K // 15))  # 15: classes of the shortest chunk that a program takes
+    if most < B:
+        part = functools.partial(
+            polish_stage,
+            affinity=affinity,
+            path=path,
+            otherwise=otherwise,
+            precision=precision,
+            align_corners=align_corners,
+        )
+        return torch.cat([part(*both) for both in zip(cam.split(most), features.split(most), strict=True)])
     cam = cam.float().contiguous()
     out = cam.new_empty((B, K, H * W))
     signed = cam.new_zeros(B, dtype=torch.int32) if otherwise else None

@@ -54,21 +54,31 @@ def main(
         return 2
     begin = time.monotonic()
     seed = secrets.randbelow(1 << 30) if seed is None else seed
-    head = {"command": "python -m bench gpu", "rehearsal": rehearse, "seed": seed, "budget_s": budget, "seconds": 0.0}
-    report = Report(head | {"commit": commit}, None if rehearse or out is None else out / "gpu.json")
+    head = {"command": "python -m bench gpu", "rehearsal": rehearse, "seed": seed, "budget_s": budget, "commit": commit}
+    report = Report(head | {"seconds": 0.0}, None if rehearse or out is None else out / "gpu.json")
     if rehearse:
         print(REHEARSAL)
+    work(report, seed, rehearse, only, begin, budget)
+    for path in {save, report.path} - {None}:
+        assert path is not None
+        report.save(path)
+    print("", *report.table(), sep="\n")
+    return report.exit_code()
+
+
+def work(report: Report, seed: int, rehearse: bool, only: str, begin: float, budget: float) -> None:
+    """Every job, the most important first: what is right, the main rows of times, then the rest."""
     many = side_by_side(rehearse)
     late: list[Job] = []
 
     def phase(jobs: list[Job], count: int, share: float, again: bool = False) -> None:
-        """One list of jobs; with ``again`` those not reached wait for a later phase."""
+        """One list of jobs until ``share`` of the budget; with ``again`` those not reached wait for a later phase."""
 
         def keep(task: Job, rows: list[Row]) -> None:
+            report.head["seconds"] = round(time.monotonic() - begin, 1)
             if again and any(row["status"] == "not reached" for row in rows):
                 late.append(task)
             elif workers.part_of(task) != "warm":
-                report.head["seconds"] = round(time.monotonic() - begin, 1)
                 report.add(rows)
 
         chosen = [task for task in jobs if only in task["name"]]
@@ -78,16 +88,10 @@ def main(
     checks = correctness.jobs(seed, rehearse)
     compiling = [] if rehearse else timing.warmers(seed, rehearse)
     phase([*checks[:24], *compiling, *checks[24:]], many, FIRST_SHARE, again=True)
-    main_rows = [*ceilings.jobs(seed, rehearse), *promises.jobs(seed, rehearse)]
-    main_rows += timing.jobs(seed, rehearse, timing.MAIN)
-    main_rows += [*whole.small_jobs(seed, rehearse), *whole.backbone_jobs(seed, rehearse)]
-    phase(main_rows, one, 0.88)
+    first = [*ceilings.jobs(seed, rehearse), *promises.jobs(seed, rehearse)]
+    first += timing.jobs(seed, rehearse, timing.MAIN)
+    first += [*whole.small_jobs(seed, rehearse), *whole.backbone_jobs(seed, rehearse)]
+    phase(first, one, 0.88)
     rest = [task for task in late if workers.part_of(task) != "warm"]
     phase([*sanitize.jobs(seed, rehearse), *rest], many, 0.95)
     phase(timing.jobs(seed, rehearse, timing.MORE), one, 0.98)
-    report.head["seconds"] = round(time.monotonic() - begin, 1)
-    for path in {save, report.path} - {None}:
-        assert path is not None
-        report.save(path)
-    print("", *report.table(), sep="\n")
-    return report.exit_code()

@@ -93,7 +93,7 @@ def test_rows(wide: bool, config: Prepare) -> None:
     assert (classes[:, 34:] == 0).all()
     peak = cam.double().abs().amax(dim=(2, 3), keepdim=True).clamp_min(1e-30)
     expected = F.interpolate(cam.double() / peak, (5, 7), mode="bilinear", align_corners=True).flatten(2)
-    assert (classes[:, :34] - expected).abs().max() <= 2.0**-21
+    assert (classes[:, :34] - expected).abs().max() <= (2.0**-11 if wide and not operands.high else 2.0**-21)
 
 
 @both_configs

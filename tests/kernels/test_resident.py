@@ -35,7 +35,7 @@ def polish(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(cam: Tensor, features: Tensor, affinity: Affinity, **options: Any) -> Tensor:
         (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
         out = guarded(B, K, H * W)
-        options = dict(align_corners=True, precision="default", config=CONFIG) | options
+        options = dict(align_corners=True, precision="high", config=CONFIG) | options
         resident.polish(cam, features, affinity=affinity, out=out, **options)
         return out.view(B, K, H, W)
 
@@ -63,6 +63,22 @@ def test_accuracy(
     before = cam.clone()
     assert_as_accurate(polish(cam, f, affinity), cam, f, affinity, dtype=torch.float32)
     assert torch.equal(cam, before)
+
+
+@pytest.mark.parametrize("text", AFFINITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_default_precision(polish: Callable[..., Tensor], dtype: torch.dtype, text: str) -> None:
+    """As accurate as float16: of float32 operands TF32 keeps as many bits."""
+    cam, f = draw(2, 5, 37, 7, 13, dtype)
+    affinity = Affinity.parse(text)
+    assert_as_accurate(polish(cam, f, affinity, precision="default"), cam, f, affinity, dtype=torch.float16)
+
+
+def test_default_precision_rounds_to_the_nearest(polish: Callable[..., Tensor]) -> None:
+    """Bits cut off, not rounded, would take the same share from every class and leave the row of ones alone."""
+    cam = torch.full((1, 3, 6, 7), 0.9999)
+    out = polish(cam, torch.randn(1, 16, 6, 7), Affinity(sum_eps=0.0), precision="default")
+    assert (out - 0.9999).abs().max() <= 0.9999 * 2.0**-12
 
 
 @pytest.mark.parametrize("config", [Resident(16, 64, 16, 64, 4, 1), Resident(128, 16, 128, 32, 8, 3)])

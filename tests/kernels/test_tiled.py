@@ -188,7 +188,8 @@ def test_zero_features_under_a_sharp_softmax(polish: Polish, config: Full | Symm
     cam, features = draw(1, 2, 20, 5, 7)
     features[0, :, 1, 2] = 0
     out = polish(cam, features, Affinity(phi="exp", temperature=0.03, sum_eps=0.0), config=config)
-    torch.testing.assert_close(out[0, :, 1, 2], cam.mean(dim=(2, 3))[0], rtol=1e-5, atol=0)
+    # v keeps the 11 bits of TF32 there.
+    torch.testing.assert_close(out[0, :, 1, 2], cam.mean(dim=(2, 3))[0], rtol=2.0**-12, atol=0)
 
 
 @every_kernel

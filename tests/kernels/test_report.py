@@ -1,0 +1,165 @@
+"""What a compiler makes of the kernels: nothing spilled, matrix instructions used, and the golden file's numbers.
+
+Compiling needs a process of its own, for in this one Triton interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+GOLDEN = Path(__file__).with_name("report-golden.json")
+TARGETS = ("sm_90", "gfx942")  # one of each backend: the command takes minutes for all of them
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with ``arguments``, even here where TRITON_INTERPRET is set."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def report(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("-m", "ssa_fast.kernels", "report", *arguments)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The report's rows for the targets, and how it ended."""
+    file = tmp_path_factory.mktemp("report") / "rows.json"
+    done = report("--target", *TARGETS, "--json", str(file))
+    assert file.exists(), done.stderr
+    return json.loads(file.read_text()), done
+
+
+def label(row):
+    return f"{row['kernel']} {row['config']} {row['what']}"
+
+
+def test_every_shipped_kernel_passes(shipped):
+    rows, done = shipped
+    assert {row["target"] for row in rows} == set(TARGETS)
+    assert not [f"{row['target']} {label(row)}: {row['problems']}" for row in rows if row["problems"]]
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_matrix_units_are_used(shipped):
+    rows, _ = shipped
+    for target, instruction in (("sm_90", "wgmma.mma_async"), ("gfx942", "v_mfma_f32_")):
+        used = {row["kernel"] for row in rows if row["target"] == target and instruction in "".join(row["matrix"])}
+        assert {"gather_kernel", "apply_kernel", "symmetric_kernel"} <= used
+
+
+def test_numbers_are_the_golden_ones(shipped):
+    import triton
+
+    golden = json.loads(GOLDEN.read_text())
+    if triton.__version__ != golden["triton"]:
+        pytest.skip(f"the golden numbers are Triton {golden['triton']}'s, this is {triton.__version__}")
+    rows, _ = shipped
+    numbers = ("registers", "spilled", "local", "shared", "matrix")
+    for row in rows:
+        expected = golden["targets"][row["target"]].get(label(row))
+        assert [row[name] for name in numbers] == expected, (
+            f"{row['target']} {label(row)}; if that is meant, run `python -m ssa_fast.kernels report --golden`"
+        )
+
+
+def test_the_golden_file_is_of_kernels_that_pass():
+    golden = json.loads(GOLDEN.read_text())
+    assert set(golden["targets"]) == {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942"}
+    for rows in golden["targets"].values():
+        kernels = {label.split()[0] for label in rows}
+        assert {"gather_kernel", "apply_kernel", "unit_kernel", "symmetric_kernel", "resident_kernel"} <= kernels
+        assert all(spilled == local == 0 for _, spilled, local, _, _ in rows.values())
+
+
+def test_tiles_that_are_too_large_fail_the_report(tmp_path):
+    stage = dict(C=256, L=1024, K=20, dtype="float32", precision="default")
+    entries = [
+        stage | dict(kernel="gather", config=dict(block_l=16, block_c=128, rows=16, num_warps=4)),
+        stage | dict(kernel="apply", config=dict(block_l=64, block_c=128, rows=32, num_warps=4, num_stages=9)),
+        stage | dict(kernel="apply", config=dict(block_l=128, block_c=64, rows=32, num_warps=1, num_stages=1)),
+    ]
+    table, rows = tmp_path / "table.json", tmp_path / "rows.json"
+    table.write_text(json.dumps(dict(gpu="", arch="sm_90", source="", versions={}, entries=entries)))
+    done = report("--target", "sm_90", "--table", str(table), "--json", str(rows))
+    assert done.returncode == 1
+    problems = {row["config"]: "".join(row["problems"]) for row in json.loads(rows.read_text())}
+    assert any("stages=9" in config and "of shared memory" in said for config, said in problems.items()), done.stdout
+    assert any("warps=1" in config and "spills" in said for config, said in problems.items()), done.stdout
+    assert any("BLOCK_L=16" in config and not said for config, said in problems.items()), done.stdout
+
+
+DUMMY = """
+import os
+os.environ.pop("TRITON_INTERPRET", None)
+import torch, triton, triton.language as tl
+from ssa_fast.kernels import report
+
+@triton.jit
+def product(a_ptr, out_ptr, N: tl.constexpr, ROWS: tl.constexpr, IN_UNIT: tl.constexpr, DTYPE: tl.constexpr):
+    n, r = tl.arange(0, N), tl.arange(0, ROWS)
+    a = tl.load(a_ptr + n[:, None] * N + n[None, :]).to(DTYPE)
+    b = tl.load(a_ptr + n[:, None] * ROWS + r[None, :]).to(DTYPE)
+    out = tl.dot(a, b, input_precision="ieee")
+    if IN_UNIT:
+        out += tl.dot(a.to(tl.float16), b.to(tl.float16))
+    tl.store(out_ptr + n[:, None] * ROWS + r[None, :], out)
+
+def call(N=64, in_unit=False, dtype=tl.float32):
+    a = torch.empty(N * N, dtype=torch.float16, device="meta")
+    product[(1,)](a_ptr=a, out_ptr=a, N=N, ROWS=16, IN_UNIT=in_unit, DTYPE=dtype, num_warps=4, num_stages=1)
+
+"""
+
+
+def compile_dummies(tmp_path, code):
+    script = tmp_path / "dummies.py"  # Triton reads a kernel's source from its file
+    script.write_text(DUMMY + code)
+    return run(str(script))
+
+
+def test_a_product_outside_the_matrix_unit_is_found_beside_one_inside(tmp_path):
+    done = compile_dummies(
+        tmp_path,
+        "calls = [('half', lambda: call(dtype=tl.float16)), ('single', call), ('both', lambda: call(in_unit=True))]\n"
+        "for row in report.rows_of('sm_90', calls): print(row.what, row.registers > 0, *row.problems)\n",
+    )
+    assert done.stdout.splitlines() == [
+        "half True",
+        "single True 1 of 1 matrix products without matrix instructions",
+        "both True 1 of 2 matrix products without matrix instructions",
+    ], done.stderr
+
+
+def test_a_launch_that_fails_and_a_compiler_that_dies_are_rows_that_do_not_pass(tmp_path):
+    done = compile_dummies(
+        tmp_path,
+        "def fails(): yield 'fails', lambda: call(N=63)\n"
+        "def dies(): yield 'dies', lambda: os._exit(3)\n"
+        "report.tables_of = lambda name: []\n"
+        "for report.fusions in (fails, dies):\n"
+        "    for rows in report.collect(['sm_90'], 1): print(rows[0].problems)\n",
+    )
+    first, second = done.stdout.splitlines()
+    assert "CompilationError" in first
+    assert "died" in second
+
+
+def test_what_is_interpreted_is_refused():
+    done = run("-c", "from ssa_fast.kernels import report\nreport.compiled(None, print)", TRITON_INTERPRET="1")
+    assert "RuntimeError: TRITON_INTERPRET is set" in done.stderr
+
+
+def test_an_unknown_target_is_refused():
+    done = report("--target", "sm_75")
+    assert done.returncode == 2
+    assert "got 'sm_75'" in done.stderr

@@ -1,0 +1,50 @@
+"""What stands between the operator and the kernels: large batches, odd numbers, the sign that the device reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ssa_fast import Affinity, fusion, launch, polish
+
+
+@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
+def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, path):
+    cam, f = torch.rand(5, 2, 4, 4), torch.rand(5, 16, 4, 5)
+    whole = polish(cam, f, path=path, backend="triton")
+    monkeypatch.setattr(launch, "MOST_PROGRAMS", 2)
+    torch.testing.assert_close(polish(cam, f, path=path, backend="triton"), whole, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
+def test_numpy_numbers_in_an_affinity(path):
+    cam, f = torch.rand(1, 2, 4, 4), torch.rand(1, 16, 4, 5)
+    odd = Affinity(norm_eps=np.float32(1e-5), sum_eps=np.float32(1e-5))
+    torch.testing.assert_close(
+        polish(cam, f, affinity=odd, path=path, backend="triton"), polish(cam, f, path=path, backend="triton")
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_signed_and_non_negative_images_in_one_batch(steps):
+    """The kernels find each image's sign; each is done by its own way, and as that way does it alone."""
+    affinity = Affinity(steps=steps)
+    cam, f = torch.rand(3, 4, 9, 11), torch.rand(3, 24, 9, 11)
+    f[1, 5, 3, 2] = -0.5
+    out = launch.polish_stage(
+        cam, f, affinity, path="prototypes", otherwise="tiled", precision="default", align_corners=True
+    )
+    for image, path in enumerate(("prototypes", "tiled", "prototypes")):
+        one = slice(image, image + 1)
+        alone = polish(cam[one], f[one], affinity=affinity, path=path, backend="triton", nonnegative=path != "tiled")
+        torch.testing.assert_close(out[one], alone, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fuse": "product", "weights": [2.0, 0.5]}, {"rescale": False, "size": (7, 9)}]
+)
+def test_fused_in_kernels_as_in_pytorch(options):
+    maps = {"low": torch.rand(2, 3, 12, 10), "high": torch.rand(2, 3, 6, 5)}
+    kernels = fusion.fuse_stages(maps, backend="triton", **options)
+    torch.testing.assert_close(kernels, fusion.fuse_stages(maps, backend="torch", **options))

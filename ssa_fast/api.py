@@ -247,7 +247,10 @@ def _read(cam: Array, feats: Features) -> tuple[inputs.Cam, dict[str, Tensor]]:
 def _device_of(feats: Features) -> torch.device | None:
     """The device of the first tensor among the stages, None if all are NumPy."""
     each = feats.values() if isinstance(feats, Mapping) else feats if isinstance(feats, (list, tuple)) else [feats]
-    return next((stage.device for stage in each if isinstance(stage, torch.Tensor)), None)
+    for stage in each:  # a loop, since PyTorch 2.6 compiles no next()
+        if isinstance(stage, torch.Tensor):
+            return stage.device
+    return None
 
 
 def _fraction(point: tuple[float, float], size: tuple[int, int] | None) -> tuple[float, float]:

@@ -89,7 +89,9 @@ def offset_and_span(extrema_ptr, stage, stages, planes, plane, PARTS: tl.constex
     at = extrema_ptr + (plane + stage * planes) * PARTS + tl.arange(0, PARTS)
     low, high = extrema(tl.load(at), tl.load(at + stages * planes * PARTS))
     span = high - low
-    constant = span <= ROUNDING * tl.maximum(tl.abs(low), tl.abs(high))
+    constant = (
+        span <= tl.maximum(tl.abs(low), tl.abs(high)) * ROUNDING
+    )  # the constant last: Triton 3.8 interprets no other way
     return low, tl.where(constant, float("inf"), span)
 
 

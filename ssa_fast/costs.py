@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssa_fast import tuning
 from ssa_fast.kernels.config import Full
-from ssa_fast.paths.pixels import TILE_ELEMENTS
+from ssa_fast.paths.pixels import SQUARES, TILE_ELEMENTS
 from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
 
 if TYPE_CHECKING:
@@ -93,13 +93,14 @@ def _torch_cost(path: str, problem: Problem) -> Cost:
         mask = B * L * L if problem.affinity.threshold > 0 else 0
         return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
     tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
-    tiles, tile = -(-B * C * L // tile_elements), 2 * tile_elements * s
+    tiles, parts = -(-B * C * L // tile_elements), -(-B * C * L // SQUARES)
+    tile, measuring = (tile_elements + SQUARES) * s, 8 * tiles + 2 * parts
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
     if path == "prototypes":
-        calls = 3 + 3 * tiles + 6 * tiles * steps
+        calls = measuring + (9 + 6 * tiles) * steps
         return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, calls)
     if path == "second_order":
-        calls = 3 + 3 * tiles + 6 * tiles * rows * steps
+        calls = measuring + (9 + 6 * tiles * rows) * steps
         traffic = features + 6 * steps * rows * features
         return Cost(4 * B * L * C * C * rows * steps, traffic, state + tile + sums, calls)
     block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)

@@ -67,9 +67,8 @@ def minmax(maps: Tensor) -> Tensor:
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     span = high - low
     rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    constant = span <= rounding
-    # The divisor of a constant map is 1 and not its span, whose reciprocal would make the gradient infinite.
-    return torch.where(constant, (maps - low) * 0, (maps - low) / torch.where(constant, 1.0, span))
+    # Divided by infinity a constant map is 0, one with NaN stays NaN, and every gradient is finite.
+    return (maps - low) / span.masked_fill(span <= rounding, float("inf"))
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:

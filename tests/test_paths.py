@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from ssa_fast import Affinity, polish
 from ssa_fast.paths import pixels as pixels_module
 from ssa_fast.paths import tiled
-from ssa_fast.paths.pixels import TILE_ELEMENTS
+from ssa_fast.paths.pixels import SQUARES, TILE_ELEMENTS
 from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
 from tests.accuracy import assert_as_accurate
 
@@ -28,13 +30,22 @@ SHAPES = {  # B, K, C, H, W
 }
 
 
+@contextmanager
+def shipped_tiles():
+    """Against ``_small_tiles`` below."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels_module, "TILE_ELEMENTS", TILE_ELEMENTS)
+        patch.setattr(pixels_module, "SQUARES", SQUARES)
+        patch.setattr(tiled, "BLOCK_I", BLOCK_I)
+        patch.setattr(tiled, "BLOCK_J", BLOCK_J)
+        yield
+
+
 def test_the_shipped_tiles_fit_each_other_and_are_crossed():
     assert BLOCK_I % BLOCK_J == 0, "a tile must not straddle the end of the sources held"
     cam, f = torch.rand(1, 2, 31, 71), torch.randn(1, 8, 31, 71)
     assert cam[0, 0].numel() > BLOCK_I
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled, "BLOCK_I", BLOCK_I)
-        patch.setattr(tiled, "BLOCK_J", BLOCK_J)
+    with shipped_tiles():
         assert_as_accurate(polish(cam, f, path="tiled"), cam, f, LINEAR)
 
 
@@ -49,11 +60,29 @@ DRAWS = {
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
 def test_features_of_every_kind_in_the_shipped_tiles(path, affinity, draw):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels_module, "TILE_ELEMENTS", TILE_ELEMENTS)
-        patch.setattr(tiled, "BLOCK_I", BLOCK_I)
-        patch.setattr(tiled, "BLOCK_J", BLOCK_J)
+    with shipped_tiles():
         cam, f = torch.rand(2, 5, 61, 47), draw(2, 32, 61, 47)
+        assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+
+
+def one_hot(K, H, W):
+    return torch.nn.functional.one_hot(torch.randperm(H * W)[:K], H * W).float().view(1, K, H, W)
+
+
+CAMS = {
+    "one pixel": one_hot,
+    "some pixels": lambda *shape: torch.rand(1, *shape) * (torch.rand(1, *shape) > 0.99),
+    "a blob": lambda *shape: torch.nn.functional.avg_pool2d(one_hot(*shape), 9, 1, 4) * 9,
+    "shifted": lambda *shape: 50 + torch.rand(1, *shape),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("cams", CAMS.values(), ids=CAMS)
+@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+def test_cams_of_every_kind_in_the_shipped_tiles(path, affinity, cams, draw):
+    with shipped_tiles():
+        cam, f = cams(5, 61, 47), draw(1, 32, 61, 47)
         assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
 
 
@@ -61,6 +90,7 @@ def test_features_of_every_kind_in_the_shipped_tiles(path, affinity, draw):
 def _small_tiles(monkeypatch):
     """Tiles so small that these shapes cross their borders."""
     monkeypatch.setattr(pixels_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(pixels_module, "SQUARES", 1 << 11)
     monkeypatch.setattr(tiled, "BLOCK_I", 256)
     monkeypatch.setattr(tiled, "BLOCK_J", 64)
 

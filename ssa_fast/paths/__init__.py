@@ -1,8 +1,8 @@
 """The exact ways to polish one stage, in plain PyTorch.
 
-Each file is one way to *propagate* rows ``v`` (``(B, R, L)``) along the affinity, ``Σ_i v_ri a_ij``, as
-``propagate(v, pixels) -> (B, R, L)``; with ``sums=True`` there is one row more, ``Σ_i a_ij``. ``polish_stage`` makes a
-polished CAM of any of them; ``ssa_fast.dispatch`` picks.
+Each file is one way to *propagate* rows ``v`` (``(B, R, L)``) along the affinity: ``propagate(v, pixels)`` is
+``Σ_i v_ri a_ij``, ``(B, R, L)``. The last row of ``v`` is of ones: its sum is the denominator, and a path may take it
+another way than the others. ``polish_stage`` makes a polished CAM of any of them; ``ssa_fast.dispatch`` picks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ __all__ = ["PROPAGATE", "Pixels", "polish_stage"]
 def polish_stage(cam: Tensor, pixels: Pixels, path: str) -> Tensor:
     """``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``, ``steps`` times, on the path named.
 
-    ``cam`` is ``(B, K, L)`` in ``pixels.dtype``; so is the result. The denominator is computed once.
+    ``cam`` is ``(B, K, L)`` in ``pixels.dtype``; so is the result.
     """
-    propagate, K = PROPAGATE[path], cam.shape[1]
-    summed = propagate(cam, pixels, sums=True)  # [B, K + 1, L]
-    denominator = (summed[:, K:] + pixels.affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
-    out = summed[:, :K] / denominator
-    for _ in range(pixels.affinity.steps - 1):
-        out = propagate(out, pixels).div_(denominator)
-    return out
+    (B, K, L), propagate = cam.shape, PROPAGATE[path]
+    v = cam.new_empty((B, K + 1, L))
+    v[:, K:] = 1.0
+    for _ in range(pixels.affinity.steps):
+        v[:, :K] = cam
+        summed = propagate(v, pixels)
+        denominator = (summed[:, K:] + pixels.affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
+        cam = summed[:, :K] / denominator
+    return cam

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from ssa_fast.paths.pixels import Pixels
 
 
-def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)``, through the ``(B, L, L)`` affinity; ``(B, R, L)``. Any φ."""
     a = pixels.all_affinities
     out = torch.bmm(v, a)
-    # Not a row of ones in the product, whose plain sum of like numbers drifts: PyTorch's own sum cascades.
-    return torch.cat([out, a.sum(dim=1, keepdim=True)], dim=1) if sums else out
+    # A product with a row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.
+    out[:, -1] = a.sum(dim=1)
+    return out

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from ssa_fast.affinity import Affinity
 
-TILE_ELEMENTS = 1 << 19  # 2 MB of float32: stays in a core's cache while it is squared, summed and multiplied
+TILE_ELEMENTS = 1 << 21  # 8 MB of float32: long enough for a matrix product's full speed, and still in the last cache
+SQUARES = 1 << 18  # numbers that the squares of a tile's channels are added up in: 1 MB, in a core's own cache
 
 
 class Pixels:
@@ -30,14 +31,13 @@ class Pixels:
         self.L = self.H * self.W
         mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
         self._flat = features.flatten(2) if mergeable else None
+        self._inverse_norms = features.new_empty((self.B, 1, self.L), dtype=dtype)
+        self._measured = 0  # pixels whose norm is known
 
-    def images(self) -> Iterator[Pixels]:
-        """One ``Pixels`` per image, sharing what has been computed for the batch."""
-        for b in range(self.B):
-            image = Pixels(self.features[b : b + 1], self.affinity, self.dtype)
-            image.mean = self.mean[b : b + 1] if self.mean is not None else None
-            image.inverse_norms = self.inverse_norms[b : b + 1]
-            yield image
+    @cached_property
+    def images(self) -> list[Pixels]:
+        """One ``Pixels`` per image."""
+        return [Pixels(self.features[b : b + 1], self.affinity, self.dtype) for b in range(self.B)]
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Bounds ``(lo, hi)`` of the tiles that cover the pixels, each about ``TILE_ELEMENTS`` numbers."""
@@ -60,15 +60,36 @@ class Pixels:
 
     def unit(self, lo: int, hi: int) -> Tensor:
         """Unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
-        return self.centered(lo, hi) * self.inverse_norms[:, :, lo:hi]
+        return self.centered(lo, hi) * self.inverse_norms(lo, hi)
 
-    def with_ones(self, v: Tensor) -> Tensor:
-        """Rows ``v`` ``(B, R, L)`` and one more of ones: what is summed of it is ``Σ_i a_ij``."""
-        return torch.cat([v, v.new_ones(()).expand(self.B, 1, self.L)], dim=1)
-
+    @cached_property
     def nonnegative(self) -> bool:
-        """Whether every feature is ≥ 0, read from the data; False where one is NaN."""
-        return bool(self.features.amin() >= 0)
+        """Whether every feature is ≥ 0, read from the data; False where one is NaN.
+
+        Every path needs the norms, so they are measured on the way: one pass over the features serves both.
+        """
+        least: list[Tensor] = []
+        for _, hi in self.tiles():
+            self._measure(hi, least)
+        return bool(torch.stack(least).amin() >= 0)
+
+    def inverse_norms(self, lo: int, hi: int) -> Tensor:
+        """``1 / (‖f_i‖₂ + norm_eps)`` of (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
+
+        Measured when first asked for, so that whoever walks through the tiles finds the tile in cache right after.
+        """
+        if hi > self._measured:
+            self._measure(hi)
+        return self._inverse_norms[:, :, lo:hi]
+
+    def _measure(self, hi: int, least: list[Tensor] | None = None) -> None:
+        """Find the inverse norms of all pixels before ``hi``; to ``least``, add the minima of their features."""
+        tile = self.centered(self._measured, hi)
+        norms = _norms(tile, least).add_(self.affinity.norm_eps)
+        if self.affinity.norm_eps == 0:
+            norms.masked_fill_(norms == 0, float("inf"))  # a zero feature has no direction: its unit feature is 0
+        torch.reciprocal(norms, out=self._inverse_norms[:, :, self._measured : hi])
+        self._measured = hi
 
     @cached_property
     def all_affinities(self) -> Tensor:
@@ -86,12 +107,19 @@ class Pixels:
             total += self.raw(lo, hi).sum(dim=2, keepdim=True)
         return total / self.L
 
-    @cached_property
-    def inverse_norms(self) -> Tensor:
-        """``1 / (‖f_i‖₂ + norm_eps)`` of every (centred) pixel, ``[B, 1, L]``."""
-        norms = self.features.new_empty((self.B, 1, self.L), dtype=self.dtype)
-        for lo, hi in self.tiles():
-            # The square is a tile in cache; PyTorch's own norm over a strided dimension takes four times as long.
-            norms[:, :, lo:hi] = self.centered(lo, hi).square().sum(dim=1, keepdim=True)
-        norms.sqrt_().add_(self.affinity.norm_eps)
-        return norms.reciprocal().masked_fill_(norms == 0, 0.0)  # only where norm_eps is 0 and the feature too
+
+def _norms(tile: Tensor, least: list[Tensor] | None = None) -> Tensor:
+    """``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``; to ``least``, add the minima of its parts."""
+    B, _, n = tile.shape
+    if tile.stride(1) == 1:
+        if least is not None:
+            least.append(tile.amin())
+        return torch.linalg.vector_norm(tile, dim=1, keepdim=True)
+    # PyTorch's norm over a strided dimension takes eight times as long as these sums over groups of channels.
+    parts = tile.split(max(1, SQUARES // (B * n)), dim=1)
+    squares = torch.zeros_like(parts[0])
+    for part in parts:
+        squares[:, : part.shape[1]].addcmul_(part, part)
+        if least is not None:
+            least.append(part.amin())
+    return squares.sum(dim=1, keepdim=True).sqrt_()

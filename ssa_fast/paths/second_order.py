@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.paths.products import set_apart
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.paths.pixels import Pixels
 
 
-def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri (x_iᵀ x_j)²`` for ``v`` ``(B, R, L)``, in ``O(L·C²·R)`` and ``R·C²`` numbers; ``(B, R, L)``."""
-    v = pixels.with_ones(v) if sums else v
     (B, R, _), C = v.shape, pixels.C
     moments = v.new_zeros((R, B, C, C))
     for lo, hi in pixels.tiles():
         x = pixels.unit(lo, hi)
         for r in range(R):
             moments[r].baddbmm_(x * v[:, r : r + 1, lo:hi], x.mT)
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    share = set_apart(moments)[..., 0]  # [R − 1, B, 1]
+    out = torch.empty_like(v)
     for lo, hi in pixels.tiles():
         x = pixels.unit(lo, hi)
         for r in range(R):
             out[:, r, lo:hi] = torch.bmm(moments[r], x).mul_(x).sum(dim=1)
+    out[:, :-1].addcmul_(share.movedim(0, 1), out[:, -1:])
     return out

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ssa_fast.paths.products import grouped_bmm
 
 if TYPE_CHECKING:
@@ -19,19 +21,18 @@ BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 
 BLOCK_J = 256  # divides BLOCK_I, so that a tile never straddles its end; the work beyond half of L² is L·BLOCK_J/2
 
 
-def propagate(v: Tensor, pixels: Pixels, sums: bool = False) -> Tensor:
+def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri φ(x_iᵀ x_j)`` for ``v`` ``(B, R, L)``, in about ``L²·(C + 2R)`` operations; ``(B, R, L)``."""
-    B, R, L = v.shape
-    out = v.new_zeros((B, R + sums, L))
-    for b, image in enumerate(pixels.images()):
+    out = torch.zeros_like(v)
+    for b, image in enumerate(pixels.images):
         _propagate_image(v[b], image, out[b])
     return out
 
 
 def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
-    """Add one image's ``Σ_i v_ri a_ij`` to ``out``, ``v`` being ``(R, L)``; ``Σ_i a_ij`` to a row that v has not."""
-    R, L = v.shape
-    out, sums = out[:R], out[R:]
+    """Add one image's ``Σ_i v_ri a_ij`` to ``out``, both ``(R, L)``."""
+    L = v.shape[1]
+    v, out, sums = v[:-1], out[:-1], out[-1]
     for i0 in range(0, L, BLOCK_I):
         i1 = min(i0 + BLOCK_I, L)
         x_i = pixels.unit(i0, i1)[0]  # [C, BLOCK_I]
@@ -43,6 +44,6 @@ def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
             a = pixels.affinity.apply_(x_i[:, :rows].mT @ x_j)  # [BLOCK_I, BLOCK_J]
             out[:, j0:j1] += grouped_bmm(v[None, :, i0 : i0 + rows], a[None], BLOCK_J)[0]
             out[:, i0 : i0 + above].addmm_(v[:, j0:j1], a[:above].mT)
-            if len(sums):  # not a row of ones in v: a product's plain sum of like numbers drifts, this one cascades
-                sums[0, j0:j1] += a.sum(dim=0)
-                sums[0, i0 : i0 + above] += a[:above].sum(dim=1)
+            # A product with a row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.
+            sums[j0:j1] += a.sum(dim=0)
+            sums[i0 : i0 + above] += a[:above].sum(dim=1)

@@ -1,0 +1,5 @@
+"""``python -m bench plot``: pictures and tables of what ``python -m bench grid`` measured."""
+
+from bench.plot.command import main
+
+__all__ = ["main"]

@@ -1,4 +1,4 @@
-"""``python -m bench``: the benchmarks, each a command."""
+"""``python -m bench``: the benchmarks, each a command; without one, the grid of problems and providers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pathlib import Path
 from bench.measure import ROOT
 
 COMMANDS = {
-    "paths": "the exact paths against dense PCM, with their goals",
+    "run": "problems × providers, side by side; what runs if no command is named",
+    "paths": "the suites whose ratios are gates",
     "calibrate": "fit the dispatcher's rates to this CPU, and say how often it then picks the fastest path",
     "gpu": "the kernels on the GPU at hand: correctness, promises, and times against their peers",
     "tune": "time the kernels' tiles on the GPU at hand and keep the best in a table",
+    "plot": "draw what the grid has found",
+    "compare": "the working tree against a base commit, as ratios in one run",
 }
+OWN = ("run", "plot", "compare")  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -39,32 +43,55 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    given = vars(arguments().parse_args())
-    command = given.pop("command")
-    if given.get("rehearse"):
+def main(given: list[str] | None = None) -> int:
+    """The exit code of the command that ``given``, by default the process's arguments, names."""
+    given = sys.argv[1:] if given is None else given
+    if not given or given[0].startswith("-"):
+        given = ["run", *given]
+    if given[0] in OWN:
+        return _own(given[0], given[1:])
+    options = vars(arguments().parse_args(given))
+    command = options.pop("command")
+    if options.get("rehearse"):
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     if command == "gpu":
         from bench.gpu import command as gpu
 
-        return gpu.main(**given)
+        return gpu.main(**options)
     if command == "tune":
         from bench import tune
 
-        return tune.main(**given)
+        return tune.main(**options)
     if command == "calibrate":
         from bench import calibrate
 
-        calibrate.main(given["save"])
+        calibrate.main(options["save"])
         return 0
-    save = ["--save", str(given["save"].resolve())] if given["save"] else []
-    suite = [
-        "bench/test_paths.py",
-        "--benchmark-enable",
-        "--benchmark-disable-gc",
-        "--benchmark-columns=median,iqr,rounds",
-    ]
-    return subprocess.run([sys.executable, "-m", "pytest", *suite, *save], cwd=ROOT, check=False).returncode
+    return _paths(options["save"])
+
+
+def _own(command: str, rest: list[str]) -> int:
+    """A command that reads its own arguments, ``rest``."""
+    if command == "plot":
+        from bench import plot
+
+        return plot.main(rest)
+    if command == "compare":
+        from bench import compare
+
+        return compare.main(rest)
+    from bench import command as grid
+
+    return grid.main(rest)
+
+
+def _paths(save: Path | None) -> int:
+    """The suites of pytest-benchmark."""
+    suites = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("bench/test_*.py"))
+    options = ["--benchmark-enable", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
+    saved = ["--save", str(save.resolve())] if save else []
+    command = [sys.executable, "-m", "pytest", *suites, *options, *saved]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,14 +1,36 @@
-"""What ssa_fast is measured against."""
+"""What ssa_fast is measured against: a peer has one or more variants, each a call; the fastest counts.
+
+All start from the CAM at its own size and features as a network leaves them, like ours.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
+
+    from bench.problem import Problem
+    from bench.stand import Stand
+
+Variants: TypeAlias = "Iterator[tuple[str, Callable[[], Tensor]]]"
+
+CHUNKS = (1024, 2048, 4096)
+# FlexAttention's own choice of blocks first; the small ones are for channels that its default has no room for.
+FLEX_BLOCKS: tuple[dict[str, int], ...] = (
+    {},
+    {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+    {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+    {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+    {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
+)
 
 
 def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
@@ -20,3 +42,148 @@ def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
     affinity = F.relu(torch.matmul(f.transpose(1, 2), f), inplace=True)
     affinity = affinity / (torch.sum(affinity, dim=1, keepdim=True) + 1e-5)
     return torch.matmul(cam, affinity).view(B, -1, H, W)
+
+
+def variants(name: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """The ways of one peer; each is built when it is asked for, so that one that fails leaves the others."""
+    return PEERS[name](stand, problem, cam, f)
+
+
+def product(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """PyTorch computing xᵀx of unit features alone, in both layouts; the features are made ready beforehand."""
+    wide = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
+    tall = wide.mT.contiguous()  # [L, C]
+    square = torch.empty(problem.L, problem.L, dtype=f.dtype, device=f.device)
+    yield "rows", lambda: torch.mm(tall, tall.mT, out=square)
+    yield "columns", lambda: torch.mm(wide.mT, wide, out=square)
+
+
+def centred(problem: Problem, f: Tensor) -> Tensor:
+    """Features as the affinity takes them: less their image's mean where it centres."""
+    return f - f.mean(dim=(2, 3), keepdim=True) if problem.phi.center else f
+
+
+def dense(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """PCM as its users run it, in the features' dtype."""
+    cam = cam.to(f.dtype)
+    yield "eager", lambda: dense_pcm(cam, centred(problem, f))
+
+
+def dense_float32(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """PCM as its users run it, in float32 with PyTorch's default precision."""
+    wide = f.float()
+    yield "eager", lambda: dense_pcm(cam, centred(problem, wide))
+
+
+def dense_compiled(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """The same under torch.compile."""
+    compiled = _compiled(stand, lambda cam, f: dense_pcm(cam, centred(problem, f)))
+    narrow = cam.to(f.dtype)
+    yield "compiled", lambda: compiled(narrow, f)
+
+
+def chunked(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """PCM, a chunk of target pixels at a time."""
+    narrow = cam.to(f.dtype)
+
+    def run(chunk: int) -> Tensor:
+        return chunked_pcm(narrow, centred(problem, f), chunk)
+
+    for chunk in CHUNKS:
+        yield f"chunks of {chunk}", functools.partial(run, chunk)
+
+
+def chunked_pcm(cam: Tensor, f: Tensor, chunk: int) -> Tensor:
+    """``dense_pcm`` with at most ``L×chunk`` affinities at a time."""
+    B, _, H, W = f.shape
+    cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)
+    f = f.flatten(2)
+    f = f / (torch.norm(f, dim=1, keepdim=True) + 1e-5)
+    rows = torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1)
+    sums = [rows @ F.relu(f.mT @ f[:, :, at : at + chunk], inplace=True) for at in range(0, H * W, chunk)]
+    summed = torch.cat(sums, dim=2)
+    return (summed[:, :-1] / (summed[:, -1:] + 1e-5)).view(B, -1, H, W)
+
+
+def flex(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """FlexAttention with q = k = x, v = cam and the score log relu(x_iᵀx_j): its softmax is then PCM's division."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def log_relu(score: Tensor, *_: Any) -> Tensor:
+        return torch.log(torch.relu(score))
+
+    size = (problem.H, problem.W)
+    narrow = cam.to(f.dtype)
+    torch.compiler.reset()  # a function compiled too often is run uncompiled, without a word
+    attend = flex_attention if stand.rehearse else torch.compile(flex_attention, dynamic=False)
+
+    def run(options: dict[str, int]) -> Tensor:
+        v = F.interpolate(narrow, size, mode="bilinear", align_corners=True).flatten(2)
+        v = F.pad(v, (0, 0, 0, -problem.K % 16)).mT[:, None].contiguous()  # [B, 1, L, K padded]
+        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT[:, None].contiguous()  # [B, 1, L, C]
+        found = attend(x, x, v, score_mod=log_relu, scale=1.0, kernel_options=options or None)  # type: ignore[arg-type]
+        return found[:, 0, :, : problem.K].mT
+
+    for options in FLEX_BLOCKS if stand.on_gpu else FLEX_BLOCKS[:1]:
+        yield " ".join(f"{key}={value}" for key, value in options.items()) or "default", functools.partial(run, options)
+
+
+def keops(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
+    LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
+    size = (problem.H, problem.W)
+
+    def run() -> Tensor:
+        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT.contiguous()  # [B, L, C]
+        rows = F.interpolate(cam, size, mode="bilinear", align_corners=True).flatten(2)
+        v = F.pad(rows, (0, 0, 0, 1), value=1.0).mT.contiguous().to(f.dtype)  # [B, L, K + 1]
+        x_j, x_i, v_i = LazyTensor(x[:, :, None]), LazyTensor(x[:, None]), LazyTensor(v[:, None])
+        summed = ((x_j | x_i).relu() * v_i).sum(dim=2)
+        return (summed[..., :-1] / (summed[..., -1:] + 1e-5)).mT.unflatten(2, size)
+
+    yield "LazyTensor", run
+
+
+def algebra(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """The prototypes' own algebra in eager PyTorch."""
+    yield "eager", lambda: prototypes_algebra(cam, f)
+
+
+def algebra_compiled(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """The same under torch.compile."""
+    compiled = _compiled(stand, prototypes_algebra)
+    yield "compiled", lambda: compiled(cam, f)
+
+
+def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
+    """Prototypes as one would write them: two products with the features as they are, in their own dtype.
+
+    v is divided by √L, which keeps the sums of float16 features finite.
+    """
+    B, _, H, W = f.shape
+    cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)
+    flat = f.flatten(2)
+    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float32) + 1e-5  # [B, 1, L]
+    shrink = (H * W) ** -0.5
+    v = torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1) / norm * shrink
+    means = v.to(f.dtype) @ flat.mT  # [B, K + 1, C]
+    summed = (means @ flat).float() / norm
+    return (summed[:, :-1] / (summed[:, -1:] + 1e-5 * shrink)).view(B, -1, H, W)
+
+
+def _compiled(stand: Stand, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False, backend="eager" if stand.rehearse else "inductor")
+
+
+PEERS: dict[str, Callable[[Any, Any, Any, Any], Variants]] = {
+    "xᵀx": product,
+    "dense PCM": dense,
+    "dense PCM float32": dense_float32,
+    "dense PCM compiled": dense_compiled,
+    "chunked PCM": chunked,
+    "FlexAttention": flex,
+    "KeOps": keops,
+    "algebra": algebra,
+    "algebra compiled": algebra_compiled,
+}

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.gpu import command, ours, workers
-from bench.gpu.ceilings import describe
+from bench import workers
+from bench.ceilings import describe
+from bench.gpu import command, ours
 from bench.gpu.goals import error_goal
-from bench.gpu.problem import Problem, relative_error, sampled_truth
 from bench.gpu.report import REHEARSAL
-from bench.gpu.stand import Stand, poisoned, summary
 from bench.gpu.tiles import MODULES, as_config, candidates
+from bench.problem import Problem, relative_error, sampled_truth
+from bench.stand import Stand, poisoned, summary
 from ssa_fast import gpus, tuning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.gpu.workers import Job, Row
+    from bench.workers import Job, Row
 
 MOST = 14  # candidates of a kernel for one problem, the nearest to the present tiles
 CHECK_SHARE = 0.6  # of the budget, at most, for calling every candidate once

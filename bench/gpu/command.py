@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.gpu import ceilings, correctness, promises, sanitize, timing, whole, workers
+from bench import ceilings, workers
+from bench.gpu import correctness, promises, sanitize, timing, whole
 from bench.gpu.report import REHEARSAL, Report
 from ssa_fast import gpus
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.gpu.workers import Job, Row
+    from bench.workers import Job, Row
 
 SIDE_BY_SIDE = 12  # workers, while nothing is timed: most of that time is compilation on the host
 FIRST_SHARE = 0.45  # of the budget, at most, for correctness and compilation before anything is timed

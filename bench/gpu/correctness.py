@@ -9,9 +9,9 @@ import torch
 
 from bench.gpu import ours
 from bench.gpu.goals import error_goal
-from bench.gpu.problem import Problem, relative_error, resized, truth
-from bench.gpu.stand import NotHere, poisoned
-from bench.gpu.workers import Job, job
+from bench.problem import Problem, relative_error, resized, truth
+from bench.stand import NotHere, poisoned
+from bench.workers import Job, job
 from ssa_fast import fusion, gpus, launch, reference
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
 FLOATS = ("float16", "bfloat16", "float32")
 QUADRATIC = ("full", "symmetric", "resident")

@@ -13,8 +13,8 @@ from ssa_fast.kernels.config import Full, Symmetric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.gpu.problem import Problem
-    from bench.gpu.stand import Stand
+    from bench.problem import Problem
+    from bench.stand import Stand
     from ssa_fast.gpus import Gpu
 
 WAYS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")

@@ -10,9 +10,9 @@ import torch
 
 from bench.gpu import ours
 from bench.gpu.goals import GOALS
-from bench.gpu.problem import Problem, relative_error
-from bench.gpu.stand import NotHere, poisoned
-from bench.gpu.workers import Job, job
+from bench.problem import Problem, relative_error
+from bench.stand import NotHere, poisoned
+from bench.workers import Job, job
 from ssa_fast import polish
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
 BASE = Problem(B=3, K=20, C=256, H=40, W=40, h=10, w=10, values="randn")
 # (C, side, step between sizes) of ResNet-50's stages for an input of 224

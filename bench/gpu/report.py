@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from bench.gpu.workers import Row
+    from bench.workers import Row
 
 LINES, WIDTH = 60, 240
 BAD = ("failed", "wrong", "timed out")

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu import correctness
-from bench.gpu.stand import NotHere, Stand
-from bench.gpu.workers import Job, job
 from bench.measure import ROOT
+from bench.stand import NotHere, Stand
+from bench.workers import Job, job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.gpu.problem import Problem
+    from bench.problem import Problem
 
 PROGRAM = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck")

@@ -12,7 +12,7 @@ from ssa_fast import tuning
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.gpu.problem import Problem
+    from bench.problem import Problem
     from ssa_fast.gpus import Gpu
 
 # The host function through which each kernel's tiles are tried.

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bench.gpu import ours, peers
+from bench import peers
+from bench.gpu import ours
 from bench.gpu.goals import GOALS, error_goal
-from bench.gpu.problem import Problem, relative_error, sampled_truth
-from bench.gpu.stand import is_out_of_memory, summary
-from bench.gpu.workers import Job, first_line, job
+from bench.problem import SAMPLED, WRONG, Problem, relative_error, sampled_truth, square_error
+from bench.stand import is_out_of_memory, summary
+from bench.workers import Job, first_line, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
-WRONG = 0.05  # relative error beyond which an answer is no answer
-SAMPLED = 128  # target pixels that an answer is checked at
 COPIED = 1 << 29  # numbers of two bytes that the copy copies, to which bandwidth is compared
-COMPILED = ("dense compiled", "algebra compiled", "flex")
+COMPILED = ("dense PCM compiled", "algebra compiled", "FlexAttention")
 
 SIGNED = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
 POSITIVE = replace(SIGNED, values="rand")
@@ -36,26 +36,26 @@ MAIN: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
         SIGNED,
         {
             "xᵀx": "product_256",
-            "dense": "dense_16",
-            "dense float32": "dense_float32",
-            "dense compiled": None,
-            "chunked": "chunked_256",
-            "flex": "flex_256",
+            "dense PCM": "dense_16",
+            "dense PCM float32": "dense_float32",
+            "dense PCM compiled": None,
+            "chunked PCM": "chunked_256",
+            "FlexAttention": "flex_256",
         },
     ),
     (
         "prototypes",
         POSITIVE,
-        {"dense": "prototypes_dense_16k", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
+        {"dense PCM": "prototypes_dense_16k", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
     ),
     (
         "prototypes",
         replace(POSITIVE, B=32),
         {"copy": "bandwidth", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
     ),
-    ("prototypes", replace(POSITIVE, H=256, W=256), {"dense": "prototypes_dense_65k", "algebra": "algebra_eager"}),
-    ("tiled", replace(SIGNED, C=2048), {"xᵀx": "product", "chunked": "chunked_2048", "dense": None}),
-    ("tiled", replace(SIGNED, C=1024, W=64), {"xᵀx": "product", "flex": "flex_1024"}),
+    ("prototypes", replace(POSITIVE, H=256, W=256), {"dense PCM": "prototypes_dense_65k", "algebra": "algebra_eager"}),
+    ("tiled", replace(SIGNED, C=2048), {"xᵀx": "product", "chunked PCM": "chunked_2048", "dense PCM": None}),
+    ("tiled", replace(SIGNED, C=1024, W=64), {"xᵀx": "product", "FlexAttention": "flex_1024"}),
     ("prototypes", replace(POSITIVE, H=512, W=512), {"copy": "bandwidth", "algebra": "algebra_eager"}),
     ("prototypes", replace(POSITIVE, B=32, layout="nhwc"), {"copy": "bandwidth", "algebra": "algebra_eager"}),
 )
@@ -63,11 +63,11 @@ MORE: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
     ("prototypes", replace(POSITIVE, B=2, C=2048), {"copy": "bandwidth", "algebra": "algebra_eager"}),
     ("prototypes", replace(POSITIVE, B=2, C=2048, layout="nhwc"), {"copy": "bandwidth"}),
     ("prototypes", replace(POSITIVE, B=32, dtype="float32"), {"copy": "bandwidth", "algebra": "algebra_eager"}),
-    ("tiled", replace(SIGNED, H=256, W=256), {"xᵀx": "product_256", "dense": None, "chunked": "chunked_256"}),
-    ("tiled", replace(SIGNED, dtype="bfloat16"), {"xᵀx": "product_256", "dense": "dense_16"}),
-    ("tiled", replace(SIGNED, precision="high"), {"dense float32": None}),
-    ("tiled", replace(SIGNED, H=56, W=56), {"dense": None, "dense compiled": None}),
-    ("tiled", replace(SIGNED, B=16, C=1024, H=32, W=32), {"dense": None}),
+    ("tiled", replace(SIGNED, H=256, W=256), {"xᵀx": "product_256", "dense PCM": None, "chunked PCM": "chunked_256"}),
+    ("tiled", replace(SIGNED, dtype="bfloat16"), {"xᵀx": "product_256", "dense PCM": "dense_16"}),
+    ("tiled", replace(SIGNED, precision="high"), {"dense PCM float32": None}),
+    ("tiled", replace(SIGNED, H=56, W=56), {"dense PCM": None, "dense PCM compiled": None}),
+    ("tiled", replace(SIGNED, B=16, C=1024, H=32, W=32), {"dense PCM": None}),
     ("prototypes", replace(POSITIVE, H=1024, W=1024), {"copy": "bandwidth"}),
     ("prototypes", replace(POSITIVE, B=32, K=200), {"algebra": None}),
 )
@@ -151,7 +151,7 @@ def compare(
     _try(mine, lambda: ours.launched(path, problem, cam, f), error_of, stand)
     found = [mine]
     for name in versus if mine.call else ():
-        check = error_of if name != "xᵀx" else _product_check(f, at)
+        check = error_of if name != "xᵀx" else functools.partial(square_error, f, at)
         peer = _copy(stand) if name == "copy" else build(name, stand, problem, cam, f, check)
         found.append(peer)
     calls = {each.name: each.call for each in found if each.call}
@@ -228,13 +228,3 @@ def _copy(stand: Stand) -> Provider:
     source = torch.rand(COPIED if not stand.rehearse else 1 << 10, device=stand.device, dtype=torch.float16)
     target = torch.empty_like(source)
     return Provider("copy", variant=f"{source.numel() * 2 >> 20} MiB", call=lambda: target.copy_(source))
-
-
-def _product_check(f: Tensor, at: Tensor) -> Callable[[Tensor], float]:
-    """The error of an L×L product of unit features, on some of its rows."""
-
-    def error_of(square: Tensor) -> float:
-        x = torch.nn.functional.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype).double()
-        return relative_error(square[at], x[:, at].mT @ x)
-
-    return error_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ import torch
 
 from bench.gpu import ours
 from bench.gpu.goals import GOALS, error_goal
-from bench.gpu.problem import Problem, relative_error, truth
-from bench.gpu.stand import NotHere, summary
-from bench.gpu.workers import Job, first_line, job
+from bench.networks import Forward, resnet
+from bench.problem import WRONG, Problem, relative_error, truth
+from bench.stand import NotHere, summary
+from bench.workers import Job, job
 from ssa_fast import polish
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
 SMALL = Problem(B=1, K=20, C=1024, H=32, W=32, h=7, w=7)
 # (path, problem): the package's own choice where f ≥ 0, and the kernel for small signed stages.
@@ -34,7 +34,6 @@ SMALL_STAGES = (
     ("resident", replace(SMALL, C=2048, H=7, W=7, values="randn")),
     ("auto", replace(SMALL, values="randn")),
 )
-LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 def small_jobs(seed: int, rehearse: bool) -> list[Job]:
@@ -77,7 +76,7 @@ def small(stand: Stand, *, path: str, seed: int, **arguments: Any) -> list[dict[
     goals += [GOALS[name].row(round(times[name] * 1e6, 2)) for name in ("graph", "eager") if name in times]
     providers: list[dict[str, Any]] = [{"name": name, "us": round(seconds * 1e6, 3)} for name, seconds in times.items()]
     providers += [{"name": name} | summary(found) for name, found in device.items()]
-    if error > 0.05:
+    if error > WRONG:
         row |= {"status": "failed", "why": f"relative error {error:.3g} against float64"}
     return [row | {"goals": goals, "providers": providers}]
 
@@ -86,15 +85,16 @@ def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
     """All four stages of a ResNet-50 polished and fused, against the network's own forward."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True  # the forward at its best
-    run, images = _network(stand)
+    net = _network(stand)
+    images = net.images
     with torch.no_grad():
-        stages = run(images)
+        stages = net.stages("channels_last")
         cam = torch.rand(images.shape[0], K, *stages[-1].shape[2:], device=stand.device)
 
         def polished() -> Tensor:
             return polish(cam, stages, nonnegative=True)
 
-        calls: dict[str, Callable[[], object]] = {"ours": polished, "forward": lambda: run(images)}
+        calls: dict[str, Callable[[], object]] = {"ours": polished, "forward": net.run("channels_last")}
         times = stand.rounds(calls, budget=4.0, most=15)
         again = polish(cam.double(), [stage.double() for stage in stages], nonnegative=True, backend="torch")
     error = relative_error(polished(), again)
@@ -104,8 +104,8 @@ def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
         "part": "timing",
         "what": f"ResNet-50's four stages, B={B} {side}×{side} K={K}, share of the forward",
     }
-    row |= {"status": "ok" if error < 0.05 else "failed", "error": error}
-    if error >= 0.05:
+    row |= {"status": "ok" if error <= WRONG else "failed", "error": error}
+    if error > WRONG:
         row["why"] = f"relative error {error:.3g} against float64"
     # No goal for the error: rescaling to [0, 1] magnifies what is there by as much as a map is flat.
     row["goals"] = [GOALS["backbone"].row(round(share, 5))]
@@ -113,32 +113,9 @@ def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
     return [row]
 
 
-def _network(stand: Stand) -> tuple[Callable[[Tensor], list[Tensor]], Tensor]:
-    """A ResNet-50 with random weights, as a function to its four stages, and images; small for a rehearsal."""
-    if importlib.util.find_spec("torchvision") is None:
-        raise NotHere("torchvision is not installed")
-    try:
-        from torchvision.models import resnet18, resnet50
-    except (ImportError, RuntimeError, AttributeError) as error:  # a build that does not go with this PyTorch
-        raise NotHere(f"torchvision does not load: {first_line(error)}") from None
+def _network(stand: Stand) -> Forward:
+    """A ResNet-50 with random weights and its images; small for a rehearsal."""
+    name, shape, dtype = "resnet50", (32, 3, 512, 512), torch.float16
     if stand.rehearse:
-        net, shape, dtype = resnet18(weights=None), (1, 3, 64, 64), torch.float32
-    else:
-        net, shape, dtype = resnet50(weights=None), (32, 3, 512, 512), torch.float16
-    net = net.eval().to(stand.device, dtype).to(memory_format=torch.channels_last)
-    images = torch.rand(shape, device=stand.device).to(dtype).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():  # random weights: without statistics of their own the activations leave float16's range
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        net.train()(images[:4])
-        net.eval()
-    kept: dict[str, Tensor] = {}
-    for name in LAYERS:
-        getattr(net, name).register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out))
-
-    def run(given: Tensor) -> list[Tensor]:
-        net(given)
-        return [kept[name] for name in LAYERS]
-
-    return run, images
+        name, shape, dtype = "resnet18", (1, 3, 64, 64), torch.float32
+    return Forward(resnet(name).to(stand.device, dtype), torch.rand(shape, device=stand.device).to(dtype))

@@ -1,4 +1,4 @@
-"""The `ssa-fast` command with its four subcommands."""
+"""The `ssa-fast` command with its five subcommands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import demo, explain, models, run
+from ssa_fast.cli import bench, demo, explain, models, run
 
 __all__ = ["app"]
 
@@ -21,6 +21,7 @@ app.command("run")(run.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 app.command("models")(models.command)
+app.command("bench", add_help_option=False, context_settings=bench.PASSED_ON)(bench.command)
 
 
 def _version(wanted: bool) -> None:

@@ -13,6 +13,9 @@ from ssa_fast import Affinity, reference
 if TYPE_CHECKING:
     from torch import Tensor
 
+WRONG = 0.05  # relative error beyond which an answer is no answer
+SAMPLED = 128  # target pixels that the answer to a large problem is checked at
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -142,21 +145,30 @@ def sampled_truth(problem: Problem, cam: Tensor, f: Tensor, at: Tensor, sources:
 
     The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in float64 is held.
     """
-    affinity = problem.phi
+    affinity = replace(problem.phi, center=False)  # the mean is that of all pixels, not of a part's
     assert affinity.steps == 1
-    assert not affinity.center
     flat = f[-1].flatten(1)
     rows = resized(problem, cam[-1:])[0]
-    x_j = reference.unit_features(flat[None, :, at].double(), affinity)[0]
+    parts = [slice(start, start + sources) for start in range(0, problem.L, sources)]
+    mean = flat.new_zeros(problem.C, 1, dtype=torch.float64)
+    if problem.phi.center:
+        for part in parts:
+            mean += flat[:, part].double().sum(dim=1, keepdim=True) / problem.L
+    x_j = reference.unit_features(flat[None, :, at].double() - mean, affinity)[0]
     numerator = rows.new_zeros(problem.K, len(at))
     denominator = rows.new_zeros(1, len(at))
-    for start in range(0, problem.L, sources):
-        part = slice(start, start + sources)
-        x_i = reference.unit_features(flat[None, :, part].double(), affinity)[0]
+    for part in parts:
+        x_i = reference.unit_features(flat[None, :, part].double() - mean, affinity)[0]
         a = reference.phi(x_i.mT @ x_j, affinity)  # [sources, len(at)]
         numerator += rows[:, part] @ a
         denominator += a.sum(dim=0, keepdim=True)
     return numerator / reference.positive(denominator + affinity.sum_eps)
+
+
+def square_error(f: Tensor, at: Tensor, square: Tensor) -> float:
+    """The error of xᵀx ``(L, L)`` of the unit features of ``f`` ``(1, C, H, W)``, in the rows ``at``."""
+    x = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype).double()
+    return relative_error(square[at], x[:, at].mT @ x)
 
 
 def relative_error(out: Tensor, right: Tensor) -> float:

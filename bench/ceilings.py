@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -9,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import measure
-from bench.gpu.stand import summary
-from bench.gpu.workers import Job, job
+from bench import measure, memory
+from bench.stand import summary
+from bench.workers import Job, job
 
 if TYPE_CHECKING:
-    from bench.gpu.stand import Stand
+    from torch import Tensor
+
+    from bench.stand import Stand
 
 ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
 
@@ -22,13 +26,11 @@ ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.
 def jobs(seed: int, rehearse: bool) -> list[Job]:
     size = 64 if rehearse else 8192
     found = [
-        job("bench.gpu.ceilings:machine", "machine: this one", 60),
-        job("bench.gpu.ceilings:copy", "ceiling: copy", 60, numel=1 << 10 if rehearse else 1 << 30, seed=seed),
+        job("bench.ceilings:machine", "machine: this one", 60),
+        job("bench.ceilings:copy", "ceiling: copy", 60, numel=1 << 10 if rehearse else 1 << 30, seed=seed),
     ]
     for dtype, side in (("float16", size), ("bfloat16", size), ("float32", size // 2)):
-        found.append(
-            job("bench.gpu.ceilings:product", f"ceiling: {dtype} product", 60, dtype=dtype, side=side, seed=seed)
-        )
+        found.append(job("bench.ceilings:product", f"ceiling: {dtype} product", 60, dtype=dtype, side=side, seed=seed))
     return found
 
 
@@ -43,10 +45,10 @@ def describe(stand: Stand) -> dict[str, Any]:
         found = measure.machine()
     except OSError:  # no git on this machine
         found = {"python": platform.python_version(), "torch": torch.__version__, "commit": ""}
-    import triton
-
-    found |= {"triton": triton.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
-    if stand.rehearse:
+    if importlib.util.find_spec("triton"):
+        found |= {"triton": importlib.metadata.version("triton")}
+    found |= {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    if not stand.on_gpu:
         return found
     properties = torch.cuda.get_device_properties(stand.device)
     found |= {
@@ -78,21 +80,42 @@ def copy(stand: Stand, *, numel: int, seed: int) -> list[dict[str, Any]]:
     """Bytes read plus bytes written per second by a large copy within the device."""
     generator = torch.Generator(stand.device).manual_seed(seed)
     source = torch.rand(numel, device=stand.device, generator=generator).half()
-    target = torch.empty_like(source)
-    times = summary(stand.rounds({"copy": lambda: target.copy_(source)})["copy"])
+    times = summary(copy_seconds(stand, source))
     rate = 2 * source.numel() * source.element_size() / (times["us"] / 1e6)
     what = f"copy of {source.numel() * 2 / 2**20:,.0f} MiB, bytes read and written"
     return [_ceiling(what, times, round(rate / 1e12, 3), "TB/s")]
 
 
+def copy_seconds(stand: Stand, source: Tensor) -> list[float]:
+    """Times of a copy, round by round."""
+    target = torch.empty_like(source)
+    return stand.rounds({"copy": lambda: target.copy_(source)})["copy"]
+
+
 def product(stand: Stand, *, dtype: str, side: int, seed: int) -> list[dict[str, Any]]:
     """FLOP per second of a square matrix product, on random numbers."""
-    generator = torch.Generator(stand.device).manual_seed(seed)
-    make: dict[str, Any] = {"device": stand.device, "generator": generator}
-    a, b = (torch.randn(side, side, **make).to(getattr(torch, dtype)) for _ in range(2))
-    times = summary(stand.rounds({"product": lambda: a @ b}, budget=0.5)["product"])
+    times = summary(product_seconds(stand, getattr(torch, dtype), side, seed))
     rate = 2 * side**3 / (times["us"] / 1e6)
     return [_ceiling(f"{dtype} product of {side}×{side} matrices", times, round(rate / 1e12, 3), "TFLOP/s")]
+
+
+def product_seconds(stand: Stand, dtype: torch.dtype, side: int, seed: int) -> list[float]:
+    """Times of a square product of random matrices, round by round."""
+    generator = torch.Generator(stand.device).manual_seed(seed)
+    make: dict[str, Any] = {"device": stand.device, "generator": generator}
+    a, b = (torch.randn(side, side, **make).to(dtype) for _ in range(2))
+    return stand.rounds({"product": lambda: a @ b}, budget=0.5)["product"]
+
+
+def both(stand: Stand, *, numel: int, side: int, seed: int) -> list[dict[str, Any]]:
+    """The float32 ceilings that the grid's shares are of: the best of their rounds.
+
+    ``numel`` numbers are copied, 0: enough to fill the last cache twice.
+    """
+    numel = numel or (1 << 28 if stand.on_gpu else memory.beyond_cache() // 4)
+    copied = 2 * numel * 4 / min(copy_seconds(stand, torch.ones(numel, device=stand.device)))
+    multiplied = 2 * side**3 / min(product_seconds(stand, torch.float32, side, seed))
+    return [{"status": "ok", "copy_gb_s": round(copied / 1e9, 2), "product_gflop_s": round(multiplied / 1e9, 1)}]
 
 
 def _ceiling(what: str, times: dict[str, Any], value: float, unit: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -36,17 +37,17 @@ def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
 
 def perform(task: Job, stand: Any) -> list[Row]:
     """The job's rows; an error becomes a row that says so."""
-    from bench.gpu.stand import NotHere, is_out_of_memory
+    from bench.stand import NotHere, is_out_of_memory
 
     module, _, name = task["function"].partition(":")
     try:
         return getattr(importlib.import_module(module), name)(stand, **task["arguments"])
     except NotHere as reason:
-        return [_lost(task, "skipped", str(reason))]
+        return [lost(task, "skipped", str(reason))]
     except Exception as error:
         if is_out_of_memory(error):
-            return [_lost(task, "out of memory", first_line(error))]
-        return [_lost(task, "failed", first_line(error)) | {"traceback": traceback.format_exc()[-3000:]}]
+            return [lost(task, "out of memory", first_line(error))]
+        return [lost(task, "failed", first_line(error)) | {"traceback": traceback.format_exc()[-3000:]}]
 
 
 def first_line(error: BaseException) -> str:
@@ -55,7 +56,16 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:SHOWN]
 
 
-def _lost(task: Job, status: str, why: str) -> Row:
+def ended(task: Job, code: int | None, output: str) -> Row:
+    """The row of a job whose process ended under it."""
+    if code == -signal.SIGALRM:
+        return lost(task, "over budget", "a call took longer than its limit")
+    if code == -signal.SIGKILL:
+        return lost(task, "out of memory", "the system killed the process")
+    return lost(task, "failed", f"the process died with exit code {code}: {' '.join(output.split())[-SHOWN:]}")
+
+
+def lost(task: Job, status: str, why: str) -> Row:
     return {"part": part_of(task), "what": task["name"], "status": status, "why": why}
 
 
@@ -85,7 +95,7 @@ def run(
             if time.monotonic() > until:
                 while waiting:
                     task = waiting.pop(0)
-                    report(task, [_lost(task, "not reached", "the time was up")])
+                    report(task, [lost(task, "not reached", "the time was up")])
             for worker in [each for each in pool if each.task is None and not each.process.is_alive()]:
                 worker.end()
                 pool.remove(worker)
@@ -101,12 +111,12 @@ def run(
 
 
 def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], rehearse: bool) -> None:
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
     stand = Stand(rehearse)
     for task in jobs:
         late = time.monotonic() > until
-        report(task, [_lost(task, "not reached", "the time was up")] if late else perform(task, stand))
+        report(task, [lost(task, "not reached", "the time was up")] if late else perform(task, stand))
 
 
 def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> None:
@@ -120,6 +130,32 @@ def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> N
             continue
         worker.task = None
         report(task, rows)
+
+
+class Lone:
+    """A worker that does one job after the other and is replaced when one ends it."""
+
+    def __init__(self, rehearse: bool = False) -> None:
+        self._rehearse = rehearse
+        self._worker: _Worker | None = None
+
+    def do(self, task: Job) -> list[Row]:
+        """The job's rows, however it ends."""
+        if self._worker is None or not self._worker.process.is_alive():
+            self.end()
+            self._worker = _Worker(self._rehearse)
+        found: list[Row] = []
+        self._worker.begin(task, float("inf"))
+        while self._worker.task:
+            _collect([self._worker], lambda _, rows: found.extend(rows))
+        return found
+
+    hold = do  # what a job caches is there for the next
+
+    def end(self) -> None:
+        if self._worker:
+            self._worker.end()
+            self._worker = None
 
 
 @dataclass
@@ -162,14 +198,13 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(5)
         if not self.process.is_alive():
-            tail = " ".join(self.log.read_text(encoding="utf-8", errors="replace").split())[-SHOWN:]
-            return [_lost(self.task, "failed", f"the process died with exit code {self.process.exitcode}: {tail}")]
+            return [ended(self.task, self.process.exitcode, self.log.read_text(encoding="utf-8", errors="replace"))]
         if time.monotonic() > self.deadline:
             self.process.kill()
             self.process.join(10)
             if self.cut:
-                return [_lost(self.task, "not reached", "the time was up while it ran")]
-            return [_lost(self.task, "timed out", f"killed after {self.task['limit']:g} s")]
+                return [lost(self.task, "not reached", "the time was up while it ran")]
+            return [lost(self.task, "timed out", f"killed after {self.task['limit']:g} s")]
         return None
 
     def end(self) -> None:
@@ -184,7 +219,7 @@ def serve(pipe: Connection, rehearse: bool, log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from bench.gpu.stand import Stand
+    from bench.stand import Stand
 
     stand = Stand(rehearse)
     while True:

@@ -1,4 +1,4 @@
-"""Where things are measured: a GPU with CUDA events, or in a rehearsal the CPU with a host timer."""
+"""Where things are measured: a GPU with CUDA events, or the CPU with a host timer; a rehearsal measures nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bench import measure, memory
 from ssa_fast import gpus
 
 if TYPE_CHECKING:
@@ -24,16 +25,21 @@ class NotHere(Exception):
 
 
 class Stand:
-    """The device, its clock and its memory. In a rehearsal no figure means anything.
+    """The device, its clock and its memory. In a rehearsal, on the CPU, no figure means anything.
 
     Times of a GPU are those of the device alone: before each call the L2 cache is overwritten and the device made to
     pause for as long as the host needs to enqueue the call. ``eager_seconds`` is the host's view.
     """
 
-    def __init__(self, rehearse: bool = False) -> None:
+    def __init__(self, rehearse: bool = False, device: str = "cuda") -> None:
         self.rehearse = rehearse
-        self.device = torch.device("cpu") if rehearse else torch.device("cuda", torch.cuda.current_device())
+        on_cpu = rehearse or device == "cpu"
+        self.device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
         self._flush: torch.Tensor | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def gpu(self) -> gpus.Gpu:
@@ -43,17 +49,16 @@ class Stand:
         return found
 
     def synchronize(self) -> None:
-        if not self.rehearse:
+        if self.on_gpu:
             torch.cuda.synchronize()
 
-    def seconds(self, call: Callable[[], object], pause: float = 0.0) -> float:
-        """Time of one call that finds a cold cache."""
-        if self.rehearse:
-            begin = time.perf_counter()
-            call()
-            return time.perf_counter() - begin
+    def seconds(self, call: Callable[[], object], pause: float = 0.0, cold: bool = True) -> float:
+        """Time of one call that finds a cold cache, or with ``cold=False`` what the call before it left there."""
+        if cold and not self.rehearse:
+            self._overwrite_cache()
+        if not self.on_gpu:
+            return measure.seconds(call)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self._overwrite_cache()
         torch.cuda._sleep(int(pause * CYCLES_PER_SECOND) + 1)
         start.record()
         call()
@@ -72,6 +77,10 @@ class Stand:
         self.synchronize()
         return min(times)
 
+    def pause(self, call: Callable[[], object]) -> float:
+        """For how long the GPU is to wait so that a warm call is enqueued when it goes on."""
+        return min(1.5 * self.host_seconds(call) + 2e-5, LONGEST_PAUSE) if self.on_gpu else 0.0
+
     def rounds(
         self, calls: Mapping[str, Callable[[], object]], budget: float = 1.5, most: int = 31
     ) -> dict[str, list[float]]:
@@ -80,7 +89,7 @@ class Stand:
         pauses = {}
         for name, call in calls.items():
             call()
-            pauses[name] = 0.0 if self.rehearse else min(1.5 * self.host_seconds(call) + 2e-5, LONGEST_PAUSE)
+            pauses[name] = self.pause(call)
         begin = time.perf_counter()
         found: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(most):
@@ -105,8 +114,8 @@ class Stand:
 
     def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """``call`` captured in a CUDA graph: its replay, and the result that a replay writes anew."""
-        if self.rehearse:
-            raise NotHere("a rehearsal on the CPU captures no CUDA graph")
+        if not self.on_gpu:
+            raise NotHere("a CPU captures no CUDA graph")
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -120,8 +129,8 @@ class Stand:
 
     def peak_extra_bytes(self, call: Callable[[], torch.Tensor]) -> int:
         """What ``call`` takes of the GPU's memory at its peak, beyond its inputs and its result."""
-        if self.rehearse:
-            raise NotHere("a rehearsal on the CPU counts no GPU memory")
+        if not self.on_gpu:
+            raise NotHere("the CPU's memory is counted by the process, not by the call")
         call()
         self.clean()
         before = torch.cuda.memory_allocated()
@@ -130,17 +139,39 @@ class Stand:
         self.synchronize()
         return torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size()
 
+    def watched(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """What ``call`` returns, and the bytes held at its peak beyond those before, the result included.
+
+        On a CPU it is the whole process that counts, the libraries' own buffers too: it should be a fresh one.
+        """
+        self.clean()
+        if not self.on_gpu:
+            return memory.watched(call)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        self.synchronize()
+        return result, torch.cuda.max_memory_allocated() - before
+
+    def free_bytes(self) -> int:
+        """What can still be allocated."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.on_gpu else memory.available()
+
     def clean(self) -> None:
         """Give back what nobody holds."""
         gc.collect()
-        if not self.rehearse:
+        if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def _overwrite_cache(self) -> None:
         if self._flush is None:
-            cache = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0)
-            self._flush = torch.empty(max(4 * cache, 256 << 20) // 4, dtype=torch.int32, device=self.device)
+            if self.on_gpu:
+                cache = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0)
+                size = max(4 * cache, 256 << 20)
+            else:
+                size = memory.beyond_cache()
+            self._flush = torch.empty(size // 4, dtype=torch.int32, device=self.device)
         self._flush.zero_()
 
 

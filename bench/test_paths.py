@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
-from bench.measure import peak_extra_memory
+from bench.measure import peak_extra_memory, seconds
 from bench.peers import dense_pcm
 from ssa_fast import Affinity, polish
 
@@ -17,18 +19,63 @@ if TYPE_CHECKING:
 K = 20
 
 
-@pytest.mark.parametrize(("side", "goal"), [(128, 100), (56, 15)])
+@pytest.mark.parametrize(("side", "goal"), [(128, 250), (56, 15)])
 def test_prototypes_against_dense(versus: Versus, side: int, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.rand(1, 256, side, side)
     label = f"prototypes vs dense PCM, L={side * side:,}, C=256"
     versus(lambda: polish(cam, f, path="prototypes"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
 
 
-@pytest.mark.parametrize(("side", "goal"), [(128, 1.5), (64, 1.0)])
+def test_prototypes_against_their_own_products(versus: Versus) -> None:
+    cam, f = torch.rand(1, K, 128, 128), torch.rand(1, 256, 128, 128)
+    v, flat = torch.rand(K + 1, 128 * 128), f[0].flatten(1)
+    versus(
+        lambda: polish(cam, f, path="prototypes", nonnegative=True),
+        lambda: (v @ flat.mT) @ flat,
+        label="prototypes (sign promised) vs their two matrix products alone, L=16,384, C=256",
+        at_least=1 / 2,
+        same=False,
+        rounds=31,
+    )
+
+
+@pytest.mark.parametrize(("side", "goal"), [(128, 2.5), (64, 1.0)])
 def test_tiled_against_dense(versus: Versus, side: int, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.randn(1, 256, side, side)
     label = f"tiled vs dense PCM, signed, L={side * side:,}, C=256"
     versus(lambda: polish(cam, f, path="tiled"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
+
+
+def test_tiled_against_the_product_alone(versus: Versus) -> None:
+    cam, f = torch.rand(1, K, 128, 128), torch.randn(1, 256, 128, 128)
+    flat = f[0].flatten(1)
+    versus(
+        lambda: polish(cam, f, path="tiled"),
+        lambda: flat.mT @ flat,
+        label="tiled vs the product xᵀx alone, signed, L=16,384, C=256",
+        at_least=1 / 0.6,
+        same=False,
+        rounds=9,
+    )
+
+
+# Exponents e of time = L^e, between 16,384 and 262,144 pixels: tiled takes minutes there, so it is timed once.
+@pytest.mark.parametrize(
+    ("path", "draw", "goal", "times"), [("prototypes", "rand", 1.1, 9), ("tiled", "randn", 2.05, 1)]
+)
+def test_growth(rows: list[dict[str, Any]], path: str, draw: str, goal: float, times: int) -> None:
+    sides, found = (128, 512), []
+    for side in sides:
+        cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
+        call = partial(polish, cam, f, path=path)
+        if side == sides[0] or times > 1:
+            call()
+        taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
+        found.append(float(np.median(taken)))
+    exponent = float(np.log(found[1] / found[0]) / np.log(512**2 / 128**2))
+    what = f"{path}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to 262,144"
+    rows.append({"what": what, "exponent": round(exponent, 3), "goal": f"<= {goal}"})
+    assert exponent <= goal, f"{what}: {exponent:.3f}, the goal is {goal}"
 
 
 def test_second_order_against_tiled(versus: Versus) -> None:

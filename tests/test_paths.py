@@ -43,7 +43,7 @@ def shipped_tiles():
 
 def test_the_shipped_tiles_fit_each_other_and_are_crossed():
     assert BLOCK_I % BLOCK_J == 0, "a tile must not straddle the end of the sources held"
-    cam, f = torch.rand(1, 2, 31, 71), torch.randn(1, 8, 31, 71)
+    cam, f = torch.rand(1, 2, 61, 71), torch.randn(1, 8, 61, 71)
     assert cam[0, 0].numel() > BLOCK_I
     with shipped_tiles():
         assert_as_accurate(polish(cam, f, path="tiled"), cam, f, LINEAR)

@@ -15,7 +15,5 @@ if TYPE_CHECKING:
 def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)``, through the ``(B, L, L)`` affinity; ``(B, R, L)``. Any φ."""
     a = pixels.all_affinities
-    out = torch.bmm(v, a)
-    # A product with a row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.
-    out[:, -1] = a.sum(dim=1)
-    return out
+    # A product with the row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.
+    return torch.cat([torch.bmm(v[:, :-1], a), a.sum(dim=1, keepdim=True)], dim=1)

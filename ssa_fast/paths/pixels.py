@@ -36,8 +36,13 @@ class Pixels:
 
     @cached_property
     def images(self) -> list[Pixels]:
-        """One ``Pixels`` per image."""
-        return [Pixels(self.features[b : b + 1], self.affinity, self.dtype) for b in range(self.B)]
+        """One ``Pixels`` per image, with the norms that are known by now."""
+        return [self._image(b) for b in range(self.B)]
+
+    def _image(self, b: int) -> Pixels:
+        image = Pixels(self.features[b : b + 1], self.affinity, self.dtype)
+        image._inverse_norms, image._measured = self._inverse_norms[b : b + 1], self._measured
+        return image
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Bounds ``(lo, hi)`` of the tiles that cover the pixels, each about ``TILE_ELEMENTS`` numbers."""
@@ -71,7 +76,7 @@ class Pixels:
         least: list[Tensor] = []
         for _, hi in self.tiles():
             self._measure(hi, least)
-        return bool(torch.stack(least).amin() >= 0)
+        return bool((least[0] if len(least) == 1 else torch.stack(least).amin()) >= 0)
 
     def inverse_norms(self, lo: int, hi: int) -> Tensor:
         """``1 / (‖f_i‖₂ + norm_eps)`` of (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
@@ -116,10 +121,10 @@ def _norms(tile: Tensor, least: list[Tensor] | None = None) -> Tensor:
             least.append(tile.amin())
         return torch.linalg.vector_norm(tile, dim=1, keepdim=True)
     # PyTorch's norm over a strided dimension takes eight times as long as these sums over groups of channels.
-    parts = tile.split(max(1, SQUARES // (B * n)), dim=1)
-    squares = torch.zeros_like(parts[0])
-    for part in parts:
+    first, *others = parts = tile.split(max(1, SQUARES // (B * n)), dim=1)
+    squares = first * first
+    for part in others:
         squares[:, : part.shape[1]].addcmul_(part, part)
-        if least is not None:
-            least.append(part.amin())
+    if least is not None:
+        least.extend(part.amin() for part in parts)
     return squares.sum(dim=1, keepdim=True).sqrt_()

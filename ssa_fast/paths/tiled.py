@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.paths.pixels import Pixels
 
-BLOCK_I = 2048  # sources held while the targets stream by: a tile of 2048×256 float32 is 2 MB, a core's cache
+BLOCK_I = 4096  # sources held while the targets stream by: a tile of 4096×256 float32 is 4 MB, two cores' own caches
 BLOCK_J = 256  # divides BLOCK_I, so that a tile never straddles its end; the work beyond half of L² is L·BLOCK_J/2
 
 
@@ -35,13 +35,13 @@ def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
     v, out, sums = v[:-1], out[:-1], out[-1]
     for i0 in range(0, L, BLOCK_I):
         i1 = min(i0 + BLOCK_I, L)
-        x_i = pixels.unit(i0, i1)[0]  # [C, BLOCK_I]
+        x_i = pixels.unit(i0, i1)[0].mT.contiguous()  # [BLOCK_I, C], in the order that the product reads it
         for j0 in range(i0, L, BLOCK_J):
             j1 = min(j0 + BLOCK_J, L)
             rows, above = min(i1, j1) - i0, max(min(i1, j0) - i0, 0)
             # Rows up to the end of the diagonal tile; those above it are the only ones to be mirrored.
             x_j = pixels.unit(j0, j1)[0]  # [C, BLOCK_J]
-            a = pixels.affinity.apply_(x_i[:, :rows].mT @ x_j)  # [BLOCK_I, BLOCK_J]
+            a = pixels.affinity.apply_(x_i[:rows] @ x_j)  # [BLOCK_I, BLOCK_J]
             out[:, j0:j1] += grouped_bmm(v[None, :, i0 : i0 + rows], a[None], BLOCK_J)[0]
             out[:, i0 : i0 + above].addmm_(v[:, j0:j1], a[:above].mT)
             # A product with a row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 K = 20
 
 
-@pytest.mark.parametrize(("side", "goal"), [(128, 250), (56, 15)])
-def test_prototypes_against_dense(versus: Versus, side: int, goal: float) -> None:
+@pytest.mark.parametrize(("side", "promised", "goal"), [(128, True, 250), (128, None, 200), (56, None, 15)])
+def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | None, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.rand(1, 256, side, side)
-    label = f"prototypes vs dense PCM, L={side * side:,}, C=256"
-    versus(lambda: polish(cam, f, path="prototypes"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
+    label = f"prototypes{' (sign promised)' if promised else ''} vs dense PCM, L={side * side:,}, C=256"
+    versus(
+        lambda: polish(cam, f, path="prototypes", nonnegative=promised),
+        lambda: dense_pcm(cam, f),
+        label=label,
+        at_least=goal,
+    )
 
 
 def test_prototypes_against_their_own_products(versus: Versus) -> None:
@@ -73,9 +78,28 @@ def test_growth(rows: list[dict[str, Any]], path: str, draw: str, goal: float, t
         taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
         found.append(float(np.median(taken)))
     exponent = float(np.log(found[1] / found[0]) / np.log(512**2 / 128**2))
+    if (
+        path == "prototypes"
+    ):  # what memory costs beyond the caches is not the path's: its products alone, for comparison
+        rows.append(
+            {
+                "what": "the products of prototypes alone, exponent",
+                "exponent": _products_exponent(sides),
+                "goal": "none",
+            }
+        )
     what = f"{path}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to 262,144"
     rows.append({"what": what, "exponent": round(exponent, 3), "goal": f"<= {goal}"})
     assert exponent <= goal, f"{what}: {exponent:.3f}, the goal is {goal}"
+
+
+def _products_exponent(sides: tuple[int, int]) -> float:
+    found = []
+    for side in sides:
+        v, flat = torch.rand(K + 1, side * side), torch.rand(256, side * side)
+        taken = [seconds(lambda v=v, flat=flat: (v @ flat.mT) @ flat) for _ in range(9)]  # type: ignore[misc]
+        found.append(float(np.median(taken)))
+    return round(float(np.log(found[1] / found[0]) / np.log(sides[1] ** 2 / sides[0] ** 2)), 3)
 
 
 def test_second_order_against_tiled(versus: Versus) -> None:

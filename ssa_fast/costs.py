@@ -66,7 +66,7 @@ class Rates(NamedTuple):
 # The CPU's were fitted to its paths on 2 cores by `python -m bench calibrate`. Those of GPUs are estimates for a large
 # one that nobody has checked yet: PyTorch in float32, and the kernels with half-precision operands.
 RATES = {
-    ("cpu", "torch"): Rates(flops=246e9, traffic=22e9, calls=63e3),
+    ("cpu", "torch"): Rates(flops=304e9, traffic=26e9, calls=92e3),
     ("gpu", "torch"): Rates(flops=50e12, traffic=3e12, calls=100e3),
     ("gpu", "triton"): Rates(flops=400e12, traffic=3e12, calls=200e3),
 }
@@ -94,7 +94,7 @@ def _torch_cost(path: str, problem: Problem) -> Cost:
         return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
     tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
     tiles, parts = -(-B * C * L // tile_elements), -(-B * C * L // SQUARES)
-    tile, measuring = (tile_elements + SQUARES) * s, 8 * tiles + 2 * parts
+    tile, measuring = (tile_elements + SQUARES) * s, 8 * tiles + parts
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(path, 0)
     if path == "prototypes":
         calls = measuring + (9 + 6 * tiles) * steps

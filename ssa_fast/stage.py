@@ -26,7 +26,6 @@ class Work:
     stage: Tensor
     problem: Problem
     choice: Choice
-    pixels: paths.Pixels | None = None  # where reading the sign has measured the norms as well
 
     def run(self, cam: Tensor, align_corners: bool) -> Tensor:
         """The stage's polished CAM, ``(B, K, h, w)`` → ``(B, K, H, W)``."""
@@ -51,8 +50,7 @@ class Work:
         if self.choice.backend == "reference":
             polished = reference.polish_stage(rows, self.stage.to(dtype).flatten(2), affinity)
         else:
-            pixels = self.pixels or paths.Pixels(self.stage, affinity, dtype)
-            polished = paths.polish_stage(rows, pixels, self.choice.path)
+            polished = paths.polish_stage(rows, paths.Pixels(self.stage, affinity, dtype), self.choice.path)
         return polished.unflatten(2, (H, W))
 
 
@@ -87,11 +85,9 @@ def decide(
         gpu=gpu,
         no_gpu=no_gpu,
     )
-    pixels = None
     if reads_sign(problem, path, backend):
-        pixels = paths.Pixels(stage, affinity, result_dtype(cam, stage))
-        problem = replace(problem, nonnegative=pixels.nonnegative)
-    return Work(stage, problem, plan(problem, path, backend), pixels)
+        problem = replace(problem, nonnegative=paths.Pixels(stage, affinity, stage.dtype).nonnegative())
+    return Work(stage, problem, plan(problem, path, backend))
 
 
 def result_dtype(cam: Tensor, stage: Tensor) -> torch.dtype:

@@ -150,10 +150,10 @@ def test_correlation_is_one_column_of_the_affinity(stages):
 
 
 def test_explain_says_what_polish_will_do(stages, capsys):
-    choices = explain(torch.rand(2, 3, 8, 10), stages)
+    choices = explain(torch.rand(2, 3, 8, 10), stages | {"layer1": torch.rand(2, 16, 64, 80)})
     printed = capsys.readouterr().out
-    assert choices["layer1"].path != choices["layer2"].path == "dense"
-    assert "layer1: C=16, L=320, K=3, B=2" in printed
+    assert (choices["layer1"].path, choices["layer2"].path) == ("prototypes", "dense")
+    assert "layer1: C=16, L=5,120, K=3, B=2" in printed
     assert "the features are not all known to be ≥ 0" in choices["layer2"].why
     assert choices["layer2"].why in printed
     assert choices["layer1"].cost.flops > 0

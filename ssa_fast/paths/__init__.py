@@ -41,5 +41,5 @@ def polish_stage(cam: Tensor, pixels: Pixels, path: str) -> Tensor:
         v[:, :K] = cam
         summed = propagate(v, pixels)
         denominator = (summed[:, K:] + pixels.affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
-        cam = summed[:, :K] / denominator
-    return cam
+        cam = summed[:, :K].div_(denominator)
+    return cam.contiguous()

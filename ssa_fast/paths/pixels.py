@@ -67,16 +67,9 @@ class Pixels:
         """Unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
         return self.centered(lo, hi) * self.inverse_norms(lo, hi)
 
-    @cached_property
     def nonnegative(self) -> bool:
-        """Whether every feature is ≥ 0, read from the data; False where one is NaN.
-
-        Every path needs the norms, so they are measured on the way: one pass over the features serves both.
-        """
-        least: list[Tensor] = []
-        for _, hi in self.tiles():
-            self._measure(hi, least)
-        return bool((least[0] if len(least) == 1 else torch.stack(least).amin()) >= 0)
+        """Whether every feature is ≥ 0, read from the data; False where one is NaN."""
+        return bool(self.features.amin() >= 0)
 
     def inverse_norms(self, lo: int, hi: int) -> Tensor:
         """``1 / (‖f_i‖₂ + norm_eps)`` of (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
@@ -87,10 +80,10 @@ class Pixels:
             self._measure(hi)
         return self._inverse_norms[:, :, lo:hi]
 
-    def _measure(self, hi: int, least: list[Tensor] | None = None) -> None:
-        """Find the inverse norms of all pixels before ``hi``; to ``least``, add the minima of their features."""
+    def _measure(self, hi: int) -> None:
+        """Find the inverse norms of all pixels before ``hi``."""
         tile = self.centered(self._measured, hi)
-        norms = _norms(tile, least).add_(self.affinity.norm_eps)
+        norms = _norms(tile).add_(self.affinity.norm_eps)
         if self.affinity.norm_eps == 0:
             norms.masked_fill_(norms == 0, float("inf"))  # a zero feature has no direction: its unit feature is 0
         torch.reciprocal(norms, out=self._inverse_norms[:, :, self._measured : hi])
@@ -113,18 +106,14 @@ class Pixels:
         return total / self.L
 
 
-def _norms(tile: Tensor, least: list[Tensor] | None = None) -> Tensor:
-    """``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``; to ``least``, add the minima of its parts."""
+def _norms(tile: Tensor) -> Tensor:
+    """``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``."""
     B, _, n = tile.shape
     if tile.stride(1) == 1:
-        if least is not None:
-            least.append(tile.amin())
         return torch.linalg.vector_norm(tile, dim=1, keepdim=True)
     # PyTorch's norm over a strided dimension takes eight times as long as these sums over groups of channels.
-    first, *others = parts = tile.split(max(1, SQUARES // (B * n)), dim=1)
+    first, *others = tile.split(max(1, SQUARES // (B * n)), dim=1)
     squares = first * first
     for part in others:
         squares[:, : part.shape[1]].addcmul_(part, part)
-    if least is not None:
-        least.extend(part.amin() for part in parts)
     return squares.sum(dim=1, keepdim=True).sqrt_()

@@ -35,7 +35,9 @@ def _propagate_image(v: Tensor, pixels: Pixels, out: Tensor) -> None:
     v, out, sums = v[:-1], out[:-1], out[-1]
     for i0 in range(0, L, BLOCK_I):
         i1 = min(i0 + BLOCK_I, L)
-        x_i = pixels.unit(i0, i1)[0].mT.contiguous()  # [BLOCK_I, C], in the order that the product reads it
+        x_i = pixels.unit(i0, i1)[0].mT  # [BLOCK_I, C]
+        if L > BLOCK_J:  # more than one tile: worth a copy in the order that the product reads
+            x_i = x_i.contiguous()
         for j0 in range(i0, L, BLOCK_J):
             j1 = min(j0 + BLOCK_J, L)
             rows, above = min(i1, j1) - i0, max(min(i1, j0) - i0, 0)

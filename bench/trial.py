@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from bench.workers import Row
 
 SLOW = 1.0  # seconds of a call beyond which it takes part in few rounds
-SPENT = 6.0  # seconds that a provider may spend in warm rounds
+SPENT = 3.0  # seconds that a provider may spend in warm rounds
 FEW, MANY = 3, 15
 LONG = 5.0  # seconds of a call beside which it takes nothing to fill the caches: it is made once a round
-ONCE = 20.0  # seconds of a call beyond which there is one round
+ONCE = 10.0  # seconds of a call beyond which there is one round
 COLD = 5  # rounds with a cold cache: overwriting it takes its time, too
 
 

@@ -1,4 +1,4 @@
-"""Result files of ``python -m bench grid`` as a whole run writes them, with figures made up by formulas."""
+"""Result files of ``python -m bench`` as a whole run writes them, with figures made up by formulas."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ def whole(size, K, share, lost=False):
 
 def save(path, rows, machine=AMD, commit="fa3f1c1", **settings):
     settings = {"suite": "curve", "rounds": 7, "limit_s": 120, "seed": 1, "device": "cpu"} | settings
-    head = {"command": "python -m bench grid", "machine": machine | {"commit": commit, "date": "2026-11-25"}}
+    head = {"command": "python -m bench", "machine": machine | {"commit": commit, "date": "2026-11-25"}}
     path.write_text(json.dumps(head | {"ceilings": {}, "settings": settings, "rows": list(rows)}), encoding="utf-8")
     return path

@@ -221,8 +221,8 @@ def test_shares_are_of_the_ceiling_that_binds():
 
 def test_slow_calls_take_part_in_fewer_rounds():
     provider = providers.PEERS[0]
-    rounds = [trial.Entrant(provider, 0, seconds).rounds(15) for seconds in (1e-4, 0.3, 1.5, 19.0, 21.0)]
-    assert rounds == [15, 10, 3, 3, 1]
+    rounds = [trial.Entrant(provider, 0, seconds).rounds(15) for seconds in (1e-4, 0.3, 1.5, 9.0, 11.0)]
+    assert rounds == [15, 5, 3, 3, 1]
 
 
 # Whole runs. What is planted: functions of this module, which processes import by name.

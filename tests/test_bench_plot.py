@@ -126,9 +126,9 @@ def test_a_single_point_is_drawn(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[:2] == [
         "No memory-cpu.png: one.json has no rows with peak memory of layer1 problems of ours; "
-        "make them with python -m bench grid --suite curve.",
+        "make them with python -m bench --suite curve.",
         "No backbone-cpu.png: one.json has no rows of 'polish and fuse'; "
-        "make them with python -m bench grid --suite backbone.",
+        "make them with python -m bench --suite backbone.",
     ]
 
 
@@ -267,7 +267,7 @@ def test_malformed_files_are_told_in_one_sentence(file, tmp_path, capsys, where,
     assert main([str(file), "--out", str(tmp_path / "out"), "--markdown"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == f"{file}: {told}; make the file with python -m bench grid.\n"
+    assert printed.err == f"{file}: {told}; make the file with python -m bench.\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -350,3 +350,22 @@ def test_explain_plans_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPat
     assert "notice: no GPU here; that is planned for a GPU of sm_90" in result.stderr
     assert "triton" in result.stdout
     assert "on torch" in result.stdout
+
+
+def test_bench_passes_its_arguments_on() -> None:
+    result = call("bench", "--suite", "curve", "--list")
+    assert result.exit_code == 0, result.output
+    assert "resnet50/4096/layer1/signed" in result.stdout
+    assert call("bench", "plot", "--help").stdout.startswith("usage: python -m bench plot")
+    wrong = call("bench", "--problem", "vgg/224/layer1")
+    assert wrong.exit_code == 2
+    assert "expected <net>/<size>" in wrong.stderr
+
+
+def test_bench_without_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ssa_fast, "__file__", str(tmp_path / "site-packages/ssa_fast/__init__.py"))
+    result = call("bench")
+    assert result.exit_code == 1
+    assert "the benchmarks are in the repository" in result.output
+    assert "python -m bench" in result.output

@@ -1,4 +1,4 @@
-"""``python -m bench plot``: pictures and tables of what ``python -m bench grid`` measured."""
+"""``python -m bench plot``: pictures and tables of what ``python -m bench`` measured."""
 
 from bench.plot.command import main
 

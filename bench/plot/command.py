@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MADE_BY = {
-    "time": "rows with times of layer1 problems of ours; make them with python -m bench grid --suite curve",
-    "memory": "rows with peak memory of layer1 problems of ours; make them with python -m bench grid --suite curve",
-    "backbone": "rows of 'polish and fuse'; make them with python -m bench grid --suite backbone",
-    "table": "rows of ours ('auto' or 'polish and fuse'); make them with python -m bench grid",
+    "time": "rows with times of layer1 problems of ours; make them with python -m bench --suite curve",
+    "memory": "rows with peak memory of layer1 problems of ours; make them with python -m bench --suite curve",
+    "backbone": "rows of 'polish and fuse'; make them with python -m bench --suite backbone",
+    "table": "rows of ours ('auto' or 'polish and fuse'); make them with python -m bench",
 }
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench plot", description="pictures and tables of a grid's results")
-    parser.add_argument("results", nargs="+", type=Path, help="files of python -m bench grid; later ones count more")
+    parser.add_argument("results", nargs="+", type=Path, help="files of python -m bench; later ones count more")
     parser.add_argument("--out", type=Path, help="folder for time-, memory- and backbone-<device>.png")
     parser.add_argument("--markdown", action="store_true", help="print the tables of the README")
     parser.add_argument("--only", default="", help="in the tables, only problems whose name contains this")

@@ -1,4 +1,4 @@
-"""Result files of ``python -m bench grid``: read, checked and merged."""
+"""Result files of ``python -m bench``: read, checked and merged."""
 
 from __future__ import annotations
 
@@ -146,4 +146,4 @@ def _is_quantiles(value: object) -> bool:
 def _wrong(path: Path, where: str, expected: str, found: object) -> Malformed:
     text = json.dumps(found, ensure_ascii=False)
     text = text if len(text) <= 60 else f"{text[:57]}…"
-    return Malformed(f"{path}: {where}: expected {expected}, got {text}; make the file with python -m bench grid.")
+    return Malformed(f"{path}: {where}: expected {expected}, got {text}; make the file with python -m bench.")

@@ -19,10 +19,12 @@ def command(context: typer.Context) -> None:
     """Time ssa_fast against its peers on this machine; all arguments are those of `python -m bench`."""
     checkout = _checkout()
     if checkout is None:
-        sys.exit(
+        typer.echo(
             "error: the benchmarks are in the repository and no checkout of it is here; clone it, then "
-            'pip install -e ".[dev]" and run python -m bench there'
+            'pip install -e ".[dev]" and run python -m bench there',
+            err=True,
         )
+        raise typer.Exit(1)
     sys.path.insert(0, str(checkout))
     from bench.__main__ import main
 

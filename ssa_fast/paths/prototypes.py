@@ -32,8 +32,7 @@ def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     share = set_apart(prototypes.movedim(1, 0)).movedim(0, 1)  # [B, R − 1, 1]
     out = torch.empty_like(v)
     for lo, hi in pixels.tiles():
-        applied = out[:, :, lo:hi]
-        torch.bmm(prototypes, pixels.raw(lo, hi), out=applied)
+        applied = torch.bmm(prototypes, pixels.raw(lo, hi))
         applied[:, :-1].addcmul_(share, applied[:, -1:])
-        applied.mul_(pixels.inverse_norms(lo, hi))
+        torch.mul(applied, pixels.inverse_norms(lo, hi), out=out[:, :, lo:hi])
     return out

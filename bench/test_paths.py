@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 K = 20
 
 
-@pytest.mark.parametrize(("side", "promised", "goal"), [(128, True, 250), (128, None, 200), (56, None, 15)])
+@pytest.mark.parametrize(("side", "promised", "goal"), [(128, True, 250), (128, None, 250), (56, None, 15)])
 def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | None, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.rand(1, 256, side, side)
     label = f"prototypes{' (sign promised)' if promised else ''} vs dense PCM, L={side * side:,}, C=256"

@@ -26,13 +26,22 @@ def propagate(v: Tensor, pixels: Pixels) -> Tensor:
     """``Σ_i v_ri x_iᵀ x_j`` for ``v`` ``(B, R, L)`` and non-negative features, in ``O(L·C·R)``; ``(B, R, L)``."""
     prototypes = v.new_zeros((v.shape[0], v.shape[1], pixels.C))
     for lo, hi in pixels.tiles():
-        # The norms go into v and into the result, which have R rows, not into the features, which have C.
-        weights = v[:, :, lo:hi] * pixels.inverse_norms(lo, hi)
-        prototypes.baddbmm_(weights, pixels.raw(lo, hi).mT)
+        gather(v[:, :, lo:hi], pixels, lo, hi, prototypes)
     share = set_apart(prototypes.movedim(1, 0)).movedim(0, 1)  # [B, R − 1, 1]
     out = torch.empty_like(v)
     for lo, hi in pixels.tiles():
-        applied = torch.bmm(prototypes, pixels.raw(lo, hi))
-        applied[:, :-1].addcmul_(share, applied[:, -1:])
-        torch.mul(applied, pixels.inverse_norms(lo, hi), out=out[:, :, lo:hi])
+        apply(prototypes, share, pixels, lo, hi, out[:, :, lo:hi])
     return out
+
+
+def gather(v: Tensor, pixels: Pixels, lo: int, hi: int, prototypes: Tensor) -> None:
+    """Add to ``prototypes`` ``[B, R, C]`` what pixels ``lo … hi − 1`` with the weights ``v`` ``[B, R, hi − lo]`` give."""
+    # The norms go into v and into the result, which have R rows, not into the features, which have C.
+    prototypes.baddbmm_(v * pixels.inverse_norms(lo, hi), pixels.raw(lo, hi).mT)
+
+
+def apply(prototypes: Tensor, share: Tensor, pixels: Pixels, lo: int, hi: int, out: Tensor) -> None:
+    """Write ``Σ_i v_ri x_iᵀ x_j`` of pixels ``lo … hi − 1`` to ``out`` ``[B, R, hi − lo]``; see ``set_apart``."""
+    applied = torch.bmm(prototypes, pixels.raw(lo, hi))
+    applied[:, :-1].addcmul_(share, applied[:, -1:])
+    torch.mul(applied, pixels.inverse_norms(lo, hi), out=out)

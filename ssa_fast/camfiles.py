@@ -6,7 +6,7 @@
 | `psa` | PSA, SEAM | pickled `.npy`: {class index: (H, W) float32} |
 | `irn` | IRN | pickled `.npy`: {"keys": (K,), "cam": (K, h, w) at stride 4, "high_res": (K, H, W)} |
 | `clip-es` | CLIP-ES | pickled `.npy`: {"keys": (K,), "attn_highres": (K, H, W) float16} |
-| `wsol` | wsolevaluation | `.npy`: (H, W) float32, one map per image |
+| `wsol` | wsolevaluation | `.npy`: (H, W) float64 in [0, 1], one map per image |
 
 Class indices are 0-based without a background in all of them; the readers there add 1.
 """
@@ -35,6 +35,7 @@ __all__ = ["FORMATS", "PICKLED", "CamFile", "PickleWarning", "full_size", "read"
 FORMATS = ("ssa", "psa", "irn", "clip-es", "wsol")
 PICKLED = ("psa", "irn", "clip-es")
 IRN_STRIDE = 4
+HALF_STEP = 0.5 / 255  # SEAM's CAMs reach a little below 0: what rounds to 0 or 255 counts as in [0, 1]
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file's earliest date, so that the same CAMs are the same bytes
 
 WHY = (
@@ -106,11 +107,11 @@ def full_size(cam: CamFile) -> np.ndarray:
     if cam.size is None:
         raise ValueError("size: the file does not say the picture's (H, W); set it with dataclasses.replace")
     if cam.cams.shape[1:] == tuple(cam.size):
-        return cam.cams
+        return np.asarray(cam.cams, dtype=np.float32)
     maps = torch.from_numpy(np.ascontiguousarray(cam.cams, dtype=np.float32))[None]
     resized = interpolate(maps, cam.size, mode="bilinear", align_corners=cam.align_corners)[0]
-    low, high = maps.amin(), maps.amax()  # interpolation's rounding must not lead out of the CAMs' own range
-    result: np.ndarray = resized.clamp_(float(low), float(high)).numpy()
+    low, high = (bound[0, :, None, None] for bound in (maps.amin((2, 3)), maps.amax((2, 3))))
+    result: np.ndarray = resized.clamp_(low, high).numpy()  # rounding must not lead out of a CAM's own range
     return result
 
 
@@ -120,15 +121,18 @@ def write(
     """Write one picture's CAMs; the file appears whole or not at all, and equal CAMs make equal bytes.
 
     The formats but "ssa" hold CAMs at the picture's size: `full_size` of what is given. "ssa" keeps the size given and
-    stores float16, or uint8: 255 times the CAM, rounded, which has to lie in [0, 1].
+    stores float16, or uint8: 255 times the CAM, rounded, which has to lie in [0, 1], as "wsol" files demand it, too.
 
     Raises:
         ValueError: an unknown format or dtype, a pickled format without `allow_pickle`, or CAMs that the format cannot
             hold, with the reason.
+        OSError: the file cannot be written.
     """
     _check_format(format)
     if format in PICKLED:
-        _ask_for_pickle(path, allow_pickle)
+        if not allow_pickle:
+            raise ValueError(f"path: {path} would be a pickle: {WHY}")
+        _warn_of_pickle(stacklevel=3)
     content = _npz(cam, dtype) if format == "ssa" else _npy(_foreign(cam, format))
     draft = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
@@ -150,7 +154,9 @@ def read(path: str | Path, *, format: str | None = None, allow_pickle: bool = Fa
         _check_format(format)
     content = Path(path).read_bytes()
     try:
-        found, cam = _read_npz(content) if content[:2] == b"PK" else _read_npy(path, content, allow_pickle)
+        found, cam = _read_npz(content) if content[:2] == b"PK" else _read_npy(content, allow_pickle)
+    except PickleWarning:  # where the caller has made warnings errors
+        raise
     except _Refused as refused:
         raise ValueError(f"path: {path} {refused}") from None
     except Exception as error:  # damaged data meets the readers with nearly every exception there is
@@ -167,9 +173,10 @@ class _Refused(Exception):
 def _npz(cam: CamFile, dtype: str) -> bytes:
     if dtype not in ("float16", "uint8"):
         raise ValueError(f"dtype: expected float16 or uint8, got {dtype!r}")
-    if dtype == "uint8" and not (cam.cams.min() >= 0 and cam.cams.max() <= 1):
-        raise ValueError("dtype: uint8 holds CAMs in [0, 1] only; rescale them, or take float16")
-    cams = np.rint(cam.cams * 255).astype(np.uint8) if dtype == "uint8" else cam.cams.astype(np.float16)
+    if dtype == "uint8":
+        cams = np.rint(_in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
+    else:
+        cams = _half(cam.cams)
     arrays: dict[str, np.ndarray] = {"cams": cams}
     if cam.classes is not None:
         arrays["classes"] = np.asarray(cam.classes, dtype=np.int64)
@@ -219,20 +226,38 @@ def _foreign(cam: CamFile, format: str) -> np.ndarray:
     if format == "wsol":
         if len(high_res) != 1:
             raise ValueError(f"format: 'wsol' files hold one map, got {len(high_res)} classes; choose one of them")
-        return high_res[0].astype(np.float32)
+        return _in_unit(high_res[0], "format: 'wsol'").astype(np.float64)  # its reader refuses float32
     if cam.classes is None:
         raise ValueError(f"format: {format!r} files name their classes, got CAMs without; set `classes`")
     keys = np.asarray(cam.classes, dtype=np.int64)
     content: dict[Any, Any]
     if format == "psa":
-        content = {int(key): plane.astype(np.float32) for key, plane in zip(keys, high_res, strict=True)}
+        content = {int(key): plane for key, plane in zip(keys, high_res, strict=True)}
     elif format == "irn":
         strided = tuple(-(-side // IRN_STRIDE) for side in size)
-        maps = interpolate(torch.from_numpy(cam.cams)[None].float(), strided, mode="bilinear", align_corners=False)[0]
-        content = {"keys": torch.from_numpy(keys), "cam": maps, "high_res": high_res.astype(np.float32)}
+        # From high_res: IRN counts pixels by their centres, whatever the CAMs were resized by.
+        maps = interpolate(torch.from_numpy(high_res)[None], strided, mode="bilinear", align_corners=False)[0]
+        content = {"keys": torch.from_numpy(keys), "cam": maps, "high_res": high_res}
     else:
-        content = {"keys": keys, "attn_highres": high_res.astype(np.float16)}
+        content = {"keys": keys, "attn_highres": _half(high_res)}
     return np.array(content, dtype=object)
+
+
+def _in_unit(cams: np.ndarray, what: str) -> np.ndarray:
+    if not (cams.min() >= -HALF_STEP and cams.max() <= 1 + HALF_STEP):
+        raise ValueError(
+            f"{what} holds CAMs in [0, 1] only, got {cams.min():g} to {cams.max():g}; rescale them, or take another"
+        )
+    clipped: np.ndarray = cams.clip(0, 1)
+    return clipped
+
+
+def _half(cams: np.ndarray) -> np.ndarray:
+    largest = np.finfo(np.float16).max
+    if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
+        raise ValueError(f"cams: float16 holds values up to {largest:g}, got {np.abs(cams).max():g}; rescale them")
+    half: np.ndarray = cams.astype(np.float16)
+    return half
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -241,7 +266,7 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _read_npy(path: str | Path, content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
+def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -253,7 +278,7 @@ def _read_npy(path: str | Path, content: bytes, allow_pickle: bool) -> tuple[str
         return "wsol", CamFile(array[None].astype(np.float32), size=(array.shape[0], array.shape[1]))
     if not allow_pickle:
         raise _Refused(f"is a pickle: {WHY}")
-    _ask_for_pickle(path, allow_pickle)
+    _warn_of_pickle(stacklevel=4)
     if shape != ():
         raise _Refused(f"holds objects of shape {shape}; expected one dictionary")
     held = _Arrays(stream).load()
@@ -295,10 +320,8 @@ def _storage_from_bytes(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _ask_for_pickle(path: str | Path, allowed: bool) -> None:
-    if not allowed:
-        raise ValueError(f"path: {path} would be a pickle: {WHY}")
-    warnings.warn(f"pickled CAM files are in use: {WHY}", PickleWarning, stacklevel=4)
+def _warn_of_pickle(*, stacklevel: int) -> None:
+    warnings.warn(f"pickled CAM files are in use: {WHY}", PickleWarning, stacklevel=stacklevel)
 
 
 def _check_format(format: str) -> None:

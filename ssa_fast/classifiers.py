@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from torch import nn
@@ -98,6 +98,28 @@ class Classifier:
         if not indices:
             raise ValueError("classes: expected names or indices between commas, 'predicted' or 'top5', got nothing")
         return list(dict.fromkeys(indices))
+
+    def resolve_labels(self, labels: Sequence[str], dataset: Sequence[str]) -> list[int]:
+        """The outputs that a dataset's class names mean.
+
+        A name means the category that bears it, or else its place in the dataset's class list, where that has as many
+        classes as the network has outputs: the order in which ImageFolder and the VOC codebases number them.
+
+        Raises:
+            ValueError: a name that means nothing to this network.
+        """
+        by_name = {name.casefold(): index for index, name in enumerate(self.categories)}
+        places = {name: place for place, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
+        indices = []
+        for label in labels:
+            index = by_name.get(label.casefold(), places.get(label))
+            if index is None:
+                raise ValueError(
+                    f"classes: {self.name} has no output called {label!r}, and its {len(self.categories)} outputs are "
+                    f"not the dataset's {len(dataset)} classes; give --classes instead of the labels"
+                )
+            indices.append(index)
+        return sorted(set(indices))
 
     def _index(self, wish: str) -> int:
         count = len(self.categories)

@@ -1,4 +1,4 @@
-"""Pictures from files: found in folders, read as 8-bit RGB whatever their kind, or refused with the reason.
+"""Pictures from files: read as 8-bit RGB whatever their kind, or refused with the reason.
 
 Nothing here knows a network: a picture is an array of pixels and a list of things worth telling its owner.
 """
@@ -10,16 +10,16 @@ import stat
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-__all__ = ["MAX_PIXELS", "Found", "Picture", "PictureError", "Source", "find", "output_names", "read"]
+__all__ = ["MAX_PIXELS", "Picture", "PictureError", "read"]
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels."""
@@ -42,115 +42,6 @@ class Picture:
 
     rgb: np.ndarray
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file to read, and the name it goes by: its path below the folder that was given, or its own name."""
-
-    path: Path
-    relative: PurePosixPath
-
-
-@dataclass(frozen=True)
-class Found:
-    """What `find` came upon.
-
-    Attributes:
-        sources: files to read, each once, in the order of the paths given and sorted inside each folder.
-        missing: paths that could not be looked at, with the reason.
-        skipped: things inside folders that were passed over, with the reason.
-    """
-
-    sources: tuple[Source, ...]
-    missing: tuple[tuple[Path, str], ...] = ()
-    skipped: tuple[tuple[Path, str], ...] = ()
-
-
-def find(paths: Sequence[str | Path], *, leave_out: Sequence[Path] = ()) -> Found:
-    """Files named by `paths`: each file as it is, each folder searched through for files with a picture's suffix.
-
-    A file given by name is kept whatever its suffix, so that it is read or reported. A file met twice is kept once.
-
-    Args:
-        paths: files and folders.
-        leave_out: folders that are not entered when met inside another one (the folders a run writes to).
-    """
-    sources: list[Source] = []
-    missing: list[tuple[Path, str]] = []
-    skipped: list[tuple[Path, str]] = []
-    barred = {os.path.realpath(folder) for folder in leave_out}
-    for path in map(Path, paths):
-        if path.is_dir():
-            sources.extend(_walk(path, barred, missing, skipped))
-        elif path.exists():
-            sources.append(Source(path, PurePosixPath(path.name)))
-        else:
-            missing.append((path, "there is no such file or folder."))
-    unique: dict[tuple[str, str], Source] = {}
-    for source in sources:
-        unique.setdefault(_identity(source.path), source)
-    return Found(tuple(unique.values()), tuple(missing), tuple(skipped))
-
-
-def _identity(path: Path) -> tuple[str, str]:
-    # A link to a file is a picture under a name of its own; the same file by another road is not.
-    return os.path.realpath(path.parent), path.name
-
-
-def _walk(
-    root: Path, barred: set[str], missing: list[tuple[Path, str]], skipped: list[tuple[Path, str]]
-) -> list[Source]:
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    entered = {os.path.realpath(root)}
-    found: list[Source] = []
-
-    def unreadable(error: OSError) -> None:
-        missing.append((Path(error.filename), f"the folder cannot be listed: {error.strerror}."))
-
-    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
-        for name in sorted(subfolders):
-            place = os.path.realpath(os.path.join(folder, name))
-            if place in barred:
-                skipped.append((Path(folder, name), "the outputs of this run go there."))
-            if place in barred or place in entered or name.startswith("."):
-                subfolders.remove(name)
-            entered.add(place)
-        for name in files:
-            path = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in suffixes:
-                found.append(Source(path, PurePosixPath(path.relative_to(root).as_posix())))
-            else:
-                skipped.append((path, "its suffix is not one of a picture."))
-    return sorted(found, key=lambda source: source.relative)
-
-
-def output_names(sources: Sequence[Source]) -> list[PurePosixPath]:
-    """One name without suffix per source, no two alike (nor alike but for case), whatever the order of the sources.
-
-    A name is the source's relative path less its suffix. Where several sources share that, each gets its suffix
-    back behind an underscore (`a.png`, `a.jpg` -> `a_png`, `a_jpg`) and, where that is not enough, a number.
-    """
-
-    def bare(source: Source) -> str:
-        return str(source.relative.with_suffix("")) if source.relative.suffix else str(source.relative)
-
-    sharing: dict[str, list[int]] = {}
-    for index in sorted(range(len(sources)), key=lambda i: (sources[i].relative, str(sources[i].path))):
-        sharing.setdefault(bare(sources[index]).casefold(), []).append(index)
-    names = {group[0]: bare(sources[group[0]]) for group in sharing.values() if len(group) == 1}
-    taken = {name.casefold() for name in names.values()}
-    for index in (i for group in sharing.values() if len(group) > 1 for i in group):
-        stem = f"{bare(sources[index])}{sources[index].relative.suffix.lower().replace('.', '_')}"
-        name, count = stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        names[index] = name
-        taken.add(name.casefold())
-    return [PurePosixPath(names[index]) for index in range(len(sources))]
 
 
 def read(path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int, int, int] = WHITE) -> Picture:

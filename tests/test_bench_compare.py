@@ -141,7 +141,7 @@ trees.assert_unmixed(tree)
 
 def test_a_process_has_one_tree_only(tree):
     made = tree("lacking")
-    (made / "ssa_fast" / "runs.py").unlink()
+    (made / "ssa_fast" / "outputs.py").unlink()
     (made / "kernels" / "tiled.py").unlink()
     done = subprocess.run(
         [sys.executable, "-c", UNMIXED, str(made)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -296,7 +296,7 @@ def test_the_traffic_gate():
 def test_only_what_a_gate_reads_makes_it_run(tree):
     base, other = tree("base"), tree("other")
     (other / "ssa_fast" / "cli" / "__init__.py").write_text("")
-    (other / "ssa_fast" / "runs.py").write_text("")
+    (other / "ssa_fast" / "outputs.py").write_text("")
     assert "unchanged" in gates.report(base, other).summary
     assert "unchanged" in gates.traffic(base, other).summary
     (other / "ssa_fast" / "launch.py").write_text("")

@@ -58,7 +58,8 @@ def test_photographs_through_resnet50(tmp_path: Path) -> None:
     assert re.search(r"│ +2 │ +0 │ +[\d.]+ │ +[\d.]+ │", result.stdout)
     with np.load(out / "cams/chelsea.npz", allow_pickle=False) as saved:
         assert saved["cams"].dtype == np.float16
-        assert saved["cams"].shape == (2, 300, 451)
+        assert saved["cams"].shape == (2, 56, 85), "224 pixels in, a stage of every fourth"
+        assert saved["size"].tolist() == [300, 451]
         assert saved["names"].tolist() == ["tabby", "coffee mug"]
         settings = json.loads(str(saved["settings"]))
         assert str(saved["version"]) == ssa_fast.__version__
@@ -97,7 +98,8 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with np.load(tmp_path / "out/cams/a.npz") as saved:
         settings = json.loads(str(saved["settings"]))
-        assert saved["cams"].shape == (2, 40, 56)
+        assert saved["cams"].shape == (2, 6, 8)
+        assert saved["size"].tolist() == [40, 56]
     expected = {
         "stages": ["layer2", "layer4"],
         "affinity": "power=2.0,center=True",
@@ -136,7 +138,8 @@ def test_a_network_of_one_size_is_announced_and_its_outputs_fit_the_picture(tmp_
     assert result.exit_code == 0, result.output
     assert "notice: vit_b_32 takes 224x224 only" in result.stderr
     with np.load(tmp_path / "out/cams/a.npz") as saved:
-        assert saved["cams"].shape[-2:] == (50, 90)
+        assert saved["cams"].shape[-2:] == (7, 7)
+        assert saved["size"].tolist() == [50, 90]
 
 
 def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
@@ -173,15 +176,17 @@ def test_existing_outputs(tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
     wish = ("run", source, *SMALL, "--out", tmp_path / "out")
     assert call(*wish).exit_code == 0
-    assert "boxes.json exists; pass --overwrite" in refused(*wish)
-    (tmp_path / "out/boxes.json").unlink()
     before = (tmp_path / "out/cams/a.npz").stat().st_mtime_ns
-    kept = call(*wish)
-    assert kept.exit_code == 1
-    assert "exists; pass --overwrite" in kept.stdout
+    again = call(*wish)
+    assert again.exit_code == 0
+    assert "run (1 were complete before)" in again.stdout
+    assert "other settings (flip: there False, here True)" in refused(*wish, "--flip")
     assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns == before
-    assert call(*wish, "--overwrite").exit_code == 0
+    assert call(*wish, "--flip", "--overwrite").exit_code == 0
     assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns > before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/boxes.json").touch()
+    assert "boxes.json exists; pass --overwrite" in refused("run", source, *SMALL, "--out", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,7 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_complete(tmp_path: Path) -> None
     assert 1 <= len(names["cams"]) < total
     for path in (out / "cams").iterdir():
         with np.load(path) as saved:
-            assert saved["cams"].shape == (1, 200, 200)
+            assert saved["size"].tolist() == [200, 200]
 
 
 def test_console_script_exits_with_the_runs_code(tmp_path: Path) -> None:

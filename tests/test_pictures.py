@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssa_fast import pictures
-from ssa_fast.pictures import PictureError, Source
+from ssa_fast.pictures import PictureError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -172,68 +175,3 @@ def test_unreadable_file(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path, photo: np.ndarray) -> None:
     Image.fromarray(photo).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     np.testing.assert_array_equal(pictures.read(tmp_path / "a.png").rgb, photo)
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
-def relatives(found: pictures.Found) -> list[str]:
-    return [str(source.relative) for source in found.sources]
-
-
-def test_folders_are_searched_in_order_and_the_rest_is_told(tmp_path: Path) -> None:
-    touch(tmp_path, "b.png", "a.JPG", "sub/deep/c.tiff", "sub/notes.txt", ".hidden.png", ".cache/d.png")
-    found = pictures.find([tmp_path])
-    assert relatives(found) == ["a.JPG", "b.png", "sub/deep/c.tiff"]
-    assert [path.name for path, _ in found.skipped] == ["notes.txt"]
-    assert not found.missing
-
-
-def test_a_file_met_twice_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "in/a.png", "in/b.png")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "alias").symlink_to(tmp_path / "in")
-    found = pictures.find(["in/b.png", "in", "./in/../in/a.png", tmp_path / "in" / "b.png", "alias"])
-    assert relatives(found) == ["b.png", "a.png"]
-
-
-def test_link_loops_end(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.png")
-    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    assert relatives(pictures.find([tmp_path / "in"])) == ["a.png"]
-
-
-def test_missing_paths_and_files_named_outright(tmp_path: Path) -> None:
-    touch(tmp_path, "scan.dat")
-    found = pictures.find([tmp_path / "scan.dat", tmp_path / "nowhere"])
-    assert relatives(found) == ["scan.dat"]
-    assert [path.name for path, _ in found.missing] == ["nowhere"]
-
-
-def test_own_outputs_are_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "out/masks/a.png")
-    found = pictures.find([tmp_path], leave_out=[tmp_path / "out" / "masks"])
-    assert relatives(found) == ["a.png"]
-    assert [path.name for path, _ in found.skipped] == ["masks"]
-
-
-def test_output_names_never_meet_whatever_the_order() -> None:
-    paths = ["x/a.png", "x/a.jpg", "x/A.png", "y/a.png", "x/a_png", "x/deep/a.png", "x/b.tar.gz", "x/a_jpg.png"]
-    sources = [Source(Path(path), PurePosixPath(path).relative_to(path[0])) for path in paths]
-    names = dict(zip(paths, map(str, pictures.output_names(sources)), strict=True))
-    assert names["x/deep/a.png"] == "deep/a"
-    assert names["x/b.tar.gz"] == "b.tar"
-    assert names["x/a_png"] == "a_png"
-    assert names["x/a.jpg"] == "a_jpg-2"
-    assert names["y/a.png"] != names["x/a.png"]
-    assert len({name.casefold() for name in names.values()}) == len(paths)
-    backwards = pictures.output_names(sources[::-1])
-    assert list(map(str, backwards[::-1])) == list(names.values())
-
-
-def test_plain_names_lose_their_suffix_only() -> None:
-    sources = [Source(Path(path), PurePosixPath(path)) for path in ("a/2007_000032.jpg", "b/2007_000032.jpg")]
-    assert list(map(str, pictures.output_names(sources))) == ["a/2007_000032", "b/2007_000032"]

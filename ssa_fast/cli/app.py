@@ -1,4 +1,4 @@
-"""The `ssa-fast` command with its five subcommands."""
+"""The `ssa-fast` command with its six subcommands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import bench, demo, explain, models, run
+from ssa_fast.cli import bench, convert, demo, explain, models, run
 
 __all__ = ["app"]
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.command)
+app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 app.command("models")(models.command)

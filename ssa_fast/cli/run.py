@@ -28,13 +28,18 @@ SHOWN = 3
 
 
 def command(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders to search through.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Pictures, folders, ImageFolders, VOC folders, globs, and lists (.txt)."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs.")],
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
     classes: Annotated[
-        str, typer.Option("--classes", "-c", help="'predicted', 'top5', or names and indices between commas.")
+        str,
+        typer.Option("--classes", "-c", help="'predicted', 'top5', names and indices, or 'labels': the dataset's own."),
     ] = "predicted",
+    split: Annotated[str | None, typer.Option(help="Of VOC folders: train, val, ..., or a file of ids.")] = None,
     stages: Stages = "auto",
     affinity: Affinity_ = "",
     scales: Annotated[str, typer.Option(help="Factors at which each picture is seen, e.g. 0.5,1,1.5,2.")] = "1",
@@ -48,6 +53,13 @@ def command(
         str | None, typer.Option(help="Shorter side, or HEIGHTxWIDTH, at which pictures go in; else their own.")
     ] = None,
     device: Device = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, or mixed: float16 or bfloat16; 'auto' is float16 on a GPU.")
+    ] = "auto",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of one size taken together; 1 on a CPU, 16 on a GPU.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read pictures; by the cores.")] = None,
     background: Annotated[
         float | None, typer.Option(help="Masks: the background's constant score; 0.25 if not said.")
     ] = None,
@@ -57,14 +69,27 @@ def command(
     ] = None,
     box_threshold: Annotated[float, typer.Option(help="Boxes: share of the map's maximum.")] = 0.2,
     components: Annotated[Literal["largest", "all"], typer.Option(help="Boxes: of which connected parts.")] = "largest",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    cams: Annotated[
+        str, typer.Option(help="Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")
+    ] = "ssa",
+    store: Annotated[
+        Literal["float16", "uint8"], typer.Option(help="Numbers in ssa's CAM files, at the largest stage's size.")
+    ] = "float16",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Write psa, irn or clip-es files, which are pickles.")
+    ] = False,
+    overlays: Annotated[bool, typer.Option(help="Draw a panel to look at for every picture.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew and replace outputs that exist; else the run is taken up.")
+    ] = False,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")] = MAX_PIXELS,
     backdrop: Annotated[str, typer.Option(help="Colour behind transparent pictures.")] = "white",
     debug: Debug = False,
 ) -> None:
-    """Polish the CAMs of pictures: one .npz, mask and overlay for each, and boxes.json for all.
+    """Polish the CAMs of pictures: one .npz, mask and overlay for each, boxes.json and report.json for all.
 
-    Exit code: 0 all done, 1 some pictures failed, 2 wrong usage, 130 after Ctrl-C (what is complete stays).
+    A run that was stopped goes on when the same command is started again. Under torchrun the pictures are dealt out to
+    all processes. Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
     with console.usage_errors(debug=debug):
         from ssa_fast import classifiers, runs
@@ -77,13 +102,20 @@ def command(
             ignore=ignore,
             box_threshold=box_threshold,
             components=components,
+            precision=precision,
+            batch=batch,
+            workers=workers,
+            cams=cams,
+            store=store,
+            allow_pickle=allow_pickle,
+            overlays=overlays,
             overwrite=overwrite,
             max_pixels=max_pixels,
             backdrop=_colour(backdrop),
         )
         how: dict[str, Any] = {"stages": stages, "affinity": affinity, "scales": scales, "flip": flip, "fuse": fuse}
         how["align_corners"] = align_corners
-        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, **how)
+        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, output_size="stage", **how)
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
             console.err().print(
@@ -98,7 +130,7 @@ def command(
             "seed": ssa.seed_kind,
             "seed_layer": ssa.seed_layer,
         }
-        report = _watched(paths, ssa, out, classifier=classifier, options=options, settings=settings)
+        report = _watched(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
     _close(report, out, debug=debug)
     raise typer.Exit(report.exit_code)
 
@@ -140,7 +172,17 @@ def _close(report: RunReport, out: Path, *, debug: bool) -> None:
         screen.print(console.table("failed", ("picture", "reason"), rows))
     done, failed = len(report.done), len(report.failures)
     row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
+    for process in report.processes:
+        if process.state != "finished":
+            console.err().print(
+                f"process {process.rank} on {process.host} {process.state} after {process.done} pictures; start the "
+                "same command again for the rest of its share"
+            )
+    if report.stopped:
+        console.err().print(f"stopped: {report.stopped}")
     title = "interrupted; what is complete was kept" if report.interrupted else "run"
+    if report.resumed:
+        title += f" ({report.resumed} were complete before)"
     screen.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,7 +36,10 @@ def device_of(text: str) -> torch.device:
     import torch
 
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        mine = int(os.environ.get("LOCAL_RANK", "0"))  # under torchrun every process takes a GPU of its own
+        return torch.device("cuda", mine % torch.cuda.device_count())
     try:
         device = torch.device(text)
         torch.empty(0, device=device)
@@ -48,7 +52,15 @@ def device_of(text: str) -> torch.device:
 
 
 def build(
-    *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str = "1", **options: Any
+    *,
+    model: str,
+    weights: str,
+    device: str,
+    stages: str,
+    affinity: str,
+    scales: str = "1",
+    output_size: str = "input",
+    **options: Any,
 ) -> tuple[Classifier, SSA]:
     """The classifier and an `SSA` around it; `options` go to `SSA` as they are.
 
@@ -68,6 +80,7 @@ def build(
         affinity=chosen,
         scales=factors,
         input_size=classifier.input_size,
+        size=output_size,
         **options,
     )
     return classifier, ssa

@@ -1,0 +1,82 @@
+"""Pictures read ahead by other processes, in the order in which they are wanted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch.utils.data import DataLoader, Dataset
+
+from ssa_fast import pictures
+from ssa_fast.sources import labels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from ssa_fast.pictures import Picture
+    from ssa_fast.runs.options import RunOptions
+    from ssa_fast.sources import Source
+
+FEW = 8
+"""Pictures for which no process is worth its start."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What came of reading the picture at `index`: the picture, or why it was not read.
+
+    `labels` are the dataset's class names, where they were asked for.
+    """
+
+    index: int
+    picture: Picture | None = None
+    labels: tuple[str, ...] = ()
+    error: Exception | None = None
+
+
+class _Pictures(Dataset[Loaded]):
+    def __init__(self, sources: Sequence[Source], wanted: Sequence[int], options: RunOptions) -> None:
+        self.sources, self.wanted, self.options = sources, wanted, options
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, position: int) -> Loaded:
+        index = self.wanted[position]
+        source, options = self.sources[index], self.options
+        try:
+            labels = labels_of(source) if options.classes == "labels" else ()
+            picture = pictures.read(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
+            return Loaded(index, picture, labels)
+        except Exception as error:  # a reader's error is the picture's, and no reason to end the reading process
+            return Loaded(index, error=error)
+
+
+def _keep(loaded: Loaded) -> Loaded:
+    return loaded
+
+
+def load(
+    sources: Sequence[Source], wanted: Sequence[int], options: RunOptions, device: torch.device
+) -> Iterator[Loaded]:
+    """The pictures at the indices `wanted`, one after the other, read ahead by `options.workers` processes."""
+    workers = options.workers if options.workers is not None else default_workers(len(wanted), device)
+    loader = DataLoader(
+        _Pictures(sources, wanted, options),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_keep,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader
+
+
+def default_workers(pictures: int, device: torch.device) -> int:
+    """Half the cores where the network needs the others, all but one where it runs on a GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if pictures < FEW:
+        return 0
+    return max(1, min(8, cores - 1)) if device.type == "cuda" else max(1, min(4, cores // 2))

@@ -17,6 +17,7 @@ COMMANDS = {
     "gpu": "the kernels on the GPU at hand: correctness, promises, and times against their peers",
     "tune": "time the kernels' tiles on the GPU at hand and keep the best in a table",
     "plot": "draw what the grid has found",
+    "store": "bytes per image of CAM files in each layout, and what storing them changes",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
 OWN = ("run", "plot", "compare")  # read their own arguments
@@ -26,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("paths", "calibrate", "gpu"):
+    for name in ("paths", "calibrate", "gpu", "store"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
     for name, default in (("gpu", 540.0), ("tune", 540.0)):
         made[name].add_argument("--budget", type=float, default=default, help="seconds to be done in (%(default)g)")
@@ -67,6 +68,10 @@ def main(given: list[str] | None = None) -> int:
 
         calibrate.main(options["save"])
         return 0
+    if command == "store":
+        from bench import store
+
+        return store.main(options["save"])
     return _paths(options["save"])
 
 

@@ -173,11 +173,7 @@ class _Refused(Exception):
 def _npz(cam: CamFile, dtype: str) -> bytes:
     if dtype not in ("float16", "uint8"):
         raise ValueError(f"dtype: expected float16 or uint8, got {dtype!r}")
-    if dtype == "uint8":
-        cams = np.rint(_in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
-    else:
-        cams = _half(cam.cams)
-    arrays: dict[str, np.ndarray] = {"cams": cams}
+    arrays: dict[str, np.ndarray] = {"cams": _half(cam.cams) if dtype == "float16" else _bytes(cam.cams)}
     if cam.classes is not None:
         arrays["classes"] = np.asarray(cam.classes, dtype=np.int64)
     if cam.names is not None:
@@ -252,6 +248,10 @@ def _in_unit(cams: np.ndarray, what: str) -> np.ndarray:
     return clipped
 
 
+def _bytes(cams: np.ndarray) -> np.ndarray:
+    return np.rint(_in_unit(cams, "dtype: uint8") * 255).astype(np.uint8)
+
+
 def _half(cams: np.ndarray) -> np.ndarray:
     largest = np.finfo(np.float16).max
     if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
@@ -317,7 +317,10 @@ class _Arrays(pickle.Unpickler):
 
 def _storage_from_bytes(content: bytes) -> Any:
     """A tensor's numbers inside a pickle are a file of torch.save of its own."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise _Refused("holds a tensor that is not numbers alone: it is not read") from None
 
 
 def _warn_of_pickle(*, stacklevel: int) -> None:

@@ -64,7 +64,11 @@ def minmax(maps: Tensor) -> Tensor:
     Constant means: but for the rounding of float32 sums, which a rescaling would otherwise blow up to a whole map.
     """
     # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return rescale(maps, maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True))
+
+
+def rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``(maps − low) / (high − low)``, with the extremes ``(…, 1, 1)`` of the maps that these may be windows of."""
     span = high - low
     rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
     # Divided by infinity a constant map is 0, one with NaN stays NaN, and every gradient is finite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,19 +35,21 @@ class Staged:
             for draft, target in self.moves.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 existed = target.exists()
+                if draft.is_dir() and target.is_dir():
+                    shutil.rmtree(target)  # a folder can only be renamed to where none is
                 os.replace(draft, target)
                 if not existed:
                     fresh.append(target)
         except BaseException:
             for path in fresh:
-                path.unlink(missing_ok=True)
+                _remove(path)
             self.discard()
             raise
 
     def discard(self) -> None:
         """Remove the drafts."""
         for draft in self.moves:
-            draft.unlink(missing_ok=True)
+            _remove(draft)
 
 
 def stage(writers: Mapping[Path, Callable[[Path], object]], drafts: Path | None = None) -> Staged:
@@ -94,6 +97,13 @@ def place(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) 
         staged.discard()
         raise
     staged.place()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_existing(paths: Mapping[Path, object]) -> None:

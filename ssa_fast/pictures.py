@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_PIXELS", "Picture", "PictureError", "read"]
+__all__ = ["MAX_PIXELS", "Picture", "PictureError", "check_file", "read"]
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels."""
@@ -54,7 +54,7 @@ def read(path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int,
         PictureError: the file is missing, empty, not a picture, damaged, or has more than `max_pixels` pixels.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     with _warnings_as_notes(max_pixels) as notes:
         try:
             with Image.open(path) as image:
@@ -80,7 +80,8 @@ def read(path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int,
     return Picture(rgb, tuple(dict.fromkeys(notes)))
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raises PictureError unless `path` is a regular file that can be read and holds something."""
     try:
         status = path.stat()
     except OSError as error:

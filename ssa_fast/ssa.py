@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,11 @@ from ssa_fast.models import examine
 from ssa_fast.models.classes import Classes, resolve_classes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
+    from ssa_fast.large import LargeResult
     from ssa_fast.models.capture import Captured
 
 
@@ -145,6 +148,56 @@ class SSA:
         self._check_images(images)
         with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
             return self._run(images, classes)
+
+    def large(
+        self,
+        image: Any,
+        classes: Classes = None,
+        *,
+        out: str | Path,
+        overwrite: bool = False,
+        progress: bool = False,
+        **options: Any,
+    ) -> LargeResult:
+        """The CAMs of one image that is too large for the network, or for the memory, at once; exactly.
+
+        The network sees tiles with as much around them as it feels. A first pass over them gathers each stage's
+        prototypes (or, for signed features and other affinities, the pixels themselves), a second applies them; both
+        read the features from disk if there is room, and else compute them again. With classes that are told the
+        network runs once per tile if features are kept, else twice; "predicted" and "topN", which need the whole
+        image's logits first, take one run more where features are not kept.
+
+        Args:
+            image: a path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
+                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.large.readers``).
+            classes: as for a call; of one image.
+            out: the CAMs' file, ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; 255 times the
+                CAM as uint8. Beside it come ``NAME.mask.tif`` (or .zarr) and ``NAME.preview.png``.
+            overwrite: replace these files.
+            progress: show a bar with the time left for every phase; needs rich.
+
+        Keyword Args:
+            tile: pixels of a tile's side, a multiple of the coarsest stride; "auto" by the memory.
+            halo: pixels around a tile that the network sees too; "auto" measures how far it feels (ResNet-18: 224,
+                ResNet-50: 256 pixels, and two coarse cells for the seed). A smaller one is an approximation.
+            memory: what the process may take in all, bytes or as in "4GB".
+            disk: bytes that kept features may take; "auto" is half of what is free, 0 none.
+            scratch: folder for them; default beside ``out``.
+            key_stride: keep every n-th pixel only where pixels are kept: an approximation, see ``Keys``.
+            seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with explicit classes.
+            mean, std: of the normalisation of pixels in [0, 1]; default ImageNet's.
+            look: ``ssa_fast.large.outputs.Look``: the mask's and the boxes' options, names and labels.
+            watch: called with a ``LargeStep`` after every window.
+
+        Returns:
+            ``ssa_fast.large.LargeResult``: the files, classes, logits, boxes, and how it was done.
+
+        Raises:
+            ValueError: an image or option that does not go, with what to do; files that exist. OSError: no room.
+        """
+        from ssa_fast.large import polish
+
+        return polish.to_files(self, image, classes, out=out, overwrite=overwrite, progress=progress, **options)
 
     def _run(self, images: Tensor, classes: Classes) -> SSAResult:
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]

@@ -1,0 +1,174 @@
+"""The tiles of one image, and what the network gives for each: computed, or read from where it was kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssa_fast.large.windows import Window
+from ssa_fast.models.capture import Captured, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from ssa_fast.large.readers import Reader
+    from ssa_fast.ssa import SSA
+
+MARGIN = 2
+"""Cells of the seed's map around a tile's own: bilinear resizing with aligned corners drifts by up to one of them."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile in pixels of the image: ``core`` is its own, ``window`` what the network sees."""
+
+    number: int
+    core: Window
+    window: Window
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What the network gave for a tile, without a batch dimension.
+
+    ``stages``: (C, h, w) of the core. ``seed``: (C, h, w) of the seed layer's core and its margin, None where the
+    seed is the caller's; ``seed_window`` says where it lies in the whole map.
+    """
+
+    stages: dict[str, Tensor]
+    seed: Tensor | None
+    seed_window: Window
+
+
+class Tiles:
+    """An image of size (H, W) cut at multiples of ``side``, with the maps' strides and what is felt around a tile."""
+
+    def __init__(
+        self,
+        ssa: SSA,
+        reader: Reader,
+        *,
+        side: int,
+        halo: int,
+        strides: Mapping[str, int],
+        seed_layer: str | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.ssa, self.reader, self.side, self.halo = ssa, reader, side, halo
+        self.strides, self.seed_layer = dict(strides), seed_layer
+        parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
+        self.mean, self.std = (parameter.new_tensor(list(values))[None, :, None, None] for values in (mean, std))
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.kept: Path | None = None
+        self._stored: set[int] = set()
+        self.forwards = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.reader.size
+
+    def __len__(self) -> int:
+        rows, columns = (len(_cuts(length, self.side)) for length in self.size)
+        return rows * columns
+
+    def __iter__(self) -> Iterator[Tile]:
+        H, W = self.size
+        number = 0
+        for y0, y1 in _cuts(H, self.side):
+            for x0, x1 in _cuts(W, self.side):
+                halo = self.halo
+                window = Window(max(0, y0 - halo), min(H, y1 + halo), max(0, x0 - halo), min(W, x1 + halo))
+                yield Tile(number, Window(y0, y1, x0, x1), window)
+                number += 1
+
+    def keep_in(self, folder: Path) -> None:
+        """From now on records are kept there once they are computed."""
+        self.kept = folder
+
+    def record(self, tile: Tile) -> Record:
+        """What the network gives for a tile."""
+        if self.kept is not None and tile.number in self._stored:
+            held = torch.load(self._path(tile), weights_only=True, map_location=self.mean.device)
+            return Record(held["stages"], held["seed"], Window(*held["seed_window"]))
+        record = self._compute(tile)
+        if self.kept is not None:
+            content = {"stages": record.stages, "seed": record.seed, "seed_window": tuple(record.seed_window)}
+            torch.save(content, self._path(tile))
+            self._stored.add(tile.number)
+        return record
+
+    def core(self, name: str, tile: Tile) -> Window:
+        """The tile's own part of a map; tiles at the image's end take what the strides leave over."""
+        return self._cells(name, tile.core)
+
+    def measure(self) -> None:
+        """Find the whole maps' sizes from the windows at the image's end."""
+        last = list(self)[-1]
+        maps = self._forward(last)
+        for name, tensor in maps.items():
+            stride = self.strides[name]
+            self.sizes[name] = (
+                last.window.y0 // stride + tensor.shape[-2],
+                last.window.x0 // stride + tensor.shape[-1],
+            )
+
+    def _compute(self, tile: Tile) -> Record:
+        maps = self._forward(tile)
+        stages = {}
+        for name in self.ssa.stage_names:
+            y, x = self.core(name, tile).inside(self._window(name, tile, maps[name]))
+            stages[name] = maps[name][0, :, y, x].clone()  # or the whole window would stay in memory
+        if self.seed_layer is None:
+            return Record(stages, None, Window(0, 0, 0, 0))
+        held = self._window(self.seed_layer, tile, maps[self.seed_layer])
+        own = self.core(self.seed_layer, tile)
+        piece = Window(
+            max(own.y0 - MARGIN, held.y0),
+            min(own.y1 + MARGIN, held.y1),
+            max(own.x0 - MARGIN, held.x0),
+            min(own.x1 + MARGIN, held.x1),
+        )
+        y, x = piece.inside(held)
+        return Record(stages, maps[self.seed_layer][0, :, y, x].clone(), piece)
+
+    def _forward(self, tile: Tile) -> dict[str, Tensor]:
+        self.forwards += 1
+        images = self._prepare(self.reader.read(*tile.window))
+        sources = dict(self.ssa.anatomy.stages)
+        if self.seed_layer is not None:
+            sources.setdefault(self.seed_layer, self.ssa.anatomy.seed.source)
+        captured: Captured = capture(self.ssa.model, images, sources)
+        return captured.maps
+
+    def _prepare(self, rgb: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(rgb).to(self.mean.device).permute(2, 0, 1)[None].to(self.mean.dtype)
+        return pixels.div_(255.0).sub_(self.mean).div_(self.std)
+
+    def _cells(self, name: str, core: Window) -> Window:
+        stride, (h, w) = self.strides[name], self.sizes[name]
+        H, W = self.size
+        bottom = h if core.y1 == H else min(core.y1 // stride, h)
+        right = w if core.x1 == W else min(core.x1 // stride, w)
+        return Window(min(core.y0 // stride, h), bottom, min(core.x0 // stride, w), right)
+
+    def _window(self, name: str, tile: Tile, maps: Tensor) -> Window:
+        """The part of a whole map that the tile's window gave; cells beside its core may not be the whole's own."""
+        stride = self.strides[name]
+        y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
+        return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])
+
+    def _path(self, tile: Tile) -> Path:
+        assert self.kept is not None
+        return self.kept / f"{tile.number}.pt"
+
+
+def _cuts(length: int, side: int) -> list[tuple[int, int]]:
+    return [(lo, min(lo + side, length)) for lo in range(0, length, side)]

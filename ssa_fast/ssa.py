@@ -186,7 +186,7 @@ class SSA:
             key_stride: keep every n-th pixel only where pixels are kept: an approximation, see ``Keys``.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with explicit classes.
             mean, std: of the normalisation of pixels in [0, 1]; default ImageNet's.
-            look: ``ssa_fast.large.outputs.Look``: the mask's and the boxes' options, names and labels.
+            look: ``ssa_fast.large.outputs.Look``: the mask's and the boxes' options, names and labels of the classes.
             watch: called with a ``LargeStep`` after every window.
 
         Returns:

@@ -39,8 +39,8 @@ class Look:
     Attributes:
         background, alpha, ignore: of the mask, see ``localize.masks``.
         box_threshold, components: of the boxes, see ``localize.boxes``.
-        labels: the classes' values in the mask; default 1 to K.
-        names: the classes' names; default their indices.
+        labels: the classes' values in the mask, from their indices; default 1 to K.
+        names: the classes' names, from their indices.
         metadata: goes into the files, as JSON.
     """
 
@@ -49,8 +49,8 @@ class Look:
     ignore: float | None = None
     box_threshold: float = 0.2
     components: Literal["largest", "all"] = "largest"
-    labels: Sequence[int] | None = None
-    names: Sequence[str] | None = None
+    labels: Callable[[list[int]], Sequence[int]] = lambda classes: range(1, len(classes) + 1)
+    names: Callable[[list[int]], Sequence[str]] = lambda classes: [f"class {index}" for index in classes]
     metadata: dict[str, Any] | None = None
 
 
@@ -76,8 +76,7 @@ def write(
     """Write the three files, all of them or none; CAMs as 255 times their value, rounded."""
     H, W = fused.size
     K = len(classes)
-    names = list(look.names) if look.names is not None else [f"class {index}" for index in classes]
-    labels = list(look.labels) if look.labels is not None else list(range(1, K + 1))
+    names, labels = list(look.names(classes)), list(look.labels(classes))
     factor = 1
     while max(H, W) > BOX_SIDE * factor:
         factor *= 2

@@ -304,16 +304,25 @@ class _Work:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * (H * W / pixels)
 
     def _survey(self) -> None:
-        """The whole image's logits: those of the mean over all pixels of the seed layer's map."""
-        layer = self.ssa.anatomy.seed.layer
+        """Find the whole image's logits, by which classes are chosen, before any class is gathered for."""
         total: Tensor | None = None
         for tile, record in self._records("survey"):
-            assert record.seed is not None
-            y, x = self.tiles.core(layer, tile).inside(record.seed_window)
-            part = record.seed[:, y, x].double().sum(dim=(1, 2))
-            total = part if total is None else total + part
-        assert total is not None
-        h, w = self.tiles.sizes[layer]
+            total = self._summed(total, tile, record)
+        self._find_logits(total)
+
+    def _summed(self, total: Tensor | None, tile: Tile, record: Record) -> Tensor | None:
+        """The sum over the tile's pixels of the seed layer's map, added to that of the tiles before."""
+        if record.seed is None:
+            return None
+        y, x = self.tiles.core(self.ssa.anatomy.seed.layer, tile).inside(record.seed_window)
+        part = record.seed[:, y, x].double().sum(dim=(1, 2))
+        return part if total is None else total + part
+
+    def _find_logits(self, total: Tensor | None) -> None:
+        """The logits are those of the mean over all pixels: that is what makes the CAM exact."""
+        if total is None:
+            return
+        h, w = self.tiles.sizes[self.ssa.anatomy.seed.layer]
         mean = total / (h * w)
         head = self.ssa.anatomy.seed.head
         if head is not None:
@@ -342,8 +351,10 @@ class _Work:
     def _gather(self) -> dict[str, Prototypes | Keys]:
         gathered: dict[str, Prototypes | Keys] = {}
         K = self.classes.shape[1]
+        total: Tensor | None = None
         try:
             for tile, record in self._records("gather"):
+                total = self._summed(total, tile, record)
                 seed, held, whole = self._seed_of(record)
                 self._remember(seed, held, whole, tile)
                 for name, features in record.stages.items():
@@ -358,6 +369,7 @@ class _Work:
                 if isinstance(each, Keys):
                     each.close()
             raise
+        self._find_logits(total)
         return gathered
 
     def _accumulator(self, name: str, K: int, features: Tensor) -> Prototypes | Keys:

@@ -383,6 +383,33 @@ def test_small_stores(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> Non
         assert saved["cams"].max() == 255
 
 
+def test_large_pictures_are_done_in_tiles_by_themselves(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="large images are written by tifffile (the extra large)")
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(np.repeat(rng.integers(0, 256, (20, 25, 3), dtype=np.uint8), 20, axis=0), 20, axis=1)
+    tifffile.imwrite(folder / "wide.tif", pixels, tile=(128, 128), photometric="rgb")
+    np.save(folder / "array.npy", pixels)
+    options = RunOptions(classes="3,281", large_above=100_000, background=0.4)
+    given = [folder, folder / "array.npy"]
+    report = runs.run(given, ssa, tmp_path / "out", classifier=classifier, options=options)
+    assert report.exit_code == 0, report.failures
+    large = {"cams/wide.tif", "masks/wide.tif", "previews/wide.png", "records/wide.json"}
+    assert (
+        tree(tmp_path / "out")
+        == complete("a", "b", "sub/c") | large | {n.replace("wide", "array") for n in large} | ENDS
+    )
+    assert any(note.startswith("done in tiles of") for note in report.notes)
+    whole = SSA(classifier.model)(classifier.prepare(pixels), classes=[3, 281])
+    cams = tifffile.imread(tmp_path / "out/cams/wide.tif", key=range(2))
+    np.testing.assert_allclose(cams / 255, whole.cams[0], atol=0.502 / 255)
+    boxes = json.loads((tmp_path / "out/boxes.json").read_text())
+    image = next(image for image in boxes["images"] if image["output"] == "wide")
+    assert (image["width"], image["height"]) == (500, 400)
+    before = contents(tmp_path / "out")
+    assert runs.run(given, Wrapped(ssa, never), tmp_path / "out", classifier=classifier, options=options).resumed == 5
+    assert contents(tmp_path / "out") == before
+
+
 def test_the_report_is_for_machines_too(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
     (folder / "empty.png").touch()
     (folder / "notes.txt").touch()

@@ -83,6 +83,10 @@ def command(
         bool, typer.Option("--overwrite", help="Begin anew and replace outputs that exist; else the run is taken up.")
     ] = False,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")] = MAX_PIXELS,
+    large_above: Annotated[
+        int, typer.Option(min=1, help="Pictures of more pixels are done in tiles, and written as TIFF.")
+    ] = 1 << 24,
+    memory: Annotated[str, typer.Option(help="What a picture done in tiles may take, e.g. 3GB.")] = "4GB",
     backdrop: Annotated[str, typer.Option(help="Colour behind transparent pictures.")] = "white",
     debug: Debug = False,
 ) -> None:
@@ -109,6 +113,8 @@ def command(
             store=store,
             allow_pickle=allow_pickle,
             overlays=overlays,
+            large_above=large_above,
+            memory=memory,
             overwrite=overwrite,
             max_pixels=max_pixels,
             backdrop=_colour(backdrop),

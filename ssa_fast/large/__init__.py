@@ -1,5 +1,5 @@
 """Images of any size: windows in, the whole image's CAMs out, exactly."""
 
-from ssa_fast.large.polish import LargeResult, LargeStep, large
+from ssa_fast.large.polish import LargeResult, LargeStep, bars, large
 
-__all__ = ["LargeResult", "LargeStep", "large"]
+__all__ = ["LargeResult", "LargeStep", "bars", "large"]

@@ -149,7 +149,7 @@ class Tiles:
         return captured.maps
 
     def _prepare(self, rgb: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(rgb).to(self.mean.device).permute(2, 0, 1)[None].to(self.mean.dtype)
+        pixels = torch.tensor(rgb, device=self.mean.device).permute(2, 0, 1)[None].to(self.mean.dtype)
         return pixels.div_(255.0).sub_(self.mean).div_(self.std)
 
     def _cells(self, name: str, core: Window) -> Window:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.sources import Source
 
+WINDOWED = (".zarr", ".npy")
+"""Suffixes of images that Pillow does not know, and that are read in windows whatever their size."""
+
 FEW = 8
 """Pictures for which no process is worth its start."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What came of reading the picture at `index`: the picture, or why it was not read.
+    """What came of reading the picture at `index`: the picture, None where it is one for tiles, or why it was not read.
 
     `labels` are the dataset's class names, where they were asked for.
     """
@@ -49,10 +52,22 @@ class _Pictures(Dataset[Loaded]):
         source, options = self.sources[index], self.options
         try:
             labels = labels_of(source) if options.classes == "labels" else ()
+            if options.size is None and _is_large(source, options):
+                return Loaded(index, labels=labels)
             picture = pictures.read(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
             return Loaded(index, picture, labels)
         except Exception as error:  # a reader's error is the picture's, and no reason to end the reading process
             return Loaded(index, error=error)
+
+
+def _is_large(source: Source, options: RunOptions) -> bool:
+    from ssa_fast.large import readers
+
+    try:
+        H, W = readers.size_of(source.path)
+    except ValueError:
+        return False  # whoever reads it says what is wrong with it
+    return options.large_above < H * W or source.path.suffix.lower() in WINDOWED
 
 
 def _keep(loaded: Loaded) -> Loaded:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LABELS = 254
 """Most classes that an 8-bit mask can number for good: 0 is the background, 255 is ignored."""
 
-MEANS = ("overwrite", "batch", "workers", "memory", "allow_pickle")
+MEANS = ("overwrite", "batch", "workers", "memory", "allow_pickle", "progress")
 """Options that say how to run, not what comes out: they may differ when a run is taken up again."""
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -43,6 +43,7 @@ class RunOptions:
         batch: most pictures of one size that go through the network together; None: 1 on a CPU, 16 on a GPU.
         workers: processes that read pictures; None: by the machine's cores.
         memory: what a picture done in tiles may take, in bytes or as in "4GB".
+        progress: show bars on stderr for each picture done in tiles.
         allow_pickle: whether CAM files may be pickles, as IRN's, PSA's and CLIP-ES's are.
     """
 
@@ -64,6 +65,7 @@ class RunOptions:
     batch: int | None = None
     workers: int | None = None
     memory: int | str = "4GB"
+    progress: bool = False
     allow_pickle: bool = False
 
     @property

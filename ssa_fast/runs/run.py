@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import queue
 import signal
-import threading
 import time
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ssa_fast import outputs, sources
-from ssa_fast.runs import loading, shards, writing
+from ssa_fast.runs import giant, loading, shards, writing
 from ssa_fast.runs.ledger import BOXES, MANIFEST, RECORDS, REPORT, Ledger
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predict import Predictor
 from ssa_fast.runs.report import Failure, RunReport, Step
+from ssa_fast.runs.signals import Stopped, signals_as_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import FrameType
 
     from ssa_fast.classifiers import Classifier
     from ssa_fast.runs.loading import Loaded
@@ -85,7 +83,7 @@ class _Run:
 
     def over(self, paths: Sequence[str | Path], split: str | None, watch: Callable[[Step], None] | None) -> RunReport:
         out = self.ledger.out
-        own = [out / folder for folder in (*self.kinds, RECORDS)]
+        own = [out / folder for folder in (*self.kinds, *giant.KINDS, RECORDS)]
         found = sources.find(paths, split=split, leave_out=own)
         found = _without(found, {out / name for name in (BOXES, REPORT, MANIFEST)})
         if not found.sources:
@@ -94,7 +92,7 @@ class _Run:
         self.sources, self.names = found.sources, sources.output_names(found.sources)
         self.originals = {source.path.resolve() for source in found.sources}
         start = time.perf_counter()
-        with shards.join() as self.shards, _signals_as_interrupts():
+        with shards.join() as self.shards, signals_as_interrupts():
             self._open()
             self.watch = watch if self.shards.rank == 0 else None
             if self.shards.rank == 0:
@@ -102,7 +100,7 @@ class _Run:
                 self.report.skipped = found.skipped
             try:
                 self._work()
-            except _Stopped as stop:
+            except Stopped as stop:
                 self.report.signal = stop.number
                 self.report.stopped = "interrupted" if stop.number == signal.SIGINT else "ended by SIGTERM"
             except KeyboardInterrupt:
@@ -130,7 +128,8 @@ class _Run:
         return [path for name in self.names for path in self._targets(name)]
 
     def _targets(self, name: PurePosixPath) -> list[Path]:
-        return list(outputs.targets(self.ledger.out, name, self.kinds).values())
+        kinds = (self.kinds, giant.KINDS)
+        return [path for each in kinds for path in outputs.targets(self.ledger.out, name, each).values()]
 
     def _left(self) -> list[int]:
         """The pictures of this process's windows that are not complete; what stands in a picture's way is told."""
@@ -206,6 +205,9 @@ class _Run:
             except Exception as error:
                 self._failed(Failure.of(str(self.sources[loaded.index].path), error))
                 continue
+            if loaded.picture is None:
+                self._giant(loaded.index, classes)
+                continue
             key = (self.predictor.size(loaded.picture.rgb), None if classes is None else len(classes))
             groups.setdefault(key, []).append((loaded, classes))
             if len(groups[key]) == self._batch:
@@ -236,6 +238,20 @@ class _Run:
         if jobs:
             self.writer.submit(jobs)
 
+    def _giant(self, index: int, classes: list[int] | None) -> None:
+        """A picture done in tiles, in this thread: there is one at a time."""
+        source, name = self.sources[index], self.names[index]
+        try:
+            notes = giant.polish(
+                source, name, self.predictor, self.ledger, classes, self.settings, progress=self.options.progress
+            )
+        except Exception as error:
+            failure = Failure.of(str(source.path), error)
+            self._failed(failure)
+            self._stop_without_space(failure)
+        else:
+            self._through(str(source.path), notes, None)
+
     # What came of it.
 
     def _collect(self, *, last: bool = False) -> None:
@@ -246,9 +262,13 @@ class _Run:
             except queue.Empty:
                 return
             self._through(outcome.name, outcome.notes, outcome.failure)
-            if outcome.failure is not None and outcome.failure.no_space and not last:
-                self.report.stopped = "the disk is full; make room and start the same command again"
-                raise _NoSpace
+            if outcome.failure is not None and not last:
+                self._stop_without_space(outcome.failure)
+
+    def _stop_without_space(self, failure: Failure) -> None:
+        if failure.no_space:
+            self.report.stopped = "the disk is full; make room and start the same command again"
+            raise _NoSpace
 
     def _failed(self, failure: Failure) -> None:
         self._through(failure.name, (), failure)
@@ -306,32 +326,6 @@ class _Run:
 
 class _NoSpace(Exception):
     """Nothing more can be written."""
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal asked for the end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM inside ends the work as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _without(found: sources.Found, files: set[Path]) -> sources.Found:

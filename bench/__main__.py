@@ -16,11 +16,13 @@ COMMANDS = {
     "calibrate": "fit the dispatcher's rates to this CPU, and say how often it then picks the fastest path",
     "gpu": "the kernels on the GPU at hand: correctness, promises, and times against their peers",
     "tune": "time the kernels' tiles on the GPU at hand and keep the best in a table",
+    "large": "giant images: time, memory, and what tiles change against the whole image",
+    "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
-OWN = ("run", "plot", "compare")  # read their own arguments
+OWN = ("run", "plot", "compare", "large", "throughput")  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -85,6 +87,14 @@ def _own(command: str, rest: list[str]) -> int:
         from bench import compare
 
         return compare.main(rest)
+    if command == "large":
+        from bench import large
+
+        return large.main(rest)
+    if command == "throughput":
+        from bench import throughput
+
+        return throughput.main(rest)
     from bench import command as grid
 
     return grid.main(rest)

@@ -34,7 +34,8 @@ CEILINGS = (0, 4096)  # numbers copied, 0: enough to fill the last cache twice; 
 ALWAYS = "auto"  # takes part whatever is selected: ratios are to it
 EPILOG = """exit codes: 0 all done; 1 ours is wrong or failed; 2 wrong usage; 3 the budget ended before the last problem
 
-other commands, each with --help: python -m bench paths | calibrate | gpu | tune | plot | compare"""
+other commands, each with --help: python -m bench paths | calibrate | gpu | tune | store | large | throughput |
+plot | compare"""
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -1,0 +1,249 @@
+"""``python -m bench large``: images far larger than memory would allow at once: time, memory, and what tiles change.
+
+The picture is a field of the demo's scenes, 128 pixels each, with one kind of animal in rings only, written window by
+window into a tiled BigTIFF. Every size is measured in a process of its own, whose peak resident memory is the whole
+process's, Python and PyTorch included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bench import measure
+from ssa_fast import SSA
+from ssa_fast.classifiers import IMAGENET_MEAN, IMAGENET_STD
+from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
+from ssa_fast.large import bars
+from ssa_fast.large.outputs import Look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ssa_fast.large.maps import Fused
+
+SIZES = (4096, 8192, 16384)
+WHOLE = 2048  # side at which the whole image still goes through the network
+WHOLE_TILE = 544  # its borders do not fall on those of the scenes
+MEMORY = "3GB"
+SCENES, SEED = 240, 11
+ANIMAL = 0  # of CLASSES: the one that lives in the rings
+BLOCK = 1024
+GOALS = {"peak_gb": 3.0, "difference": 1e-3, "seam": 1.1, "growth": 1.1}
+
+
+class Field:
+    """A square picture of ``side`` pixels, made window by window: scenes with the animal in rings, others elsewhere."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        scenes = make_scenes(SCENES, SEED)
+        self.inside = [scene.image for scene in scenes if scene.labels[ANIMAL]]
+        self.outside = [scene.image for scene in scenes if not scene.labels[ANIMAL]]
+
+    def block(self, y0: int, x0: int) -> np.ndarray:
+        """``BLOCK`` × ``BLOCK`` pixels."""
+        cells = range(0, BLOCK, SIZE)
+        rows = [np.concatenate([self._cell((y0 + y) // SIZE, (x0 + x) // SIZE) for x in cells], axis=1) for y in cells]
+        return np.concatenate(rows)
+
+    def _cell(self, row: int, column: int) -> np.ndarray:
+        middle = self.side / SIZE / 2
+        distance = math.hypot(row + 0.5 - middle, column + 0.5 - middle) / middle
+        kinds = self.inside if 0.25 < distance < 0.45 or 0.7 < distance < 0.85 else self.outside
+        chosen: np.ndarray = kinds[np.random.default_rng((SEED, row, column)).integers(len(kinds))]
+        return chosen
+
+    def write(self, path: Path) -> None:
+        """As a tiled BigTIFF."""
+        import tifffile
+
+        def blocks() -> Iterator[np.ndarray]:
+            for y in range(0, self.side, BLOCK):
+                for x in range(0, self.side, BLOCK):
+                    yield self.block(y, x)
+
+        tifffile.imwrite(
+            path,
+            blocks(),
+            shape=(self.side, self.side, 3),
+            dtype=np.uint8,
+            tile=(BLOCK, BLOCK),
+            photometric="rgb",
+            compression="zlib",
+            bigtiff=True,
+        )
+
+
+def network(name: str) -> tuple[SSA, list[int], Any, Any]:
+    """SSA, the classes asked for, and the normalisation."""
+    if name == "demo":
+        from ssa_fast.demo.comparison import OPTIONS
+        from ssa_fast.demo.network import load_classifier
+
+        return SSA(load_classifier(), **OPTIONS), [ANIMAL], (0.5,) * 3, (0.25,) * 3
+    from torchvision import models
+
+    torch.manual_seed(0)
+    return SSA(models.get_model(name, weights=None).eval()), [ANIMAL], IMAGENET_MEAN, IMAGENET_STD
+
+
+def one(source: Path, folder: Path, model: str, memory: str, tile: int | str, disk: str) -> dict[str, Any]:
+    """Polish one image in this process; what that took."""
+    ssa, classes, mean, std = network(model)
+    begin = time.perf_counter()
+    look = Look(names=lambda chosen: [CLASSES[index] if model == "demo" else f"class {index}" for index in chosen])
+    with bars() as watch:
+        result = ssa.large(
+            source,
+            classes,
+            out=folder / "field.tif",
+            overwrite=True,
+            memory=memory,
+            tile=tile,
+            disk=disk if disk == "auto" else int(disk),
+            mean=mean,
+            std=std,
+            look=look,
+            watch=watch,
+        )
+    return {
+        "model": model,
+        "side": result.size[0],
+        "seconds": time.perf_counter() - begin,
+        "phases": result.seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "memory": memory,
+        "tile": result.tile,
+        "halo": result.halo,
+        "passes": result.passes,
+        "paths": result.paths,
+        "cached": result.cached,
+        "exact": result.exact,
+    }
+
+
+def against_whole(folder: Path, model: str) -> dict[str, Any]:
+    """Tiles against the whole image at ``WHOLE``², before CAMs become 8 bits; and the jumps at the borders."""
+    from unittest.mock import patch
+
+    from ssa_fast.large import outputs, readers
+    from ssa_fast.large.windows import Window
+
+    field = Field(WHOLE)
+    source = folder / "whole.tif"
+    field.write(source)
+    ssa, classes, mean, std = network(model)
+    kept: list[np.ndarray] = []
+    write = outputs.write
+
+    def keep(fused: Fused, *rest: Any, **options: Any) -> Any:
+        kept.append(fused.cam(Window(0, WHOLE, 0, WHOLE)).numpy())
+        return write(fused, *rest, **options)
+
+    with patch.object(outputs, "write", keep):
+        result = ssa.large(source, classes, out=folder / "w.tif", overwrite=True, tile=WHOLE_TILE, mean=mean, std=std)
+    with readers.open_image(source, memory=1 << 30) as reader:
+        rgb = torch.tensor(reader.read(0, WHOLE, 0, WHOLE)).permute(2, 0, 1)[None].float() / 255
+    scale = [torch.tensor(list(values))[None, :, None, None] for values in (mean, std)]
+    whole = ssa((rgb - scale[0]) / scale[1], classes).cams[0].numpy()
+    return {
+        "side": WHOLE,
+        "model": model,
+        "tile": result.tile,
+        "halo": result.halo,
+        "difference": float(np.abs(kept[0] - whole).max()),
+        "seam": seam(kept[0], result.tile),
+        "seam_of_whole": seam(whole, result.tile),
+    }
+
+
+def seam(cams: np.ndarray, tile: int) -> float:
+    """Mean jump across the tiles' borders over the mean jump between all other neighbours, ``(K, H, W)``."""
+    ratios = []
+    for axis in (1, 2):
+        jumps = np.abs(np.diff(cams, axis=axis)).mean(axis=(0, 3 - axis))
+        borders = np.arange(tile, cams.shape[axis], tile) - 1
+        ratios.append(jumps[borders].mean() / np.delete(jumps, borders).mean())
+    return float(max(ratios))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench large", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="sides in pixels, multiples of 1024")
+    parser.add_argument("--model", default="resnet18", help="of torchvision with random weights, or 'demo'")
+    parser.add_argument("--memory", default=MEMORY, help="what the process may take in all (%(default)s)")
+    parser.add_argument("--tile", type=int, help="pixels of a tile's side; by the memory")
+    parser.add_argument("--disk", default="auto", help="bytes for features on disk, or auto")
+    parser.add_argument("--scratch", type=Path, help="folder for pictures and results; a temporary one")
+    parser.add_argument("--preview", type=Path, help="keep the largest image's preview here")
+    parser.add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(given: Sequence[str]) -> int:
+    """Measure, print; with ``--save`` keep the figures. Exit code 1 where a goal is missed."""
+    options = arguments().parse_args(given)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as made:
+        folder = Path(made)
+        if options.one:
+            figures = one(options.one, folder, options.model, options.memory, options.tile or "auto", options.disk)
+            if options.preview:
+                options.preview.write_bytes((folder / "field.preview.png").read_bytes())
+            print(json.dumps(figures))
+            return 0
+        rows = [against_whole(folder, options.model)]
+        print(rows[0], flush=True)
+        for side in sorted(options.sizes):
+            rows.append(_measured(side, folder, options, last=side == max(options.sizes)))
+            print(json.dumps(rows[-1]), flush=True)
+    verdict = _verdict(rows)
+    rows.append(verdict)
+    for name, goal in GOALS.items():
+        if verdict[name] is not None:
+            print(f"{name}: {verdict[name]:.4g}, goal {goal:g}: {'met' if verdict[name] <= goal else 'missed'}")
+    print(measure.describe(measure.machine()))
+    if options.save:
+        measure.save(options.save, rows)
+    return int(any(verdict[name] is not None and verdict[name] > goal for name, goal in GOALS.items()))
+
+
+def _measured(side: int, folder: Path, options: argparse.Namespace, *, last: bool) -> dict[str, Any]:
+    source = folder / f"{side}.tif"
+    Field(side).write(source)
+    command = [sys.executable, "-m", "bench", "large", "--one", str(source), "--model", options.model]
+    command += ["--memory", options.memory, "--disk", options.disk, "--scratch", str(folder)]
+    command += ["--tile", str(options.tile)] if options.tile else []
+    command += ["--preview", str(options.preview)] if options.preview and last else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=measure.ROOT, check=True)
+    source.unlink()
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def _verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that goals are about: ``growth`` is the exponent of time against pixels, smallest to largest."""
+    sized = [row for row in rows if "seconds" in row]
+    growth = None
+    if len(sized) > 1:
+        small, large = sized[0], sized[-1]
+        growth = math.log(large["seconds"] / small["seconds"]) / math.log((large["side"] / small["side"]) ** 2)
+    return {
+        "peak_gb": max((row["peak_gb"] for row in sized), default=None),
+        "difference": rows[0]["difference"],
+        "seam": rows[0]["seam"],
+        "growth": growth,
+        "goals": GOALS,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -70,7 +70,7 @@ def _is_large(source: Source, options: RunOptions) -> bool:
     return options.large_above < H * W or source.path.suffix.lower() in WINDOWED
 
 
-def _keep(loaded: Loaded) -> Loaded:
+def _keep(loaded: Any) -> Any:
     return loaded
 
 

@@ -115,7 +115,7 @@ class _Plan:
     def tiles(self, k: int, copies: list[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
         """A map's windows, row by row; the first copy is filled on the way."""
         _, H, W = self.shape
-        for y0, y1, x0, x1 in _grid(H, W, self.tile):
+        for y0, y1, x0, x1 in _grid((H, W), self.tile):
             block = self.window(k, y0, y1, x0, x1)
             if block.dtype != np.uint8 or block.shape != (y1 - y0, x1 - x0):
                 raise ValueError(
@@ -132,7 +132,7 @@ class _Plan:
     def fill(self, copies: list[np.ndarray]) -> None:
         """The copies after the first, each from the one before."""
         for larger, smaller in pairwise(copies):
-            for y0, y1, x0, x1 in _grid(*larger.shape, self.tile):
+            for y0, y1, x0, x1 in _grid(larger.shape, self.tile):
                 self._shrink(larger[y0:y1, x0:x1], smaller, y0, x0)
 
     def _shrink(self, block: np.ndarray, copy: np.ndarray, y0: int, x0: int) -> None:
@@ -165,7 +165,8 @@ class _Plan:
             ]
 
 
-def _grid(H: int, W: int, tile: int) -> Iterator[tuple[int, int, int, int]]:
+def _grid(size: tuple[int, ...], tile: int) -> Iterator[tuple[int, int, int, int]]:
+    H, W = size
     for y0 in range(0, H, tile):
         for x0 in range(0, W, tile):
             yield y0, min(y0 + tile, H), x0, min(x0 + tile, W)
@@ -206,7 +207,7 @@ def _write_tiff(
 
 
 def _tiles_of(array: np.ndarray, tile: int) -> Iterator[np.ndarray]:
-    for y0, y1, x0, x1 in _grid(*array.shape, tile):
+    for y0, y1, x0, x1 in _grid(array.shape, tile):
         yield _filled(np.asarray(array[y0:y1, x0:x1]), tile)
 
 
@@ -227,7 +228,7 @@ def _write_zarr(path: Path, plan: _Plan, names: Sequence[str], metadata: Mapping
                 arrays[0][k, y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = block
             plan.fill(copies)
             for array, copy in zip(arrays[1:], copies, strict=True):
-                for y0, y1, x0, x1 in _grid(*copy.shape, plan.tile):
+                for y0, y1, x0, x1 in _grid(copy.shape, plan.tile):
                     array[k, y0:y1, x0:x1] = np.asarray(copy[y0:y1, x0:x1])
     axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     datasets = [
@@ -265,7 +266,7 @@ def thumbnail(reader: Reader, longest: int = 1024, tile: int = 2048) -> np.ndarr
     H, W = reader.size
     factor = max(1, -(-max(H, W) // longest))
     small = np.empty((-(-H // factor), -(-W // factor), 3), dtype=np.uint8)
-    for y0, y1, x0, x1 in _grid(H, W, max(1, tile // factor) * factor):
+    for y0, y1, x0, x1 in _grid((H, W), max(1, tile // factor) * factor):
         means = _block_means(reader.read(y0, y1, x0, x1), factor)
         top, left = y0 // factor, x0 // factor
         small[top : top + means.shape[0], left : left + means.shape[1]] = means

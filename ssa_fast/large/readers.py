@@ -1,27 +1,36 @@
 """Windows of images that are too large to be read whole, from whatever holds them.
 
-A reader is anything with ``size`` (H, W), ``read(y0, y1, x0, x1)`` -> uint8 RGB (h, w, 3) and ``close()``. Those here
+A reader is anything with ``size`` (H, W) and ``read(y0, y1, x0, x1)`` -> uint8 RGB (h, w, 3). Those here
 read TIFF and BigTIFF (tifffile, else rasterio or openslide), zarr, NumPy arrays and files, and pictures that Pillow
 decodes whole, as long as they are small.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ssa_fast import pictures
+from ssa_fast.large.adapters import Array, Given, Ome, Raster, Slide, Windows
 from ssa_fast.pictures import PictureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Reader", "open_image", "size_of"]
 
-TIFF = (".tif", ".tiff", ".btf", ".tf8", ".bigtiff", ".svs", ".scn")
-SLIDES = (".ndpi", ".mrxs", ".vms", ".vmu", ".bif", ".svslide", ".dcm")
+TIFF = (".tif", ".tiff", ".btf", ".tf8", ".bigtiff", ".svs")
+SLIDES = (".ndpi", ".mrxs", ".vms", ".vmu", ".bif", ".svslide", ".scn", ".dcm")
+STORES = (".zarray", ".zgroup", "zarr.json")  # one of these is in every folder that is a zarr array or group
+ORIENTATION = 274
+BYTES_PER_PIXEL = 4
+OLD_OME_AXES = "tczyx"
 
 
 class Reader(Protocol):
@@ -34,59 +43,13 @@ class Reader(Protocol):
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """uint8 RGB (y1 − y0, x1 − x0, 3) of a window inside the image."""
 
-    def close(self) -> None:
-        """Let go of files."""
 
-    def __enter__(self) -> Reader: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
-
-
-class Windows:
-    """The common part of the readers: the window's check, and ``with``. Subclasses have ``_size`` and ``_window``."""
-
-    def __init__(self, size: tuple[int, int], backdrop: tuple[int, int, int] = pictures.WHITE) -> None:
-        self._size, self.backdrop = size, backdrop
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return self._size
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """uint8 RGB (y1 − y0, x1 − x0, 3) of a window inside the image.
-
-        Raises:
-            ValueError: the window is empty or leaves the image.
-        """
-        H, W = self._size
-        if not (0 <= y0 < y1 <= H and 0 <= x0 < x1 <= W):
-            raise ValueError(
-                f"window: expected rows and columns inside {H}x{W}, got rows {y0} to {y1}, columns {x0} to {x1}"
-            )
-        return to_rgb(self._window(y0, y1, x0, x1), self.backdrop)
-
-    def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Let go of files."""
-
-    def __enter__(self) -> Windows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def open_image(source: Any, *, memory: int, backdrop: tuple[int, int, int] = pictures.WHITE) -> Any:
-    """A reader of ``source``.
+def open_image(source: Any, *, memory: int, backdrop: tuple[int, int, int] = pictures.WHITE) -> Windows:
+    """A reader of ``source``, which is a context manager. What came open stays open when the reader is closed.
 
     Args:
         source: a path; a NumPy array or memmap, or a zarr array, (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16; an
-            open rasterio dataset or OpenSlide; or a reader of one's own, which is taken as it is.
+            open rasterio dataset or OpenSlide; or a reader of one's own, with ``size`` and ``read``.
         memory: bytes that decoded parts of a file may take.
         backdrop: what transparent parts are laid on.
 
@@ -96,13 +59,13 @@ def open_image(source: Any, *, memory: int, backdrop: tuple[int, int, int] = pic
     if isinstance(source, str | Path):
         return _open_path(Path(source), memory, backdrop)
     if hasattr(source, "read_region") and hasattr(source, "dimensions"):
-        return _Slide(source, backdrop)
-    if hasattr(source, "height") and hasattr(source, "width") and hasattr(source, "read"):
-        return _Raster(source, backdrop)
+        return Slide(source, backdrop)
+    if hasattr(source, "colorinterp") and hasattr(source, "read"):
+        return Raster(source, memory, backdrop)
     if hasattr(source, "read") and hasattr(source, "size"):
-        return source
+        return Given(source)
     if hasattr(source, "shape") and hasattr(source, "dtype"):
-        return _Array(source, backdrop)
+        return Array(source, memory, backdrop)
     raise ValueError(
         f"image: expected a path, an array, a rasterio dataset, an OpenSlide or a reader, got {type(source).__name__}; "
         "a reader has .size (H, W) and .read(y0, y1, x0, x1)"
@@ -110,16 +73,15 @@ def open_image(source: Any, *, memory: int, backdrop: tuple[int, int, int] = pic
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
-    """(H, W) of the image in a file, read off its header.
+    """(H, W) of the upright image in a file, read off its header.
 
     Raises:
         PictureError: the file is missing or no image.
     """
     path = Path(path)
-    if path.suffix.lower() in (*TIFF, *SLIDES, ".npy", ".zarr"):
-        with _open_path(path, 1 << 62, pictures.WHITE) as reader:
-            size: tuple[int, int] = reader.size
-            return size
+    if path.suffix.lower() in (*TIFF, *SLIDES, ".npy") or _is_store(path):
+        with _open_path(path, None, pictures.WHITE) as reader:
+            return reader.size
     return _header(path)
 
 
@@ -130,66 +92,121 @@ def _header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return image.height, image.width
+                on_its_side = _orientation(image) >= 5
+                return (image.width, image.height) if on_its_side else (image.height, image.width)
+    except UnidentifiedImageError:
+        raise PictureError("it is not a picture of any kind that Pillow can read.") from None
     except Exception as error:  # headers can be damaged in any way
-        raise PictureError(f"it is not a picture of any kind that Pillow can read ({type(error).__name__}).") from None
+        raise PictureError(f"it is damaged or cut short ({type(error).__name__}).") from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _open_path(path: Path, memory: int, backdrop: tuple[int, int, int]) -> Windows:
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole picture to look for a tag behind it
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # an EXIF block can be damaged in any way, and `pictures.read` does not turn it then either
+        return 1
+
+
+def _open_path(path: Path, memory: int | None, backdrop: tuple[int, int, int]) -> Windows:
+    """A file's reader; without ``memory``, one that only its size is asked of."""
     suffix = path.suffix.lower()
-    if suffix == ".zarr":
-        return _Array(_zarr_array(path), backdrop)
+    if _is_store(path):
+        with _as_file():
+            return _open_zarr(path, memory, backdrop)
     pictures.check_file(path)
     if suffix == ".npy":
-        try:
-            return _Array(np.load(path, mmap_mode="r", allow_pickle=False), backdrop)
-        except (OSError, ValueError) as error:
-            raise PictureError(f"it is not an array that can be mapped ({error}).") from None
+        with _as_file():
+            return Array(_mapped(path), memory, backdrop)
     if suffix in SLIDES:
         return _open_slide(path, backdrop)
     if suffix in TIFF:
         return _open_tiff(path, memory, backdrop)
     H, W = _header(path)
-    if memory // 4 < H * W * 4 and memory < 1 << 62:
+    if memory is not None and memory // 4 < H * W * BYTES_PER_PIXEL:
         raise PictureError(
             f"its {H * W:,} pixels can only be decoded whole, which takes more than a quarter of the memory allowed: "
             "raise memory, or save it as a tiled TIFF (vips tiffsave --tile, or gdal_translate -co TILED=YES)."
         )
-    return _Array(pictures.read(path, max_pixels=H * W, backdrop=backdrop).rgb, backdrop)
+    return Array(pictures.read(path, max_pixels=H * W, backdrop=backdrop).rgb, memory, backdrop)
 
 
-def _open_tiff(path: Path, memory: int, backdrop: tuple[int, int, int]) -> Windows:
+def _is_store(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in STORES)
+
+
+@contextmanager
+def _as_file() -> Iterator[None]:
+    """What is wrong with an array is wrong with the file that holds it."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except ValueError as error:
+        raise PictureError(f"{error}.") from None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # headers can be damaged in any way
+        raise PictureError(f"it is not an array that can be mapped ({error}).") from None
+    return mapped
+
+
+def _open_tiff(path: Path, memory: int | None, backdrop: tuple[int, int, int]) -> Windows:
     """tifffile first; where it cannot decode what is inside, who else is here."""
     from ssa_fast.large import tiff
 
-    reasons = []
+    reasons, remedy = ["tifffile is not installed"], "pip install tifffile imagecodecs"
     if importlib.util.find_spec("tifffile") is not None:
         try:
             return tiff.Tiff(path, memory, backdrop)
         except tiff.Undecodable as error:
-            reasons.append(str(error))
-    else:
-        reasons.append("tifffile is not installed")
-    for module, opener in (("rasterio", _open_raster), ("openslide", _open_slide)):
-        if importlib.util.find_spec(module) is not None:
-            try:
-                return opener(path, backdrop)
-            except PictureError as error:
-                reasons.append(str(error))
-    raise PictureError(f"it cannot be read in windows ({'; '.join(reasons)}): pip install tifffile imagecodecs.")
+            reasons, remedy = [str(error)], error.remedy
+    if importlib.util.find_spec("rasterio") is not None:
+        try:
+            return _open_raster(path, memory, backdrop)
+        except PictureError as error:
+            reasons.append(str(error).rstrip("."))
+    if importlib.util.find_spec("openslide") is not None:
+        try:
+            return _open_slide(path, backdrop)
+        except PictureError as error:
+            reasons.append(str(error).rstrip("."))
+    raise PictureError(f"it cannot be read in windows ({'; '.join(reasons)}): {remedy}.")
 
 
-def _open_raster(path: Path, backdrop: tuple[int, int, int]) -> Windows:
+def _open_raster(path: Path, memory: int | None, backdrop: tuple[int, int, int]) -> Windows:
     import rasterio
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pictures without a place on Earth are no news here
-            return _Raster(rasterio.open(path), backdrop)
-    except rasterio.errors.RasterioIOError as error:
+            dataset = rasterio.open(path)
+    except rasterio.errors.RasterioError as error:
         raise PictureError(f"rasterio cannot open it ({error}).") from None
+    try:
+        _check_upright(path)
+        with _as_file():
+            return Raster(dataset, memory, backdrop, owns=True)
+    except BaseException:
+        dataset.close()
+        raise
+
+
+def _check_upright(path: Path) -> None:
+    """GDAL passes over the tag that turns a picture."""
+    try:
+        with Image.open(path) as image:
+            turned = _orientation(image) != 1
+    except (OSError, Image.DecompressionBombError):
+        return  # not of Pillow's kinds, so no tag that Pillow reads and GDAL does not
+    if turned:
+        raise PictureError("its orientation tag turns it: save it upright.")
 
 
 def _open_slide(path: Path, backdrop: tuple[int, int, int]) -> Windows:
@@ -198,96 +215,37 @@ def _open_slide(path: Path, backdrop: tuple[int, int, int]) -> Windows:
     except ModuleNotFoundError:
         raise PictureError("it is a slide: pip install openslide-python openslide-bin.") from None
     try:
-        return _Slide(openslide.OpenSlide(str(path)), backdrop)
+        return Slide(openslide.OpenSlide(str(path)), backdrop, owns=True)
     except openslide.OpenSlideError as error:
         raise PictureError(f"openslide cannot open it ({error}).") from None
 
 
-def _zarr_array(path: Path) -> Any:
+def _open_zarr(path: Path, memory: int | None, backdrop: tuple[int, int, int]) -> Windows:
+    if not path.exists():
+        raise PictureError("it cannot be opened (No such file or directory).")
     try:
         import zarr
     except ModuleNotFoundError:
         raise PictureError("it is a zarr store: pip install zarr.") from None
     try:
         opened = zarr.open(str(path), mode="r")
+        array, axes = (opened, None) if hasattr(opened, "dtype") else _level_zero(opened)
     except Exception as error:  # stores can lack or spoil any part
-        raise PictureError(f"it is not a zarr store that can be read ({type(error).__name__}).") from None
-    if hasattr(opened, "dtype"):
-        return opened
-    levels = dict(opened.attrs).get("multiscales")
-    name = levels[0]["datasets"][0]["path"] if levels else "0"
-    if name not in opened:
-        raise PictureError("it is a zarr group without an array called 0 or multiscales; give the array's own path.")
-    return opened[name]
+        raise PictureError(
+            f"it is not a zarr store that can be read ({type(error).__name__}: {error}): give an array's own path, "
+            "or a group whose multiscales name one or which has an array called 0."
+        ) from None
+    if not hasattr(array, "dtype"):
+        raise PictureError("it is a zarr group of groups: give an array's own path.")
+    return Array(array, memory, backdrop) if axes is None else Ome(array, axes, memory, backdrop)
 
 
-class _Array(Windows):
-    """Anything that is sliced like an array: NumPy's, a memory map, zarr's."""
-
-    def __init__(self, array: Any, backdrop: tuple[int, int, int]) -> None:
-        shape = tuple(array.shape)
-        if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-            raise ValueError(
-                f"image: expected (H, W), (H, W, 3) or (H, W, 4), got {shape}; move the channels to the end"
-            )
-        check_dtype(array.dtype)
-        super().__init__(shape[:2], backdrop)
-        self.array = array
-
-    def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return np.asarray(self.array[y0:y1, x0:x1])
-
-
-class _Raster(Windows):
-    """An open rasterio dataset."""
-
-    def __init__(self, dataset: Any, backdrop: tuple[int, int, int]) -> None:
-        super().__init__((dataset.height, dataset.width), backdrop)
-        check_dtype(np.dtype(dataset.dtypes[0]))
-        self.dataset = dataset
-        self.bands = [1] if dataset.count < 3 else [1, 2, 3, 4][: dataset.count]
-
-    def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        bands = self.dataset.read(self.bands, window=((y0, y1), (x0, x1)))
-        return np.moveaxis(bands, 0, -1)
-
-    def close(self) -> None:
-        """Close the dataset."""
-        self.dataset.close()
-
-
-class _Slide(Windows):
-    """An open OpenSlide, at its full resolution."""
-
-    def __init__(self, slide: Any, backdrop: tuple[int, int, int]) -> None:
-        width, height = slide.dimensions
-        super().__init__((height, width), backdrop)
-        self.slide = slide
-
-    def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return np.asarray(self.slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0)))
-
-    def close(self) -> None:
-        """Close the slide."""
-        self.slide.close()
-
-
-def check_dtype(dtype: Any) -> None:
-    """Raises ValueError unless pixels are of 8 or 16 bits."""
-    if np.dtype(dtype) not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise ValueError(f"image: expected uint8 or uint16 pixels, got {dtype}; rescale them to one of the two first")
-
-
-def to_rgb(pixels: np.ndarray, backdrop: tuple[int, int, int]) -> np.ndarray:
-    """Grey, RGB or RGBA of 8 or 16 bits, (h, w) or (h, w, n), as uint8 (h, w, 3)."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.dtype.itemsize == 2:
-        pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:].astype(np.uint32)
-        ground = np.asarray(backdrop, dtype=np.uint32)
-        pixels = ((pixels[..., :-1] * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    return np.ascontiguousarray(pixels)
+def _level_zero(group: Any) -> tuple[Any, list[str] | None]:
+    """The full resolution of an OME-Zarr (0.1 to 0.5) and its axes, or the array called 0 of another group."""
+    attributes = dict(group.attrs)
+    scales = attributes.get("ome", attributes).get("multiscales")
+    if not scales:
+        return group["0"], None
+    array = group[scales[0]["datasets"][0]["path"]]
+    axes = scales[0].get("axes", OLD_OME_AXES if len(array.shape) == len(OLD_OME_AXES) else None)
+    return array, axes and [axis if isinstance(axis, str) else axis["name"] for axis in axes]

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -90,7 +91,9 @@ def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, alone: dict[
     told = json.loads((tmp_path / "report.json").read_text())
     assert [process["state"] for process in told["processes"]] == ["finished", "finished", "died"]
     assert told["done"] < PICTURES
-    assert start(folder, tmp_path).wait(timeout=120) == 1
+    again = start(folder, tmp_path)
+    said_again = again.communicate(timeout=120)
+    assert again.returncode == 1, said_again
     assert contents(tmp_path) == alone
 
 
@@ -101,3 +104,30 @@ def test_what_rank_0_refuses_all_refuse(folder: Path, tmp_path: Path) -> None:
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], said
     assert all("boxes.json exists" in err for _, err in said)
+
+
+def test_under_torchrun_a_process_that_dies_ends_all_well(
+    folder: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """torchrun ends the others with SIGTERM: what they had written is complete, and the dead one is named."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command += ["-m", "ssa_fast", "run", str(folder), "--model", "demo", "--size", "64"]
+    command += ["--out", str(tmp_path)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    ranks = {psutil.Process(launcher.pid).children()[n].environ()["RANK"]: n for n in range(3)}
+    psutil.Process(launcher.pid).children()[ranks["2"]].kill()
+    _, stderr = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert "process 2 on" in stderr
+    assert "died after" in stderr
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["stopped"] == "ended by SIGTERM"
+    assert told["processes"][2]["state"] == "died"
+    assert not told["failed"] or [failed["reason"] for failed in told["failed"]] == ["the file is empty (0 bytes)."]
+    again = start(folder, tmp_path)
+    said_again = again.communicate(timeout=120)
+    assert again.returncode == 1, said_again
+    assert contents(tmp_path) == alone

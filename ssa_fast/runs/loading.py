@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ssa_fast import pictures
 from ssa_fast.sources import labels_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     import torch
 
@@ -70,13 +71,19 @@ def _is_large(source: Source, options: RunOptions) -> bool:
     return options.large_above < H * W or source.path.suffix.lower() in WINDOWED
 
 
+def _leave_signals(_: int) -> None:
+    """A signal to the whole group asks the run to end; whoever reads for it is needed until it has."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _keep(loaded: Any) -> Any:
     return loaded
 
 
 def load(
     sources: Sequence[Source], wanted: Sequence[int], options: RunOptions, device: torch.device
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """The pictures at the indices `wanted`, one after the other, read ahead by `options.workers` processes."""
     workers = options.workers if options.workers is not None else default_workers(len(wanted), device)
     loader = DataLoader(
@@ -84,6 +91,7 @@ def load(
         batch_size=None,
         num_workers=workers,
         collate_fn=_keep,
+        worker_init_fn=_leave_signals,
         prefetch_factor=4 if workers else None,
     )
     yield from loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import time
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -181,11 +182,11 @@ class _Run:
         )
         cancelled = True
         try:
-            loaded = loading.load(self.sources, left, self.options, self.predictor.device)
-            for _, window in groupby(loaded, key=lambda picture: picture.index // self._window):
-                for batch in self._batches(window):
-                    self._compute(batch)
-                    self._collect()
+            with closing(loading.load(self.sources, left, self.options, self.predictor.device)) as loaded:
+                for _, window in groupby(loaded, key=lambda picture: picture.index // self._window):
+                    for batch in self._batches(window):
+                        self._compute(batch)
+                        self._collect()
             cancelled = False
         except _NoSpace:
             pass

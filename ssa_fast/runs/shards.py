@@ -1,8 +1,8 @@
 """One run by several processes, on one machine or many: who does what, how far they are, and who is gone.
 
 The processes meet by torch.distributed (`torchrun`, or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT). No collective is called once the work has begun, since a process that died would hold up all others: they
-tell each other by a key-value store at rank 0.
+MASTER_PORT). No collective is called once they have met, since a process that died would hold up all others: they tell
+each other by a key-value store at rank 0.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ class Alone:
 class Shards:
     """This process among the `world` of a run."""
 
-    def __init__(self, store: dist.TCPStore, rank: int, world: int) -> None:
-        self.store, self.rank, self.world = store, rank, world
-        self.host = socket.gethostname()
-        self._set(f"who/{rank}", {"host": self.host, "pid": os.getpid()})
+    def __init__(self, store: dist.TCPStore, rank: int, whos: list[dict[str, Any]]) -> None:
+        self.store, self.rank, self.world, self.whos = store, rank, len(whos), whos
+        self.host = whos[rank]["host"]
         self._beats: dict[int, tuple[int, float]] = {}
         self._count = (0, 0)
 
@@ -75,10 +74,13 @@ class Shards:
         Raises:
             ValueError: what rank 0 said.
         """
-        said: list[Any] = [error]
-        dist.broadcast_object_list(said, src=0)
-        if said[0] is not None:
-            raise ValueError(said[0])
+        if self.rank == 0:
+            self._set("open", {"error": error})
+        while not self.store.check(["open"]):
+            time.sleep(POLL)
+        said = json.loads(self.store.get("open"))["error"]
+        if said is not None:
+            raise ValueError(said)
 
     def tell(self, done: int, failed: int) -> int:
         """Say how many pictures this process is through with, and hear (on rank 0) how many all are."""
@@ -120,22 +122,19 @@ class Shards:
                 time.sleep(POLL)
         processes = [Process(0, self.host, *self._count, "finished")]
         processes += [
-            Process(rank, self._who(rank).get("host", "?"), *self._counted(rank), states[rank])
+            Process(rank, self.whos[rank]["host"], *self._counted(rank), states[rank])
             for rank in range(1, self.world)
         ]
         return processes, [reports[rank] for rank in sorted(reports)]
 
     def _gone(self, rank: int) -> bool:
-        who = self._who(rank)
-        if who.get("host") == self.host:
+        who = self.whos[rank]
+        if who["host"] == self.host:
             return not _alive(who["pid"])
         beat, now = int(self.store.add(f"beat/{rank}", 0)), time.monotonic()
         if self._beats.get(rank, (-1, 0.0))[0] != beat:
             self._beats[rank] = (beat, now)
         return now - self._beats[rank][1] > SILENCE
-
-    def _who(self, rank: int) -> dict[str, Any]:
-        return json.loads(self.store.get(f"who/{rank}")) if self.store.check([f"who/{rank}"]) else {}
 
     def _counted(self, rank: int) -> tuple[int, int]:
         if not self.store.check([f"count/{rank}"]):
@@ -180,10 +179,13 @@ def join() -> Iterator[Alone | Shards]:
             store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
             place = [(host, store.port)]
         dist.broadcast_object_list(place, src=0)
+        host, port = place[0]
         if rank != 0:
-            store = _client(*place[0], world)
-        threading.Thread(target=_beat, args=(_client(*place[0], world), rank, stop), daemon=True).start()
-        yield Shards(store, rank, world)
+            store = _client(host, port, world)
+        threading.Thread(target=_beat, args=(_client(host, port, world), rank, stop), daemon=True).start()
+        whos: list[Any] = [None] * world
+        dist.all_gather_object(whos, {"host": socket.gethostname(), "pid": os.getpid()})
+        yield Shards(store, rank, whos)
     finally:
         stop.set()
         if own:

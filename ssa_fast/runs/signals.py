@@ -22,13 +22,20 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM inside ends the work as Ctrl-C does."""
+    """SIGTERM inside ends the work as Ctrl-C does; once it ends, only another Ctrl-C makes it end at once.
+
+    Launchers send SIGTERM more than once, which must not keep what was written from being finished.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
+        nonlocal asked
+        if not asked or number == signal.SIGINT:
+            asked = True
+            raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

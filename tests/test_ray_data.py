@@ -1,0 +1,181 @@
+"""PolishCams: what a run gives, from columns of a Ray dataset, with and without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssa_fast import SSA, classifiers, runs
+from ssa_fast.ray_data import NOTHING, PolishCams, polish_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOW: dict[str, Any] = dict(model="resnet18", weights="none", classes="top2", background=0.4)
+SIZES = {"a.png": (48, 64), "b.png": (70, 41), "c.png": (48, 64), "d.png": (33, 33)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures, two of them of one size, and a file that is none."""
+    path = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, size in SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path / name)
+    (path / "bad.png").write_text("no picture")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run writes for them, one picture at a time."""
+    classifier = classifiers.load(HOW["model"], HOW["weights"])
+    options = runs.RunOptions(classes=HOW["classes"], background=HOW["background"], batch=1)
+    out = tmp_path_factory.mktemp("runs") / "out"
+    paths = [folder / name for name in SIZES]
+    runs.run(paths, SSA(classifier.model, size="stage"), out, classifier=classifier, options=options)
+    return out
+
+
+def images(folder: Path) -> list[np.ndarray]:
+    return [np.array(Image.open(folder / name)) for name in SIZES]
+
+
+def column(values: list[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+def same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> None:
+    """Asserts that a row holds what the run wrote for the picture."""
+    stem = name.split(".")[0]
+    with np.load(out / f"cams/{stem}.npz") as saved:
+        assert row["cams"].dtype == saved["cams"].dtype == np.float16
+        assert row["classes"].tolist() == saved["classes"].tolist()
+        assert list(row["names"]) == saved["names"].tolist()
+        assert row["labels"].tolist() == saved["labels"].tolist()
+        np.testing.assert_allclose(row["cams"], saved["cams"], rtol=0, atol=0 if exact else 2e-3)
+    with Image.open(out / f"masks/{stem}.png") as mask:
+        assert row["mask"].shape == SIZES[name]
+        assert row["mask"].dtype == np.uint8
+        assert (row["mask"] == np.asarray(mask)).mean() >= (1 if exact else 0.99)
+    found = [json.loads(path.read_text()) for path in sorted((out / "records").glob("*.json"))]
+    record = next(record for records in found for record in records if record["output"] == stem)
+    np.testing.assert_allclose(row["scores"], record["scores"], rtol=1e-4)
+    assert len(row["boxes"]) == len(row["box_classes"]) == 2
+    if exact:
+        assert row["boxes"].tolist() == [box for boxes in record["boxes"] for box in boxes]
+        assert row["box_classes"].tolist() == record["classes"]
+    assert row["error"] == ""
+
+
+def rows_of(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["error"]))]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_plain_calls_give_what_a_run_gives(folder: Path, made: Path, size: int) -> None:
+    polish = PolishCams(**HOW)
+    pixels, names = images(folder), list(SIZES)
+    for lo in range(0, len(names), size):
+        chosen = slice(lo, lo + size)
+        got = polish({"image": column(pixels[chosen]), "path": np.array(names[chosen])})
+        assert list(got) == ["path", *NOTHING, "error"]
+        for name, row in zip(names[chosen], rows_of(got), strict=True):
+            assert row["path"] == name
+            same(row, name, made, exact=size == 1)
+
+
+def test_pictures_of_one_size_share_a_forward(folder: Path) -> None:
+    polish, together = PolishCams(**HOW), []
+    polish.predictor.ssa.model.register_forward_pre_hook(lambda _, args: together.append(tuple(args[0].shape)))
+    polish({"image": column(images(folder))})
+    assert sorted(set(together)) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64)]
+
+
+def test_a_bad_picture_is_its_own_error(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    good = images(folder)[0]
+    good.flags.writeable = False  # as Ray's are
+    spoilt = [np.zeros((5, 5), np.uint8), np.zeros((0, 4, 3), np.uint8), good.astype(np.float32), np.array(None)]
+    polish = PolishCams(**HOW, store="uint8", large_above=64 * 64)
+    errors = ["", "", "", "", "gone", "", ""]
+    got = polish({"image": column([*spoilt, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": column(errors)})
+    assert [row["error"] != "" for row in rows_of(got)] == [True] * 5 + [False, True]
+    assert "got float32 (48, 64, 3)" in got["error"][2]
+    assert got["error"][4] == "gone"
+    assert "65 x 64 is more than 4096 pixels" in got["error"][6]
+    for name, values in got.items():
+        if name not in ("error", "names"):
+            assert {(value.dtype, value.ndim) for value in values} == {(values[5].dtype, values[5].ndim)}, name
+            assert all((value.size == 0) == (b != 5) for b, value in enumerate(values)), name
+    assert got["cams"][5].dtype == np.uint8
+    assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
+
+
+def test_batches_all_of_one_size_and_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polish = PolishCams(**HOW, size=(32, 32), ssa={"fuse": "max"})
+    assert polish.predictor.ssa.fuse == "max"
+    stacked = polish({"image": np.stack([images(folder)[0]] * 2)})
+    assert [cams.shape for cams in stacked["cams"]] == [(2, 8, 8)] * 2
+    with pytest.raises(ValueError, match='expected a column "image"'):
+        polish({"path": np.array(["a"])})
+    with pytest.raises(ValueError, match=r"none of cams, .*rename"):
+        polish({"image": column(images(folder)), "scores": np.zeros(4)})
+    for wrong in ({"overwrite": True}, {"classes": "labels"}):
+        with pytest.raises(TypeError, match="expected some of alpha"):
+            PolishCams(**{**HOW, **wrong})
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ssa_fast\[ray\]"):
+        polish_images([folder])
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray", reason="Ray has no wheel here; PolishCams itself is tested without it")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray
+    ray.shutdown()
+
+
+class Seeing(PolishCams):
+    """Tells what its actor computes with."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        threads = np.full(len(batch["image"]), torch.get_num_threads())
+        return {**super().__call__(batch), "threads": threads}
+
+
+def test_map_batches_over_ray_gives_what_a_run_gives(ray: Any, folder: Path, made: Path) -> None:
+    rows = ray.data.read_images([str(folder / name) for name in SIZES], mode="RGB", include_paths=True)
+    polished = rows.map_batches(Seeing, fn_constructor_kwargs=HOW, batch_size=1, concurrency=1, num_cpus=2)
+    got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}
+    assert set(got) == set(SIZES)
+    for name, row in got.items():
+        assert row["threads"] == 2
+        same(row, name, made, exact=True)
+
+
+def test_a_folder_with_a_bad_file_and_one_that_is_missing(ray: Any, folder: Path, made: Path) -> None:
+    polished = polish_images([folder, folder / "gone.png"], batch_size=2, **HOW)
+    got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}
+    assert set(got) == {*SIZES, "bad.png", "gone.png"}
+    for name in SIZES:
+        same(got[name], name, made, exact=False)
+    assert "not a picture" in got["bad.png"]["error"]
+    assert "cannot be opened" in got["gone.png"]["error"]
+    assert got["bad.png"]["mask"].shape == (0, 0)
+    with pytest.raises(ValueError, match="paths: expected pictures, got none"):
+        polish_images([])

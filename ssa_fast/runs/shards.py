@@ -79,8 +79,13 @@ class Shards:
         while not self.store.check(["open"]):
             time.sleep(POLL)
         said = json.loads(self.store.get("open"))["error"]
-        if said is not None:
-            raise ValueError(said)
+        if said is None:
+            return
+        self.store.add("heard", 1)
+        end = time.monotonic() + SILENCE
+        while self.rank == 0 and self.store.add("heard", 0) < self.world and time.monotonic() < end:
+            time.sleep(POLL)  # the store goes with rank 0, and with it what it has to say
+        raise ValueError(said)
 
     def tell(self, done: int, failed: int) -> int:
         """Say how many pictures this process is through with, and hear (on rank 0) how many all are."""

@@ -35,7 +35,7 @@ def propagate(v: Tensor, pixels: Pixels) -> Tensor:
 
 
 def gather(v: Tensor, pixels: Pixels, lo: int, hi: int, prototypes: Tensor) -> None:
-    """Add to ``prototypes`` ``[B, R, C]`` what pixels ``lo … hi − 1`` with the weights ``v`` ``[B, R, hi − lo]`` give."""
+    """Add to ``prototypes`` ``[B, R, C]`` what pixels ``lo … hi − 1`` give, ``v`` being ``[B, R, hi − lo]``."""
     # The norms go into v and into the result, which have R rows, not into the features, which have C.
     prototypes.baddbmm_(v * pixels.inverse_norms(lo, hi), pixels.raw(lo, hi).mT)
 

@@ -55,7 +55,7 @@ def write(
         shape: (K, H, W). names: one per map.
         tile: side of the windows and of the file's tiles, pixels; a multiple of 16.
         kind: copies are 2×2 means of a "cam", every other pixel of a "mask".
-        metadata: kept as JSON. palette: flat RGB of 256 colours; kept by TIFF alone.
+        metadata: kept as JSON, by TIFF in its first page. palette: flat RGB of 256 colours; kept by TIFF alone.
         watch: called with how many of how many windows are written.
 
     Raises:
@@ -187,17 +187,19 @@ def _write_tiff(
         "tile": tile,
         "compression": "zlib",
         "metadata": None,
+        "maxworkers": 1,  # more would have half a gigabyte of windows wait for them
         "software": "ssa_fast",
         **look,
     }
     with tifffile.TiffWriter(path, bigtiff=plan.stored() > CLASSIC) as file:
         for k, name in enumerate(names):
+            described = {"name": name, **(metadata if k == 0 else {})}  # or a thousand maps had it a thousand times
             with plan.copies(path.parent) as copies:
                 file.write(
                     (_filled(block, plan.tile) for _, _, block in plan.tiles(k, copies)),
                     shape=(H, W),
                     subifds=len(copies),
-                    description=json.dumps({"name": name, **metadata}),
+                    description=json.dumps(described),
                     extratags=[(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)],
                     **common,
                 )

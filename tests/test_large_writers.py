@@ -202,7 +202,7 @@ def test_a_file_that_may_pass_4_gb_is_a_bigtiff(
 
 def test_no_more_than_a_few_windows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "IN_MEMORY", 1 << 10)
-    side, tile = 4096, 128
+    side, tile = 4096, 256
     monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as where there are more cores
     write(tmp_path / "warm.tif", np.zeros((1, 16, 16), np.uint8))
     tracemalloc.start()

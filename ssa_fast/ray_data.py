@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from ray.data import Dataset
+
 OPTIONS = {"classes", "size", "precision", "background", "alpha", "ignore", "box_threshold", "components", "store"}
 OPTIONS |= {"large_above"}
 FLOATS, INDICES, BYTES = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.uint8)
@@ -24,7 +26,7 @@ NOTHING |= {"names": [], "labels": BYTES, "scores": FLOATS, "boxes": FLOATS.resh
 
 
 class PolishCams:
-    """For `ds.map_batches(PolishCams, fn_constructor_kwargs={...}, batch_size=16, concurrency=4, num_gpus=1)`.
+    """For `map_batches(PolishCams, fn_constructor_kwargs={...}, batch_size=16, compute=ActorPoolStrategy(size=4))`.
 
     Takes the column "image", uint8 RGB (H, W, 3) of any sizes, and gives the other columns and: "cams" (K, h, w)
     float16 or uint8 as `ssa_fast.runs` stores them, "mask" (H, W) uint8 of "labels" (K,), "classes" (K,) int64,
@@ -69,7 +71,7 @@ class PolishCams:
         rows = [{**NOTHING, "cams": NOTHING["cams"].astype(self.options.store)} for _ in images]
         for group in groups.values():
             # Ray's arrays are read-only views of shared memory, and torch warns of those.
-            results = self.predictor([np.require(images[b], requirements="CW") for b in group])
+            results = self.predictor([np.require(images[b], requirements=["C", "W"]) for b in group])
             for b, result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
                     errors[b] = reason(result)
@@ -88,18 +90,20 @@ class PolishCams:
     def _row(self, made: Prediction) -> dict[str, Any]:
         threshold, components = self.options.box_threshold, self.options.components
         boxes = localize.boxes(made.full, threshold=threshold, components=components)[0]
-        row = {"cams": made.cams, "mask": made.mask, "names": made.names, "scores": made.scores}
-        row |= {"classes": np.array(made.classes, np.int64), "labels": np.array(made.labels, np.uint8)}
-        return {**row, "boxes": torch.cat(boxes).numpy(), "box_classes": row["classes"].repeat([*map(len, boxes)])}
+        classes = np.array(made.classes, np.int64)
+        row = {"cams": made.cams, "mask": made.mask, "classes": classes, "names": made.names, "scores": made.scores}
+        row |= {"labels": np.array(made.labels, np.uint8), "boxes": torch.cat(boxes).numpy()}
+        return {**row, "box_classes": classes.repeat([len(each) for each in boxes])}
 
 
 def polish_images(
     paths: Sequence[str | Path], *, batch_size: int = 16, concurrency: int = 1, num_gpus: float = 0, **options: Any
-) -> Any:
+) -> Dataset:
     """A `ray.data.Dataset` of the pictures that `paths` mean (`sources.find`), with "path", "notes" and our columns.
 
     Pictures are read on the nodes, where `paths` must mean the same, and as `ssa_fast.runs` reads them; what cannot be
-    read has an "error", where `ray.data.read_images` stops. `options` are those of `PolishCams`.
+    read has an "error", where `ray.data.read_images` stops. `concurrency` actors have `num_gpus` each. `options` are
+    those of `PolishCams`.
 
     Raises:
         ModuleNotFoundError: Ray is missing. TypeError: an unknown option. ValueError: no picture in `paths`.
@@ -114,7 +118,8 @@ def polish_images(
     if not files:
         raise ValueError(f"paths: expected pictures, got none in {', '.join(map(str, paths))}; give other folders")
     read = ray.data.from_items([{"path": str(path)} for path in files]).map(_read)
-    how = {"batch_size": batch_size, "concurrency": concurrency, "num_gpus": num_gpus}
+    actors = ray.data.ActorPoolStrategy(size=concurrency)
+    how: dict[str, Any] = {"batch_size": batch_size, "compute": actors, "num_gpus": num_gpus}
     return read.map_batches(PolishCams, fn_constructor_kwargs=options, **how)
 
 

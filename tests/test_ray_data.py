@@ -122,6 +122,22 @@ def test_a_bad_picture_is_its_own_error(folder: Path, recwarn: pytest.WarningsRe
     assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
 
 
+def test_what_the_network_refuses_is_that_pictures_error(folder: Path) -> None:
+    def refuse(_: object, args: tuple[torch.Tensor]) -> None:
+        if args[0].shape[-1] == 41:
+            raise RuntimeError("41 is too few")
+
+    polish = PolishCams(**HOW, components="all")
+    polish.predictor.ssa.model.register_forward_pre_hook(refuse)
+    got = polish({"image": column(images(folder))})
+    assert [error != "" for error in got["error"]] == [False, True, False, False]
+    assert "failed at 70 x 41 (41 is too few)" in got["error"][1]
+    assert [len(classes) for classes in got["classes"]] == [2, 0, 2, 2]
+    for boxes, owners, classes in zip(got["boxes"], got["box_classes"], got["classes"], strict=True):
+        assert boxes.shape == (len(owners), 4)
+        assert set(owners) == set(classes)
+
+
 def test_batches_all_of_one_size_and_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     polish = PolishCams(**HOW, size=(32, 32), ssa={"fuse": "max"})
     assert polish.predictor.ssa.fuse == "max"
@@ -160,7 +176,8 @@ class Seeing(PolishCams):
 
 def test_map_batches_over_ray_gives_what_a_run_gives(ray: Any, folder: Path, made: Path) -> None:
     rows = ray.data.read_images([str(folder / name) for name in SIZES], mode="RGB", include_paths=True)
-    polished = rows.map_batches(Seeing, fn_constructor_kwargs=HOW, batch_size=1, concurrency=1, num_cpus=2)
+    actors = ray.data.ActorPoolStrategy(size=1)
+    polished = rows.map_batches(Seeing, fn_constructor_kwargs=HOW, batch_size=1, compute=actors, num_cpus=2)
     got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}
     assert set(got) == set(SIZES)
     for name, row in got.items():

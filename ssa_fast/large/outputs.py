@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from torch.nn.functional import interpolate
 from ssa_fast import localize
 from ssa_fast.large import writers
 from ssa_fast.large.windows import Window
-from ssa_fast.localize.masks import voc_palette
+from ssa_fast.localize.masks import IGNORE, voc_palette
 from ssa_fast.localize.overlay import heat
 from ssa_fast.outputs import stage
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BOX_SIDE = 4096  # boxes are found on a map no larger than this, so that it fits in memory
 PREVIEW_SIDE = 1024
+STRIP = 16 << 20  # pixels of all classes together whose labels are found at once
 GAP = 8
 REGION = 0.55
 
@@ -53,6 +55,28 @@ class Look:
     names: Callable[[list[int]], Sequence[str]] = lambda classes: [f"class {index}" for index in classes]
     metadata: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        dry = torch.zeros(1, 1)  # wrong options are told before any work
+        localize.masks(dry, self.background, alpha=self.alpha, ignore=self.ignore)
+        localize.boxes(dry, self.box_threshold, self.components)
+        json.dumps(self.metadata)
+
+    def called(self, classes: list[int]) -> tuple[list[str], list[int]]:
+        """The classes' names and labels.
+
+        Raises:
+            ValueError: too many classes for a mask, other than one name and one label each, labels beyond 1 to 254.
+        """
+        K = len(classes)
+        if K >= IGNORE:
+            raise ValueError(f"classes: expected at most 254, as 255 means unsure in the mask, got {K}; take fewer")
+        names, labels = list(self.names(classes)), [int(label) for label in self.labels(classes)]
+        if len(names) != K or len(labels) != K:
+            raise ValueError(f"look: expected {K} names and labels, got {len(names)} and {len(labels)}")
+        if not all(1 <= label < IGNORE for label in labels):
+            raise ValueError(f"look: expected labels from 1 to 254, got {labels}")
+        return names, labels
+
 
 @dataclass(frozen=True, eq=False)
 class Written:
@@ -66,6 +90,8 @@ def write(
     fused: Fused,
     reader: Reader,
     classes: list[int],
+    names: list[str],
+    labels: list[int],
     *,
     cams: Path,
     mask: Path,
@@ -76,56 +102,80 @@ def write(
     """Write the three files, all of them or none; CAMs as 255 times their value, rounded."""
     H, W = fused.size
     K = len(classes)
-    names, labels = list(look.names(classes)), list(look.labels(classes))
-    factor = 1
-    while max(H, W) > BOX_SIDE * factor:
-        factor *= 2
-    small = np.zeros((K, -(-H // factor), -(-W // factor)), dtype=np.uint8)
-
-    def cam_window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        values = _eight_bits(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))[0]
-        _shrink_into(small[k], values, y0, x0, factor)
-        return values
-
+    picture = Image.fromarray(writers.thumbnail(reader, PREVIEW_SIDE))
+    reduced = _Reduced(K, fused.size, (picture.height, picture.width), look)
     table = np.arange(256, dtype=np.uint8)
     table[1 : K + 1] = labels
 
-    def mask_window(_: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        values = torch.from_numpy(_eight_bits(fused.cam(Window(y0, y1, x0, x1)))).float() / 255.0
-        found = localize.masks(values[None], look.background, alpha=look.alpha, ignore=look.ignore)[0].numpy()
-        relabelled: np.ndarray = table[found]
-        return relabelled
+    def cam_window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        values = _eight_bits(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))[0]
+        reduced.add(k, values, y0, x0)
+        return values
 
-    planes = K + 1
+    def mask_window(_: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        def rows(lo: int, hi: int) -> np.ndarray:
+            return _eight_bits(fused.cam(Window(y0 + lo, y0 + hi, x0, x1)))
+
+        return table[_labelled(rows, (K, y1 - y0, x1 - x0), look)]
 
     def part(first: int, count: int) -> Callable[[int, int], None]:
-        return lambda through, total: watch(round(1000 * (first + count * through / total)), 1000 * planes)
+        return lambda through, total: watch(round(1000 * (first + count * through / total)), 1000 * (K + 1))
 
-    content = {**(look.metadata or {}), "classes": classes, "names": names, "labels": labels}
-    staged = stage(
+    common: dict[str, Any] = {
+        "metadata": {**(look.metadata or {}), "classes": classes, "names": names, "labels": labels}
+    }
+    masks: dict[str, Any] = {"names": ["mask"], "kind": "mask", "palette": voc_palette()}
+
+    def draw(path: Path) -> None:
+        reduced.finish()
+        _preview(picture, reduced.planes, look, table).save(path, format="PNG", optimize=True)
+
+    stage(
         {
             cams: lambda path: writers.write(
-                path, cam_window, shape=(K, H, W), names=names, metadata=content, watch=part(0, K)
+                path, cam_window, shape=(K, H, W), names=names, watch=part(0, K), **common
             ),
-            mask: lambda path: writers.write(
-                path,
-                mask_window,
-                shape=(1, H, W),
-                names=["mask"],
-                kind="mask",
-                palette=voc_palette(),
-                metadata=content,
-                watch=part(K, 1),
-            ),
-            preview: lambda path: _preview(path, reader, small, look, labels),
+            mask: lambda path: writers.write(path, mask_window, shape=(1, H, W), watch=part(K, 1), **masks, **common),
+            preview: draw,
         }
-    )
-    staged.place()
-    watch(1000 * planes, 1000 * planes)
-    reduced = torch.from_numpy(small).float() / 255.0
-    found = localize.boxes(reduced, look.box_threshold, look.components)[0]
-    limit = torch.tensor([W, H, W, H], dtype=torch.float32)
-    return Written([torch.minimum(each * factor, limit) for each in found], factor)
+    ).place()
+    return Written(reduced.boxes, reduced.factor)
+
+
+class _Reduced:
+    """Each class's CAM in small, of which one is held while its windows are written: its boxes, and its preview.
+
+    Blocks of ``factor`` pixels keep their maximum, so that no region is lost.
+    """
+
+    def __init__(self, K: int, size: tuple[int, int], preview: tuple[int, int], look: Look) -> None:
+        self.look, self.size, self.factor = look, size, 1
+        while max(size) > BOX_SIDE * self.factor:
+            self.factor *= 2
+        self.plane = np.zeros([-(-side // self.factor) for side in size], dtype=np.uint8)
+        self.planes = np.zeros((K, *preview), dtype=np.uint8)
+        self.boxes: list[Tensor] = []
+
+    def add(self, k: int, values: np.ndarray, y0: int, x0: int) -> None:
+        """A window of class ``k``; classes come one after the other."""
+        if k > len(self.boxes):
+            self.finish()
+        factor = self.factor
+        h, w = (-(-side // factor) for side in values.shape)
+        padded = np.zeros((h * factor, w * factor), dtype=np.uint8)
+        padded[: values.shape[0], : values.shape[1]] = values
+        maxima = padded.reshape(h, factor, w, factor).max(axis=(1, 3))
+        self.plane[y0 // factor : y0 // factor + h, x0 // factor : x0 // factor + w] = maxima
+
+    def finish(self) -> None:
+        """The class at hand is whole."""
+        H, W = self.size
+        plane = torch.from_numpy(self.plane).float() / 255.0
+        found = localize.boxes(plane, self.look.box_threshold, self.look.components)[0][0]
+        limit = torch.tensor([W, H, W, H], dtype=torch.float32)
+        small = interpolate(plane[None, None], self.planes.shape[1:], mode="area")[0]
+        self.planes[len(self.boxes)] = _eight_bits(small)[0]
+        self.boxes.append(torch.minimum(found * self.factor, limit))
 
 
 def _eight_bits(cam: Tensor) -> np.ndarray:
@@ -133,27 +183,24 @@ def _eight_bits(cam: Tensor) -> np.ndarray:
     return values
 
 
-def _shrink_into(small: np.ndarray, values: np.ndarray, y0: int, x0: int, factor: int) -> None:
-    """The maxima of blocks of ``factor`` pixels, so that no region is lost."""
-    h, w = (-(-side // factor) for side in values.shape)
-    padded = np.zeros((h * factor, w * factor), dtype=np.uint8)
-    padded[: values.shape[0], : values.shape[1]] = values
-    maxima = padded.reshape(h, factor, w, factor).max(axis=(1, 3))
-    small[y0 // factor : y0 // factor + h, x0 // factor : x0 // factor + w] = maxima
+def _labelled(rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], look: Look) -> np.ndarray:
+    """``localize.masks`` (h, w) of CAMs (K, h, w) uint8, of which ``rows(lo, hi)`` gives few at once."""
+    K, h, w = shape
+    found = np.empty((h, w), dtype=np.uint8)
+    count = max(1, STRIP // (K * w))
+    for lo in range(0, h, count):
+        maps = torch.from_numpy(rows(lo, min(lo + count, h))).float() / 255.0
+        found[lo : lo + count] = localize.masks(maps, look.background, alpha=look.alpha, ignore=look.ignore)[0]
+    return found
 
 
-def _preview(path: Path, reader: Reader, small: np.ndarray, look: Look, labels: list[int]) -> None:
+def _preview(picture: Image.Image, planes: np.ndarray, look: Look, table: np.ndarray) -> Image.Image:
     """Side by side: the picture, the strongest class's heat, and the mask."""
-    picture = Image.fromarray(writers.thumbnail(reader, PREVIEW_SIDE))
-    size = (picture.height, picture.width)
-    maps = interpolate(torch.from_numpy(small)[None].float() / 255.0, size, mode="area")[0]
-    found = localize.masks(maps[None], look.background, alpha=look.alpha, ignore=look.ignore)[0].numpy()
+    labels = table[_labelled(lambda lo, hi: planes[:, lo:hi], planes.shape, look)]
     colours = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
-    table = np.arange(256)
-    table[1 : len(labels) + 1] = labels
-    painted = Image.blend(picture, Image.fromarray(colours[table[found]]), REGION)
-    parts = [picture, heat(picture, maps.amax(dim=0)), painted]
+    painted = Image.blend(picture, Image.fromarray(colours[labels]), REGION)
+    parts = [picture, heat(picture, torch.from_numpy(planes.max(axis=0)).float() / 255.0), painted]
     sheet = Image.new("RGB", (3 * picture.width + 2 * GAP, picture.height), (255, 255, 255))
     for n, each in enumerate(parts):
         sheet.paste(each, (n * (picture.width + GAP), 0))
-    sheet.save(path, format="PNG", optimize=True)
+    return sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssa_fast.large.probe import probe
-from ssa_fast.large.tiles import MARGIN
+from ssa_fast.large.probe import check_windows, probe, whole_sizes
+from ssa_fast.large.windows import drift
 from ssa_fast.streaming import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ssa_fast.large.probe import Reach
     from ssa_fast.ssa import SSA
 
 HELD = 5.0
-"""The largest output's bytes that a forward holds at its worst: in- and output, and the convolution's copies of both."""
+"""The largest output's bytes that a forward holds at its worst: input, output, and the convolution's copies of both."""
 SHARE = 0.6
 """Of the memory that is left, what the forward may take: the rest is for records, windows and the allocator."""
 LARGEST = 8192
@@ -27,11 +29,18 @@ LARGEST = 8192
 
 @dataclass(frozen=True)
 class Cut:
-    """How an image is cut: a tile's side and the halo around it in pixels, the maps' strides, and if that is exact."""
+    """How an image is cut.
+
+    ``tile``: pixels of a side. ``halo``: pixels around it, the margin's among them. ``strides``, ``sizes``: of the
+    maps, the size (h, w) of the whole. ``margin``: pixels of the seed layer's map around a tile's own that resizing it
+    to the stages reaches. ``exact``: whether the network feels nothing beyond the halo.
+    """
 
     tile: int
     halo: int
     strides: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
+    margin: int
     exact: bool
 
 
@@ -48,6 +57,8 @@ def check(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any, key_st
         )
     if isinstance(key_stride, bool) or not isinstance(key_stride, int) or key_stride < 1:
         raise ValueError(f"key_stride: expected a whole number > 0, got {key_stride!r}")
+    if ssa.anatomy.in_channels != 3:
+        raise ValueError(f"model: expected one of RGB images, got one of {ssa.anatomy.in_channels} channels")
     if ssa.anatomy.fixed_size is not None:
         raise ValueError("image: the model takes one size only, so that no large image can be cut for it; resize it")
     if seed is None:
@@ -57,8 +68,12 @@ def check(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any, key_st
                 "pass seed=(K, h, w), made at a size that fits, with classes=[...]"
             )
         return
-    if seed.ndim != 3:
+    if not hasattr(seed, "shape"):
+        raise TypeError(f"seed: expected a tensor or array, got {type(seed).__name__}")
+    if len(seed.shape) != 3 or 0 in seed.shape:
         raise ValueError(f"seed: expected (K, h, w) of the whole image, got {tuple(seed.shape)}")
+    if not bool(torch.as_tensor(seed).isfinite().all()):
+        raise ValueError("seed: expected finite numbers, got NaN or infinity")
     listed = not isinstance(classes, str) and classes is not None
     if not listed or len(torch.as_tensor(classes).flatten()) != len(seed):
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
@@ -73,30 +88,57 @@ def cut(ssa: SSA, size: tuple[int, int], *, tile: int | str, halo: int | str, me
     sources = dict(ssa.anatomy.stages)
     if with_seed:
         sources.setdefault(ssa.anatomy.seed.layer, ssa.anatomy.seed.source)
-    reach = probe(ssa.model, sources, ssa.anatomy.in_channels, halo=True)
+    model, channels, layer = ssa.model, ssa.anatomy.in_channels, ssa.anatomy.seed.layer
+    reach = probe(model, sources, channels)
     around = _halo(halo, reach.halo, reach.stride)
-    if with_seed:
-        around += MARGIN * reach.stride
     exact = reach.halo is not None and around >= reach.halo
-    if tile != "auto":
-        if isinstance(tile, bool) or not isinstance(tile, int) or tile < reach.stride or tile % reach.stride:
-            raise ValueError(
-                f'tile: expected "auto" or a multiple of {reach.stride}, the coarsest map\'s stride, got {tile!r}'
-            )
-        return Cut(tile, around, reach.strides, exact)
+    check_windows(model, sources, channels, reach, size)
+    sizes = whole_sizes(model, sources, channels, reach, size)
+    margin = _margin(ssa, reach, sizes) if with_seed else 0
+    around += -(-margin * reach.strides.get(layer, 1) // reach.stride) * reach.stride
+    if tile == "auto":
+        tile = _largest_tile(ssa, size, reach, around, memory)
+    elif isinstance(tile, bool) or not isinstance(tile, int) or tile < reach.stride or tile % reach.stride:
+        raise ValueError(
+            f'tile: expected "auto" or a multiple of {reach.stride}, the coarsest map\'s stride, got {tile!r}'
+        )
+    return Cut(tile, around, reach.strides, sizes, margin, exact or tile >= max(size))
+
+
+def _margin(ssa: SSA, reach: Reach, sizes: dict[str, tuple[int, int]]) -> int:
+    layer = ssa.anatomy.seed.layer
+    return max(
+        drift(source, target, reach.strides[name] / reach.strides[layer], ssa.align_corners)
+        for name in ssa.stage_names
+        for source, target in zip(sizes[layer], sizes[name], strict=True)
+    )
+
+
+def _largest_tile(ssa: SSA, size: tuple[int, int], reach: Reach, around: int, memory: int) -> int:
+    """The largest side, a multiple of the coarsest stride, whose windows go through the network within ``memory``."""
     kept = 4 * sum(ssa.anatomy.stages[name].form.channels / reach.strides[name] ** 2 for name in ssa.stage_names)
     per_pixel = HELD * reach.bytes_per_pixel + 2 * kept + 4 * 3 * 4
-    free = SHARE * (memory - resident())
-    side = int(max(0.0, free / per_pixel) ** 0.5) - 2 * around
-    side = min(side, LARGEST) // reach.stride * reach.stride
+    used = resident()
+    free = float(memory - used)
+    device = next(p for p in ssa.model.parameters() if p.is_floating_point()).device
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+
+    def bytes_of(side: int) -> float:
+        H, W = (min(side + 2 * around, length) for length in size)
+        return per_pixel * H * W / SHARE
+
+    longest = -(-max(size) // reach.stride) * reach.stride
+    side = min(longest, LARGEST // reach.stride * reach.stride)
+    while side >= reach.stride and bytes_of(side) > free:
+        side -= reach.stride
     if side < reach.stride:
-        least = int(resident() + per_pixel * (reach.stride + 2 * around) ** 2 / SHARE)
+        least = math.ceil(used + bytes_of(reach.stride))
         raise ValueError(
             f"memory: expected at least {least:,} bytes for this network's halo of {around} pixels, got {memory:,}; "
             "raise it, or pass a smaller halo, which is an approximation"
         )
-    longest = -(-max(size) // reach.stride) * reach.stride
-    return Cut(min(side, longest), around, reach.strides, exact)
+    return side
 
 
 def _halo(halo: int | str, reach: int | None, stride: int) -> int:
@@ -116,7 +158,12 @@ def room(disk: int | str, scratch: Path) -> int:
     """Bytes that kept features may take: as said, or half of what is free."""
     if disk == "auto":
         return shutil.disk_usage(scratch).free // 2
-    return 0 if disk == 0 else parse_bytes(disk)
+    if disk == 0:
+        return 0
+    try:
+        return parse_bytes(disk)
+    except ValueError:
+        raise ValueError(f'disk: expected bytes, as a number or such as "40GB", or "auto", got {disk!r}') from None
 
 
 def resident() -> int:

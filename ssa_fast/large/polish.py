@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ssa_fast.affinity import Affinity
 from ssa_fast.classifiers import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.fusion import minmax
-from ssa_fast.inputs import per_stage
 from ssa_fast.large import outputs, plan, readers
-from ssa_fast.large.maps import DiskMap, Fused
-from ssa_fast.large.tiles import Record, Tile, Tiles
-from ssa_fast.large.windows import Window, resample
-from ssa_fast.models.capture import Captured
-from ssa_fast.models.classes import resolve_classes
-from ssa_fast.models.seeds import cam_seed
-from ssa_fast.streaming import Keys, Prototypes, parse_bytes
+from ssa_fast.large.passes import LargeStep, Passes
+from ssa_fast.large.tiles import Tiles
+from ssa_fast.streaming import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,17 +31,6 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.classes import Classes
     from ssa_fast.ssa import SSA
-
-SWEEP = 1024  # side of the windows in which the fused map is looked through
-
-
-@dataclass(frozen=True)
-class LargeStep:
-    """Handed to the watcher after each window: which phase it belongs to, and how many of how many are through."""
-
-    phase: str
-    through: int
-    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +78,22 @@ def to_files(
         "mask": cams.with_name(f"{cams.stem}.mask{cams.suffix}"),
         "preview": cams.with_name(f"{cams.stem}.preview.png"),
     }
+    if isinstance(image, str | Path) and any(path.exists() and path.samefile(image) for path in files.values()):
+        raise ValueError(f"out: expected a name of its own, got the image's, {image}")
     existing = [path for path in files.values() if path.exists()]
     if existing and not overwrite:
         raise ValueError(f"out: {existing[0]} exists; pass overwrite=True, or another name")
     if not progress:
         return large(ssa, image, classes, **files, **options)
-    with bars() as watch:
-        return large(ssa, image, classes, **files, **{"watch": watch, **options})
+    own = options.pop("watch", None)
+    with bars() as show:
+
+        def watch(step: LargeStep) -> None:
+            show(step)
+            if own is not None:
+                own(step)
+
+        return large(ssa, image, classes, **files, watch=watch, **options)
 
 
 @contextmanager
@@ -146,6 +138,9 @@ def large(
 ) -> LargeResult:
     """Polish a large image; ``SSA.large`` says what the arguments mean. Targets are replaced."""
     plan.check(ssa, seed, classes, key_stride)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise ValueError(f"{name}: expected three numbers, for R, G and B, got {values!r}")
     start = time.perf_counter()
     scratch = Path(scratch) if scratch is not None else cams.parent
     scratch.mkdir(parents=True, exist_ok=True)
@@ -157,21 +152,22 @@ def large(
             tiles = Tiles(
                 ssa,
                 reader,
-                side=cut.tile,
-                halo=cut.halo,
-                strides=cut.strides,
+                cut=cut,
                 seed_layer=ssa.anatomy.seed.layer if seed is None else None,
                 mean=mean,
                 std=std,
             )
-            work = _Work(ssa, tiles, folder, seed, key_stride, budget, plan.room(disk, scratch), watch)
+            work = Passes(ssa, tiles, folder, seed, key_stride, budget, plan.room(disk, scratch), watch)
             with torch.inference_mode(False), torch.no_grad():
-                work.polish(classes)
-                fused = work.fuse()
+                chosen = work.choose(classes)
+                names, labels = look.called(chosen)
+                work.polish()
                 written = outputs.write(
-                    fused,
+                    work.fuse(),
                     reader,
-                    work.classes[0].tolist(),
+                    chosen,
+                    names,
+                    labels,
                     cams=cams,
                     mask=mask,
                     preview=preview,
@@ -184,9 +180,9 @@ def large(
                 mask=mask,
                 preview=preview,
                 size=reader.size,
-                classes=work.classes[0].tolist(),
+                classes=chosen,
                 logits=work.logits,
-                seed=minmax(work.seed[None])[0].cpu(),
+                seed=minmax(work.seed[None])[0].float().cpu(),
                 boxes=written.boxes,
                 box_precision=written.box_precision,
                 tile=cut.tile,
@@ -199,221 +195,3 @@ def large(
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Negative(Exception):
-    """A stage taken for non-negative is not."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__()
-        self.stage = stage
-
-
-class _Work:
-    """The passes over one image's tiles."""
-
-    def __init__(
-        self,
-        ssa: SSA,
-        tiles: Tiles,
-        folder: Path,
-        seed: Tensor | np.ndarray | None,
-        key_stride: int,
-        memory: int,
-        disk: int,
-        watch: Callable[[LargeStep], None] | None,
-    ) -> None:
-        self.ssa, self.tiles, self.folder, self.disk = ssa, tiles, folder, disk
-        self.given = None if seed is None else torch.as_tensor(seed).float().to(tiles.mean.device)
-        self.key_stride, self.memory, self.watch = key_stride, memory, watch
-        self.logits: Tensor | None = None
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-        dry = {name: torch.zeros(1, 1, 1, 1) for name in ssa.stage_names}
-        self.affinities = per_stage("affinity", ssa.affinity, dry, Affinity)
-        self.paths = {name: self._path(name) for name in ssa.stage_names}
-
-    def polish(self, classes: Classes) -> None:
-        """Every stage's polished map on disk."""
-        self.tiles.measure()
-        self.mark("prepare")
-        if self.given is None and (classes is None or isinstance(classes, str)):
-            self._survey()
-            self.mark("survey")
-        self.classes = self._resolve(classes)
-        while True:
-            try:
-                gathered = self._gather()
-                break
-            except _Negative as negative:
-                self.paths[negative.stage] = "keys"
-        self.mark("gather")
-        try:
-            self._apply(gathered)
-        finally:
-            for each in gathered.values():
-                if isinstance(each, Keys):
-                    each.close()
-        self.mark("apply")
-
-    def fuse(self) -> Fused:
-        """The fused map, with its extremes known."""
-        fused = Fused(self.ssa, self.maps, self.tiles.size)
-        H, W = self.tiles.size
-        windows = [
-            Window(y, min(y + SWEEP, H), x, min(x + SWEEP, W)) for y in range(0, H, SWEEP) for x in range(0, W, SWEEP)
-        ]
-        for index, window in enumerate(windows):
-            fused.range_of(window)
-            self.tell("fuse", index + 1, len(windows))
-        self.mark("fuse")
-        return fused
-
-    def tell(self, phase: str, through: int, total: int) -> None:
-        """Let the watcher know."""
-        if self.watch is not None:
-            self.watch(LargeStep(phase, through, total))
-
-    def mark(self, phase: str) -> None:
-        """Note how long a phase took."""
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._since
-        self._since = now
-
-    def _path(self, name: str) -> str:
-        affinity = self.affinities[name]
-        sums = affinity.degree == 1 and not affinity.center and self.ssa.anatomy.signs[name] == "non-negative"
-        return "prototypes" if sums else "keys"
-
-    def _records(self, phase: str) -> Iterator[tuple[Tile, Record]]:
-        """All tiles with what the network gives for them, kept on disk from the first on if all of them fit."""
-        total = len(self.tiles)
-        for index, tile in enumerate(self.tiles):
-            record = self.tiles.record(tile)
-            if index == 0 and self.tiles.kept is None and self._bytes(record, tile) <= self.disk:
-                folder = self.folder / "features"
-                folder.mkdir()
-                self.tiles.keep_in(folder)
-            yield tile, record
-            self.tell(phase, index + 1, total)
-
-    def _bytes(self, record: Record, tile: Tile) -> float:
-        tensors = [*record.stages.values(), *([] if record.seed is None else [record.seed])]
-        pixels = tile.core.shape[0] * tile.core.shape[1]
-        H, W = self.tiles.size
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * (H * W / pixels)
-
-    def _survey(self) -> None:
-        """Find the whole image's logits, by which classes are chosen, before any class is gathered for."""
-        total: Tensor | None = None
-        for tile, record in self._records("survey"):
-            total = self._summed(total, tile, record)
-        self._find_logits(total)
-
-    def _summed(self, total: Tensor | None, tile: Tile, record: Record) -> Tensor | None:
-        """The sum over the tile's pixels of the seed layer's map, added to that of the tiles before."""
-        if record.seed is None:
-            return None
-        y, x = self.tiles.core(self.ssa.anatomy.seed.layer, tile).inside(record.seed_window)
-        part = record.seed[:, y, x].double().sum(dim=(1, 2))
-        return part if total is None else total + part
-
-    def _find_logits(self, total: Tensor | None) -> None:
-        """The logits are those of the mean over all pixels: that is what makes the CAM exact."""
-        if total is None:
-            return
-        h, w = self.tiles.sizes[self.ssa.anatomy.seed.layer]
-        mean = total / (h * w)
-        head = self.ssa.anatomy.seed.head
-        if head is not None:
-            module: Any = self.ssa.model.get_submodule(head)
-            mean = module.weight.detach().flatten(1).double() @ mean
-            mean = mean if module.bias is None else mean + module.bias.detach().double()
-        self.logits = mean.float().cpu()
-
-    def _resolve(self, classes: Classes) -> Tensor:
-        """(1, K) indices on the model's device."""
-        count = self.ssa.anatomy.num_classes
-        logits = self.logits if self.logits is not None else torch.zeros(count)
-        return resolve_classes(classes, logits[None]).to(self.tiles.mean.device)
-
-    def _seed_of(self, record: Record) -> tuple[Tensor, Window, tuple[int, int]]:
-        """The seed (K, h, w) around a tile, where it lies, and the whole seed's size."""
-        if self.given is not None:
-            h, w = self.given.shape[1:]
-            return self.given, Window(0, h, 0, w), (h, w)
-        layer = self.ssa.anatomy.seed.layer
-        assert record.seed is not None
-        captured = Captured(self.tiles.size, {layer: record.seed[None]})
-        seed = cam_seed(self.ssa.model, self.ssa.anatomy.seed, captured, self.classes)[0]
-        return seed, record.seed_window, self.tiles.sizes[layer]
-
-    def _gather(self) -> dict[str, Prototypes | Keys]:
-        gathered: dict[str, Prototypes | Keys] = {}
-        K = self.classes.shape[1]
-        total: Tensor | None = None
-        try:
-            for tile, record in self._records("gather"):
-                total = self._summed(total, tile, record)
-                seed, held, whole = self._seed_of(record)
-                self._remember(seed, held, whole, tile)
-                for name, features in record.stages.items():
-                    if name not in gathered:
-                        gathered[name] = self._accumulator(name, K, features)
-                    core = self.tiles.core(name, tile)
-                    if not core.empty:
-                        cam = resample(seed, held, whole, core, self.tiles.sizes[name], self.ssa.align_corners)
-                        self._add(name, gathered[name], cam, features, core)
-        except BaseException:
-            for each in gathered.values():
-                if isinstance(each, Keys):
-                    each.close()
-            raise
-        self._find_logits(total)
-        return gathered
-
-    def _accumulator(self, name: str, K: int, features: Tensor) -> Prototypes | Keys:
-        C, device = features.shape[0], features.device
-        if self.paths[name] == "prototypes":
-            return Prototypes(K, C, affinity=self.affinities[name], device=device)
-        share = self.memory // (4 * list(self.paths.values()).count("keys"))
-        return Keys(
-            K,
-            C,
-            affinity=self.affinities[name],
-            stride=self.key_stride,
-            memory=share,
-            scratch=self.folder,
-            device=device,
-        )
-
-    def _add(self, name: str, gathered: Prototypes | Keys, cam: Tensor, features: Tensor, core: Window) -> None:
-        if isinstance(gathered, Keys):
-            gathered.add(cam, features, at=(core.y0, core.x0))
-        elif bool((features < 0).any()):
-            raise _Negative(name)
-        else:
-            gathered.add(cam, features, nonnegative=True)
-
-    def _remember(self, seed: Tensor, held: Window, whole: tuple[int, int], tile: Tile) -> None:
-        """Put the tile's part of the seed into the whole one, which is small."""
-        if self.given is not None:
-            self.seed = self.given
-            return
-        if tile.number == 0:
-            self.seed = seed.new_zeros((len(seed), *whole))
-        core = self.tiles.core(self.ssa.anatomy.seed.layer, tile)
-        y, x = core.inside(held)
-        self.seed[:, core.y0 : core.y1, core.x0 : core.x1] = seed[:, y, x]
-
-    def _apply(self, gathered: dict[str, Prototypes | Keys]) -> None:
-        K = self.classes.shape[1]
-        self.maps = {
-            name: DiskMap(self.folder / f"stage-{n}.raw", K, self.tiles.sizes[name])
-            for n, name in enumerate(self.ssa.stage_names)
-        }
-        for tile, record in self._records("apply"):
-            for name, features in record.stages.items():
-                core = self.tiles.core(name, tile)
-                if not core.empty:
-                    self.maps[name].write(core, gathered[name].apply(features))

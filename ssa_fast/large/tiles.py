@@ -11,17 +11,15 @@ from ssa_fast.large.windows import Window
 from ssa_fast.models.capture import Captured, capture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
     from torch import Tensor
 
+    from ssa_fast.large.plan import Cut
     from ssa_fast.large.readers import Reader
     from ssa_fast.ssa import SSA
-
-MARGIN = 2
-"""Cells of the seed's map around a tile's own: bilinear resizing with aligned corners drifts by up to one of them."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +45,28 @@ class Record:
 
 
 class Tiles:
-    """An image of size (H, W) cut at multiples of ``side``, with the maps' strides and what is felt around a tile."""
+    """An image cut as ``cut`` says; of the seed layer's map with its margin, if there is such a layer."""
 
     def __init__(
         self,
         ssa: SSA,
         reader: Reader,
         *,
-        side: int,
-        halo: int,
-        strides: Mapping[str, int],
+        cut: Cut,
         seed_layer: str | None,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        self.ssa, self.reader, self.side, self.halo = ssa, reader, side, halo
-        self.strides, self.seed_layer = dict(strides), seed_layer
+        self.ssa, self.reader, self.seed_layer = ssa, reader, seed_layer
+        self.side, self.halo, self.margin = cut.tile, cut.halo, cut.margin
+        self.strides, self.sizes = cut.strides, cut.sizes
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
-        self.mean, self.std = (parameter.new_tensor(list(values))[None, :, None, None] for values in (mean, std))
-        self.sizes: dict[str, tuple[int, int]] = {}
+        self.device, self.dtype = parameter.device, parameter.dtype
+        # Normalised before they are rounded to half precision, as who calls SSA does it.
+        precise = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.mean, self.std = (
+            torch.tensor(list(values), dtype=precise, device=self.device)[:, None, None] for values in (mean, std)
+        )
         self.kept: Path | None = None
         self._stored: set[int] = set()
         self.forwards = 0
@@ -96,45 +97,44 @@ class Tiles:
     def record(self, tile: Tile) -> Record:
         """What the network gives for a tile."""
         if self.kept is not None and tile.number in self._stored:
-            held = torch.load(self._path(tile), weights_only=True, map_location=self.mean.device)
+            held = torch.load(self._path(tile), weights_only=True, map_location=self.device)
             return Record(held["stages"], held["seed"], Window(*held["seed_window"]))
         record = self._compute(tile)
         if self.kept is not None:
-            content = {"stages": record.stages, "seed": record.seed, "seed_window": tuple(record.seed_window)}
-            torch.save(content, self._path(tile))
-            self._stored.add(tile.number)
+            self.keep(tile, record)
         return record
+
+    def keep(self, tile: Tile, record: Record) -> None:
+        """Keep a tile's record where ``keep_in`` said."""
+        content = {"stages": record.stages, "seed": record.seed, "seed_window": tuple(record.seed_window)}
+        torch.save(content, self._path(tile))
+        self._stored.add(tile.number)
 
     def core(self, name: str, tile: Tile) -> Window:
         """The tile's own part of a map; tiles at the image's end take what the strides leave over."""
         return self._cells(name, tile.core)
 
-    def measure(self) -> None:
-        """Find the whole maps' sizes from the windows at the image's end."""
-        last = list(self)[-1]
-        maps = self._forward(last)
-        for name, tensor in maps.items():
-            stride = self.strides[name]
-            self.sizes[name] = (
-                last.window.y0 // stride + tensor.shape[-2],
-                last.window.x0 // stride + tensor.shape[-1],
-            )
-
     def _compute(self, tile: Tile) -> Record:
         maps = self._forward(tile)
         stages = {}
         for name in self.ssa.stage_names:
-            y, x = self.core(name, tile).inside(self._window(name, tile, maps[name]))
+            core, held = self.core(name, tile), self._window(name, tile, maps[name])
+            if not core.empty and (core.y1 > held.y1 or core.x1 > held.x1):
+                raise ValueError(
+                    f"halo: expected more than {self.halo} pixels, with which windows give too few of {name!r}'s "
+                    'pixels, as the network pads nothing; pass "auto"'
+                )
+            y, x = core.inside(held)
             stages[name] = maps[name][0, :, y, x].clone()  # or the whole window would stay in memory
         if self.seed_layer is None:
             return Record(stages, None, Window(0, 0, 0, 0))
         held = self._window(self.seed_layer, tile, maps[self.seed_layer])
         own = self.core(self.seed_layer, tile)
         piece = Window(
-            max(own.y0 - MARGIN, held.y0),
-            min(own.y1 + MARGIN, held.y1),
-            max(own.x0 - MARGIN, held.x0),
-            min(own.x1 + MARGIN, held.x1),
+            max(own.y0 - self.margin, held.y0),
+            min(own.y1 + self.margin, held.y1),
+            max(own.x0 - self.margin, held.x0),
+            min(own.x1 + self.margin, held.x1),
         )
         y, x = piece.inside(held)
         return Record(stages, maps[self.seed_layer][0, :, y, x].clone(), piece)
@@ -149,8 +149,8 @@ class Tiles:
         return captured.maps
 
     def _prepare(self, rgb: np.ndarray) -> Tensor:
-        pixels = torch.tensor(rgb, device=self.mean.device).permute(2, 0, 1)[None].to(self.mean.dtype)
-        return pixels.div_(255.0).sub_(self.mean).div_(self.std)
+        pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.mean.dtype)
+        return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
 
     def _cells(self, name: str, core: Window) -> Window:
         stride, (h, w) = self.strides[name], self.sizes[name]

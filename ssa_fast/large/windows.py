@@ -53,13 +53,31 @@ def resample(
 
     ``piece`` ``(K, h, w)`` is the part ``held`` of the whole map, and must cover what is ``needed``. Two products with
     interpolation matrices, ``Y · piece · X``: ``(K, *window.shape)``.
+
+    Raises:
+        ValueError: ``held`` does not cover it.
     """
+    part = needed(window, source, target, align_corners)
+    if part.y0 < held.y0 or part.y1 > held.y1 or part.x0 < held.x0 or part.x1 > held.x1:
+        raise ValueError(f"held: expected a window that covers {tuple(part)} of the map, got {tuple(held)}")
+    y, x = part.inside(held)
+    piece = piece[:, y, x]
     if source == target:
-        y, x = window.inside(held)
-        return piece[:, y, x]
-    rows = _matrix(window.y0, window.y1, source[0], target[0], held.y0, held.y1, align_corners).to(piece)
-    columns = _matrix(window.x0, window.x1, source[1], target[1], held.x0, held.x1, align_corners).to(piece)
+        return piece
+    rows = _matrix(window.y0, window.y1, source[0], target[0], part.y0, part.y1, align_corners).to(piece)
+    columns = _matrix(window.x0, window.x1, source[1], target[1], part.x0, part.x1, align_corners).to(piece)
     return rows @ piece @ columns.mT
+
+
+def drift(source: int, target: int, step: float, align_corners: bool) -> int:
+    """How many of a map's pixels bilinear resizing reaches beyond those ``step`` times the target's index, at most.
+
+    The distance is linear in the index, hence largest at an end.
+    """
+    scale = (source - 1) / max(target - 1, 1) if align_corners else source / target
+    start = 0.0 if align_corners else 0.5 * scale - 0.5
+    end = start + (target - 1) * (scale - step)
+    return math.ceil(max(abs(start), abs(end))) + 1  # and the second of the two pixels that are mixed
 
 
 def _positions(lo: int, hi: int, source: int, target: int, align_corners: bool) -> Tensor:

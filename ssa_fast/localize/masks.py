@@ -106,7 +106,7 @@ def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colours)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     draft = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
         draft.write_bytes(buffer.getvalue())

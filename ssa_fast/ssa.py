@@ -165,7 +165,8 @@ class SSA:
         prototypes (or, for signed features and other affinities, the pixels themselves), a second applies them; both
         read the features from disk if there is room, and else compute them again. With classes that are told the
         network runs once per tile if features are kept, else twice; "predicted" and "topN", which need the whole
-        image's logits first, take one run more where features are not kept.
+        image's logits first, take one run more where features are not kept. CAMs are of the image's size, whatever
+        ``size`` SSA was made with.
 
         Args:
             image: a path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
@@ -178,8 +179,9 @@ class SSA:
 
         Keyword Args:
             tile: pixels of a tile's side, a multiple of the coarsest stride; "auto" by the memory.
-            halo: pixels around a tile that the network sees too; "auto" measures how far it feels (ResNet-18: 224,
-                ResNet-50: 256 pixels, and two coarse cells for the seed). A smaller one is an approximation.
+            halo: pixels around a tile that the network sees too; "auto" measures how far it feels (ResNet-18 and
+                ResNet-50: 224 pixels). A smaller one is an approximation. A margin for the seed's resizing is added:
+                two of its map's pixels, 64 of the image, for those.
             memory: what the process may take in all, bytes or as in "4GB".
             disk: bytes that kept features may take; "auto" is half of what is free, 0 none.
             scratch: folder for them; default beside ``out``.
@@ -193,7 +195,8 @@ class SSA:
             ``ssa_fast.large.LargeResult``: the files, classes, logits, boxes, and how it was done.
 
         Raises:
-            ValueError: an image or option that does not go, with what to do; files that exist. OSError: no room.
+            ValueError: an image, network or option that does not go, with what to do; files that exist; NaN or
+                infinity in logits or CAMs. OSError: no room.
         """
         from ssa_fast.large import polish
 

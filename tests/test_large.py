@@ -479,3 +479,17 @@ def test_too_many_classes_and_wrong_looks(tmp_path: Path) -> None:
         Look(background=2.0)
     many = ssa.large(picture(60, 70), list(range(254)), out=tmp_path / "out.tif")
     assert len(many.boxes) == 254
+
+
+@pytest.mark.parametrize(("name", "halo"), [("resnet18", 224), ("resnet50", 224)])
+def test_how_far_residual_networks_feel(name: str, halo: int) -> None:
+    import torchvision
+
+    from ssa_fast.large.probe import probe
+    from ssa_fast.models import examine
+
+    model = getattr(torchvision.models, name)(weights=None)
+    anatomy = examine(model, input_size=64)
+    reach = probe(model, anatomy.stages, 3)
+    assert reach.halo == halo
+    assert reach.strides == {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}

@@ -61,13 +61,14 @@ class Passes:
         memory: int,
         disk: int,
         watch: Callable[[LargeStep], None] | None,
+        start: float,
     ) -> None:
         self.ssa, self.tiles, self.folder, self.disk = ssa, tiles, folder, disk
         self.given = None if seed is None else torch.as_tensor(seed).float().to(tiles.device)
         self.key_stride, self.memory, self.watch = key_stride, memory, watch
         self.logits: Tensor | None = None
         self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
+        self._since = start
         dry = {name: torch.zeros(1, 1, 1, 1) for name in ssa.stage_names}
         self.affinities = per_stage("affinity", ssa.affinity, dry, Affinity)
         self.paths = {name: self._path(name) for name in ssa.stage_names}

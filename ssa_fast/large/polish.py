@@ -73,7 +73,7 @@ def to_files(
     cams = Path(out)
     if cams.suffix.lower() not in (".tif", ".tiff", ".zarr"):
         raise ValueError(f"out: expected a name that ends in .tif or .zarr, got {cams.name!r}")
-    files = {
+    files: dict[str, Any] = {
         "cams": cams,
         "mask": cams.with_name(f"{cams.stem}.mask{cams.suffix}"),
         "preview": cams.with_name(f"{cams.stem}.preview.png"),
@@ -157,7 +157,7 @@ def large(
                 mean=mean,
                 std=std,
             )
-            work = Passes(ssa, tiles, folder, seed, key_stride, budget, plan.room(disk, scratch), watch)
+            work = Passes(ssa, tiles, folder, seed, key_stride, budget, plan.room(disk, scratch), watch, start)
             with torch.inference_mode(False), torch.no_grad():
                 chosen = work.choose(classes)
                 names, labels = look.called(chosen)

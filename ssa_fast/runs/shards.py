@@ -127,8 +127,7 @@ class Shards:
                 time.sleep(POLL)
         processes = [Process(0, self.host, *self._count, "finished")]
         processes += [
-            Process(rank, self.whos[rank]["host"], *self._counted(rank), states[rank])
-            for rank in range(1, self.world)
+            Process(rank, self.whos[rank]["host"], *self._counted(rank), states[rank]) for rank in range(1, self.world)
         ]
         return processes, [reports[rank] for rank in sorted(reports)]
 

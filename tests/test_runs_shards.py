@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("alone")
-    assert start(folder, out).wait(timeout=120) == 1, "one picture is bad"
+    assert start(folder, out).wait(timeout=300) == 1, "one picture is bad"
     return contents(out)
 
 
@@ -65,7 +65,7 @@ def free_port() -> int:
 def test_processes_share_the_pictures(world: int, folder: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     port = free_port()
     ranks = [start(folder, tmp_path, rank, world, port) for rank in range(world)]
-    said = [rank.communicate(timeout=120) for rank in ranks]
+    said = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1] + [int("bad.png" in out) for out, _ in said[1:]], said
     assert contents(tmp_path) == alone
     told = json.loads((tmp_path / "report.json").read_text())
@@ -83,7 +83,7 @@ def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, alone: dict[
     while not (tmp_path / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     ranks[2].send_signal(signal.SIGKILL)
-    said = [rank.communicate(timeout=120) for rank in ranks]
+    said = [rank.communicate(timeout=300) for rank in ranks]
     assert ranks[2].returncode == -signal.SIGKILL
     assert ranks[0].returncode == 1
     assert "process 2 on" in said[0][1]
@@ -92,7 +92,7 @@ def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, alone: dict[
     assert [process["state"] for process in told["processes"]] == ["finished", "finished", "died"]
     assert told["done"] < PICTURES
     again = start(folder, tmp_path)
-    said_again = again.communicate(timeout=120)
+    said_again = again.communicate(timeout=300)
     assert again.returncode == 1, said_again
     assert contents(tmp_path) == alone
 
@@ -101,7 +101,7 @@ def test_what_rank_0_refuses_all_refuse(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text("precious")
     port = free_port()
     ranks = [start(folder, tmp_path, rank, 2, port) for rank in range(2)]
-    said = [rank.communicate(timeout=120) for rank in ranks]
+    said = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], said
     assert all("boxes.json exists" in err for _, err in said)
 
@@ -119,7 +119,7 @@ def test_under_torchrun_a_process_that_dies_ends_all_well(
         time.sleep(0.005)
     ranks = {psutil.Process(launcher.pid).children()[n].environ()["RANK"]: n for n in range(3)}
     psutil.Process(launcher.pid).children()[ranks["2"]].kill()
-    _, stderr = launcher.communicate(timeout=120)
+    _, stderr = launcher.communicate(timeout=300)
     assert launcher.returncode == 1
     assert "process 2 on" in stderr
     assert "died after" in stderr
@@ -128,6 +128,6 @@ def test_under_torchrun_a_process_that_dies_ends_all_well(
     assert told["processes"][2]["state"] == "died"
     assert not told["failed"] or [failed["reason"] for failed in told["failed"]] == ["the file is empty (0 bytes)."]
     again = start(folder, tmp_path)
-    said_again = again.communicate(timeout=120)
+    said_again = again.communicate(timeout=300)
     assert again.returncode == 1, said_again
     assert contents(tmp_path) == alone

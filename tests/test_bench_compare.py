@@ -125,7 +125,7 @@ for name in ("kernels.config", "kernels.configs", "models", "cli", "demo.network
     importlib.import_module(f"ssa_fast.{name}")
 trees.assert_unmixed(tree)
 assert all(str(tree) in str(each.__spec__.origin or each.__path__) for each in trees.modules().values())
-for missing in ("runs", "kernels.tiled"):
+for missing in ("pictures", "kernels.tiled"):
     try:
         importlib.import_module(f"ssa_fast.{missing}")
     except ModuleNotFoundError as error:
@@ -141,13 +141,13 @@ trees.assert_unmixed(tree)
 
 def test_a_process_has_one_tree_only(tree):
     made = tree("lacking")
-    (made / "ssa_fast" / "outputs.py").unlink()
+    (made / "ssa_fast" / "pictures.py").unlink()
     (made / "kernels" / "tiled.py").unlink()
     done = subprocess.run(
         [sys.executable, "-c", UNMIXED, str(made)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == [
-        "no module named 'ssa_fast.runs' in this tree",
+        "no module named 'ssa_fast.pictures' in this tree",
         "no module named 'ssa_fast.kernels.tiled' in this tree",
         "expected a process without ssa_fast, found ssa_fast imported",
     ], done.stderr

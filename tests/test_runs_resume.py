@@ -17,7 +17,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that each starts at once")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered")
 
 KILLS = 25
 PICTURES = 14

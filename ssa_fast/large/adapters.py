@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ssa_fast.large.readers import Reader
 
 
-class Windows:
+class Windows(ABC):
     """The common part of the readers: the window's check, and ``with``. Subclasses have ``_window``."""
 
     premultiplied = False
@@ -55,10 +56,11 @@ class Windows:
                 "cut it to the image first"
             )
 
+    @abstractmethod
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        raise NotImplementedError
+        """The window's pixels as they are stored, (h, w) or (h, w, n)."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most hold nothing that has to be let go
         """Let go of files."""
 
     def __enter__(self) -> Windows:
@@ -81,7 +83,7 @@ class Given(Windows):
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """As ``Windows.read``; what the reader raises comes through."""
         self._inside(y0, y1, x0, x1)
-        pixels = self.reader.read(y0, y1, x0, x1)
+        pixels = self._window(y0, y1, x0, x1)
         shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
         if dtype != np.uint8 or shape != (y1 - y0, x1 - x0, 3):
             raise ValueError(
@@ -89,6 +91,9 @@ class Given(Windows):
                 "read(y0, y1, x0, x1) gives RGB"
             )
         return pixels
+
+    def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        return self.reader.read(y0, y1, x0, x1)
 
 
 class Array(Windows):

@@ -20,9 +20,10 @@ COMMANDS = {
     "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
+    "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
-OWN = ("run", "plot", "compare", "large", "throughput")  # read their own arguments
+OWN = ("run", "aot", "plot", "compare", "large", "throughput")  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -83,6 +84,10 @@ def _own(command: str, rest: list[str]) -> int:
         from bench import plot
 
         return plot.main(rest)
+    if command == "aot":
+        from bench import aot_report
+
+        return aot_report.main(rest)
     if command == "compare":
         from bench import compare
 

@@ -1,4 +1,4 @@
-"""Fit the dispatcher's rates to this CPU, and say how often it then picks the fastest path."""
+"""Fit the dispatcher's rates to this CPU, and say how often it then picks the fastest method."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from scipy.optimize import nnls
 
 from bench import measure
-from ssa_fast import Affinity, costs, dispatch, polish
+from ssa_fast import Affinity, polish
+from ssa_fast.ops import cost_model, dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-BUDGET = 3e11  # floating-point operations beyond which a path is not worth waiting for
+BUDGET = 3e11  # floating-point operations beyond which a method is not worth waiting for
 
 
 def problems() -> Iterator[tuple[tuple[int, int, int, int], Affinity, bool]]:
@@ -30,45 +31,45 @@ def problems() -> Iterator[tuple[tuple[int, int, int, int], Affinity, bool]]:
 
 
 def timings() -> Iterator[dict[str, Any]]:
-    """One row per problem and supported path: its cost as the dispatcher counts it and the median time."""
+    """One row per problem and supported method: its cost as the dispatcher counts it and the median time."""
     for (B, K, C, side), affinity, nonnegative in problems():
-        problem = costs.Problem(B, K, C, side * side, affinity, nonnegative)
+        problem = cost_model.Problem(B, K, C, side * side, affinity, nonnegative)
         draw = torch.rand if nonnegative else torch.randn
         cam, f = torch.rand(B, K, side, side), draw(B, C, side, side)
-        for path in dispatch.TORCH_PATHS:
-            cost = costs.cost(path, problem)
-            if dispatch.not_supported_reasons(path, "torch", problem) or cost.flops > BUDGET:
+        for method in dispatch.TORCH_METHODS:
+            cost = cost_model.cost(method, problem)
+            if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > BUDGET:
                 continue
-            if path == "dense" and cost.extra_memory > dispatch.DENSE_LIMIT:
+            if method == "dense" and cost.extra_memory > dispatch.DENSE_LIMIT:
                 continue
 
             def call(
-                path: str = path, cam: Any = cam, f: Any = f, affinity: Any = affinity, sign: bool = nonnegative
+                method: str = method, cam: Any = cam, f: Any = f, affinity: Any = affinity, sign: bool = nonnegative
             ) -> Any:
-                return polish(cam, f, affinity=affinity, path=path, nonnegative=sign)
+                return polish(cam, f, affinity=affinity, method=method, nonnegative=sign)
 
             name = f"B={B} K={K} C={C} L={side * side} power={affinity.power:g} {'f>=0' if nonnegative else 'signed'}"
-            yield {"problem": name, "path": path, "cost": cost, "ms": measure.median_seconds(call) * 1e3}
+            yield {"problem": name, "method": method, "cost": cost, "ms": measure.median_seconds(call) * 1e3}
 
 
-def fit(rows: list[dict[str, Any]]) -> costs.Rates:
+def fit(rows: list[dict[str, Any]]) -> cost_model.Rates:
     """Rates whose predicted times have the least squared relative error, all times ≥ 0."""
     terms = np.array([[row["cost"].flops, row["cost"].traffic, row["cost"].calls] for row in rows], float)
     times = np.array([row["ms"] / 1e3 for row in rows])
     scale = terms.max(axis=0)
     per_unit, _ = nnls(terms / scale / times[:, None], np.ones(len(rows)))
     with np.errstate(divide="ignore"):
-        return costs.Rates(*(float(rate) for rate in scale / per_unit))
+        return cost_model.Rates(*(float(rate) for rate in scale / per_unit))
 
 
-def regrets(rows: list[dict[str, Any]], rates: costs.Rates) -> list[tuple[str, str, str, float]]:
-    """Per problem: the path that ``rates`` pick, the fastest, and how much longer the pick took."""
+def regrets(rows: list[dict[str, Any]], rates: cost_model.Rates) -> list[tuple[str, str, str, float]]:
+    """Per problem: the method that ``rates`` pick, the fastest, and how much longer the pick took."""
     found = []
     for name in dict.fromkeys(row["problem"] for row in rows):
         mine = [row for row in rows if row["problem"] == name]
-        picked = min(mine, key=lambda row: costs.seconds(row["cost"], rates))
+        picked = min(mine, key=lambda row: cost_model.seconds(row["cost"], rates))
         fastest = min(mine, key=lambda row: row["ms"])
-        found.append((name, picked["path"], fastest["path"], picked["ms"] / fastest["ms"]))
+        found.append((name, picked["method"], fastest["method"], picked["ms"] / fastest["ms"]))
     return found
 
 
@@ -77,7 +78,7 @@ def main(save: Path | None) -> None:
     rows = list(timings())
     rates = fit(rows)
     print(f"fitted to this machine: {rates}")
-    for label, used in (("fitted", rates), ("costs.RATES['cpu', 'torch']", costs.RATES["cpu", "torch"])):
+    for label, used in (("fitted", rates), ("costs.RATES['cpu', 'torch']", cost_model.RATES["cpu", "torch"])):
         found = regrets(rows, used)
         misses = sorted((regret for regret in found if regret[3] > 1.1), key=lambda regret: -regret[3])
         print(f"{label}: the pick is within 10 % of the fastest in {len(found) - len(misses)} of {len(found)} problems")

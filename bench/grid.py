@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bench.problems import Named
-    from bench.providers import Provider, Work
+    from bench.providers import Provider, StagePlan
     from bench.stand import Stand
     from bench.workers import Job, Row
 
@@ -198,7 +198,7 @@ def ratios(mine: Sequence[float], base: Sequence[float]) -> dict[str, float] | N
     return quantiles(np.array(mine[:both]) / np.array(base[:both]), 5)
 
 
-def share(work: Work | None, ceilings: dict[str, float], p50_ms: float) -> Row:
+def share(work: StagePlan | None, ceilings: dict[str, float], p50_ms: float) -> Row:
     """The roofline's time of the work over the time measured, and which ceiling it is."""
     if work is None:
         return {"share": None, "bound": ""}

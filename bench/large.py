@@ -24,15 +24,15 @@ from PIL import Image
 
 from bench import measure
 from ssa_fast import SSA
-from ssa_fast.classifiers import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
 from ssa_fast.large import bars
-from ssa_fast.large.outputs import Look
+from ssa_fast.large.export import Look
+from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ssa_fast.large.maps import Fused
+    from ssa_fast.large.disk_map import Fused
 
 SIZES = (4096, 8192, 16384)
 WHOLE = 2048  # side at which the whole image still goes through the network
@@ -92,7 +92,7 @@ def network(name: str) -> tuple[SSA, list[int], Any, Any]:
     """SSA, the classes asked for, and the normalisation."""
     if name == "demo":
         from ssa_fast.demo.comparison import OPTIONS
-        from ssa_fast.demo.network import load_classifier
+        from ssa_fast.models.demo_net import load_classifier
 
         return SSA(load_classifier(), **OPTIONS), [ANIMAL], (0.5,) * 3, (0.25,) * 3
     from torchvision import models
@@ -140,23 +140,24 @@ def against_whole(folder: Path, model: str) -> dict[str, Any]:
     """Tiles against the whole image at ``WHOLE``², before CAMs become 8 bits; and the jumps at the borders."""
     from unittest.mock import patch
 
-    from ssa_fast.large import outputs, readers
-    from ssa_fast.large.windows import Window
+    from ssa_fast.io.readers import open_image
+    from ssa_fast.large import export
+    from ssa_fast.large.resample import Window
 
     field = Field(WHOLE)
     source = folder / "whole.tif"
     field.write(source)
     ssa, classes, mean, std = network(model)
     kept: list[np.ndarray] = []
-    write = outputs.write
+    write = export.write
 
     def keep(fused: Fused, *rest: Any, **options: Any) -> Any:
         kept.append(fused.cam(Window(0, WHOLE, 0, WHOLE)).numpy())
         return write(fused, *rest, **options)
 
-    with patch.object(outputs, "write", keep):
+    with patch.object(export, "write", keep):
         result = ssa.large(source, classes, out=folder / "w.tif", overwrite=True, tile=WHOLE_TILE, mean=mean, std=std)
-    with readers.open_image(source, memory=1 << 30) as reader:
+    with open_image(source, memory=1 << 30) as reader:
         rgb = torch.tensor(reader.read(0, WHOLE, 0, WHOLE)).permute(2, 0, 1)[None].float() / 255
     scale = [torch.tensor(list(values))[None, :, None, None] for values in (mean, std)]
     whole = ssa((rgb - scale[0]) / scale[1], classes).cams[0].numpy()

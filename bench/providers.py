@@ -1,4 +1,4 @@
-"""Who takes part in the grid: ours by path and backend, and what people use instead.
+"""Who takes part in the grid: ours by method and backend, and what people use instead.
 
 A provider says why it cannot do a problem, builds its variants (the fastest counts), and counts its own work.
 """
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from bench import networks, peers
 from bench.networks import FORMATS, Network
 from bench.problems import STAGES
-from ssa_fast import costs, dispatch, gpus, polish
+from ssa_fast import polish
+from ssa_fast.ops import cost_model, dispatch, gpu_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ Reasons: TypeAlias = "list[str]"
 FLOAT = 4  # bytes
 
 
-class Work(NamedTuple):
+class StagePlan(NamedTuple):
     """Floating-point operations of the products, bytes through memory, and bytes held beyond inputs and result."""
 
     flops: int
@@ -51,7 +52,7 @@ class Provider:
     name: str
     build: Callable[[Stand, Any, Tensor, Any], Variants]
     reasons: Callable[[Any, Stand], Reasons]
-    work: Callable[[Any, Stand], Work | None]
+    work: Callable[[Any, Stand], StagePlan | None]
     ours: bool = False
     answer: str = "polished"
     compiles: bool = False
@@ -64,16 +65,16 @@ def of(problem: Named, stand: Stand) -> list[Provider]:
     if isinstance(problem, Network):
         return NETWORK
     if not stand.on_gpu:
-        return [*AUTO, *(_way(path, "torch") for path in dispatch.TORCH_PATHS), *PEERS]
-    kernels = [_way(path, "triton") for path in dispatch.TRITON_PATHS]
-    both = [_way(path, "torch", both=path in dispatch.TRITON_PATHS) for path in dispatch.TORCH_PATHS]
+        return [*AUTO, *(_way(method, "torch") for method in dispatch.TORCH_METHODS), *PEERS]
+    kernels = [_way(method, "triton") for method in dispatch.TRITON_METHODS]
+    both = [_way(method, "torch", both=method in dispatch.TRITON_METHODS) for method in dispatch.TORCH_METHODS]
     return [*AUTO, *kernels, *both, *PEERS]
 
 
-def counted(problem: Problem, stand: Stand) -> costs.Problem:
+def counted(problem: Problem, stand: Stand) -> cost_model.Problem:
     """The problem as the dispatcher sees it."""
-    gpu, no_gpu = gpus.look_up(stand.device)
-    return costs.Problem(
+    gpu, no_gpu = gpu_info.query(stand.device)
+    return cost_model.Problem(
         problem.B,
         problem.K,
         problem.C,
@@ -103,42 +104,42 @@ def none(problem: Named, stand: Stand) -> Reasons:
 def build_auto(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The public call with nothing promised: it reads the features' sign and chooses."""
     chosen = dispatch.plan(counted(problem, stand))
-    yield f"{chosen.path}, {chosen.backend}", lambda: polish(cam, f, affinity=problem.phi)
+    yield f"{chosen.method}, {chosen.backend}", lambda: polish(cam, f, affinity=problem.phi)
 
 
-def work_auto(problem: Problem, stand: Stand) -> Work:
+def work_auto(problem: Problem, stand: Stand) -> StagePlan:
     chosen = dispatch.plan(counted(problem, stand))
-    return work_way(chosen.path, chosen.backend, problem, stand)
+    return work_way(chosen.method, chosen.backend, problem, stand)
 
 
-def build_way(path: str, backend: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """One path on one backend, with the features' sign promised."""
+def build_way(method: str, backend: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """One method on one backend, with the features' sign promised."""
     sign = positive(problem)
-    yield backend, lambda: polish(cam, f, affinity=problem.phi, path=path, backend=backend, nonnegative=sign)
+    yield backend, lambda: polish(cam, f, affinity=problem.phi, method=method, backend=backend, nonnegative=sign)
 
 
-def reasons_way(path: str, backend: str, problem: Problem, stand: Stand) -> Reasons:
-    return dispatch.not_supported_reasons(path, backend, counted(problem, stand))
+def reasons_way(method: str, backend: str, problem: Problem, stand: Stand) -> Reasons:
+    return dispatch.not_supported_reasons(method, backend, counted(problem, stand))
 
 
-def work_way(path: str, backend: str, problem: Problem, stand: Stand) -> Work:
+def work_way(method: str, backend: str, problem: Problem, stand: Stand) -> StagePlan:
     """The dispatcher's count; of prototypes the least, which is two reads of the features and the CAM in and out."""
     given = counted(problem, stand)
-    cost = costs.cost(path, given, backend)
-    if path != "prototypes":
-        return Work(cost.flops, cost.traffic, cost.extra_memory)
+    cost = cost_model.cost(method, given, backend)
+    if method != "prototypes":
+        return StagePlan(cost.flops, cost.traffic, cost.extra_memory)
     flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
     maps = 2 * problem.B * problem.K * problem.L * FLOAT
-    return Work(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)
+    return StagePlan(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)
 
 
-def _way(path: str, backend: str, both: bool = False) -> Provider:
-    """A path on a backend; named after the path, or after both where its kernels already have that name."""
+def _way(method: str, backend: str, both: bool = False) -> Provider:
+    """A method on a backend; named after the method, or after both where its kernels already have that name."""
     return Provider(
-        f"{path} in PyTorch" if both else path,
-        functools.partial(build_way, path, backend),
-        functools.partial(reasons_way, path, backend),
-        functools.partial(work_way, path, backend),
+        f"{method} in PyTorch" if both else method,
+        functools.partial(build_way, method, backend),
+        functools.partial(reasons_way, method, backend),
+        functools.partial(work_way, method, backend),
         ours=True,
     )
 
@@ -184,39 +185,39 @@ def _sizes(problem: Problem) -> tuple[int, int, int]:
     return B * L * L * FLOAT, problem.feature_bytes, 2 * B * problem.K * L * FLOAT
 
 
-def work_dense(problem: Problem, stand: Stand) -> Work:
+def work_dense(problem: Problem, stand: Stand) -> StagePlan:
     """Seven passes over the affinities: written; read and written by the ReLU; summed; divided; multiplied."""
     square, features, maps = _sizes(problem)
-    return Work(_pairs(problem), 7 * square + 4 * features + maps, 2 * square)
+    return StagePlan(_pairs(problem), 7 * square + 4 * features + maps, 2 * square)
 
 
-def work_fused(problem: Problem, stand: Stand) -> Work:
+def work_fused(problem: Problem, stand: Stand) -> StagePlan:
     """The least a compiler can leave of that: the affinities written, read twice and written once."""
     square, features, maps = _sizes(problem)
-    return Work(_pairs(problem), 4 * square + 2 * features + maps, square)
+    return StagePlan(_pairs(problem), 4 * square + 2 * features + maps, square)
 
 
-def work_chunked(problem: Problem, stand: Stand) -> Work:
+def work_chunked(problem: Problem, stand: Stand) -> StagePlan:
     """Four passes over the affinities: written, read and written by the ReLU, multiplied."""
     square, features, maps = _sizes(problem)
-    return Work(_pairs(problem), 4 * square + 4 * features + maps, 2 * features)
+    return StagePlan(_pairs(problem), 4 * square + 4 * features + maps, 2 * features)
 
 
-def work_streamed(problem: Problem, stand: Stand) -> Work:
+def work_streamed(problem: Problem, stand: Stand) -> StagePlan:
     """No affinity in memory; the features normalised and read."""
     _, features, maps = _sizes(problem)
-    return Work(_pairs(problem), 3 * features + maps, features)
+    return StagePlan(_pairs(problem), 3 * features + maps, features)
 
 
-def work_algebra(problem: Problem, stand: Stand) -> Work:
+def work_algebra(problem: Problem, stand: Stand) -> StagePlan:
     """The features read for their norms, for the prototypes and for the result."""
     _, features, maps = _sizes(problem)
-    return Work(4 * problem.B * problem.L * problem.C * (problem.K + 1), 3 * features + maps, maps)
+    return StagePlan(4 * problem.B * problem.L * problem.C * (problem.K + 1), 3 * features + maps, maps)
 
 
-def work_product(problem: Problem, stand: Stand) -> Work:
+def work_product(problem: Problem, stand: Stand) -> StagePlan:
     square, features, _ = _sizes(problem)
-    return Work(2 * problem.B * problem.L**2 * problem.C, square + features, square)
+    return StagePlan(2 * problem.B * problem.L**2 * problem.C, square + features, square)
 
 
 def _pairs(problem: Problem) -> int:
@@ -259,15 +260,15 @@ def no_network(problem: Network, stand: Stand) -> Reasons:
     return networks.missing()
 
 
-def work_backbone(problem: Network, stand: Stand) -> Work | None:
+def work_backbone(problem: Network, stand: Stand) -> StagePlan | None:
     """Convolutions have short cuts; their operations are not counted."""
     return None
 
 
-def work_polished(problem: Network, stand: Stand) -> Work:
+def work_polished(problem: Network, stand: Stand) -> StagePlan:
     """Two reads of the stages' features and prototypes' products; maps and fusion are left out, as smaller."""
     numbers = problem.B * sum(C * (problem.size // step) ** 2 for C, step in STAGES.values())
-    return Work(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
+    return StagePlan(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
 
 
 NETWORK = [

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench import measure, memory
-from ssa_fast import gpus
+from ssa_fast.ops import gpu_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,8 +42,8 @@ class Stand:
         return self.device.type == "cuda"
 
     @property
-    def gpu(self) -> gpus.Gpu:
-        found, why = gpus.look_up(self.device)
+    def gpu(self) -> gpu_info.Gpu:
+        found, why = gpu_info.query(self.device)
         if found is None:
             raise NotHere(why)
         return found

@@ -1,7 +1,7 @@
 """``python -m bench store``: bytes per image of CAM files in each layout, against IRN's, and what storing changes.
 
-Nothing is timed. Polished CAMs of generated scenes are written as ``ssa_fast.camfiles`` writes them and read again; the
-truth is the CAM before it is written, float32, resized to the picture's size. Masks are ``ssa_fast.localize.masks``
+Nothing is timed. Polished CAMs of generated scenes are written as ``ssa_fast.io.cam_files`` writes them and read again;
+the truth is the CAM before it is written, float32, resized to the picture's size. Masks are ``ssa_fast.localize.masks``
 with its default background.
 """
 
@@ -19,13 +19,14 @@ import torch
 from PIL import Image
 
 from bench import measure
-from ssa_fast import SSA, camfiles
-from ssa_fast.camfiles import CamFile
+from ssa_fast import SSA
 from ssa_fast.demo.comparison import OPTIONS
-from ssa_fast.demo.network import load_classifier, prepare
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
+from ssa_fast.io import cam_files
+from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import masks
 from ssa_fast.localize.masks import DEFAULT_BACKGROUND
+from ssa_fast.models.demo_net import load_classifier, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def _mask(cams: np.ndarray) -> np.ndarray:
 def rows(name: str, cams: list[CamFile]) -> list[dict[str, Any]]:
     """One row per layout: bytes per image, as they are and deflated, times smaller than IRN's, and what changed."""
     found: list[dict[str, Any]] = []
-    truths = [camfiles.full_size(cam) for cam in cams]
+    truths = [cam_files.full_size(cam) for cam in cams]
     for layout in LAYOUTS:
         sizes, deflated, errors, changed = zip(
             *(_stored(cam, truth, layout) for cam, truth in zip(cams, truths, strict=True)), strict=True
@@ -134,12 +135,12 @@ def rows(name: str, cams: list[CamFile]) -> list[dict[str, Any]]:
 def _stored(cam: CamFile, truth: np.ndarray, layout: Layout) -> tuple[int, int, float, float]:
     """Bytes of the file, bytes of it deflated, largest error of what is read again, share of mask pixels changed."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", camfiles.PickleWarning)
-        path = Path(folder, "a" + camfiles.suffix(layout.format))
+        warnings.simplefilter("ignore", cam_files.PickleWarning)
+        path = Path(folder, "a" + cam_files.suffix(layout.format))
         given = replace(cam, cams=truth) if layout.full else cam
-        camfiles.write(path, given, format=layout.format, dtype=layout.dtype, allow_pickle=True)
+        cam_files.write(path, given, format=layout.format, dtype=layout.dtype, allow_pickle=True)
         content = path.read_bytes()
-        again = camfiles.full_size(camfiles.read(path, allow_pickle=True))
+        again = cam_files.full_size(cam_files.read(path, allow_pickle=True))
     error = float(np.abs(again - truth).max())
     return len(content), len(zlib.compress(content)), error, float((_mask(again) != _mask(truth)).mean())
 

@@ -1,4 +1,4 @@
-"""The exact paths on a CPU: float32, K = 20 unless said, random features; ratios are goals of the project."""
+"""The exact methods on a CPU: float32, K = 20 unless said, random features; ratios are goals of the project."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | No
     cam, f = torch.rand(1, K, side, side), torch.rand(1, 256, side, side)
     label = f"prototypes{' (sign promised)' if promised else ''} vs dense PCM, L={side * side:,}, C=256"
     versus(
-        lambda: polish(cam, f, path="prototypes", nonnegative=promised),
+        lambda: polish(cam, f, method="prototypes", nonnegative=promised),
         lambda: dense_pcm(cam, f),
         label=label,
         at_least=goal,
@@ -35,7 +35,7 @@ def test_prototypes_against_their_own_products(versus: Versus) -> None:
     cam, f = torch.rand(1, K, 128, 128), torch.rand(1, 256, 128, 128)
     v, flat = torch.rand(K + 1, 128 * 128), f[0].flatten(1)
     versus(
-        lambda: polish(cam, f, path="prototypes", nonnegative=True),
+        lambda: polish(cam, f, method="prototypes", nonnegative=True),
         lambda: (v @ flat.mT) @ flat,
         label="prototypes (sign promised) vs their two matrix products alone, L=16,384, C=256",
         at_least=1 / 2,
@@ -48,14 +48,14 @@ def test_prototypes_against_their_own_products(versus: Versus) -> None:
 def test_tiled_against_dense(versus: Versus, side: int, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.randn(1, 256, side, side)
     label = f"tiled vs dense PCM, signed, L={side * side:,}, C=256"
-    versus(lambda: polish(cam, f, path="tiled"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
+    versus(lambda: polish(cam, f, method="tiled"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
 
 
 def test_tiled_against_the_product_alone(versus: Versus) -> None:
     cam, f = torch.rand(1, K, 128, 128), torch.randn(1, 256, 128, 128)
     flat = f[0].flatten(1)
     versus(
-        lambda: polish(cam, f, path="tiled"),
+        lambda: polish(cam, f, method="tiled"),
         lambda: flat.mT @ flat,
         label="tiled vs the product xᵀx alone, signed, L=16,384, C=256",
         at_least=1 / 0.6,
@@ -66,21 +66,21 @@ def test_tiled_against_the_product_alone(versus: Versus) -> None:
 
 # Exponents e of time = L^e, between 16,384 and 262,144 pixels: tiled takes minutes there, so it is timed once.
 @pytest.mark.parametrize(
-    ("path", "draw", "goal", "times"), [("prototypes", "rand", 1.1, 9), ("tiled", "randn", 2.05, 1)]
+    ("method", "draw", "goal", "times"), [("prototypes", "rand", 1.1, 9), ("tiled", "randn", 2.05, 1)]
 )
-def test_growth(rows: list[dict[str, Any]], path: str, draw: str, goal: float, times: int) -> None:
+def test_growth(rows: list[dict[str, Any]], method: str, draw: str, goal: float, times: int) -> None:
     sides, found = (128, 512), []
     for side in sides:
         cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
-        call = partial(polish, cam, f, path=path)
+        call = partial(polish, cam, f, method=method)
         if side == sides[0] or times > 1:
             call()
         taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
         found.append(float(np.median(taken)))
     exponent = float(np.log(found[1] / found[0]) / np.log(512**2 / 128**2))
     if (
-        path == "prototypes"
-    ):  # what memory costs beyond the caches is not the path's: its products alone, for comparison
+        method == "prototypes"
+    ):  # what memory costs beyond the caches is not the method's: its products alone, for comparison
         rows.append(
             {
                 "what": "the products of prototypes alone, exponent",
@@ -88,7 +88,7 @@ def test_growth(rows: list[dict[str, Any]], path: str, draw: str, goal: float, t
                 "goal": "none",
             }
         )
-    what = f"{path}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to 262,144"
+    what = f"{method}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to 262,144"
     rows.append({"what": what, "exponent": round(exponent, 3), "goal": f"<= {goal}"})
     assert exponent <= goal, f"{what}: {exponent:.3f}, the goal is {goal}"
 
@@ -105,21 +105,21 @@ def _products_exponent(sides: tuple[int, int]) -> float:
 def test_second_order_against_tiled(versus: Versus) -> None:
     cam, f, affinity = torch.rand(1, 3, 128, 128), torch.rand(1, 256, 128, 128), Affinity(power=2)
     versus(
-        lambda: polish(cam, f, affinity=affinity, path="second_order"),
-        lambda: polish(cam, f, affinity=affinity, path="tiled"),
+        lambda: polish(cam, f, affinity=affinity, method="second_order"),
+        lambda: polish(cam, f, affinity=affinity, method="tiled"),
         label="second-order vs tiled, power 2, L=16,384, C=256, K=3",
         at_least=1.0,
     )
 
 
 @pytest.mark.parametrize(
-    ("path", "draw", "side"), [("prototypes", "rand", 128), ("prototypes", "rand", 256), ("tiled", "randn", 256)]
+    ("method", "draw", "side"), [("prototypes", "rand", 128), ("prototypes", "rand", 256), ("tiled", "randn", 256)]
 )
-def test_peak_extra_memory(rows: list[dict[str, Any]], path: str, draw: str, side: int) -> None:
+def test_peak_extra_memory(rows: list[dict[str, Any]], method: str, draw: str, side: int) -> None:
     setup = f"cam, f = torch.rand(1, {K}, {side}, {side}), torch.{draw}(1, 256, {side}, {side})"
-    found = peak_extra_memory(setup, f"polish(cam, f, path={path!r})")
+    found = peak_extra_memory(setup, f"polish(cam, f, method={method!r})")
     cam_and_output = 2 * K * side * side * 4
-    limit = 256 << 20 if path == "tiled" else 2 * cam_and_output + (16 << 20)
-    what = f"{path}, peak extra memory, L={side * side:,}, C=256 (features {side * side * 1024 / 2**20:.0f} MiB)"
+    limit = 256 << 20 if method == "tiled" else 2 * cam_and_output + (16 << 20)
+    what = f"{method}, peak extra memory, L={side * side:,}, C=256 (features {side * side * 1024 / 2**20:.0f} MiB)"
     rows.append({"what": what, "mib": round(found / 2**20, 1), "goal": f"<= {limit / 2**20:.0f}"})
     assert found <= limit, f"{what}: {found:,} bytes, the limit is {limit:,}"

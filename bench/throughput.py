@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from bench import measure
-from ssa_fast import SSA, classifiers, runs, sources
+from ssa_fast import SSA, runs
 from ssa_fast.demo.scenes import make_scenes
-from ssa_fast.runs import loading
+from ssa_fast.io import datasets
+from ssa_fast.models import zoo
+from ssa_fast.runs import loader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,18 +38,18 @@ def pictures(folder: Path, count: int) -> None:
         image.save(folder / f"{index:05d}.jpg", quality=90)
 
 
-def backbone_alone(folder: Path, classifier: classifiers.Classifier, options: runs.RunOptions) -> float:
+def backbone_alone(folder: Path, classifier: zoo.Classifier, options: runs.RunOptions) -> float:
     """Seconds to read all files and take each through the network."""
     begin = time.perf_counter()
-    found = sources.find([folder]).sources
+    found = datasets.find([folder]).sources
     with torch.inference_mode():
-        for loaded in loading.load(found, range(len(found)), options, torch.device("cpu")):
+        for loaded in loader.load(found, range(len(found)), options, torch.device("cpu")):
             assert loaded.picture is not None
             classifier.model(classifier.prepare(loaded.picture.rgb, options.size))
     return time.perf_counter() - begin
 
 
-def polished(folder: Path, classifier: classifiers.Classifier, ssa: SSA, options: runs.RunOptions) -> float:
+def polished(folder: Path, classifier: zoo.Classifier, ssa: SSA, options: runs.RunOptions) -> float:
     """Seconds for a whole run over the files."""
     with tempfile.TemporaryDirectory() as out:
         begin = time.perf_counter()
@@ -58,7 +60,7 @@ def polished(folder: Path, classifier: classifiers.Classifier, ssa: SSA, options
 
 def rows(model: str, count: int, rounds: int) -> list[dict[str, Any]]:
     """One row per setting: medians over interleaved rounds."""
-    classifier = classifiers.load(model, "none")
+    classifier = zoo.load(model, "none")
     ssa = SSA(classifier.model, size="stage")
     found = []
     with tempfile.TemporaryDirectory() as made:

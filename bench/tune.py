@@ -24,7 +24,7 @@ from bench.gpu.report import REHEARSAL
 from bench.gpu.tiles import MODULES, as_config, candidates
 from bench.problem import Problem, relative_error, sampled_truth
 from bench.stand import Stand, poisoned, summary
-from ssa_fast import gpus, tuning
+from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +119,7 @@ def _chosen(rehearse: bool, only: str) -> dict[str, tuple[str, Problem]]:
     return {name: each for name, each in named.items() if only in name}
 
 
-def _candidates(kernel: str, problem: Problem, gpu: gpus.Gpu, most: int) -> list[dict[str, Any]]:
+def _candidates(kernel: str, problem: Problem, gpu: gpu_info.Gpu, most: int) -> list[dict[str, Any]]:
     """The present tiles first, then others by how near they are."""
     try:
         present = ours.tiles(MODULES[kernel], gpu, problem)["config" if kernel in ("tiled", "resident") else kernel]
@@ -215,7 +215,7 @@ def _write(entries: list[dict[str, Any]], stand: Stand, out: Path | None, rehear
         print("nothing was measured; no table was written", file=sys.stderr)
         return 1
     gpu, found = stand.gpu, describe(stand)
-    path = out or tuning.user_directory() / f"{tuning.slug(gpu.name)}.json"
+    path = out or tile_tables.user_directory() / f"{tile_tables.slug(gpu.name)}.json"
     if rehearse and out is None:
         print(REHEARSAL)
         return 0
@@ -224,7 +224,7 @@ def _write(entries: list[dict[str, Any]], stand: Stand, out: Path | None, rehear
         return tuple(entry.get(name) for name in ("kernel", "C", "L", "K", "dtype", "precision", "phi"))
 
     new = {key(entry) for entry in entries}
-    old = tuning.read(path)["entries"] if path.is_file() else []
+    old = tile_tables.read(path)["entries"] if path.is_file() else []
     source = "measured by python -m bench tune" + (f" ({REHEARSAL})" if rehearse else "")
     table = {
         "gpu": gpu.name,
@@ -235,6 +235,6 @@ def _write(entries: list[dict[str, Any]], stand: Stand, out: Path | None, rehear
         },
         "entries": entries + [entry for entry in old if key(entry) not in new],
     }
-    tuning.write(table, path)
+    tile_tables.write(table, path)
     print(f"{len(entries)} of {len(table['entries'])} entries measured now, written to {path}")
     return 0

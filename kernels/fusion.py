@@ -1,7 +1,7 @@
 """The stages' polished CAMs made one: min–max rescaled, resized and fused, every map read once for it, the result
 written once.
 
-    fuse(maps, …)  ≡  ssa_fast.fusion.fuse_stages, without the rescaled and the resized maps in memory
+    fuse(maps, …)  ≡  ssa_fast.ops.fusion.fuse_stages, without the rescaled and the resized maps in memory
 
 Two launches for up to four stages: one finds each map's extrema, one does the rest. Without rescaling the second alone.
 """
@@ -25,7 +25,7 @@ SLOTS = 4
 BLOCK = 1024
 PART = 16 * BLOCK  # pixels of a map that one program looks through for its extrema
 PARTS = 32  # at most so many programs share a map
-# What float32 sums leave of a constant map, relative to its largest number; as in ssa_fast.fusion.minmax.
+# What float32 sums leave of a constant map, relative to its largest number; as in ssa_fast.ops.fusion.minmax.
 ROUNDING = tl.constexpr(32 * 2.0**-23)
 
 
@@ -233,7 +233,7 @@ def fuse(
     align_corners: bool,
     out: Tensor,
 ) -> None:
-    """Rescale, resize and fuse the stages' polished CAMs; see ``ssa_fast.fusion.fuse_stages``.
+    """Rescale, resize and fuse the stages' polished CAMs; see ``ssa_fast.ops.fusion.fuse_stages``.
 
     Args:
         maps: a ``(B, K, h, w)`` per stage, float32, contiguous.

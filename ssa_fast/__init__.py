@@ -9,10 +9,10 @@ from ssa_fast.api import correlation, explain, polish
 
 if TYPE_CHECKING:
     from ssa_fast.ssa import SSA, SSAResult
-    from ssa_fast.streaming import Keys, Prototypes
+    from ssa_fast.streaming import PixelBank, Prototypes
 
 __version__ = "0.1.0"
-__all__ = ["SSA", "Affinity", "Keys", "Prototypes", "SSAResult", "__version__", "correlation", "explain", "polish"]
+__all__ = ["SSA", "Affinity", "PixelBank", "Prototypes", "SSAResult", "__version__", "correlation", "explain", "polish"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
         from ssa_fast import ssa
 
         return getattr(ssa, name)
-    if name in ("Keys", "Prototypes"):
+    if name in ("PixelBank", "Prototypes"):
         from ssa_fast import streaming
 
         return getattr(streaming, name)

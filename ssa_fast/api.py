@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from ssa_fast import fusion, inputs, ops, paths
+from ssa_fast import validation
 from ssa_fast.affinity import Affinity
-from ssa_fast.stage import decide
+from ssa_fast.ops import custom_op, fusion, torch_backend
+from ssa_fast.ops.stage import decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from ssa_fast.dispatch import Choice
-    from ssa_fast.fusion import Fuse, Weights
-    from ssa_fast.inputs import Array, Features
-    from ssa_fast.stage import Work
+    from ssa_fast.ops.dispatch import Choice
+    from ssa_fast.ops.fusion import Fuse, Weights
+    from ssa_fast.ops.stage import StagePlan
+    from ssa_fast.validation import Array, Features
 
 Affinities: TypeAlias = "Affinity | Sequence[Affinity] | Mapping[str, Affinity]"
 
@@ -36,7 +37,7 @@ def polish(
     size: tuple[int, int] | None = None,
     align_corners: bool = True,
     nonnegative: bool | None = None,
-    path: str = "auto",
+    method: str = "auto",
     backend: str = "auto",
     precision: str = "default",
 ) -> Any:
@@ -65,7 +66,7 @@ def polish(
         align_corners: of the bilinear resizing of the CAM and of the results.
         nonnegative: promise (True) or deny (False) that all features are ≥ 0; by default it is read from the data. A
             broken promise gives wrong numbers.
-        path: ``"auto"``, ``"dense"``, ``"prototypes"``, ``"second_order"``, ``"tiled"`` or ``"resident"`` (GPU).
+        method: ``"auto"``, ``"dense"``, ``"prototypes"``, ``"second_order"``, ``"tiled"`` or ``"resident"`` (GPU).
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"reference"`` (dense, differentiable).
         precision: of the matrix products of ``"tiled"`` and ``"resident"`` on Triton: ``"default"`` has half-precision
             operands (errors near 1e-5 of the largest value), ``"high"`` splits each number in two and is as accurate as
@@ -77,7 +78,7 @@ def polish(
 
     Raises:
         ValueError: a shape, size, device, option value or promise that does not fit; an input that requires grad with
-            grad mode on; a ``path`` or ``backend`` that cannot do this exactly.
+            grad mode on; a ``method`` or ``backend`` that cannot do this exactly.
         TypeError: an integer, complex or otherwise unsuitable argument.
     """
     seed, stages = _read(cam, feats)
@@ -93,7 +94,7 @@ def polish(
         affinity=affinity,
         align_corners=align_corners,
         nonnegative=nonnegative,
-        path=path,
+        method=method,
         backend=backend,
         precision=precision,
     )
@@ -116,28 +117,28 @@ def polish_stages(
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
     align_corners: bool = True,
     nonnegative: bool | None = None,
-    path: str = "auto",
+    method: str = "auto",
     backend: str = "auto",
     precision: str = "default",
 ) -> dict[str, Tensor]:
     """Each stage's polished CAM at its own size, not rescaled: ``(B, K, h, w)`` in, ``{stage: (B, K, H, W)}`` out."""
     if backend != "reference":
-        inputs.check_no_grad({"cam": cam, **{f"feats ({name})": stage for name, stage in stages.items()}})
+        validation.check_no_grad({"cam": cam, **{f"feats ({name})": stage for name, stage in stages.items()}})
     if torch.compiler.is_compiling() and backend != "reference":
         return {
-            name: ops.polish_stage(
+            name: custom_op.polish_stage(
                 cam,
                 stages[name],
                 each,
                 nonnegative=nonnegative,
-                path=path,
+                method=method,
                 backend=backend,
                 precision=precision,
                 align_corners=align_corners,
             )
             for name, each in _checked(cam, stages, affinity, nonnegative).items()
         }
-    works = _works(cam, stages, affinity, nonnegative, path, backend, precision)
+    works = _works(cam, stages, affinity, nonnegative, method, backend, precision)
     return {name: work.run(cam, align_corners) for name, work in works.items()}
 
 
@@ -147,21 +148,21 @@ def explain(
     *,
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
     nonnegative: bool | None = None,
-    path: str = "auto",
+    method: str = "auto",
     backend: str = "auto",
     precision: str = "default",
 ) -> dict[str, Choice]:
-    """Print and return how ``polish`` would do each stage: path, backend, predicted cost and the reason.
+    """Print and return how ``polish`` would do each stage: method, backend, predicted cost and the reason.
 
     Takes the arguments of ``polish`` that bear on the choice, and raises what it raises for them; computes nothing but
     the features' sign.
     """
     seed, stages = _read(cam, feats)
-    works = _works(seed.tensor, stages, affinity, nonnegative, path, backend, precision)
+    works = _works(seed.tensor, stages, affinity, nonnegative, method, backend, precision)
     for name, work in works.items():
         p, choice = work.problem, work.choice
         print(
-            f"{name}: C={p.C}, L={p.L:,}, K={p.K}, B={p.B}: {choice.path} on {choice.backend}, "
+            f"{name}: C={p.C}, L={p.L:,}, K={p.K}, B={p.B}: {choice.method} on {choice.backend}, "
             f"{f'{choice.config}, ' if choice.config else ''}"
             f"{choice.cost.flops / 1e9:,.3g} GFLOP, {choice.cost.traffic / 2**20:,.3g} MiB moved, "
             f"{choice.cost.extra_memory / 2**20:,.3g} MiB extra memory\n    {choice.why}"
@@ -192,10 +193,10 @@ def correlation(
     Raises:
         ValueError, TypeError: as in ``polish``; a point outside the image.
     """
-    stages = inputs.read_stages(feats, _device_of(feats))
-    inputs.check_no_grad({f"feats ({name})": stage for name, stage in stages.items()})
+    stages = validation.read_stages(feats, _device_of(feats))
+    validation.check_no_grad({f"feats ({name})": stage for name, stage in stages.items()})
     y, x = _fraction(point, size)
-    affinities_of = inputs.per_stage("affinity", affinity, stages, Affinity)
+    affinities_of = validation.per_stage("affinity", affinity, stages, Affinity)
     many = isinstance(feats, (Mapping, list, tuple))
     given: list[Any] = list(feats.values() if isinstance(feats, Mapping) else feats) if many else [feats]
     found: dict[str, Any] = {}
@@ -214,15 +215,15 @@ def _works(
     stages: Mapping[str, Tensor],
     affinity: Affinities,
     nonnegative: bool | None,
-    path: str,
+    method: str,
     backend: str,
     precision: str,
-) -> dict[str, Work]:
+) -> dict[str, StagePlan]:
     """Decide every stage before any is computed, so that a refusal costs nothing."""
     affinities = _checked(cam, stages, affinity, nonnegative)
     return {
         name: decide(
-            cam, stage, affinities[name], nonnegative=nonnegative, path=path, backend=backend, precision=precision
+            cam, stage, affinities[name], nonnegative=nonnegative, method=method, backend=backend, precision=precision
         )
         for name, stage in stages.items()
     }
@@ -232,16 +233,16 @@ def _checked(
     cam: Tensor, stages: Mapping[str, Tensor], affinity: Affinities, nonnegative: bool | None
 ) -> dict[str, Affinity]:
     """Each stage's affinity, once CAM, stages and options are known to go together."""
-    inputs.check_together(cam, stages)
+    validation.check_together(cam, stages)
     if nonnegative is not None and not isinstance(nonnegative, bool):
         raise TypeError(f"nonnegative: expected True, False or None, got {nonnegative!r}; use bool(...)")
-    return inputs.per_stage("affinity", affinity, stages, Affinity)
+    return validation.per_stage("affinity", affinity, stages, Affinity)
 
 
-def _read(cam: Array, feats: Features) -> tuple[inputs.Cam, dict[str, Tensor]]:
+def _read(cam: Array, feats: Features) -> tuple[validation.Cam, dict[str, Tensor]]:
     """A CAM and stages in one form; NumPy arrays go where the tensors among the arguments are."""
-    seed = inputs.read_cam(cam, _device_of(feats))
-    return seed, inputs.read_stages(feats, seed.tensor.device)
+    seed = validation.read_cam(cam, _device_of(feats))
+    return seed, validation.read_stages(feats, seed.tensor.device)
 
 
 def _device_of(feats: Features) -> torch.device | None:
@@ -262,7 +263,7 @@ def _fraction(point: tuple[float, float], size: tuple[int, int] | None) -> tuple
         if not (0 <= y <= 1 and 0 <= x <= 1):
             raise ValueError(f"point: expected fractions in [0, 1], got {point}; give size=(H, W) for pixels")
         return y, x
-    H, W = inputs.check_size("size", size)
+    H, W = validation.check_size("size", size)
     if not (0 <= point[0] < H and 0 <= point[1] < W):
         raise ValueError(f"point: expected (y, x) inside the {H}×{W} image, got {point}")
     return (point[0] + 0.5) / H, (point[1] + 0.5) / W
@@ -272,7 +273,7 @@ def _correlate(stage: Tensor, y: float, x: float, affinity: Affinity) -> Tensor:
     """``(B, H, W)`` affinities of the pixel that covers the fractions ``(y, x)``."""
     H, W = stage.shape[2:]
     at = min(int(y * H), H - 1) * W + min(int(x * W), W - 1)
-    pixels = paths.Pixels(stage, affinity, torch.float64 if stage.dtype == torch.float64 else torch.float32)
+    pixels = torch_backend.Pixels(stage, affinity, torch.float64 if stage.dtype == torch.float64 else torch.float32)
     source = pixels.unit(at, at + 1).mT  # [B, 1, C]
     cosines = [source @ pixels.unit(lo, hi) for lo, hi in pixels.tiles()]
     return affinity.apply_(torch.cat(cosines, dim=2)).reshape(-1, H, W)

@@ -1,6 +1,6 @@
 """The definition: one stage polished the way the mathematics is written, with the L×L affinity in memory.
 
-Every other path is tested against this one in float64. It is differentiable, takes any floating dtype, and imports
+Every other method is tested against this one in float64. It is differentiable, takes any floating dtype, and imports
 torch alone. Symbols: B images, K CAM classes, C channels, L pixels; i a source pixel, j a target pixel.
 
     x_i    = f_i / (‖f_i‖₂ + norm_eps)

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import Affinities, polish_stages
-from ssa_fast.fusion import Fuse, Weights, fuse_stages, minmax, resize
-from ssa_fast.inputs import check_size, per_stage
-from ssa_fast.models import examine
-from ssa_fast.models.classes import Classes, resolve_classes
+from ssa_fast.models import inspect_model
+from ssa_fast.models.class_spec import Classes, resolve_classes
+from ssa_fast.ops.fusion import Fuse, Weights, fuse_stages, minmax, resize
+from ssa_fast.validation import check_size, per_stage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
 
-    from ssa_fast.large import LargeResult
-    from ssa_fast.models.capture import Captured
+    from ssa_fast.large import LargeImageResult
+    from ssa_fast.models.extract import Features
 
 
-# Keys beside the stages' module names, which hold no space.
+# PixelBank beside the stages' module names, which hold no space.
 SEED, CAMS = "the seed", "the fused CAMs"
 
 
@@ -122,9 +122,9 @@ class SSA:
         self.scales = _check_scales(scales)
         self.flip = bool(flip)
         self.size = _check_size(size)
-        self.anatomy = examine(model, stages=stages, seed=seed, input_size=input_size)
-        if self.anatomy.fixed_size and self.scales != (1.0,):
-            height, width = self.anatomy.fixed_size
+        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+        if self.info.fixed_size and self.scales != (1.0,):
+            height, width = self.info.fixed_size
             raise ValueError(
                 f"scales: expected (1.0,), as the model takes images of {height} x {width} only, got {self.scales}; "
                 "leave scales out (flip=True is possible)"
@@ -132,12 +132,12 @@ class SSA:
         self.model = model
         self.affinity, self.fuse, self.weights = affinity, fuse, weights
         self.align_corners = bool(align_corners)
-        self.stage_names = list(self.anatomy.stages)
+        self.stage_names = list(self.info.stages)
         dry = {name: torch.zeros(1, 1, 1, 1) for name in self.stage_names}  # wrong options are told before any work
         per_stage("affinity", affinity, dry, Affinity)
         fuse_stages(dry, fuse=fuse, weights=weights)
-        self.seed_kind = self.anatomy.seed.kind
-        self.seed_layer = self.anatomy.seed.layer
+        self.seed_kind = self.info.seed.kind
+        self.seed_layer = self.info.seed.layer
 
     def __call__(self, images: Tensor, classes: Classes = None) -> SSAResult:
         """Seeds, polished CAMs and logits of ``images`` (B, C, H, W), normalised as the model wants them.
@@ -158,7 +158,7 @@ class SSA:
         overwrite: bool = False,
         progress: bool = False,
         **options: Any,
-    ) -> LargeResult:
+    ) -> LargeImageResult:
         """The CAMs of one image that is too large for the network, or for the memory, at once; exactly.
 
         The network sees tiles with as much around them as it feels. A first pass over them gathers each stage's
@@ -170,7 +170,7 @@ class SSA:
 
         Args:
             image: a path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
-                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.large.readers``).
+                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers.open``).
             classes: as for a call; of one image.
             out: the CAMs' file, ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; 255 times the
                 CAM as uint8. Beside it come ``NAME.mask.tif`` (or .zarr) and ``NAME.preview.png``.
@@ -185,32 +185,32 @@ class SSA:
             memory: what the process may take in all, bytes or as in "4GB".
             disk: bytes that kept features may take; "auto" is half of what is free, 0 none.
             scratch: folder for them; default beside ``out``.
-            key_stride: keep every n-th pixel only where pixels are kept: an approximation, see ``Keys``.
+            key_stride: keep every n-th pixel only where pixels are kept: an approximation, see ``PixelBank``.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with explicit classes.
             mean, std: of the normalisation of pixels in [0, 1]; default ImageNet's.
-            look: ``ssa_fast.large.outputs.Look``: the mask's and the boxes' options, names and labels of the classes.
+            look: ``ssa_fast.large.export.Look``: the mask's and the boxes' options, names and labels of the classes.
             watch: called with a ``LargeStep`` after every window.
 
         Returns:
-            ``ssa_fast.large.LargeResult``: the files, classes, logits, boxes, and how it was done.
+            ``ssa_fast.large.LargeImageResult``: the files, classes, logits, boxes, and how it was done.
 
         Raises:
             ValueError: an image, network or option that does not go, with what to do; files that exist; NaN or
                 infinity in logits or CAMs. OSError: no room.
         """
-        from ssa_fast.large import polish
+        from ssa_fast.large import large_image
 
-        return polish.to_files(self, image, classes, out=out, overwrite=overwrite, progress=progress, **options)
+        return large_image.to_files(self, image, classes, out=out, overwrite=overwrite, progress=progress, **options)
 
     def _run(self, images: Tensor, classes: Classes) -> SSAResult:
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]
         sums: dict[str, Tensor] = {}
         for scale, mirrored in sorted(views, key=lambda view: view[0] != 1.0):
-            captured = self._forward(_view(images, scale, mirrored))
+            extracted = self._forward(_view(images, scale, mirrored))
             if not sums:
-                logits = captured.logits.detach().float()
+                logits = extracted.logits.detach().float()
                 chosen = resolve_classes(classes, logits)
-            for name, maps in self._polish(captured, chosen, _hw(images), sums).items():
+            for name, maps in self._polish(extracted, chosen, _hw(images), sums).items():
                 maps = maps.flip(-1) if mirrored else maps
                 sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
         rescaled = {name: minmax(maps).float() for name, maps in sums.items()}
@@ -222,27 +222,27 @@ class SSA:
             classes=chosen,
         )
 
-    def _forward(self, images: Tensor) -> Captured:
+    def _forward(self, images: Tensor) -> Features:
         """One forward; an error at a size that is not the trial's is told as what it most likely is."""
         size = _hw(images)
         try:
-            return self.anatomy.forward(self.model, images)
+            return self.info.forward(self.model, images)
         except Exception as error:
-            if size == self.anatomy.trial_size or isinstance(error, torch.OutOfMemoryError):
+            if size == self.info.trace_size or isinstance(error, torch.OutOfMemoryError):
                 raise
-            height, width = self.anatomy.trial_size
+            height, width = self.info.trace_size
             raise ValueError(
                 f"images: expected a size that the model takes, such as {height} x {width}, but its forward failed at "
                 f"{size[0]} x {size[1]} ({error}); resize the images, or leave out scales that lead there"
             ) from error
 
     def _polish(
-        self, captured: Captured, classes: Tensor, image_size: tuple[int, int], sums: dict[str, Tensor]
+        self, extracted: Features, classes: Tensor, image_size: tuple[int, int], sums: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """One view's seed (``SEED``), polished stages (by name) and their fusion (``CAMS``), not yet rescaled."""
         with torch.autocast(classes.device.type, enabled=False):
-            seed = self.anatomy.seed_maps(self.model, captured, classes)
-            features = {name: captured.maps[name] for name in self.stage_names}
+            seed = self.info.seed_maps(self.model, extracted, classes)
+            features = {name: extracted.maps[name] for name in self.stage_names}
             polished = polish_stages(seed, features, affinity=self.affinity, align_corners=self.align_corners)
             size = self._fused_size(image_size, polished, sums)
             cams = fuse_stages(
@@ -264,7 +264,7 @@ class SSA:
         """Raises TypeError or ValueError unless the model can take ``images``."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images: expected a torch tensor, got {type(images).__name__}; use torch.from_numpy")
-        channels = self.anatomy.in_channels
+        channels = self.info.in_channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(
                 f"images: expected shape (B, {channels}, H, W), got {tuple(images.shape)}; add a batch axis with "
@@ -290,7 +290,7 @@ class SSA:
             raise ValueError(
                 f"images: expected the model's device {weight.device}, got {images.device}; move them with .to()"
             )
-        only = self.anatomy.fixed_size
+        only = self.info.fixed_size
         if only is not None and _hw(images) != only:
             raise ValueError(
                 f"images: expected {only[0]} x {only[1]}, the only size this model takes, got "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import Affinity, correlation, explain, polish
-from ssa_fast.fusion import minmax
+from ssa_fast.ops.fusion import minmax
 
 
 @pytest.fixture
@@ -92,12 +92,12 @@ def test_align_corners_is_that_of_the_cams_resizing():
         torch.testing.assert_close(polish(cam, f, align_corners=corners), polish(resized, f))
 
 
-@pytest.mark.parametrize("path", ["auto", "dense", "prototypes", "tiled"])
-def test_autocast_does_not_reach_the_accumulation(path):
+@pytest.mark.parametrize("method", ["auto", "dense", "prototypes", "tiled"])
+def test_autocast_does_not_reach_the_accumulation(method):
     cam, f = torch.rand(1, 3, 12, 12), torch.rand(1, 40, 12, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside, column = polish(cam, f, path=path), correlation(f, (0.5, 0.5))
-    torch.testing.assert_close(inside, polish(cam, f, path=path), rtol=0, atol=0)
+        inside, column = polish(cam, f, method=method), correlation(f, (0.5, 0.5))
+    torch.testing.assert_close(inside, polish(cam, f, method=method), rtol=0, atol=0)
     torch.testing.assert_close(column, correlation(f, (0.5, 0.5)), rtol=0, atol=0)
 
 
@@ -152,7 +152,7 @@ def test_correlation_is_one_column_of_the_affinity(stages):
 def test_explain_says_what_polish_will_do(stages, capsys):
     choices = explain(torch.rand(2, 3, 8, 10), stages | {"layer1": torch.rand(2, 16, 64, 80)})
     printed = capsys.readouterr().out
-    assert (choices["layer1"].path, choices["layer2"].path) == ("prototypes", "dense")
+    assert (choices["layer1"].method, choices["layer2"].method) == ("prototypes", "dense")
     assert "layer1: C=16, L=5,120, K=3, B=2" in printed
     assert "the features are not all known to be ≥ 0" in choices["layer2"].why
     assert choices["layer2"].why in printed
@@ -177,19 +177,23 @@ BAD = {
     "batch of CAM": (dict(cam=CAM[:1]), ValueError, r"feats: expected the CAM's batch of 1, got 2"),
     "unbatched CAM": (dict(cam=CAM[0]), ValueError, r"feats: expected the CAM's batch of 1, got 2"),
     "devices": (dict(feats=F1.to("meta")), ValueError, r"feats: expected the CAM's device cpu, got meta"),
-    "path": (dict(path="fast"), ValueError, r"path: expected one of auto, dense.*got 'fast'"),
+    "method": (dict(method="fast"), ValueError, r"method: expected one of auto, dense.*got 'fast'"),
     "backend": (dict(backend="cuda"), ValueError, r"backend: expected one of auto, torch.*got 'cuda'"),
     "triton": (
         dict(backend="triton", feats=F1.double()),
         ValueError,
         r"backend='triton' cannot polish this stage: .*float64 is computed by PyTorch only",
     ),
-    "resident": (dict(path="resident"), ValueError, r"path='resident'.*kernel of backend='triton'"),
-    "reference path": (dict(backend="reference", path="tiled"), ValueError, r"the reference is dense by definition"),
-    "signed": (dict(feats=-F1, path="prototypes"), ValueError, r"'prototypes'.*a negative value"),
-    "denied sign": (dict(nonnegative=False, path="prototypes"), ValueError, r"'prototypes'.*nonnegative=False"),
-    "centred": (dict(affinity=Affinity(center=True), path="prototypes"), ValueError, r"centred features are signed"),
-    "wrong power": (dict(path="second_order"), ValueError, r"power must be 2, it is 1"),
+    "resident": (dict(method="resident"), ValueError, r"method='resident'.*kernel of backend='triton'"),
+    "reference method": (
+        dict(backend="reference", method="tiled"),
+        ValueError,
+        r"the reference is dense by definition",
+    ),
+    "signed": (dict(feats=-F1, method="prototypes"), ValueError, r"'prototypes'.*a negative value"),
+    "denied sign": (dict(nonnegative=False, method="prototypes"), ValueError, r"'prototypes'.*nonnegative=False"),
+    "centred": (dict(affinity=Affinity(center=True), method="prototypes"), ValueError, r"centred features are signed"),
+    "wrong power": (dict(method="second_order"), ValueError, r"power must be 2, it is 1"),
     "affinity": (dict(affinity="relu"), TypeError, r"affinity: expected one value, a sequence or a dict.*got str"),
     "affinities": (dict(affinity=[Affinity()] * 3), ValueError, r"affinity: expected 1, one per stage, got 3"),
     "affinity names": (dict(affinity={"b": Affinity()}), ValueError, r"affinity: expected the stages 0, got b"),

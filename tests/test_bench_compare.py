@@ -147,7 +147,7 @@ def test_a_process_has_one_tree_only(tree):
         [sys.executable, "-c", UNMIXED, str(made)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == [
-        "no module named 'ssa_fast.pictures' in this tree",
+        "no module named 'ssa_fast.io.images' in this tree",
         "no module named 'ssa_fast.kernels.tiled' in this tree",
         "expected a process without ssa_fast, found ssa_fast imported",
     ], done.stderr

@@ -13,9 +13,9 @@ import torch
 from bench import peers, stand, tune, workers
 from bench.gpu import command, correctness, goals, ours, promises, report, sanitize, tiles, timing, whole
 from bench.problem import Problem, relative_error, sampled_truth, truth
-from ssa_fast import gpus, tuning
+from ssa_fast.ops import gpu_info, tile_tables
 
-H200 = gpus.Gpu("NVIDIA H200", "sm_90", 132)
+H200 = gpu_info.Gpu("NVIDIA H200", "sm_90", 132)
 TINY = correctness.SMALL
 PEERS = [name for name in peers.PEERS if name != "KeOps"]  # a package that nobody asks for
 
@@ -107,7 +107,7 @@ def test_a_peer_without_memory_or_right_answer_is_a_result(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "dense PCM", lambda *given: iter([("eager", without_memory)]))
     monkeypatch.setitem(peers.PEERS, "chunked PCM", wrong)
     versus = {"dense PCM": "dense_16", "chunked PCM": "chunked_256", "algebra": "algebra_eager"}
-    (row,) = timing.compare(stand.Stand(True), path="prototypes", versus=versus, seed=1, **TINY.tiny().as_arguments())
+    (row,) = timing.compare(stand.Stand(True), method="prototypes", versus=versus, seed=1, **TINY.tiny().as_arguments())
     assert row["status"] == "ok"
     assert [each["status"] for each in row["providers"]] == ["ok", "out of memory", "wrong", "ok"]
     assert [goal["verdict"] for goal in row["goals"][1:3]] == ["unknown"] * 2
@@ -294,9 +294,9 @@ def test_tuning_rehearsed_writes_a_table_that_is_read(tmp_path, monkeypatch, cap
     table = {"gpu": "x", "arch": "sm_90", "source": "x", "versions": {}, "entries": [old]}
     path.write_text(json.dumps(table))
     assert tune.main(out=path, rehearse=True, seed=1) == 0
-    written = tuning.read(path)
+    written = tile_tables.read(path)
     assert report.REHEARSAL in written["source"]
-    entries = tuning.entries(written, path)
+    entries = tile_tables.entries(written, path)
     assert [entry.kernel for entry in entries] == [*kernels, "gather"]
     assert all("µs for the whole call" in entry.why and "next" in entry.why for entry in entries[:-1])
     assert report.REHEARSAL in capsys.readouterr().out
@@ -318,7 +318,7 @@ def test_candidates_that_fail_or_are_wrong_are_dropped(monkeypatch, tmp_path, ca
 
     monkeypatch.setattr(ours, "write", write)
     assert tune.main(out=tmp_path / "table.json", rehearse=True, seed=1) == 0
-    (entry,) = tuning.read(tmp_path / "table.json")["entries"]
+    (entry,) = tile_tables.read(tmp_path / "table.json")["entries"]
     assert entry["config"] == vars(called[0])
     assert "next" not in entry["why"]
     assert "1 failed" in capsys.readouterr().out

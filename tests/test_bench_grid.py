@@ -17,7 +17,7 @@ import torch
 from bench import command, grid, memory, peers, problems, providers, table, trial, workers
 from bench.networks import Network
 from bench.problem import Problem, relative_error, sampled_truth, truth
-from bench.providers import Provider, Work
+from bench.providers import Provider, StagePlan
 from bench.stand import Stand
 
 CPU = Stand(device="cpu")
@@ -214,8 +214,8 @@ def test_ratios_are_of_the_rounds_of_both():
 
 def test_shares_are_of_the_ceiling_that_binds():
     ceilings = {"copy_gb_s": 10.0, "product_gflop_s": 100.0}
-    assert grid.share(Work(10**11, 10**9, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "product"}
-    assert grid.share(Work(10**9, 10**10, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "copy"}
+    assert grid.share(StagePlan(10**11, 10**9, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "product"}
+    assert grid.share(StagePlan(10**9, 10**10, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "copy"}
     assert grid.share(None, ceilings, 1.0) == {"share": None, "bound": ""}
 
 
@@ -233,7 +233,7 @@ def plant(name, build, ours=False):
 
 
 def _work(problem, stand):
-    return Work(1000, 1000, 0)
+    return StagePlan(1000, 1000, 0)
 
 
 def build_wrong(stand, problem, cam, f):

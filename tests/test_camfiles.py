@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ssa_fast.camfiles import FORMATS, PICKLED, CamFile, PickleWarning, full_size, read, suffix, write
+from ssa_fast.io.cam_files import FORMATS, PICKLED, CamFile, PickleWarning, full_size, read, suffix, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -444,7 +444,7 @@ def test_other_archives_and_missing_files(tmp_path: Path) -> None:
         (content(), {"dtype": "int4"}, "dtype: expected float16 or uint8, got 'int4'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::ssa_fast.camfiles.PickleWarning")
+@pytest.mark.filterwarnings("ignore::ssa_fast.io.cam_files.PickleWarning")
 def test_what_a_format_cannot_hold_is_refused_and_nothing_written(
     cam: CamFile, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torchvision import models
 
-from ssa_fast import classifiers
+from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture(scope="module")
-def resnet() -> classifiers.Classifier:
-    return classifiers.load("resnet18", "none")
+def resnet() -> zoo.Classifier:
+    return zoo.load("resnet18", "none")
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(resnet: classifiers.Classifier) -> None:
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(resnet: zoo.Classifier) -> None:
     before = torch.get_rng_state()
-    again = classifiers.load("resnet18", "none")
+    again = zoo.load("resnet18", "none")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(again.model.fc.weight, resnet.model.fc.weight)
     assert not resnet.model.training
@@ -32,12 +32,12 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(re
 
 def test_unknown_model_names_its_neighbours() -> None:
     with pytest.raises(ValueError, match=r"^model: .*'resnt50'; did you mean 'resnet50'"):
-        classifiers.load("resnt50", "none")
+        zoo.load("resnt50", "none")
 
 
 def test_unknown_weights_name_the_choices() -> None:
     with pytest.raises(ValueError, match=r"^weights: expected DEFAULT, IMAGENET1K_V1, none or a file .* 'V3'"):
-        classifiers.load("resnet18", "V3")
+        zoo.load("resnet18", "V3")
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,20 +46,20 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(models, "get_model", offline)
     with pytest.raises(ValueError, match=r"^weights: IMAGENET1K_V1 of resnet18 could not be fetched .*no route.*none"):
-        classifiers.load("resnet18", "DEFAULT")
+        zoo.load("resnet18", "DEFAULT")
 
 
 def test_normalised_as_the_weights_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     small = models.resnet18()
     monkeypatch.setattr(models, "get_model", lambda *_, **__: small)  # the weights are not here, what they ask is
-    classifier = classifiers.load("efficientnet_v2_l", "DEFAULT")
+    classifier = zoo.load("efficientnet_v2_l", "DEFAULT")
     assert classifier.mean == (0.5, 0.5, 0.5)
     assert classifier.std == (0.5, 0.5, 0.5)
     pixels = classifier.prepare(np.full((4, 4, 3), 255, dtype=np.uint8))
     assert torch.equal(pixels, torch.ones(1, 3, 4, 4))
 
 
-def test_prepare_keeps_the_size_or_changes_it_as_asked(resnet: classifiers.Classifier) -> None:
+def test_prepare_keeps_the_size_or_changes_it_as_asked(resnet: zoo.Classifier) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     pixels = resnet.prepare(rgb)
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (resnet.mean, resnet.std))
@@ -72,7 +72,7 @@ def test_prepare_keeps_the_size_or_changes_it_as_asked(resnet: classifiers.Class
 
 @pytest.mark.parametrize(("name", "size"), [("vit_b_32", (224, 224)), ("maxvit_t", (224, 224)), ("resnet18", None)])
 def test_networks_of_one_size(name: str, size: tuple[int, int] | None) -> None:
-    classifier = classifiers.load(name, "none")
+    classifier = zoo.load(name, "none")
     assert classifier.input_size == size
     rgb = np.zeros((50, 30, 3), dtype=np.uint8)
     assert classifier.prepare(rgb).shape[-2:] == (size or (50, 30))
@@ -84,7 +84,7 @@ def test_weights_from_a_file(tmp_path: Path, wrapper: str | None, prefix: str) -
     model = models.resnet18(num_classes=7)
     state = {prefix + key: value for key, value in model.state_dict().items() if "num_batches" not in key}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
-    loaded = classifiers.load("resnet18", str(tmp_path / "w.pth"))
+    loaded = zoo.load("resnet18", str(tmp_path / "w.pth"))
     assert torch.equal(loaded.model.fc.weight, model.fc.weight)
     assert loaded.categories[6] == "class 6"
     assert len(loaded.categories) == 7
@@ -93,7 +93,7 @@ def test_weights_from_a_file(tmp_path: Path, wrapper: str | None, prefix: str) -
 def test_auxiliary_heads_may_be_missing(tmp_path: Path) -> None:
     model = models.googlenet(aux_logits=False, init_weights=False)
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    loaded = classifiers.load("googlenet", str(tmp_path / "w.pth"))
+    loaded = zoo.load("googlenet", str(tmp_path / "w.pth"))
     assert torch.equal(loaded.model.fc.weight, model.fc.weight)
     assert len(loaded.categories) == 1000
 
@@ -103,10 +103,10 @@ def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^weights: .*w\.pth does not fit resnet34: \d+ missing \(layer1\.2"
     ) as caught:
-        classifiers.load("resnet34", str(tmp_path / "w.pth"))
+        zoo.load("resnet34", str(tmp_path / "w.pth"))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"of another shape"):
-        classifiers.load("resnet50", str(tmp_path / "w.pth"))
+        zoo.load("resnet50", str(tmp_path / "w.pth"))
 
 
 def test_files_that_would_need_pickle_or_are_no_weights(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_files_that_would_need_pickle_or_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").touch()
     for name in ("whole", "text", "empty"):
         with pytest.raises(ValueError, match=r"^weights: .*weights_only=True.*torch\.save") as caught:
-            classifiers.load("resnet18", str(tmp_path / f"{name}.pth"))
+            zoo.load("resnet18", str(tmp_path / f"{name}.pth"))
         assert "\n" not in str(caught.value)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"hold a state dict, names with real tensors, got list"):
-        classifiers.load("resnet18", str(tmp_path / "list.pth"))
+        zoo.load("resnet18", str(tmp_path / "list.pth"))
 
 
-def test_select_classes(resnet: classifiers.Classifier) -> None:
+def test_select_classes(resnet: zoo.Classifier) -> None:
     assert resnet.select("predicted") == "predicted"
     assert resnet.select(" top5 ") == "top5"
     assert resnet.select("tench, 5,TENCH,tabby") == [0, 5, 281]
@@ -140,30 +140,30 @@ def test_select_classes(resnet: classifiers.Classifier) -> None:
         (" , ", r"got nothing"),
     ],
 )
-def test_classes_that_are_none(resnet: classifiers.Classifier, wish: str, message: str) -> None:
+def test_classes_that_are_none(resnet: zoo.Classifier, wish: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resnet.select(wish)
 
 
-def test_a_name_of_several_classes_is_refused(resnet: classifiers.Classifier) -> None:
-    twins = classifiers.Classifier("m", "none", resnet.model, ("crane", "dog", "crane"))
+def test_a_name_of_several_classes_is_refused(resnet: zoo.Classifier) -> None:
+    twins = zoo.Classifier("m", "none", resnet.model, ("crane", "dog", "crane"))
     with pytest.raises(ValueError, match=r"several classes; give one of the indices \[0, 2\]"):
         twins.select("crane")
 
 
-def test_probabilities(resnet: classifiers.Classifier) -> None:
+def test_probabilities(resnet: zoo.Classifier) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     torch.testing.assert_close(resnet.probabilities(logits).sum(), torch.tensor(1.0))
-    each = classifiers.Classifier("m", "none", resnet.model, ("a", "b", "c"), probability="sigmoid")
+    each = zoo.Classifier("m", "none", resnet.model, ("a", "b", "c"), probability="sigmoid")
     assert each.probabilities(logits)[0, 0] == 0.5
 
 
 @pytest.mark.parametrize(("text", "size"), [(None, None), ("512", 512), ("480x640", (480, 640)), (" 48X64 ", (48, 64))])
-def test_parse_size(text: str | None, size: classifiers.Size) -> None:
-    assert classifiers.parse_size(text) == size
+def test_parse_size(text: str | None, size: zoo.Size) -> None:
+    assert zoo.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "4x0", "x", "1x2x3", "-4", "1.5", "big"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"^size: expected the shorter side"):
-        classifiers.parse_size(text)
+        zoo.parse_size(text)

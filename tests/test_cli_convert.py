@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from ssa_fast import camfiles
-from ssa_fast.camfiles import FORMATS, PICKLED, CamFile, suffix
 from ssa_fast.cli.app import app
+from ssa_fast.io import cam_files
+from ssa_fast.io.cam_files import FORMATS, PICKLED, CamFile, suffix
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore::ssa_fast.camfiles.PickleWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::ssa_fast.io.cam_files.PickleWarning")
 
 H, W = 24, 30
 MAPS = np.random.default_rng(0).random((2, H, W), dtype=np.float32)
@@ -60,7 +60,7 @@ def cam_file(path: Path, format: str = "ssa", cam: CamFile = CAMS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "wsol":
         cam = CamFile(cam.cams[:1])
-    camfiles.write(path, cam, format=format, allow_pickle=True)
+    cam_files.write(path, cam, format=format, allow_pickle=True)
     return path
 
 
@@ -74,7 +74,7 @@ def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> 
     cam_file(tmp_path / f"in/a{suffix(source)}", source)
     converted(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
     assert files(tmp_path / "out") == [f"a{suffix(to)}"]
-    cam = camfiles.read(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
+    cam = cam_files.read(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
     first = 1 if to == "wsol" and source == "ssa" else 0  # only ssa has logits
     expected = MAPS[first : first + 1] if to == "wsol" else MAPS
     np.testing.assert_allclose(cam.cams, expected, rtol=0, atol=2**-11)
@@ -88,7 +88,7 @@ def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> 
 def test_wsol_becomes_ssa_and_lacks_classes_for_the_others(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npy", "wsol")
     converted(path, "--to", "ssa", "--out", tmp_path / "out")
-    assert camfiles.read(tmp_path / "out/a.npz").classes is None
+    assert cam_files.read(tmp_path / "out/a.npz").classes is None
     for to in PICKLED:
         assert "files name their classes" in failed(path, "--to", to, "--out", tmp_path / to, "--allow-pickle")
 
@@ -275,14 +275,14 @@ def test_a_file_named_twice_is_converted_once(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         cam_file(tmp_path / f"in/{name}.npz")
-    read = camfiles.read
+    read = cam_files.read
 
     def interrupted(path: Path, **options: object) -> CamFile:
         if path.name == "b.npz":
             raise KeyboardInterrupt
         return read(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(camfiles, "read", interrupted)
+    monkeypatch.setattr(cam_files, "read", interrupted)
     result = call(tmp_path / "in", "--to", "wsol", "--out", tmp_path / "out")
     assert result.exit_code == 130, result.output
     assert "interrupted; what is complete was kept" in result.stdout

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from ssa_fast import demo
-from ssa_fast.demo.network import WEIGHTS, load_classifier, prepare, weights_of
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scene, make_scenes
 from ssa_fast.demo.train import Recipe, per_class_precision, train
 from ssa_fast.evaluate import component_boxes
+from ssa_fast.models.demo_net import WEIGHTS, load_classifier, prepare, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

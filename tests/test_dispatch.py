@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ssa_fast import Affinity, polish
-from ssa_fast.costs import Problem, Rates, cost, seconds
-from ssa_fast.dispatch import PATHS, TORCH_PATHS, not_supported_reasons, plan, reads_sign
-from ssa_fast.gpus import Gpu
-from ssa_fast.paths import PROPAGATE
+from ssa_fast.ops.cost_model import Problem, Rates, cost, seconds
+from ssa_fast.ops.dispatch import METHODS, TORCH_METHODS, not_supported_reasons, plan, reads_sign
+from ssa_fast.ops.gpu_info import Gpu
+from ssa_fast.ops.torch_backend import PROPAGATE
 
 RELU, SQUARE, CENTERED = Affinity(), Affinity(power=2), Affinity(center=True)
 
@@ -21,7 +21,7 @@ def problem(L=16_384, C=256, K=20, B=1, affinity=RELU, nonnegative=True, **rest)
 
 
 @pytest.mark.parametrize(
-    ("given", "path"),
+    ("given", "method"),
     [
         (problem(), "prototypes"),
         (problem(L=1_048_576), "prototypes"),
@@ -39,12 +39,12 @@ def problem(L=16_384, C=256, K=20, B=1, affinity=RELU, nonnegative=True, **rest)
         (problem(L=49, C=2048, B=16, nonnegative=False), "dense"),
     ],
 )
-def test_auto_compares_cost_not_only_signs(given, path):
+def test_auto_compares_cost_not_only_signs(given, method):
     choice = plan(given)
-    assert (choice.path, choice.backend) == (path, "torch")
-    assert choice.cost == cost(path, given)
-    for other in TORCH_PATHS:
-        assert other == path or other in choice.why
+    assert (choice.method, choice.backend) == (method, "torch")
+    assert choice.cost == cost(method, given)
+    for other in TORCH_METHODS:
+        assert other == method or other in choice.why
 
 
 def test_the_reason_names_what_ruled_a_path_out():
@@ -54,31 +54,31 @@ def test_the_reason_names_what_ruled_a_path_out():
 
 
 def test_an_unknown_sign_is_not_a_non_negative_one():
-    assert plan(problem(nonnegative=None)).path == "tiled"
+    assert plan(problem(nonnegative=None)).method == "tiled"
     assert not_supported_reasons("prototypes", "torch", problem(nonnegative=None)) == [
         "nobody has checked that the features are non-negative"
     ]
 
 
-@pytest.mark.parametrize("path", TORCH_PATHS)
-def test_a_named_path_is_taken_or_refused(path):
-    affinity = SQUARE if path == "second_order" else RELU
-    assert plan(problem(affinity=affinity), path=path).path == path
-    if path in ("prototypes", "second_order"):
-        with pytest.raises(ValueError, match=f"path='{path}', backend='torch' cannot polish this stage: .*signed"):
-            plan(problem(affinity=Affinity(power=affinity.power, center=True)), path=path)
+@pytest.mark.parametrize("method", TORCH_METHODS)
+def test_a_named_path_is_taken_or_refused(method):
+    affinity = SQUARE if method == "second_order" else RELU
+    assert plan(problem(affinity=affinity), method=method).method == method
+    if method in ("prototypes", "second_order"):
+        with pytest.raises(ValueError, match=f"method='{method}', backend='torch' cannot polish this stage: .*signed"):
+            plan(problem(affinity=Affinity(power=affinity.power, center=True)), method=method)
 
 
 def test_the_reference_is_dense():
-    assert (plan(problem(), backend="reference").path, plan(problem(), backend="reference").backend) == (
+    assert (plan(problem(), backend="reference").method, plan(problem(), backend="reference").backend) == (
         "dense",
         "reference",
     )
 
 
 def test_every_path_there_is_can_be_named():
-    assert set(PROPAGATE) == set(TORCH_PATHS) == set(PATHS) - {"auto", "resident"}
-    with pytest.raises(ValueError, match="path: expected one of"):
+    assert set(PROPAGATE) == set(TORCH_METHODS) == set(METHODS) - {"auto", "resident"}
+    with pytest.raises(ValueError, match="method: expected one of"):
         cost("auto", problem())
 
 
@@ -89,10 +89,10 @@ def test_costs_are_the_formulas_of_the_design():
     assert cost("second_order", given).flops == 4 * L * C * C * rows
     assert cost("dense", given).flops == 2 * L * L * (C + rows)
     assert cost("tiled", given).flops == pytest.approx(L * L * (C + 2 * rows), rel=0.03)
-    for path in TORCH_PATHS:
-        assert cost(path, problem(B=3, L=10_000, C=100, K=9)).flops == 3 * cost(path, given).flops
-        steps = cost(path, problem(L=10_000, C=100, K=9, affinity=Affinity(steps=3)))
-        assert steps.flops > (1.1 if path == "dense" else 2.9) * cost(path, given).flops
+    for method in TORCH_METHODS:
+        assert cost(method, problem(B=3, L=10_000, C=100, K=9)).flops == 3 * cost(method, given).flops
+        steps = cost(method, problem(L=10_000, C=100, K=9, affinity=Affinity(steps=3)))
+        assert steps.flops > (1.1 if method == "dense" else 2.9) * cost(method, given).flops
     assert cost("dense", problem(L=65_536)).extra_memory > 1 << 34
     assert cost("tiled", problem(L=65_536)).extra_memory < 256 << 20
     assert cost("prototypes", problem(L=1 << 20)).extra_memory < 256 << 20
@@ -109,7 +109,7 @@ def test_seconds_weigh_the_three_terms():
 def test_a_broken_promise_is_the_callers_own(monkeypatch):
     """``nonnegative=True`` is believed: the features are not read for their sign."""
     f = torch.rand(1, 4, 40, 40)
-    monkeypatch.setattr("ssa_fast.paths.Pixels.nonnegative", lambda self: pytest.fail("the sign was read"))
+    monkeypatch.setattr("ssa_fast.ops.torch_backend.Pixels.nonnegative", lambda self: pytest.fail("the sign was read"))
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=True)
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=False)
     polish(torch.rand(1, 2, 40, 40), f, affinity=CENTERED)
@@ -133,7 +133,7 @@ def on_gpu(**rest):
 
 @pytest.mark.usefixtures("_untimed")
 @pytest.mark.parametrize(
-    ("given", "path", "backend"),
+    ("given", "method", "backend"),
     [
         (on_gpu(), "prototypes", "triton"),
         (on_gpu(L=1_048_576), "prototypes", "triton"),
@@ -149,10 +149,10 @@ def on_gpu(**rest):
         (on_gpu(**TURING, nonnegative=False), "tiled", "torch"),
     ],
 )
-def test_auto_on_a_gpu(given, path, backend):
+def test_auto_on_a_gpu(given, method, backend):
     choice = plan(given)
-    assert (choice.path, choice.backend) == (path, backend)
-    assert choice.cost == cost(path, given, backend)
+    assert (choice.method, choice.backend) == (method, backend)
+    assert choice.cost == cost(method, given, backend)
     assert (choice.config is not None) == (backend == "triton")
 
 
@@ -160,10 +160,10 @@ def test_auto_on_a_gpu(given, path, backend):
 def test_an_unknown_sign_is_read_on_the_gpu():
     given = on_gpu(nonnegative=None)
     choice = plan(given)
-    assert (choice.path, choice.backend, choice.otherwise) == ("prototypes", "triton", "tiled")
+    assert (choice.method, choice.backend, choice.otherwise) == ("prototypes", "triton", "tiled")
     assert "the GPU reads the features' sign" in choice.why
     # both ways are launched, and both hold their memory
-    both = [cost(path, given, "triton") for path in ("prototypes", "tiled")]
+    both = [cost(method, given, "triton") for method in ("prototypes", "tiled")]
     assert choice.cost.calls == sum(each.calls for each in both)
     assert choice.cost.extra_memory == sum(each.extra_memory for each in both)
     assert choice.cost.flops == both[0].flops
@@ -173,7 +173,7 @@ def test_an_unknown_sign_is_read_on_the_gpu():
 
 def test_when_the_host_reads_the_sign():
     assert reads_sign(problem(nonnegative=None), "auto", "auto")
-    assert reads_sign(on_gpu(nonnegative=None), "prototypes", "auto"), "a path that is named is taken or refused"
+    assert reads_sign(on_gpu(nonnegative=None), "prototypes", "auto"), "a method that is named is taken or refused"
     assert reads_sign(on_gpu(nonnegative=None, **TURING), "auto", "auto")
     assert reads_sign(on_gpu(nonnegative=None), "auto", "torch")
     for known in (problem(), problem(nonnegative=False)):
@@ -190,19 +190,19 @@ def test_the_reasons_against_triton():
     assert not_supported_reasons("tiled", "triton", on_gpu(**TURING)) == [TURING["no_gpu"]]
     assert "float64 is computed by PyTorch only" in not_supported_reasons("tiled", "triton", on_gpu(itemsize=8))[0]
     assert not_supported_reasons("resident", "torch", on_gpu()) == [
-        "'resident' is a kernel of backend='triton'; on backend='torch' use path='dense', 'tiled' or 'auto'"
+        "'resident' is a kernel of backend='triton'; on backend='torch' use method='dense', 'tiled' or 'auto'"
     ]
     with pytest.raises(ValueError, match=r"backend='triton' cannot polish this stage: Tesla T4 is sm_75"):
         plan(on_gpu(**TURING), backend="triton")
-    with pytest.raises(ValueError, match=r"path='tiled', backend='triton' cannot polish this stage: Tesla T4"):
-        plan(on_gpu(**TURING), path="tiled", backend="triton")
-    with pytest.raises(ValueError, match=r"path='resident'.*Tesla T4 is sm_75"):
-        plan(on_gpu(**TURING), path="resident")
+    with pytest.raises(ValueError, match=r"method='tiled', backend='triton' cannot polish this stage: Tesla T4"):
+        plan(on_gpu(**TURING), method="tiled", backend="triton")
+    with pytest.raises(ValueError, match=r"method='resident'.*Tesla T4 is sm_75"):
+        plan(on_gpu(**TURING), method="resident")
 
 
 @pytest.mark.usefixtures("_untimed")
 @pytest.mark.parametrize(
-    ("path", "backend", "taken"),
+    ("method", "backend", "taken"),
     [
         ("tiled", "auto", ("tiled", "triton")),
         ("dense", "auto", ("dense", "torch")),
@@ -211,9 +211,9 @@ def test_the_reasons_against_triton():
         ("auto", "reference", ("dense", "reference")),
     ],
 )
-def test_named_ways_on_a_gpu(path, backend, taken):
-    choice = plan(on_gpu(), path=path, backend=backend)
-    assert (choice.path, choice.backend, choice.why) == (*taken, "asked for")
+def test_named_ways_on_a_gpu(method, backend, taken):
+    choice = plan(on_gpu(), method=method, backend=backend)
+    assert (choice.method, choice.backend, choice.why) == (*taken, "asked for")
 
 
 @pytest.mark.usefixtures("_untimed")

@@ -8,21 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ssa_fast import gpus
-from ssa_fast.gpus import Gpu
+from ssa_fast.ops import gpu_info
+from ssa_fast.ops.gpu_info import Gpu
 
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    gpus.look_up.cache_clear()
+    gpu_info.query.cache_clear()
     yield
-    gpus.look_up.cache_clear()
+    gpu_info.query.cache_clear()
 
 
 def pretend(monkeypatch, hip=None, **properties):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**properties))
-    return gpus.look_up(torch.device("cuda", 0))
+    return gpu_info.query(torch.device("cuda", 0))
 
 
 def test_nvidia(monkeypatch):
@@ -44,10 +44,10 @@ def test_older_than_sm_80_is_refused_with_the_reason(monkeypatch):
 
 
 def test_the_cpu_has_the_interpreter_or_a_reason(monkeypatch):
-    assert gpus.look_up(torch.device("cpu")) == (gpus.INTERPRETER, "")
-    gpus.look_up.cache_clear()
+    assert gpu_info.query(torch.device("cpu")) == (gpu_info.INTERPRETER, "")
+    gpu_info.query.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    found, why = gpus.look_up(torch.device("cpu"))
+    found, why = gpu_info.query(torch.device("cpu"))
     assert found is None
     assert "the tensors are on the CPU" in why
     assert "TRITON_INTERPRET=1" in why
@@ -55,8 +55,8 @@ def test_the_cpu_has_the_interpreter_or_a_reason(monkeypatch):
 
 def test_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert gpus.look_up(torch.device("cpu")) == (None, "the package triton is not installed")
+    assert gpu_info.query(torch.device("cpu")) == (None, "the package triton is not installed")
 
 
 def test_other_devices():
-    assert gpus.look_up(torch.device("meta"))[1] == "Triton's kernels run on CUDA and ROCm devices, not on 'meta'"
+    assert gpu_info.query(torch.device("meta"))[1] == "Triton's kernels run on CUDA and ROCm devices, not on 'meta'"

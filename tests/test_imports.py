@@ -45,7 +45,7 @@ def test_reference_imports_torch_alone():
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("paths/*.py")), ids=lambda path: path.name)
 def test_paths_never_look_up(path):
-    assert imported(path) <= {"torch", "typing", "functools", "__future__", "ssa_fast.paths"}
+    assert imported(path) <= {"torch", "typing", "functools", "__future__", "ssa_fast.ops.torch_backend"}
 
 
 def test_kernels_and_paths_do_not_know_each_other():
@@ -58,7 +58,8 @@ def test_kernels_and_paths_do_not_know_each_other():
 def test_what_decides_needs_no_triton():
     run(
         "import sys\nsys.modules['triton'] = None\n"
-        "import ssa_fast.kernels.config, ssa_fast.tuning, ssa_fast.dispatch, ssa_fast.launch, torch\n"
+        "import ssa_fast.kernels.config, ssa_fast.ops.tile_tables, ssa_fast.ops.dispatch\n"
+        "import ssa_fast.ops.triton_backend, torch\n"
         "try:\n    ssa_fast.polish(torch.rand(4, 4), torch.rand(8, 6, 6), backend='triton')\n"
         "except ValueError as error:\n    assert 'the package triton is not installed' in str(error), error\n"
         "else:\n    raise AssertionError('taken without triton')\n"

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssa_fast import SSA, Affinity
-from ssa_fast.classifiers import IMAGENET_MEAN, IMAGENET_STD
-from ssa_fast.large.windows import Window, needed, resample
+from ssa_fast.large.resample import Window, needed, resample
+from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from tests.networks import DeepHead, Pyramid
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_a_seed_of_ones_own_where_the_head_allows_none(tmp_path: Path) -> None:
 def stage_maps(ssa: SSA, image: np.ndarray) -> dict[str, torch.Tensor]:
     return {
         name: maps
-        for name, maps in ssa.anatomy.forward(ssa.model, tensor_of(image)).maps.items()
+        for name, maps in ssa.info.forward(ssa.model, tensor_of(image)).maps.items()
         if name in ssa.stage_names
     }
 
@@ -178,8 +178,8 @@ def test_a_stage_that_turns_out_signed_is_gathered_again(tmp_path: Path) -> None
     image = picture(130, 150)
     image[100:120, 100:140] = 0  # in the last tiles
     ssa = SSA(Turning(), stages=["turned", "blocks.1", "blocks.2", "blocks.3"])
-    if ssa.anatomy.signs["turned"] == "signed":  # noise may hold such pixels: say what a calm trial image would
-        ssa.anatomy.signs["turned"] = "non-negative"
+    if ssa.info.signs["turned"] == "signed":  # noise may hold such pixels: say what a calm trial image would
+        ssa.info.signs["turned"] = "non-negative"
     result = assert_as_whole(ssa, image, [1, 2], tmp_path / "out.tif", disk=0)
     assert result.paths == {"turned": "keys", **dict.fromkeys(ssa.stage_names[1:], "prototypes")}
     assert 2 < result.passes <= 3
@@ -281,19 +281,19 @@ def test_no_window_is_larger_than_tile_and_halo(tmp_path: Path) -> None:
 
 
 def test_tiles_shrink_with_memory_and_too_little_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssa_fast.large import plan
+    from ssa_fast.large import tiling
 
-    monkeypatch.setattr(plan, "resident", lambda: 0)
+    monkeypatch.setattr(tiling, "resident", lambda: 0)
     ssa = SSA(Pyramid())
-    cuts = [plan.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=m, with_seed=True) for m in (10**8, 10**9)]
+    cuts = [tiling.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=m, with_seed=True) for m in (10**8, 10**9)]
     assert cuts[0].tile < cuts[1].tile < 9000
     assert all(cut.tile % 16 == 0 for cut in cuts)
     least = r"memory: expected at least [\d,]+ bytes"
     with pytest.raises(ValueError, match=least) as error:
-        plan.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=10**6, with_seed=True)
+        tiling.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=10**6, with_seed=True)
     enough = int(str(error.value).split("least ")[1].split(" ")[0].replace(",", ""))
-    assert plan.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=enough, with_seed=True).tile == 16
-    assert plan.cut(ssa, (9, 9), tile="auto", halo="auto", memory=10**6, with_seed=True).tile == 16
+    assert tiling.cut(ssa, (9000, 9000), tile="auto", halo="auto", memory=enough, with_seed=True).tile == 16
+    assert tiling.cut(ssa, (9, 9), tile="auto", halo="auto", memory=10**6, with_seed=True).tile == 16
 
 
 def jumps(cams: torch.Tensor, tile: int) -> float:
@@ -332,10 +332,10 @@ def test_masks_boxes_labels_names_and_metadata(tmp_path: Path, monkeypatch: pyte
     import json
 
     from ssa_fast import localize
-    from ssa_fast.large import outputs
+    from ssa_fast.large import export
 
     ssa, image = SSA(Pyramid()), picture(200, 230)
-    look = outputs.Look(
+    look = export.Look(
         background=0.4,
         ignore=0.3,
         box_threshold=0.5,
@@ -361,8 +361,8 @@ def test_masks_boxes_labels_names_and_metadata(tmp_path: Path, monkeypatch: pyte
     assert (first["of"], first["classes"], first["labels"]) == ("a test", [3, 1], [13, 11])
     assert (first["name"], second["name"]) == ("thing 3", "thing 1")
 
-    monkeypatch.setattr(outputs, "BOX_SIDE", 64)
-    monkeypatch.setattr(outputs, "STRIP", 1000)
+    monkeypatch.setattr(export, "BOX_SIDE", 64)
+    monkeypatch.setattr(export, "STRIP", 1000)
     coarse = ssa.large(image, [3, 1], out=tmp_path / "coarse.tif", tile=64, look=look)
     assert coarse.box_precision == 4
     assert coarse.mask.read_bytes() == result.mask.read_bytes()
@@ -471,7 +471,7 @@ def test_a_network_that_gives_nan_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_classes_and_wrong_looks(tmp_path: Path) -> None:
-    from ssa_fast.large.outputs import Look
+    from ssa_fast.large.export import Look
 
     ssa = SSA(Pyramid(classes=300))
     with pytest.raises(ValueError, match="classes: expected at most 254"):
@@ -488,11 +488,11 @@ def test_too_many_classes_and_wrong_looks(tmp_path: Path) -> None:
 def test_how_far_residual_networks_feel(name: str, halo: int) -> None:
     import torchvision
 
-    from ssa_fast.large.probe import probe
-    from ssa_fast.models import examine
+    from ssa_fast.large.receptive_field import probe
+    from ssa_fast.models import inspect_model
 
     model = getattr(torchvision.models, name)(weights=None)
-    anatomy = examine(model, input_size=64)
-    reach = probe(model, anatomy.stages, 3)
+    info = inspect_model(model, input_size=64)
+    reach = probe(model, info.stages, 3)
     assert reach.halo == halo
     assert reach.strides == {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}

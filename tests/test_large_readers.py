@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssa_fast import pictures
-from ssa_fast.large import readers
-from ssa_fast.pictures import PictureError
+from ssa_fast.io import images
+from ssa_fast.io.images import ImageError
+from ssa_fast.io.readers import open_image, size_of
 
 tifffile = pytest.importorskip("tifffile", reason="large images are read by tifffile (the extra large)")
 zarr = pytest.importorskip("zarr", reason="stores are read by zarr (the extra large)")
 
-from ssa_fast.large.tiff import Tiff  # noqa: E402 - it is of use with tifffile alone
+from ssa_fast.io.readers.tiff import TiffReader  # noqa: E402 - it is of use with tifffile alone
 
 H, W, TILE = 150, 205, 32
 MEMORY = 1 << 20
@@ -59,7 +59,7 @@ def check(reader: Any, expected: np.ndarray, windows: int = 12) -> None:
 
 
 def opened(source: Any, memory: int = MEMORY, **options: Any) -> Any:
-    return readers.open_image(source, memory=memory, **options)
+    return open_image(source, memory=memory, **options)
 
 
 def refusal(source: Any, memory: int = MEMORY) -> str:
@@ -68,7 +68,7 @@ def refusal(source: Any, memory: int = MEMORY) -> str:
         reader = opened(source, memory)
         reader.read(0, reader.size[0], 0, reader.size[1])
     if isinstance(source, Path):
-        assert isinstance(caught.value, PictureError)
+        assert isinstance(caught.value, ImageError)
         assert str(caught.value).endswith(".")
     return str(caught.value)
 
@@ -103,16 +103,16 @@ def test_tiffs_of_every_kind(
         **options,
     )
     with opened(tmp_path / "a.tif", backdrop=RED) as reader:
-        assert isinstance(reader, Tiff)
+        assert isinstance(reader, TiffReader)
         check(reader, shown(image, RED), windows=4)
-    assert readers.size_of(tmp_path / "a.tif") == (H, W)
+    assert size_of(tmp_path / "a.tif") == (H, W)
 
 
 def test_a_predictor_is_undone(tmp_path: Path) -> None:
     image = pixels(3)
     Image.fromarray(image).save(tmp_path / "a.tif", compression="tiff_adobe_deflate", tiffinfo={317: 2})
     with opened(tmp_path / "a.tif") as reader:
-        assert isinstance(reader, Tiff)
+        assert isinstance(reader, TiffReader)
         check(reader, image)
 
 
@@ -121,7 +121,7 @@ def test_white_may_be_0(tmp_path: Path, tile: tuple[int, int] | None) -> None:
     image = pixels(1)[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="miniswhite", tile=tile)
     with opened(tmp_path / "a.tif") as reader:
-        assert isinstance(reader, Tiff)
+        assert isinstance(reader, TiffReader)
         check(reader, shown(255 - image))
 
 
@@ -133,7 +133,7 @@ def test_palettes(tmp_path: Path, scale: int, tile: tuple[int, int] | None) -> N
     table = (colours.astype(np.uint16) * scale).T
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="palette", colormap=table, tile=tile)
     with opened(tmp_path / "a.tif") as reader:
-        assert isinstance(reader, Tiff)
+        assert isinstance(reader, TiffReader)
         check(reader, colours[image])
 
 
@@ -147,7 +147,7 @@ def test_further_bands_are_not_alpha(
     stored = np.moveaxis(image, -1, 0) if planar == "separate" else image
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, planarconfig=planar, tile=tile)
     with opened(tmp_path / "a.tif") as reader:
-        assert isinstance(reader, Tiff)
+        assert isinstance(reader, TiffReader)
         check(reader, image[..., :3], windows=3)
     rasterio = pytest.importorskip("rasterio", reason="the same rule holds for rasterio")
     with rasterio.open(tmp_path / "a.tif") as dataset:
@@ -239,7 +239,7 @@ def test_what_needs_imagecodecs_goes_to_rasterio(
     expected = np.asarray(Image.open(tmp_path / "a.tif").convert("RGB"))
     with opened(tmp_path / "a.tif") as reader:
         check(reader, expected)
-    assert readers.size_of(tmp_path / "a.tif") == (H, W)
+    assert size_of(tmp_path / "a.tif") == (H, W)
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
@@ -255,7 +255,7 @@ def test_without_rasterio_the_error_names_what_to_install(tmp_path: Path, monkey
     message = refusal(tmp_path / "a.tif")
     assert "its LZW data need the package imagecodecs" in message
     assert "pip install imagecodecs" in message
-    assert readers.size_of(tmp_path / "a.tif") == (H, W)  # the header needs no codec
+    assert size_of(tmp_path / "a.tif") == (H, W)  # the header needs no codec
 
 
 def test_without_tifffile_another_reads_it_or_the_error_names_it(
@@ -339,7 +339,7 @@ def test_slides(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a.tif", tmp_path / "a.svslide")
     with opened(tmp_path / "a.svslide") as reader:
         check(reader, image)
-    assert readers.size_of(tmp_path / "a.svslide") == (H, W)
+    assert size_of(tmp_path / "a.svslide") == (H, W)
     (tmp_path / "b.mrxs").write_bytes(b"no slide")
     assert "openslide cannot open it" in refusal(tmp_path / "b.mrxs")
 
@@ -358,7 +358,7 @@ def test_arrays(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
     for source in (image, image[::-1][::-1], mapped, stored, *paths, str(paths[0])):
         with opened(source, backdrop=RED) as reader:
             check(reader, expected, windows=4)
-    assert [readers.size_of(path) for path in paths] == [(H, W)] * 3
+    assert [size_of(path) for path in paths] == [(H, W)] * 3
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5", None])
@@ -378,7 +378,7 @@ def test_zarr_groups(tmp_path: Path, version: str | None) -> None:
         check(reader, image)
     with opened(tmp_path / "a.zarr" / "half") as reader:  # an array's own path
         check(reader, image[1::2, : W - 1 : 2])
-    assert readers.size_of(tmp_path / "a.zarr") == (H, W)
+    assert size_of(tmp_path / "a.zarr") == (H, W)
 
 
 @pytest.mark.parametrize("axes", ["yxc", "cyx", "xy", "tczyx", None])
@@ -439,7 +439,7 @@ def test_chunks_larger_than_the_memory_allowed(tmp_path: Path) -> None:
     assert message in refusal(tmp_path / "a.zarr", 38_399)
     assert message in refusal(stored, 38_399)
     opened(stored, 38_400).read(0, 80, 0, 80)
-    assert readers.size_of(tmp_path / "a.zarr") == (80, 80)
+    assert size_of(tmp_path / "a.zarr") == (80, 80)
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 3, 6, 9), (3, 6, 9), (0, 9, 3), (6, 9, 2)])
@@ -449,8 +449,8 @@ def test_shapes_that_are_no_image(tmp_path: Path, shape: tuple[int, ...]) -> Non
     message = f"expected (H, W), (H, W, 3) or (H, W, 4), got {shape}; move the channels to the end"
     for source in (np.zeros(shape, np.uint8), tmp_path / "a.npy", tmp_path / "a.zarr"):
         assert message in refusal(source)
-    with pytest.raises(PictureError):
-        readers.size_of(tmp_path / "a.zarr")
+    with pytest.raises(ImageError):
+        size_of(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16", "uint32", "bool"])
@@ -463,8 +463,8 @@ def test_pixels_of_other_dtypes(tmp_path: Path, dtype: str) -> None:
         sources.append(tmp_path / "a.tif")
     for source in sources:
         assert f"expected uint8 or uint16 pixels, got {dtype}; rescale them" in refusal(source)
-    with pytest.raises(PictureError, match="rescale"):
-        readers.size_of(tmp_path / "a.npy")
+    with pytest.raises(ImageError, match="rescale"):
+        size_of(tmp_path / "a.npy")
 
 
 def test_sources_that_are_none() -> None:
@@ -538,7 +538,7 @@ def test_windows_that_are_empty_or_leave_the_image(tmp_path: Path, window: tuple
 def test_pictures_are_decoded_whole_as_long_as_they_are_small(tmp_path: Path) -> None:
     image = pixels(4)
     Image.fromarray(image).save(tmp_path / "a.png")
-    expected = pictures.read(tmp_path / "a.png", backdrop=RED).rgb
+    expected = images.read(tmp_path / "a.png", backdrop=RED).rgb
     with opened(tmp_path / "a.png", backdrop=RED) as reader:
         check(reader, expected)
     message = refusal(tmp_path / "a.png", 4 * 4 * H * W - 1)
@@ -553,8 +553,8 @@ def test_sizes_of_pictures_are_those_they_are_shown_in(tmp_path: Path, orientati
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(pixels(3)).save(tmp_path / "a.jpg", exif=exif)
-    shape = pictures.read(tmp_path / "a.jpg").rgb.shape[:2]
-    assert readers.size_of(tmp_path / "a.jpg") == shape == ((W, H) if orientation in (6, 8) else (H, W))
+    shape = images.read(tmp_path / "a.jpg").rgb.shape[:2]
+    assert size_of(tmp_path / "a.jpg") == shape == ((W, H) if orientation in (6, 8) else (H, W))
     with opened(tmp_path / "a.jpg") as reader:
         assert reader.size == shape
 
@@ -571,12 +571,12 @@ def test_sizes_decode_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise AssertionError("a part was decoded")
 
-    monkeypatch.setattr(Tiff, "_decode", fail)
-    monkeypatch.setattr(Tiff, "_map", fail)
+    monkeypatch.setattr(TiffReader, "_decode", fail)
+    monkeypatch.setattr(TiffReader, "_map", fail)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     for name in ("a.png", "a.tif", "strip.tif"):
-        assert readers.size_of(tmp_path / name) == (H, W)
-    assert readers.size_of(tmp_path / "a.zarr") == (10**7, 10**7)
+        assert size_of(tmp_path / name) == (H, W)
+    assert size_of(tmp_path / "a.zarr") == (10**7, 10**7)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -587,8 +587,8 @@ def test_files_that_are_missing_empty_or_something_else(tmp_path: Path, name: st
         if content is not None:
             path.write_bytes(content)
         refusal(path)
-        with pytest.raises(PictureError):
-            readers.size_of(path)
+        with pytest.raises(ImageError):
+            size_of(path)
 
 
 def test_one_giant_strip_is_refused(tmp_path: Path) -> None:
@@ -641,7 +641,7 @@ def test_tiffs_cut_short_or_spoilt_anywhere_are_read_right_or_refused(
         spoilt = bytearray(content)
         spoilt[int(rng.integers(0, 260))] = int(rng.integers(0, 256))  # in the header
         (tmp_path / "b.tif").write_bytes(spoilt)
-        with suppress(PictureError), opened(tmp_path / "b.tif", 1 << 22) as reader:
+        with suppress(ImageError), opened(tmp_path / "b.tif", 1 << 22) as reader:
             y1, x1 = (min(side, 300) for side in reader.size)
             assert reader.read(0, y1, 0, x1).shape == (y1, x1, 3)
 
@@ -657,7 +657,7 @@ def test_a_damaged_tile_is_named_and_the_others_are_read(tmp_path: Path) -> None
     path.write_bytes(content)
     with opened(path) as reader:
         np.testing.assert_array_equal(reader.read(0, 32, 0, W)[..., 0], image[:32])
-        with pytest.raises(PictureError, match=r"its tile or strip 8 is damaged .*\.$"):
+        with pytest.raises(ImageError, match=r"its tile or strip 8 is damaged .*\.$"):
             reader.read(0, H, 0, W)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssa_fast.large import writers
+from ssa_fast.io import pyramid
 from ssa_fast.localize.masks import voc_palette
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def window_of(maps: np.ndarray) -> Callable[..., np.ndarray]:
 
 def write(path: Path, maps: np.ndarray, **options: Any) -> None:
     given = {"shape": maps.shape, "names": [f"map {k}" for k in range(len(maps))], "tile": TILE, **options}
-    writers.write(path, options.pop("window", window_of(maps)), **{k: v for k, v in given.items() if k != "window"})
+    pyramid.write(path, options.pop("window", window_of(maps)), **{k: v for k, v in given.items() if k != "window"})
 
 
 def halved(values: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_large_copies_lie_in_a_scratch_file_that_is_gone_afterwards(
     tmp_path: Path, maps: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "memory" / f"a.{suffix}", maps)
-    monkeypatch.setattr(writers, "IN_MEMORY", 100)
+    monkeypatch.setattr(pyramid, "IN_MEMORY", 100)
     mapped: list[int] = []
     memmap = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *args, **options: mapped.append(1) or memmap(*args, **options))
@@ -190,10 +190,10 @@ def test_what_exists_is_replaced(tmp_path: Path, maps: np.ndarray, suffix: str) 
 def test_a_file_that_may_pass_4_gb_is_a_bigtiff(
     tmp_path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = writers._Plan(window_of(maps), (1, 64_000, 64_000), 512, "cam", None)
-    assert plan.stored() > writers.CLASSIC
-    assert writers._Plan(window_of(maps), (1, 32_000, 32_000), 512, "cam", None).stored() < writers.CLASSIC
-    monkeypatch.setattr(writers, "CLASSIC", 1000)
+    plan = pyramid._Plan(window_of(maps), (1, 64_000, 64_000), 512, "cam", None)
+    assert plan.stored() > pyramid.CLASSIC
+    assert pyramid._Plan(window_of(maps), (1, 32_000, 32_000), 512, "cam", None).stored() < pyramid.CLASSIC
+    monkeypatch.setattr(pyramid, "CLASSIC", 1000)
     write(tmp_path / "a.tif", maps)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.is_bigtiff
@@ -201,13 +201,13 @@ def test_a_file_that_may_pass_4_gb_is_a_bigtiff(
 
 
 def test_no_more_than_a_few_windows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "IN_MEMORY", 1 << 10)
+    monkeypatch.setattr(pyramid, "IN_MEMORY", 1 << 10)
     side, tile = 4096, 256
     monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as where there are more cores
     write(tmp_path / "warm.tif", np.zeros((1, 16, 16), np.uint8))
     tracemalloc.start()
     try:
-        writers.write(
+        pyramid.write(
             tmp_path / "a.tif",
             lambda *_: np.zeros((tile, tile), np.uint8),
             shape=(1, side, side),
@@ -257,7 +257,7 @@ class Whole:
 @pytest.mark.parametrize(("longest", "factor"), [(100, 4), (57, 7), (1, 391), (391, 1), (1000, 1)])
 def test_a_thumbnail_is_the_mean_of_blocks_read_in_windows(longest: int, factor: int) -> None:
     reader = Whole(np.random.default_rng(3).integers(0, 256, (203, 391, 3), dtype=np.uint8))
-    small: np.ndarray = writers.thumbnail(reader, longest, tile=64)  # type: ignore[arg-type]
+    small: np.ndarray = pyramid.thumbnail(reader, longest, tile=64)  # type: ignore[arg-type]
     assert small.dtype == np.uint8
     assert small.shape == (-(-203 // factor), -(-391 // factor), 3)
     assert reader.largest <= max(64, factor) ** 2

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from ssa_fast import Affinity, fusion, launch, polish
+from ssa_fast import Affinity, polish
+from ssa_fast.ops import fusion, triton_backend
 
 
-@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
-def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, path):
+@pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
+def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, method):
     cam, f = torch.rand(5, 2, 4, 4), torch.rand(5, 16, 4, 5)
-    whole = polish(cam, f, path=path, backend="triton")
-    monkeypatch.setattr(launch, "MOST_PROGRAMS", 2)
-    torch.testing.assert_close(polish(cam, f, path=path, backend="triton"), whole, rtol=1e-6, atol=0)
+    whole = polish(cam, f, method=method, backend="triton")
+    monkeypatch.setattr(triton_backend, "MOST_PROGRAMS", 2)
+    torch.testing.assert_close(polish(cam, f, method=method, backend="triton"), whole, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
-def test_numpy_numbers_in_an_affinity(path):
+@pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
+def test_numpy_numbers_in_an_affinity(method):
     cam, f = torch.rand(1, 2, 4, 4), torch.rand(1, 16, 4, 5)
     odd = Affinity(norm_eps=np.float32(1e-5), sum_eps=np.float32(1e-5))
     torch.testing.assert_close(
-        polish(cam, f, affinity=odd, path=path, backend="triton"), polish(cam, f, path=path, backend="triton")
+        polish(cam, f, affinity=odd, method=method, backend="triton"), polish(cam, f, method=method, backend="triton")
     )
 
 
@@ -32,12 +33,14 @@ def test_signed_and_non_negative_images_in_one_batch(steps):
     affinity = Affinity(steps=steps)
     cam, f = torch.rand(3, 4, 9, 11), torch.rand(3, 24, 9, 11)
     f[1, 5, 3, 2] = -0.5
-    out = launch.polish_stage(
-        cam, f, affinity, path="prototypes", otherwise="tiled", precision="default", align_corners=True
+    out = triton_backend.polish_stage(
+        cam, f, affinity, method="prototypes", otherwise="tiled", precision="default", align_corners=True
     )
-    for image, path in enumerate(("prototypes", "tiled", "prototypes")):
+    for image, method in enumerate(("prototypes", "tiled", "prototypes")):
         one = slice(image, image + 1)
-        alone = polish(cam[one], f[one], affinity=affinity, path=path, backend="triton", nonnegative=path != "tiled")
+        alone = polish(
+            cam[one], f[one], affinity=affinity, method=method, backend="triton", nonnegative=method != "tiled"
+        )
         torch.testing.assert_close(out[one], alone, rtol=1e-6, atol=1e-7)
 
 

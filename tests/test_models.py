@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ssa_fast import SSA
-from ssa_fast.models import describe, examine, light_half, sweep
-from ssa_fast.models.classes import resolve_classes
-from ssa_fast.models.maps import infer_form
+from ssa_fast.models import describe, inspect_model, light_half, sweep
+from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.layout import infer_layout
 from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens, WrittenOut
 
 NN, SIGNED = "non-negative", "signed"
@@ -119,7 +119,7 @@ def test_the_light_half_is_half_and_light() -> None:
 @pytest.mark.parametrize("name", light_half())
 def test_ssa_takes_a_light_classifier_as_it_is(name: str) -> None:
     ssa = SSA(torchvision.models.get_model(name, weights=None))
-    height, width = ssa.anatomy.trial_size
+    height, width = ssa.info.trace_size
     result = ssa(torch.randn(1, 3, height, width), classes="top5")
     assert result.cams.shape == (1, 5, height, width)
     assert result.logits.shape == (1, 1000)
@@ -159,9 +159,9 @@ def test_sweep_refuses_unknown_names_at_once() -> None:
 
 
 def cams(model: nn.Module, images: Tensor, classes: list[int], **options: object) -> Tensor:
-    anatomy = examine(model, input_size=(images.shape[-2], images.shape[-1]), **options)  # type: ignore[arg-type]
+    info = inspect_model(model, input_size=(images.shape[-2], images.shape[-1]), **options)  # type: ignore[arg-type]
     index = torch.tensor(classes).expand(len(images), -1)
-    return anatomy.seed_maps(model, anatomy.forward(model, images), index)
+    return info.seed_maps(model, info.forward(model, images), index)
 
 
 def double(model: nn.Module, batch: int = 2, size: tuple[int, int] = (64, 96)) -> tuple[nn.Module, Tensor]:
@@ -240,22 +240,22 @@ def test_grad_cam_after_an_in_place_relu_weighs_the_rectified_map() -> None:
 @pytest.mark.parametrize("registers", [0, 4])
 def test_class_token_network_is_explained_before_its_last_block(registers: int) -> None:
     model = Tokens(registers).eval()
-    anatomy = examine(model, input_size=(64, 96))
-    assert list(anatomy.stages) == ["layers.0", "layers.2", "layers.3", "layers.5"]
-    assert anatomy.seed.layer == "layers.5.norm"
-    assert {(source.form.prefix, source.form.shape) for source in anatomy.stages.values()} == {
+    info = inspect_model(model, input_size=(64, 96))
+    assert list(info.stages) == ["layers.0", "layers.2", "layers.3", "layers.5"]
+    assert info.seed.layer == "layers.5.norm"
+    assert {(source.layout.prefix, source.layout.shape) for source in info.stages.values()} == {
         (1 + registers, (16, 8, 12))
     }
-    captured = anatomy.forward(model, torch.randn(2, 3, 128, 64))  # another patch grid than the trial's
-    assert captured.maps["layers.2"].shape == (2, 16, 16, 8)
-    seeds = anatomy.seed_maps(model, captured, torch.tensor([[0, 1], [2, 3]]))
+    extracted = info.forward(model, torch.randn(2, 3, 128, 64))  # another patch grid than the trial's
+    assert extracted.maps["layers.2"].shape == (2, 16, 16, 8)
+    seeds = info.seed_maps(model, extracted, torch.tensor([[0, 1], [2, 3]]))
     assert (seeds.amax((2, 3)) > 0).any()
 
 
 def test_attention_matrices_are_no_stages() -> None:
-    anatomy = examine(WrittenOut())
-    assert list(anatomy.stages) == [f"layers.{i}" for i in range(4)]
-    assert (anatomy.seed.kind, anatomy.seed.layer) == ("grad-cam", "layers.3.0")
+    info = inspect_model(WrittenOut())
+    assert list(info.stages) == [f"layers.{i}" for i in range(4)]
+    assert (info.seed.kind, info.seed.layer) == ("grad-cam", "layers.3.0")
 
 
 def test_a_signed_stage_is_not_taken_after_the_next_convolution() -> None:
@@ -266,7 +266,7 @@ def test_a_signed_stage_is_not_taken_after_the_next_convolution() -> None:
     before_norm = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 2))
     for second, expected in ((following, ["0", "1"]), (before_norm, ["1.1", "1"])):
         model = nn.Sequential(conv(3, 8, 2), second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-        assert list(examine(model, input_size=32).stages) == expected
+        assert list(inspect_model(model, input_size=32).stages) == expected
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -282,7 +282,7 @@ def test_grad_cam_at_the_image_itself(inference: bool) -> None:
 
 
 def test_token_map_holds_patch_i_j_at_i_j() -> None:
-    form = infer_form((1, 1 + 6, 5), (32, 48), [(2, 3)])
+    form = infer_layout((1, 1 + 6, 5), (32, 48), [(2, 3)])
     assert form is not None
     tokens = torch.arange(7.0)[None, :, None].expand(1, 7, 5)
     assert form.view(tokens, (32, 48))[0, 4].tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -303,37 +303,37 @@ def test_token_map_holds_patch_i_j_at_i_j() -> None:
     ],
 )
 def test_layouts_at_224(shape: tuple[int, ...], layout: str, chw: tuple[int, int, int]) -> None:
-    form = infer_form(shape, (224, 224))
+    form = infer_layout(shape, (224, 224))
     assert form is not None
-    assert (form.layout, form.shape) == (layout, chw)
+    assert (form.kind, form.shape) == (layout, chw)
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (64, 49, 96), (4, 3, 14, 14), (1, 2, 3, 4, 5)])
 def test_what_is_no_map(shape: tuple[int, ...]) -> None:
-    assert infer_form(shape, (224, 224)) is None
+    assert infer_layout(shape, (224, 224)) is None
 
 
 def test_a_stage_is_what_the_module_returned_unless_a_relu_overwrote_it() -> None:
     model = Pyramid().eval()
     images = torch.randn(1, 3, 64, 64)
-    anatomy = examine(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_size=64)
-    maps = anatomy.forward(model, images).maps
+    info = inspect_model(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_size=64)
+    maps = info.forward(model, images).maps
     with torch.no_grad():
         down = model.blocks[1].down(model.blocks[0](images)).relu()
         conv = model.blocks[1].conv(down)
     torch.testing.assert_close(maps["blocks.1.down"], down, rtol=0, atol=0)
     torch.testing.assert_close(maps["blocks.1.conv"], conv, rtol=0, atol=0)
     torch.testing.assert_close(maps["blocks.1"], (conv + down).relu(), rtol=0, atol=0)
-    assert anatomy.signs == {"blocks.1.down": NN, "blocks.1.conv": SIGNED, "blocks.1": NN}
+    assert info.signs == {"blocks.1.down": NN, "blocks.1.conv": SIGNED, "blocks.1": NN}
 
 
 def test_stages_share_memory_with_what_the_network_returned() -> None:
     model = torchvision.models.swin_t(num_classes=2)
     taken: list[Tensor] = []
     with model.features[3].register_forward_hook(lambda *seen: taken.append(seen[2])):
-        anatomy = examine(model, stages=["features.3"])
+        info = inspect_model(model, stages=["features.3"])
         taken.clear()
-        maps = anatomy.forward(model, torch.randn(1, 3, 64, 64)).maps
+        maps = info.forward(model, torch.randn(1, 3, 64, 64)).maps
     assert maps["features.3"].data_ptr() == taken[0].data_ptr()
     assert maps["features.3"].shape == (1, 192, 8, 8)
 
@@ -355,22 +355,22 @@ def test_the_model_and_the_random_state_are_left_alone(network: type[nn.Module])
     next(model.children()).eval()
     next(model.parameters()).requires_grad_(False)
     before = _state(model)
-    anatomy = examine(model, input_size=64)
+    info = inspect_model(model, input_size=64)
     image = torch.zeros(1, 3, 64, 64)
-    anatomy.seed_maps(model, anatomy.forward(model, image), torch.tensor([[0]]))
+    info.seed_maps(model, info.forward(model, image), torch.tensor([[0]]))
     assert _state(model) == before
 
 
 def test_the_model_is_left_alone_by_a_forward_that_fails() -> None:
     model = DeepHead().train()
-    anatomy = examine(model, input_size=64)
+    info = inspect_model(model, input_size=64)
     before = _state(model)
     with pytest.raises(RuntimeError, match="channels"):
-        anatomy.forward(model, torch.zeros(1, 4, 64, 64))
+        info.forward(model, torch.zeros(1, 4, 64, 64))
     with pytest.raises(
         ValueError, match=r"its forward failed on a trial image of shape \(1, 3, 2, 2\) \(.*; pass input_size"
     ):
-        examine(nn.Sequential(nn.AvgPool2d(4), model).train(), input_size=2)
+        inspect_model(nn.Sequential(nn.AvgPool2d(4), model).train(), input_size=2)
     assert _state(model) == before
 
 
@@ -384,12 +384,12 @@ def test_frozen_parameters_do_not_hinder_grad_cam() -> None:
 
 def test_a_cam_that_would_not_be_exact_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"its last linear layer, 'fc', is not the mean of a map over its pixels; use"):
-        examine(DeepHead(), seed="cam", input_size=64)
+        inspect_model(DeepHead(), seed="cam", input_size=64)
 
 
 def test_a_layer_without_gradient_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gradient at 'layers.5' is zero on every pixel; name an earlier layer"):
-        examine(Tokens(), seed="layers.5", input_size=64)
+        inspect_model(Tokens(), seed="layers.5", input_size=64)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_layer_without_gradient_is_refused() -> None:
 )
 def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        examine(RESNET, **options)  # type: ignore[arg-type]
+        inspect_model(RESNET, **options)  # type: ignore[arg-type]
 
 
 RESNET = torchvision.models.resnet18()
@@ -427,16 +427,16 @@ RESNET = torchvision.models.resnet18()
 )
 def test_models_that_cannot_be_used(model: nn.Module, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        examine(model, input_size=64)
+        inspect_model(model, input_size=64)
 
 
 def test_a_flat_network_of_one_resolution_gives_its_rectified_maps() -> None:
     layers: list[nn.Module] = [layer for _ in range(3) for layer in (nn.LazyConv2d(6, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     model(torch.randn(1, 3, 16, 16))
-    anatomy = examine(model, input_size=16)
-    assert list(anatomy.stages) == ["1", "3", "5"]
-    assert (anatomy.seed.kind, anatomy.seed.layer, anatomy.seed.head) == ("cam", "5", "8")
+    info = inspect_model(model, input_size=16)
+    assert list(info.stages) == ["1", "3", "5"]
+    assert (info.seed.kind, info.seed.layer, info.seed.head) == ("cam", "5", "8")
 
 
 def test_describe_follows_the_given_stages_and_size() -> None:
@@ -498,12 +498,12 @@ class Answer(nn.Module):
 @pytest.mark.parametrize("first", ["vector", "map"])
 def test_logits_are_found_by_their_name(first: str) -> None:
     model = Answer(first)
-    assert examine(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
+    assert inspect_model(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_hide_an_exact_cam(dtype: torch.dtype) -> None:
-    assert examine(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"
+    assert inspect_model(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"
 
 
 def test_logits_written_over_are_no_proof_of_a_cam() -> None:
@@ -511,7 +511,7 @@ def test_logits_written_over_are_no_proof_of_a_cam() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images).mul_(-1)
 
-    assert examine(Negated()).seed.kind == "grad-cam"
+    assert inspect_model(Negated()).seed.kind == "grad-cam"
 
 
 def test_a_head_registered_first_is_not_taken_for_the_input() -> None:
@@ -523,4 +523,4 @@ def test_a_head_registered_first_is_not_taken_for_the_input() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.head(self.body(images).relu()).mean((2, 3))
 
-    assert examine(HeadFirst()).in_channels == 3
+    assert inspect_model(HeadFirst()).in_channels == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssa_fast import Affinity, ops, polish
+from ssa_fast import Affinity, polish
+from ssa_fast.ops import custom_op
 
 B, K, C, H, W = 2, 3, 20, 6, 7
 
@@ -24,7 +25,7 @@ def arguments(**changed):
         norm_eps=1e-5,
         sum_eps=1e-5,
         nonnegative=None,
-        path="auto",
+        method="auto",
         backend="triton",
         precision="default",
         align_corners=True,
@@ -37,9 +38,9 @@ def arguments(**changed):
     "changed",
     [
         {},
-        dict(path="prototypes", nonnegative=True, features=torch.rand(B, C, H, W).half()),
-        dict(path="tiled", center=True, steps=2),
-        dict(path="resident", phi="exp", temperature=0.2),
+        dict(method="prototypes", nonnegative=True, features=torch.rand(B, C, H, W).half()),
+        dict(method="tiled", center=True, steps=2),
+        dict(method="resident", phi="exp", temperature=0.2),
         dict(backend="torch", features=torch.rand(B, C, H, W).to(memory_format=torch.channels_last)),
         dict(backend="torch", features=torch.rand(B, C, H, W, dtype=torch.float64)),
     ],
@@ -52,7 +53,7 @@ def test_opcheck(changed):
 def call(cam, low, high):
     """Two stages, their fusion, and a stage alone: every kind of call there is."""
     return polish(cam, [low, high], backend="triton"), polish(
-        cam, low, affinity=Affinity(center=True, steps=2), path="tiled", backend="triton"
+        cam, low, affinity=Affinity(center=True, steps=2), method="tiled", backend="triton"
     )
 
 
@@ -91,13 +92,13 @@ def test_exported_and_the_same():
 
 def test_the_operator_is_polish():
     cam, low, _ = inputs()
-    torch.testing.assert_close(ops.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+    torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(ops.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+        torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
 
 
 def test_a_refusal_reaches_the_caller_of_a_compiled_function():
-    compiled = torch.compile(lambda cam, f: polish(cam, f, path="prototypes", backend="triton"), backend="eager")
+    compiled = torch.compile(lambda cam, f: polish(cam, f, method="prototypes", backend="triton"), backend="eager")
     with pytest.raises(ValueError, match="a negative value"):
         compiled(torch.rand(B, K, 4, 4), torch.randn(B, C, H, W))
 

@@ -1,4 +1,4 @@
-"""Every path against the float64 reference: shapes, layouts, dtypes, options."""
+"""Every method against the float64 reference: shapes, layouts, dtypes, options."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from ssa_fast import Affinity, polish
-from ssa_fast.paths import pixels as pixels_module
-from ssa_fast.paths import tiled
-from ssa_fast.paths.pixels import SQUARES, TILE_ELEMENTS
-from ssa_fast.paths.tiled import BLOCK_I, BLOCK_J
+from ssa_fast.ops import features as pixels_module
+from ssa_fast.ops import tiled
+from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
+from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
 from tests.accuracy import assert_as_accurate
 
 LINEAR, SQUARE = Affinity(), Affinity(power=2)
-PATHS = [("dense", LINEAR), ("prototypes", LINEAR), ("second_order", SQUARE), ("tiled", LINEAR), ("tiled", SQUARE)]
+METHODS = [("dense", LINEAR), ("prototypes", LINEAR), ("second_order", SQUARE), ("tiled", LINEAR), ("tiled", SQUARE)]
 SHAPES = {  # B, K, C, H, W
     "aligned": (1, 16, 64, 16, 16),
     "ragged": (1, 21, 67, 13, 19),
@@ -35,7 +35,7 @@ def shipped_tiles():
     """Against ``_small_tiles`` below."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels_module, "TILE_ELEMENTS", TILE_ELEMENTS)
-        patch.setattr(pixels_module, "SQUARES", SQUARES)
+        patch.setattr(pixels_module, "NORM_CHUNK", NORM_CHUNK)
         patch.setattr(tiled, "BLOCK_I", BLOCK_I)
         patch.setattr(tiled, "BLOCK_J", BLOCK_J)
         yield
@@ -46,7 +46,7 @@ def test_the_shipped_tiles_fit_each_other_and_are_crossed():
     cam, f = torch.rand(1, 2, 61, 71), torch.randn(1, 8, 61, 71)
     assert cam[0, 0].numel() > BLOCK_I
     with shipped_tiles():
-        assert_as_accurate(polish(cam, f, path="tiled"), cam, f, LINEAR)
+        assert_as_accurate(polish(cam, f, method="tiled"), cam, f, LINEAR)
 
 
 DRAWS = {
@@ -58,11 +58,11 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
-def test_features_of_every_kind_in_the_shipped_tiles(path, affinity, draw):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_features_of_every_kind_in_the_shipped_tiles(method, affinity, draw):
     with shipped_tiles():
         cam, f = torch.rand(2, 5, 61, 47), draw(2, 32, 61, 47)
-        assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+        assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
 def one_hot(K, H, W):
@@ -79,39 +79,41 @@ CAMS = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("cams", CAMS.values(), ids=CAMS)
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
-def test_cams_of_every_kind_in_the_shipped_tiles(path, affinity, cams, draw):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_cams_of_every_kind_in_the_shipped_tiles(method, affinity, cams, draw):
     with shipped_tiles():
         cam, f = cams(5, 61, 47), draw(1, 32, 61, 47)
-        assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+        assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Tiles so small that these shapes cross their borders."""
     monkeypatch.setattr(pixels_module, "TILE_ELEMENTS", 1 << 14)
-    monkeypatch.setattr(pixels_module, "SQUARES", 1 << 11)
+    monkeypatch.setattr(pixels_module, "NORM_CHUNK", 1 << 11)
     monkeypatch.setattr(tiled, "BLOCK_I", 256)
     monkeypatch.setattr(tiled, "BLOCK_J", 64)
 
 
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(path, affinity, shape):
+def test_shapes(method, affinity, shape):
     B, K, C, H, W = shape
     cam, f = torch.rand(B, K, H, W), torch.rand(B, C, H, W)
-    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+    assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
-def test_dtypes(path, affinity, dtype):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_dtypes(method, affinity, dtype):
     cam, f = torch.rand(2, 4, 12, 14).to(dtype), torch.rand(2, 70, 12, 14).to(dtype)
-    out = polish(cam, f, affinity=affinity, path=path)
+    out = polish(cam, f, affinity=affinity, method=method)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_as_accurate(out, cam, f, affinity)
     if dtype in (torch.float16, torch.bfloat16):  # all that the computation does is done in float32
-        torch.testing.assert_close(out, polish(cam.float(), f.float(), affinity=affinity, path=path), rtol=0, atol=0)
+        torch.testing.assert_close(
+            out, polish(cam.float(), f.float(), affinity=affinity, method=method), rtol=0, atol=0
+        )
 
 
 LAYOUTS = {
@@ -125,15 +127,15 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
-def test_layouts(path, affinity, layout):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_layouts(method, affinity, layout):
     cam, f = torch.rand(2, 3, 22, 26), layout(torch.rand(2, 67, 22, 26))
     before = f.clone()
-    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+    assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
     assert torch.equal(f, before)
 
 
-@pytest.mark.parametrize("path", ["dense", "tiled"])
+@pytest.mark.parametrize("method", ["dense", "tiled"])
 @pytest.mark.parametrize(
     "affinity",
     [
@@ -149,44 +151,44 @@ def test_layouts(path, affinity, layout):
     ],
     ids=str,
 )
-def test_options_on_signed_features(path, affinity):
+def test_options_on_signed_features(method, affinity):
     cam, f = torch.rand(2, 5, 17, 21), torch.randn(2, 24, 17, 21)
-    assert_as_accurate(polish(cam, f, affinity=affinity, path=path), cam, f, affinity)
+    assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
 @pytest.mark.parametrize(
-    ("path", "power"), [("dense", 1), ("prototypes", 1), ("second_order", 2), ("tiled", 1), ("tiled", 2)]
+    ("method", "power"), [("dense", 1), ("prototypes", 1), ("second_order", 2), ("tiled", 1), ("tiled", 2)]
 )
-def test_steps_apply_the_same_affinity_again(path, power):
+def test_steps_apply_the_same_affinity_again(method, power):
     cam, f = torch.rand(2, 3, 15, 20), torch.rand(2, 40, 15, 20)
     three = Affinity(power=power, steps=3)
-    assert_as_accurate(polish(cam, f, affinity=three, path=path), cam, f, three)
+    assert_as_accurate(polish(cam, f, affinity=three, method=method), cam, f, three)
     repeated = cam
     for _ in range(3):
-        repeated = polish(repeated, f, affinity=Affinity(power=power), path=path)
-    torch.testing.assert_close(polish(cam, f, affinity=three, path=path), repeated, rtol=1e-6, atol=0)
+        repeated = polish(repeated, f, affinity=Affinity(power=power), method=method)
+    torch.testing.assert_close(polish(cam, f, affinity=three, method=method), repeated, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
-def test_nan_stays_nan(path, affinity):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_nan_stays_nan(method, affinity):
     cam, f = torch.rand(2, 2, 6, 6), torch.rand(2, 9, 6, 6)
     cam[0, 1, 2, 3] = float("nan")
     f[1, 4, 5, 0] = float("inf")
-    out = polish(cam, f, affinity=affinity, path=path, nonnegative=True)
+    out = polish(cam, f, affinity=affinity, method=method, nonnegative=True)
     assert not out[0, 0].isnan().any()
     assert out[0, 1].isnan().all()
     assert out[1].isnan().all()
     cam[0, 1, 2, 3] = float("inf")
-    assert not polish(cam[:1], f[:1], affinity=affinity, path=path).isfinite()[0, 1].any()
+    assert not polish(cam[:1], f[:1], affinity=affinity, method=method).isfinite()[0, 1].any()
 
 
-@pytest.mark.parametrize(("path", "affinity"), PATHS, ids=lambda p: str(p))
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
-def test_a_zero_feature_gives_zero(path, affinity, eps):
+def test_a_zero_feature_gives_zero(method, affinity, eps):
     affinity = Affinity(power=affinity.power, norm_eps=eps, sum_eps=eps)
     cam, f = 100 * torch.rand(1, 2, 6, 6), torch.rand(1, 9, 6, 6)
     f[..., 2, 3] = 0
-    out = polish(cam, f, affinity=affinity, path=path)
+    out = polish(cam, f, affinity=affinity, method=method)
     assert (out[..., 2, 3] == 0).all()
     assert (out.flatten(2).sum(0).sum(0) > 0).sum() == 35
-    assert (polish(cam, torch.zeros_like(f), affinity=affinity, path=path) == 0).all()
+    assert (polish(cam, torch.zeros_like(f), affinity=affinity, method=method) == 0).all()

@@ -1,4 +1,4 @@
-"""What must hold for any CAM and any features, whatever the path (hypothesis)."""
+"""What must hold for any CAM and any features, whatever the method (hypothesis)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAYS = {
     "tiled": Affinity(power=1.5, threshold=0.1, sum_eps=0),
     "tiled, exp": Affinity(phi="exp", temperature=0.3, sum_eps=0),
 }
-ways = pytest.mark.parametrize(("path", "affinity"), [(name.split(",")[0], a) for name, a in WAYS.items()], ids=WAYS)
+ways = pytest.mark.parametrize(("method", "affinity"), [(name.split(",")[0], a) for name, a in WAYS.items()], ids=WAYS)
 shapes = st.tuples(*(st.integers(1, n) for n in (2, 4, 40, 12, 12)), st.integers(0, 10_000))
 
 
@@ -33,11 +33,11 @@ def draw(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @ways
 @given(shape=shapes)
-def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(path, affinity, shape):
+def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(method, affinity, shape):
     cam, f = draw(shape)
     constant = torch.full_like(cam, 0.7)
-    torch.testing.assert_close(polish(constant, f, affinity=affinity, path=path), constant, rtol=1e-12, atol=0)
-    out = polish(cam, f, affinity=affinity, path=path)
+    torch.testing.assert_close(polish(constant, f, affinity=affinity, method=method), constant, rtol=1e-12, atol=0)
+    out = polish(cam, f, affinity=affinity, method=method)
     slack = 1e-12 * cam.abs().max()
     assert (out <= cam.amax((2, 3), keepdim=True) + slack).all()
     assert (out >= cam.amin((2, 3), keepdim=True) - slack).all()
@@ -45,30 +45,30 @@ def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(path, af
 
 @ways
 @given(shape=shapes)
-def test_pixels_have_no_order(path, affinity, shape):
+def test_pixels_have_no_order(method, affinity, shape):
     cam, f = draw(shape)
-    out = polish(cam, f, affinity=affinity, path=path)
+    out = polish(cam, f, affinity=affinity, method=method)
     order = torch.randperm(cam[0, 0].numel(), generator=torch.Generator().manual_seed(1))
 
     def permuted(x):
         return x.flatten(2)[:, :, order].unflatten(2, x.shape[2:])
 
-    torch.testing.assert_close(polish(permuted(cam), permuted(f), affinity=affinity, path=path), permuted(out))
-    mirrored = polish(cam.flip(3), f.flip(3), affinity=affinity, path=path)
+    torch.testing.assert_close(polish(permuted(cam), permuted(f), affinity=affinity, method=method), permuted(out))
+    mirrored = polish(cam.flip(3), f.flip(3), affinity=affinity, method=method)
     torch.testing.assert_close(mirrored, out.flip(3))
 
 
 @ways
 @given(shape=shapes, factor=st.floats(0.25, 8.0))
-def test_a_features_scale_does_not_matter_and_the_cam_enters_linearly(path, affinity, shape, factor):
+def test_a_features_scale_does_not_matter_and_the_cam_enters_linearly(method, affinity, shape, factor):
     affinity = Affinity(**{**vars(affinity), "norm_eps": 0.0})
     cam, f = draw(shape)
-    out = polish(cam, f, affinity=affinity, path=path)
+    out = polish(cam, f, affinity=affinity, method=method)
     scaled = f * (torch.linspace(1, factor, f[0, 0].numel(), dtype=f.dtype).view(f.shape[2:]))
-    torch.testing.assert_close(polish(cam, scaled, affinity=affinity, path=path), out)
+    torch.testing.assert_close(polish(cam, scaled, affinity=affinity, method=method), out)
     other = cam.flip(0, 1) + 1
-    mixed = polish(2 * cam - factor * other, f, affinity=affinity, path=path)
-    torch.testing.assert_close(mixed, 2 * out - factor * polish(other, f, affinity=affinity, path=path))
+    mixed = polish(2 * cam - factor * other, f, affinity=affinity, method=method)
+    torch.testing.assert_close(mixed, 2 * out - factor * polish(other, f, affinity=affinity, method=method))
 
 
 @given(shape=shapes, power=st.sampled_from([1, 2]), steps=st.integers(1, 3))
@@ -76,8 +76,8 @@ def test_the_paths_agree(shape, power, steps):
     cam, f = draw(shape)
     affinity = Affinity(power=power, steps=steps)
     expected = polish(cam, f, affinity=affinity, backend="reference")
-    for path in ("auto", "dense", "tiled", {1: "prototypes", 2: "second_order"}[power]):
-        torch.testing.assert_close(polish(cam, f, affinity=affinity, path=path), expected)
+    for method in ("auto", "dense", "tiled", {1: "prototypes", 2: "second_order"}[power]):
+        torch.testing.assert_close(polish(cam, f, affinity=affinity, method=method), expected)
 
 
 @given(shape=shapes)

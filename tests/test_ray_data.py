@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssa_fast import SSA, classifiers, runs
-from ssa_fast.ray_data import NOTHING, PolishCams, polish_images
+from ssa_fast import SSA, runs
+from ssa_fast.integrations.ray import NOTHING, PolishCams, polish_images
+from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run writes for them, one picture at a time."""
-    classifier = classifiers.load(HOW["model"], HOW["weights"])
+    classifier = zoo.load(HOW["model"], HOW["weights"])
     options = runs.RunOptions(classes=HOW["classes"], background=HOW["background"], batch=1)
     out = tmp_path_factory.mktemp("runs") / "out"
     paths = [folder / name for name in SIZES]

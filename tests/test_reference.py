@@ -12,11 +12,11 @@ from ssa_fast import Affinity, polish, reference
 
 
 @pytest.mark.parametrize("draw", [torch.rand, torch.randn])
-@pytest.mark.parametrize("path", ["auto", "dense", "tiled"])
-def test_one_stage_is_seams_pcm(draw, path):
+@pytest.mark.parametrize("method", ["auto", "dense", "tiled"])
+def test_one_stage_is_seams_pcm(draw, method):
     cam, f = torch.rand(2, 5, 7, 9).double(), draw(2, 16, 13, 11).double()
     expected = dense_pcm(cam, f)
-    torch.testing.assert_close(polish(cam, f, path=path), expected, rtol=0, atol=4e-15)
+    torch.testing.assert_close(polish(cam, f, method=method), expected, rtol=0, atol=4e-15)
     torch.testing.assert_close(polish(cam, f, backend="reference"), expected, rtol=0, atol=4e-15)
 
 

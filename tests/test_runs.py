@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssa_fast import SSA, camfiles, classifiers, localize, runs
+from ssa_fast import SSA, localize, runs
+from ssa_fast.io import cam_files
+from ssa_fast.models import zoo
 from ssa_fast.runs import RunOptions
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def classifier() -> classifiers.Classifier:
-    return classifiers.load("resnet18", "none")
+def classifier() -> zoo.Classifier:
+    return zoo.load("resnet18", "none")
 
 
 @pytest.fixture(scope="module")
-def ssa(classifier: classifiers.Classifier) -> SSA:
+def ssa(classifier: zoo.Classifier) -> SSA:
     return SSA(classifier.model, size="stage")
 
 
@@ -85,7 +87,7 @@ def test_everything_promised_is_written_and_fits_together(folder: Path, ssa: SSA
         assert saved["classes"].tolist() == [3, 281]
         assert json.loads(str(saved["settings"]))["model"] == "resnet18"
         # What was saved, through the library's own functions, gives the other outputs.
-        cams = torch.from_numpy(camfiles.full_size(camfiles.read(out / "cams" / f"{image['output']}.npz")))
+        cams = torch.from_numpy(cam_files.full_size(cam_files.read(out / "cams" / f"{image['output']}.npz")))
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
@@ -133,7 +135,7 @@ def test_masks_of_small_networks_hold_class_indices(folder: Path, tmp_path: Path
     from torchvision.models import resnet18
 
     torch.save(resnet18(num_classes=20).state_dict(), tmp_path / "voc.pth")
-    classifier = classifiers.load("resnet18", str(tmp_path / "voc.pth"))
+    classifier = zoo.load("resnet18", str(tmp_path / "voc.pth"))
     options = RunOptions(classes="14,6", background=0.1, ignore=0.0)
     runs.run([folder / "a.png"], SSA(classifier.model), tmp_path / "out", classifier=classifier, options=options)
     with np.load(tmp_path / "out/cams/a.npz") as saved:
@@ -173,7 +175,7 @@ def test_bad_pictures_are_named_and_the_run_goes_on(folder: Path, ssa: SSA, clas
 
 
 def test_pictures_too_small_for_the_network(folder: Path, tmp_path: Path) -> None:
-    classifier = classifiers.load("squeezenet1_1", "none")
+    classifier = zoo.load("squeezenet1_1", "none")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     Image.new("RGB", (4, 90)).save(folder / "sliver.png")
     report = runs.run([folder], SSA(classifier.model), tmp_path / "out", classifier=classifier)
@@ -312,7 +314,7 @@ def test_batches_hold_pictures_of_one_size_and_change_nothing(
     assert sorted(seen) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64), (4, 3, 48, 64)]
     runs.run([folder], ssa, tmp_path / "one", classifier=classifier)
     for name in ("a", "d3", "d4"):
-        mine, other = (camfiles.read(tmp_path / where / f"cams/{name}.npz") for where in ("out", "one"))
+        mine, other = (cam_files.read(tmp_path / where / f"cams/{name}.npz") for where in ("out", "one"))
         np.testing.assert_allclose(mine.cams, other.cams, atol=2e-3)
     assert len(json.loads((tmp_path / "out/boxes.json").read_text())["images"]) == 8
     # A batch is complete or not as a whole: without its record all of it is done again, in the same company.
@@ -349,8 +351,8 @@ def test_the_datasets_labels(ssa: SSA, classifier, tmp_path: Path) -> None:
     options = RunOptions(classes="labels")
     report = runs.run([tmp_path / "in"], ssa, tmp_path / "out", classifier=classifier, options=options)
     assert "has no output called 'unknown'" in report.failures[0].reason
-    assert camfiles.read(tmp_path / "out/cams/tabby/a.npz").classes.tolist() == [281]
-    assert camfiles.read(tmp_path / "out/cams/tiger shark/b.npz").names == ("tiger shark",)
+    assert cam_files.read(tmp_path / "out/cams/tabby/a.npz").classes.tolist() == [281]
+    assert cam_files.read(tmp_path / "out/cams/tiger shark/b.npz").names == ("tiger shark",)
 
 
 def test_labels_by_their_place_in_the_class_list(classifier) -> None:
@@ -364,9 +366,9 @@ def test_labels_by_their_place_in_the_class_list(classifier) -> None:
 def test_cam_files_of_other_codebases(folder: Path, ssa: SSA, classifier, tmp_path: Path, kind: str) -> None:
     options = RunOptions(cams=kind, overlays=False, allow_pickle=kind != "wsol")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", camfiles.PickleWarning)
+        warnings.simplefilter("ignore", cam_files.PickleWarning)
         report = runs.run([folder / "a.png"], ssa, tmp_path / "out", classifier=classifier, options=options)
-        cam = camfiles.read(tmp_path / "out/cams/a.npy", format=kind, allow_pickle=True)
+        cam = cam_files.read(tmp_path / "out/cams/a.npy", format=kind, allow_pickle=True)
     assert report.exit_code == 0
     assert cam.size == (48, 64)
     assert tree(tmp_path / "out") == {"cams/a.npy", "masks/a.png", "records/a.json", *ENDS}
@@ -437,7 +439,7 @@ def test_a_write_that_fails_leaves_nothing_of_its_picture(
     folder: Path, ssa: SSA, classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, full: bool
 ) -> None:
     """A full disk ends the run, since every other write would fail too; another error is its picture's own."""
-    module, name = (camfiles, "write") if broken == "cams" else (localize, "save_mask")
+    module, name = (cam_files, "write") if broken == "cams" else (localize, "save_mask")
     works = getattr(module, name)
     calls = []
 

@@ -28,7 +28,8 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ssa_fast import SSA, classifiers, runs
+from ssa_fast import SSA, runs
+from ssa_fast.models import zoo
 
 folder, out, whole = map(Path, sys.argv[1:4])
 classifier = classifiers.load("demo")

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from ssa_fast import sources
-from ssa_fast.sources import Source, labels_of, output_names
+from ssa_fast.io import datasets
+from ssa_fast.io.datasets import Source, labels_of, output_names
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -16,13 +16,13 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def relatives(found: sources.Found) -> list[str]:
+def relatives(found: datasets.Found) -> list[str]:
     return [str(source.relative) for source in found.sources]
 
 
 def test_folders_are_searched_in_order_and_the_rest_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "b.png", "a.JPG", "sub/deep/c.tiff", "sub/notes.txt", ".hidden.png", ".cache/d.png")
-    found = sources.find([tmp_path])
+    found = datasets.find([tmp_path])
     assert relatives(found) == ["a.JPG", "b.png", "sub/deep/c.tiff"]
     assert [path.name for path, _ in found.skipped] == ["notes.txt"]
     assert not found.missing
@@ -32,26 +32,26 @@ def test_a_file_met_twice_is_kept_once(tmp_path: Path, monkeypatch: pytest.Monke
     touch(tmp_path, "in/a.png", "in/b.png")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "alias").symlink_to(tmp_path / "in")
-    found = sources.find(["in/b.png", "in", "./in/../in/a.png", tmp_path / "in" / "b.png", "alias"])
+    found = datasets.find(["in/b.png", "in", "./in/../in/a.png", tmp_path / "in" / "b.png", "alias"])
     assert relatives(found) == ["b.png", "a.png"]
 
 
 def test_link_loops_end(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.png")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    assert relatives(sources.find([tmp_path / "in"])) == ["a.png"]
+    assert relatives(datasets.find([tmp_path / "in"])) == ["a.png"]
 
 
 def test_missing_paths_and_files_named_outright(tmp_path: Path) -> None:
     touch(tmp_path, "scan.dat")
-    found = sources.find([tmp_path / "scan.dat", tmp_path / "nowhere"])
+    found = datasets.find([tmp_path / "scan.dat", tmp_path / "nowhere"])
     assert relatives(found) == ["scan.dat"]
     assert [path.name for path, _ in found.missing] == ["nowhere"]
 
 
 def test_own_outputs_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "out/masks/a.png")
-    found = sources.find([tmp_path], leave_out=[tmp_path / "out" / "masks"])
+    found = datasets.find([tmp_path], leave_out=[tmp_path / "out" / "masks"])
     assert relatives(found) == ["a.png"]
     assert [path.name for path, _ in found.skipped] == ["masks"]
 
@@ -77,10 +77,10 @@ def test_plain_names_lose_their_suffix_only() -> None:
 
 def test_globs_name_files_from_where_they_begin(tmp_path: Path) -> None:
     touch(tmp_path, "set/a.png", "set/b.jpg", "set/deep/c.png", "set/deep/[d].png")
-    assert relatives(sources.find([tmp_path / "set/*.png"])) == ["a.png"]
-    assert relatives(sources.find([tmp_path / "set/**/*.png"])) == ["a.png", "deep/[d].png", "deep/c.png"]
-    assert relatives(sources.find([tmp_path / "set/deep/[d].png"])) == ["[d].png"], "a file of that name is no glob"
-    assert sources.find([tmp_path / "set/*.gif"]).missing[0][1] == "no file matches it."
+    assert relatives(datasets.find([tmp_path / "set/*.png"])) == ["a.png"]
+    assert relatives(datasets.find([tmp_path / "set/**/*.png"])) == ["a.png", "deep/[d].png", "deep/c.png"]
+    assert relatives(datasets.find([tmp_path / "set/deep/[d].png"])) == ["[d].png"], "a file of that name is no glob"
+    assert datasets.find([tmp_path / "set/*.gif"]).missing[0][1] == "no file matches it."
 
 
 def test_lists_stand_for_the_paths_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,17 +88,17 @@ def test_lists_stand_for_the_paths_in_them(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path / "work")
     lines = ["near.png", "", f"{tmp_path}/far/away.png", "  here.png ", "gone.png", "../far/away.png"]
     (tmp_path / "lists/train.txt").write_text("\n".join(lines))
-    found = sources.find([tmp_path / "lists/train.txt"])
+    found = datasets.find([tmp_path / "lists/train.txt"])
     assert relatives(found) == ["near.png", "away.png", "here.png"]
     assert [str(path) for path, _ in found.missing] == ["gone.png"]
     assert "train.txt lists it" in found.missing[0][1]
     (tmp_path / "lists/bad.txt").write_bytes(b"\xff\xfe")
-    assert "cannot be read" in sources.find([tmp_path / "lists/bad.txt"]).missing[0][1]
+    assert "cannot be read" in datasets.find([tmp_path / "lists/bad.txt"]).missing[0][1]
 
 
 def test_the_first_folders_are_an_imagefolders_classes(tmp_path: Path) -> None:
     touch(tmp_path, "dog/a.png", "cat/deep/b.png", "c.png")
-    found = sources.find([tmp_path])
+    found = datasets.find([tmp_path])
     labels = {source.relative.name: labels_of(source) for source in found.sources if source.relative.name != "c.png"}
     assert labels == {"a.png": ("dog",), "b.png": ("cat",)}
     assert found.sources[1].dataset == ("cat", "dog")
@@ -122,27 +122,27 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_voc_folders_stand_for_their_pictures_and_know_labels(voc: Path) -> None:
-    everything = sources.find([voc]).sources
+    everything = datasets.find([voc]).sources
     assert [str(source.relative) for source in everything] == ["2007_1.jpg", "2007_2.jpg", "2007_3.jpg"]
     assert labels_of(everything[0]) == ("cat", "sofa")
     for source in everything[1:]:
         with pytest.raises(ValueError, match="cannot be read"):
             labels_of(source)
-    assert relatives(sources.find([voc], split="train")) == ["2007_3.jpg", "2007_1.jpg"]
-    assert relatives(sources.find([voc], split="cat_train")) == ["2007_2.jpg", "2007_3.jpg"]
+    assert relatives(datasets.find([voc], split="train")) == ["2007_3.jpg", "2007_1.jpg"]
+    assert relatives(datasets.find([voc], split="cat_train")) == ["2007_2.jpg", "2007_3.jpg"]
     pairs = voc / "pairs.txt"  # as PSA lists them
     pairs.write_text("/JPEGImages/2007_2.jpg /SegmentationClass/2007_2.png\n")
-    assert relatives(sources.find([voc], split=str(pairs))) == ["2007_2.jpg"]
-    assert "no split 'test'" in sources.find([voc], split="test").missing[0][1]
+    assert relatives(datasets.find([voc], split=str(pairs))) == ["2007_2.jpg"]
+    assert "no split 'test'" in datasets.find([voc], split="test").missing[0][1]
 
 
 def test_a_split_wants_a_voc_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     with pytest.raises(ValueError, match=r"^split: expected a folder with VOC's layout"):
-        sources.find([tmp_path], split="train")
+        datasets.find([tmp_path], split="train")
 
 
 def test_a_zarr_folder_is_one_picture(tmp_path: Path) -> None:
     touch(tmp_path, "slide.zarr/0/c/0.png", "a.png")
-    assert relatives(sources.find([tmp_path])) == ["a.png", "slide.zarr"]
-    assert relatives(sources.find([tmp_path / "slide.zarr"])) == ["slide.zarr"]
+    assert relatives(datasets.find([tmp_path])) == ["a.png", "slide.zarr"]
+    assert relatives(datasets.find([tmp_path / "slide.zarr"])) == ["slide.zarr"]

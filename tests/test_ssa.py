@@ -106,13 +106,13 @@ def test_scales_are_summed_after_polishing(corners: bool) -> None:
     model = trained()
     result = ssa(model, scales=(0.5, 1.0, 1.5), align_corners=corners)(IMAGES, [2, 3])
     seed, cams = torch.zeros(2, 2, 4, 6, dtype=torch.float64), torch.zeros(2, 2, 64, 96, dtype=torch.float64)
-    anatomy = ssa(model).anatomy
+    info = ssa(model).info
     for height, width in ((64, 96), (32, 48), (96, 144)):
         shrunk = height < 64
         view = F.interpolate(IMAGES, (height, width), mode="bilinear", align_corners=False, antialias=shrunk)
-        captured = anatomy.forward(model, view)
-        found = anatomy.seed_maps(model, captured, result.classes)
-        features = {name: captured.maps[name] for name in anatomy.stages}
+        extracted = info.forward(model, view)
+        found = info.seed_maps(model, extracted, result.classes)
+        features = {name: extracted.maps[name] for name in info.stages}
         seed += F.interpolate(found, (4, 6), mode="bilinear", align_corners=corners)
         cams += ssa_fast.polish(found, features, size=(64, 96), align_corners=corners)
     torch.testing.assert_close(result.seed, minmax(seed).float(), **ROUNDING)
@@ -138,9 +138,9 @@ def test_affinity_fuse_and_weights_reach_the_operator() -> None:
     affinities = [Affinity(power=2), Affinity(), Affinity(center=True), Affinity(phi="exp", temperature=0.5)]
     run = ssa(model, affinity=affinities, fuse="max", weights=[1, 2, 0, 1])
     result = run(IMAGES, [1])
-    captured = run.anatomy.forward(model, IMAGES)
-    found = run.anatomy.seed_maps(model, captured, result.classes)
-    features = {name: captured.maps[name] for name in run.stage_names}
+    extracted = run.info.forward(model, IMAGES)
+    found = run.info.seed_maps(model, extracted, result.classes)
+    features = {name: extracted.maps[name] for name in run.stage_names}
     expected = ssa_fast.polish(
         found, features, affinity=affinities, fuse="max", weights=[1, 2, 0, 1], size=(64, 96), rescale=True
     )
@@ -185,8 +185,8 @@ def test_low_precision_features_are_polished_in_float32(autocast: bool) -> None:
     run = ssa(model)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         result = run(images, [0, 1])
-        captured = run.anatomy.forward(model, images)
-    features = {name: captured.maps[name] for name in run.stage_names}
+        extracted = run.info.forward(model, images)
+    features = {name: extracted.maps[name] for name in run.stage_names}
     assert {maps.dtype for maps in features.values()} == {torch.bfloat16}
     rows = model.fc.weight[[0, 1]].detach().float()
     seed = torch.einsum("kc,bchw->bkhw", rows, features["blocks.3"].float()).relu()

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ssa_fast
-from ssa_fast import Affinity, Keys, Prototypes
+from ssa_fast import Affinity, PixelBank, Prototypes
 from ssa_fast.streaming import parse_bytes
 from tests.accuracy import assert_as_accurate
 
@@ -82,7 +82,7 @@ def test_any_tiling_in_any_order_is_the_whole_image(rows, columns, order, seed) 
 def test_dtypes_and_strides(dtype: torch.dtype) -> None:
     cam, feats = draw(dtype=dtype)
     feats = feats.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last
-    prototypes, keys = Prototypes(K, C), Keys(K, C)
+    prototypes, keys = Prototypes(K, C), PixelBank(K, C)
     for tile, features in zip(cut(cam, [0, 7, H], [0, 9, W]), cut(feats, [0, 7, H], [0, 9, W]), strict=True):
         prototypes.add(tile, features)
         keys.add(tile, features)
@@ -180,7 +180,7 @@ def test_negative_features_are_refused_and_change_nothing() -> None:
     cam, feats = draw()
     prototypes.add(cam, feats)
     before = prototypes.state_dict()
-    with pytest.raises(ValueError, match=r"^feats: expected features >= 0.*Keys is exact for signed"):
+    with pytest.raises(ValueError, match=r"^feats: expected features >= 0.*PixelBank is exact for signed"):
         prototypes.add(*draw(signed=True))
     with pytest.raises(ValueError, match=r"^nonnegative: expected True or None, got False"):
         prototypes.add(*draw(), nonnegative=False)
@@ -196,9 +196,9 @@ def test_nan_goes_through_as_nan() -> None:
     assert prototypes.apply(feats).isnan().all()
 
 
-def spilling(scratch: Path, **options: object) -> Keys:
-    """Keys that hold next to nothing in memory."""
-    keys = Keys(K, C, memory="4MB", scratch=scratch, **options)
+def spilling(scratch: Path, **options: object) -> PixelBank:
+    """PixelBank that hold next to nothing in memory."""
+    keys = PixelBank(K, C, memory="4MB", scratch=scratch, **options)
     keys._store._room = 4000
     return keys
 
@@ -219,7 +219,7 @@ def test_keys_are_exact_for_every_affinity(name: str, tmp_path: Path) -> None:
     affinity, rows, columns = SIGNED[name], [0, 5, 13, H], [0, 11, W]
     cam, feats = draw(signed=True)
     tiles = list(zip(cut(cam, rows, columns), cut(feats, rows, columns), strict=True))
-    with Keys(K, C, affinity=affinity) as keys, spilling(tmp_path, affinity=affinity) as stored:
+    with PixelBank(K, C, affinity=affinity) as keys, spilling(tmp_path, affinity=affinity) as stored:
         for tile in tiles:
             keys.add(*tile)
             stored.add(*tile)
@@ -233,14 +233,14 @@ def test_keys_are_exact_for_every_affinity(name: str, tmp_path: Path) -> None:
 
 
 def test_strided_keys_are_an_approximation_that_says_so() -> None:
-    """Prints its error; the docstring of Keys quotes it."""
+    """Prints its error; the docstring of PixelBank quotes it."""
     y, x = torch.meshgrid(torch.linspace(0, 6, 64), torch.linspace(0, 6, 64), indexing="ij")
     waves = [torch.sin(a * y + b * x + a * b) for a in range(1, 5) for b in range(1, 5)]
     feats, cam = torch.stack(waves), torch.exp(-((y - 2) ** 2 + (x - 4) ** 2))[None]
-    whole = ssa_fast.polish(cam, feats, path="tiled")
+    whole = ssa_fast.polish(cam, feats, method="tiled")
     errors = {}
     for stride in (1, 2, 4):
-        keys = Keys(1, len(waves), stride=stride)
+        keys = PixelBank(1, len(waves), stride=stride)
         for top in (0, 31):  # the second tile begins off the grid
             keys.add(cam[:, top : top + 31 + 2 * (top > 0)], feats[:, top : top + 31 + 2 * (top > 0)], at=(top, 0))
         assert keys.keys == (64 // stride) ** 2
@@ -254,7 +254,10 @@ def test_thousands_of_blocks_lose_nothing() -> None:
     """In float32 the sums over blocks would drift by far more than the rule allows."""
     generator = torch.Generator().manual_seed(1)
     cam, feats = torch.rand(1, 4, 4, generator=generator), torch.rand(8, 4, 4, generator=generator)
-    with Keys(1, 8, affinity=Affinity(sum_eps=0.0)) as one, Keys(1, 8, affinity=Affinity(sum_eps=0.0)) as many:
+    with (
+        PixelBank(1, 8, affinity=Affinity(sum_eps=0.0)) as one,
+        PixelBank(1, 8, affinity=Affinity(sum_eps=0.0)) as many,
+    ):
         one.add(cam, feats)
         for _ in range(3000):
             many.add(cam, feats)
@@ -299,7 +302,7 @@ def test_keys_stay_within_their_budget(classes, dtype, affinity, tiles, h, w, tm
     assert kept > 2 * budget
 
     def work() -> None:
-        with Keys(classes, channels, affinity=affinity, memory=budget, scratch=tmp_path) as keys:
+        with PixelBank(classes, channels, affinity=affinity, memory=budget, scratch=tmp_path) as keys:
             for _ in range(tiles):
                 keys.add(cam, feats)
             keys.apply(targets)
@@ -349,7 +352,7 @@ def test_a_full_disk_loses_the_tile_and_nothing_else(dtype: torch.dtype, tmp_pat
 
 def test_a_tile_that_does_not_fit_leaves_the_memory_as_it_was(tmp_path: Path) -> None:
     """Its first blocks would have been held there, the next ones failed."""
-    with Keys(K, C, memory="4MB", scratch=tmp_path) as keys:
+    with PixelBank(K, C, memory="4MB", scratch=tmp_path) as keys:
         room = keys._store._room = 40_000
         with small_disk(100), pytest.raises(OSError, match=r"bytes of pixels beside 0 there"):
             keys.add(torch.rand(K, 40, 40), torch.rand(C, 40, 40))
@@ -369,7 +372,7 @@ def test_a_file_cut_short_is_noticed(tmp_path: Path) -> None:
 def test_merged_keys_are_those_of_all_tiles(tmp_path: Path) -> None:
     affinity = Affinity(center=True)
     cam, feats = draw(signed=True)
-    with spilling(tmp_path, affinity=affinity) as first, Keys(K, C, affinity=affinity) as second:
+    with spilling(tmp_path, affinity=affinity) as first, PixelBank(K, C, affinity=affinity) as second:
         first.add(cam[:, :4], feats[:, :4])
         second.add(cam[:, 4:], feats[:, 4:])  # in one block, larger than those of the first
         assert second._block > (H - 4) * W > first._block
@@ -378,7 +381,7 @@ def test_merged_keys_are_those_of_all_tiles(tmp_path: Path) -> None:
         assert second.keys == (H - 4) * W
         assert max(block.numel() for block in first._store) <= first._block * (K + C)
         assert_as_accurate(first.apply(feats)[None], cam[None], feats[None], affinity)
-        second.merge(Keys(K, C, affinity=affinity))
+        second.merge(PixelBank(K, C, affinity=affinity))
         assert second.keys == (H - 4) * W
         before = on_disk(tmp_path)
         with small_disk(before + 100), pytest.raises(OSError, match="scratch: expected room"):
@@ -417,7 +420,7 @@ def test_a_loaded_state_is_a_copy() -> None:
 
 @pytest.mark.parametrize("ending", ["close", "with", "error", "forgotten"])
 def test_the_file_goes_with_the_keys(ending: str, tmp_path: Path) -> None:
-    def used() -> Keys:
+    def used() -> PixelBank:
         keys = spilling(tmp_path)
         keys.add(*draw(signed=True))
         assert on_disk(tmp_path) > 10_000
@@ -438,8 +441,8 @@ def test_the_file_goes_with_the_keys(ending: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def closed() -> Keys:
-    keys = Keys(K, C)
+def closed() -> PixelBank:
+    keys = PixelBank(K, C)
     keys.add(*draw())
     keys.close()
     keys.close()
@@ -451,13 +454,13 @@ def closed() -> Keys:
     [
         (lambda: Prototypes(0, C), r"^K: expected a whole number > 0, got 0"),
         (lambda: Prototypes(K, C, affinity=Affinity(power=2.0)), r"^affinity: expected φ = relu with power 1"),
-        (lambda: Prototypes(K, C, affinity=Affinity(center=True)), r"Keys is exact for any affinity"),
-        (lambda: Keys(K, C, affinity=Affinity(steps=2)), r"^affinity: expected steps=1, got 2"),
-        (lambda: Keys(K, C, stride=0), r"^stride: expected a whole number > 0"),
-        (lambda: Keys(K, C, memory="1kB"), r"^memory: expected at least [\d,]+ bytes for blocks of 256 pixels"),
-        (lambda: Keys(K, C, memory="much"), r"^memory: expected bytes > 0"),
-        (lambda: Keys(K, C).add(torch.rand(K, 2, 2), torch.rand(1, C, 2, 2)), r"^feats: expected one tile"),
-        (lambda: Keys(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
+        (lambda: Prototypes(K, C, affinity=Affinity(center=True)), r"PixelBank is exact for any affinity"),
+        (lambda: PixelBank(K, C, affinity=Affinity(steps=2)), r"^affinity: expected steps=1, got 2"),
+        (lambda: PixelBank(K, C, stride=0), r"^stride: expected a whole number > 0"),
+        (lambda: PixelBank(K, C, memory="1kB"), r"^memory: expected at least [\d,]+ bytes for blocks of 256 pixels"),
+        (lambda: PixelBank(K, C, memory="much"), r"^memory: expected bytes > 0"),
+        (lambda: PixelBank(K, C).add(torch.rand(K, 2, 2), torch.rand(1, C, 2, 2)), r"^feats: expected one tile"),
+        (lambda: PixelBank(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
         (
             lambda: Prototypes(K, C).add(torch.rand(K, 2, 2), torch.rand(C, 2, 3)),
             r"^cam: expected the tile's own pixels",
@@ -467,13 +470,16 @@ def closed() -> Keys:
         (lambda: Prototypes(K, C).load_state_dict({}), r"^state: expected a dict with the tensor 'sums'.*got \[\]"),
         (lambda: Prototypes(K, C).load_state_dict(3), r"^state: expected a dict with the tensor 'sums'.*got int"),
         (lambda: Prototypes(K, C).load_state_dict({"sums": torch.zeros(K + 1, C)}), r"got \['sums'\]"),
-        (lambda: closed().add(*draw()), r"^add: expected open Keys, got closed"),
-        (lambda: closed().apply(draw()[1]), r"^apply: expected open Keys, got closed"),
-        (lambda: Keys(K, C).merge(closed()), r"^other: expected open Keys, got closed"),
-        (lambda: closed().merge(Keys(K, C)), r"^merge: expected open Keys, got closed"),
-        (lambda: Keys(K, C).merge(Keys(K, C, stride=2)), r"^other: expected .*stride=1, got .*stride=2"),
-        (lambda: Keys(K, C).merge(Keys(K, C, affinity=SIGNED["cube"])), r"^other: expected .*got .*power=3.0"),
-        (lambda: (keys := Keys(K, C)).merge(keys), r"^other: expected other Keys, got the same"),
+        (lambda: closed().add(*draw()), r"^add: expected open PixelBank, got closed"),
+        (lambda: closed().apply(draw()[1]), r"^apply: expected open PixelBank, got closed"),
+        (lambda: PixelBank(K, C).merge(closed()), r"^other: expected open PixelBank, got closed"),
+        (lambda: closed().merge(PixelBank(K, C)), r"^merge: expected open PixelBank, got closed"),
+        (lambda: PixelBank(K, C).merge(PixelBank(K, C, stride=2)), r"^other: expected .*stride=1, got .*stride=2"),
+        (
+            lambda: PixelBank(K, C).merge(PixelBank(K, C, affinity=SIGNED["cube"])),
+            r"^other: expected .*got .*power=3.0",
+        ),
+        (lambda: (keys := PixelBank(K, C)).merge(keys), r"^other: expected other PixelBank, got the same"),
         (
             lambda: Prototypes(K, C).add(torch.rand(2, 2), torch.rand(2, 2)),
             r"^cam: expected \(n, 3, h, w\), got \(2, 2\)",
@@ -490,10 +496,10 @@ def test_wrong_arguments_are_named(make, message: str) -> None:
 
 
 def test_only_the_same_kind_can_be_merged() -> None:
-    with pytest.raises(TypeError, match=r"^other: expected Prototypes, got Keys"):
-        Prototypes(K, C).merge(Keys(K, C))
-    with pytest.raises(TypeError, match=r"^other: expected Keys, got dict"):
-        Keys(K, C).merge({})
+    with pytest.raises(TypeError, match=r"^other: expected Prototypes, got PixelBank"):
+        Prototypes(K, C).merge(PixelBank(K, C))
+    with pytest.raises(TypeError, match=r"^other: expected PixelBank, got dict"):
+        PixelBank(K, C).merge({})
 
 
 def test_integers_are_refused() -> None:

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from ssa_fast import tuning
-from ssa_fast.gpus import INTERPRETER, Gpu
 from ssa_fast.kernels.config import Apply, Full, Gather, Prepare, Resident, Symmetric
+from ssa_fast.ops import tile_tables
+from ssa_fast.ops.gpu_info import INTERPRETER, Gpu
 
 TILES = {
     "gather": dict(block_l=32, rows=32, num_warps=8, num_stages=1),
@@ -44,19 +44,19 @@ def table(*entries, gpu="Nobody's GPU", arch="sm_90"):
 def directory(tmp_path, monkeypatch):
     """The user's own tables, and nothing remembered from other tests."""
     monkeypatch.setenv("SSA_FAST_CONFIGS", str(tmp_path))
-    tuning._config.cache_clear()
-    tuning._warn_once.cache_clear()
+    tile_tables._config.cache_clear()
+    tile_tables._warn_once.cache_clear()
     yield tmp_path
-    tuning._config.cache_clear()
-    tuning._warn_once.cache_clear()
+    tile_tables._config.cache_clear()
+    tile_tables._warn_once.cache_clear()
 
 
 def ask(kernel="prepare", gpu=NOBODYS, C=256, L=1024, K=20, dtype="float16", precision="default", phi=None):
-    return tuning.config(kernel, gpu=gpu, C=C, L=L, K=K, dtype=dtype, precision=precision, phi=phi)
+    return tile_tables.config(kernel, gpu=gpu, C=C, L=L, K=K, dtype=dtype, precision=precision, phi=phi)
 
 
 def store(directory, *entries, name="nobody-s-gpu"):
-    tuning.write(table(*entries), directory / f"{name}.json")
+    tile_tables.write(table(*entries), directory / f"{name}.json")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_measured_table_silences_the_warning_and_leaves_the_other_kernels_to_t
 
 def test_the_users_table_comes_before_the_shipped_one(directory, monkeypatch):
     shipped = directory / "shipped"
-    monkeypatch.setattr(tuning, "SHIPPED", shipped)
+    monkeypatch.setattr(tile_tables, "SHIPPED", shipped)
     store(shipped, entry(tiles=dict(block_l=1)))
     assert ask().block_l == 1
     store(directory, entry(tiles=dict(block_l=2)))
@@ -159,16 +159,16 @@ def test_the_users_table_comes_before_the_shipped_one(directory, monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore:no tiles were measured")
 def test_architectures_take_the_table_that_was_compiled_for_them(directory, monkeypatch, arch, whose):
-    monkeypatch.setattr(tuning, "SHIPPED", directory / "shipped")
-    for number, name in enumerate(sorted(set(tuning.TABLES.values()))):
+    monkeypatch.setattr(tile_tables, "SHIPPED", directory / "shipped")
+    for number, name in enumerate(sorted(set(tile_tables.TABLES.values()))):
         store(directory / "shipped", entry(tiles=dict(block_l=number + 1)), name=name)
-    assert ask(gpu=Gpu("any", arch, 1)).block_l == sorted(set(tuning.TABLES.values())).index(whose) + 1
+    assert ask(gpu=Gpu("any", arch, 1)).block_l == sorted(set(tile_tables.TABLES.values())).index(whose) + 1
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_70", "gfx1100", "gfx90a"])
 def test_other_architectures_are_refused_with_a_reason(arch):
     gpu = Gpu("Some GPU", arch, 1)
-    (reason,) = tuning.not_supported_reasons(gpu)
+    (reason,) = tile_tables.not_supported_reasons(gpu)
     assert arch in reason
     assert "Some GPU" in reason
     with pytest.raises(ValueError, match=arch):
@@ -176,7 +176,7 @@ def test_other_architectures_are_refused_with_a_reason(arch):
 
 
 def test_no_entry_that_serves_is_an_error_that_names_the_stage(directory, monkeypatch):
-    monkeypatch.setattr(tuning, "SHIPPED", directory / "none")
+    monkeypatch.setattr(tile_tables, "SHIPPED", directory / "none")
     store(directory, entry("gather", max_C=512))
     with pytest.raises(ValueError, match=r"'gather' for C=600, L=1024, K=20, float16.*Nobody's GPU"):
         ask("gather", C=600)
@@ -185,10 +185,10 @@ def test_no_entry_that_serves_is_an_error_that_names_the_stage(directory, monkey
 def test_what_is_written_is_read(directory):
     written = table(entry("gather", max_C=256), entry("tiled", form="full", precision="high", dtype="float32"))
     path = directory / "new" / "nobody-s-gpu.json"
-    tuning.write(written, path)
-    assert tuning.read(path) == written
+    tile_tables.write(written, path)
+    assert tile_tables.read(path) == written
     assert [path.name for path in path.parent.iterdir()] == ["nobody-s-gpu.json"]
-    assert tuning.entries(written, path)[0].config == Gather(**TILES["gather"])
+    assert tile_tables.entries(written, path)[0].config == Gather(**TILES["gather"])
 
 
 def test_a_table_that_is_not_in_order_is_not_written(directory):
@@ -196,7 +196,7 @@ def test_a_table_that_is_not_in_order_is_not_written(directory):
     store(directory, entry())
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"nobody-s-gpu\.json: entries"):
-        tuning.write(table(entry(L=0)), path)
+        tile_tables.write(table(entry(L=0)), path)
     assert path.read_bytes() == before
     assert list(directory.iterdir()) == [path]
 
@@ -241,17 +241,17 @@ def test_a_file_that_is_no_table_is_an_error_that_names_it(directory, text):
 def test_users_tables_lie_in_the_home_directory_unless_told(monkeypatch, tmp_path):
     monkeypatch.delenv("SSA_FAST_CONFIGS")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tuning.user_directory() == tmp_path / ".cache" / "ssa_fast" / "configs"
+    assert tile_tables.user_directory() == tmp_path / ".cache" / "ssa_fast" / "configs"
 
 
 def test_a_name_becomes_a_file_name():
-    assert tuning.slug("NVIDIA H200") == "nvidia-h200"
-    assert tuning.slug("AMD Instinct MI300X (OAM)") == "amd-instinct-mi300x-oam"
+    assert tile_tables.slug("NVIDIA H200") == "nvidia-h200"
+    assert tile_tables.slug("AMD Instinct MI300X (OAM)") == "amd-instinct-mi300x-oam"
 
 
-@pytest.mark.parametrize("path", sorted(tuning.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(tile_tables.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
 def test_every_shipped_table_is_in_order(path):
-    entries = tuning.entries(tuning.read(path), path)
+    entries = tile_tables.entries(tile_tables.read(path), path)
     for each in entries:
         assert type(each.config) in KINDS.values()
         assert each.why
@@ -261,12 +261,12 @@ def test_every_shipped_table_is_in_order(path):
         )
 
 
-@pytest.mark.parametrize("arch", tuning.TABLES)
+@pytest.mark.parametrize("arch", tile_tables.TABLES)
 @pytest.mark.filterwarnings("ignore:no tiles were measured")
 def test_every_architecture_has_tiles_for_every_stage(arch):
     gpu = Gpu(f"a GPU of {arch}", arch, processors=100)
     for C, L, K in ((3, 1, 1), (64, 49, 1000), (256, 16384, 20), (768, 196, 200), (1000, 3136, 5), (2048, 2**20, 20)):
-        for kernel in tuning.KERNELS:
-            for dtype in tuning.ITEMSIZES:
-                for precision in tuning.PRECISIONS:
+        for kernel in tile_tables.KERNELS:
+            for dtype in tile_tables.ITEMSIZES:
+                for precision in tile_tables.PRECISIONS:
                     assert ask(kernel, gpu, C, L, K, dtype, precision)

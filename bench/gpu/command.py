@@ -13,7 +13,7 @@ import torch
 from bench import ceilings, workers
 from bench.gpu import correctness, promises, sanitize, timing, whole
 from bench.gpu.report import REHEARSAL, Report
-from ssa_fast import gpus
+from ssa_fast.ops import gpu_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,12 +27,12 @@ FIRST_SHARE = 0.45  # of the budget, at most, for correctness and compilation be
 def refusal(rehearse: bool) -> str:
     """Why the command cannot run here, in one sentence; empty if it can."""
     if rehearse:
-        return "" if gpus.interpreting() else "--rehearse needs TRITON_INTERPRET=1, set before Triton is imported."
+        return "" if gpu_info.interpreting() else "--rehearse needs TRITON_INTERPRET=1, set before Triton is imported."
     if not torch.cuda.is_available():
         return "There is no GPU here: run this where PyTorch sees one, or try every step on the CPU with --rehearse."
-    if gpus.interpreting():
+    if gpu_info.interpreting():
         return "TRITON_INTERPRET is set, so Triton would interpret the kernels: unset it to measure a GPU."
-    return gpus.look_up(torch.device("cuda", torch.cuda.current_device()))[1]
+    return gpu_info.query(torch.device("cuda", torch.cuda.current_device()))[1]
 
 
 def side_by_side(rehearse: bool) -> int:

@@ -12,7 +12,8 @@ from bench.gpu.goals import error_goal
 from bench.problem import Problem, relative_error, resized, truth
 from bench.stand import NotHere, poisoned
 from bench.workers import Job, job
-from ssa_fast import fusion, gpus, launch, reference
+from ssa_fast import reference
+from ssa_fast.ops import fusion, gpu_info, triton_backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +133,7 @@ def _quadratic_sweep(way: str) -> Iterator[tuple[str, Problem]]:
 def case(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """One kernel on one problem: a row with its error, the goal, and what the project's own rule says."""
     problem = Problem(**arguments)
-    if way == "resident" and problem.dtype == "bfloat16" and gpus.interpreting():
+    if way == "resident" and problem.dtype == "bfloat16" and gpu_info.interpreting():
         raise NotHere("Triton's interpreter multiplies bfloat16 wrongly")
     cam, f = problem.draw(stand.device, seed)
     right = truth(problem, cam, f)
@@ -191,7 +192,7 @@ def fused(stand: Stand, *, fuse: str, rescale: bool, stages: int, seed: int) -> 
         backend="torch",
     )
     with poisoned():
-        out = launch.fuse_stages(
+        out = triton_backend.fuse_stages(
             list(maps.values()), weights=weights, fuse=fuse, rescale=rescale, size=size, align_corners=True
         )
     stand.synchronize()

@@ -55,6 +55,6 @@ GOALS = {
 }
 
 
-def error_goal(path: str, precision: str) -> Goal:
-    """What the error of a path is held to."""
-    return GOALS["error_high" if precision == "high" or path == "prototypes" else "error_default"]
+def error_goal(method: str, precision: str) -> Goal:
+    """What the error of a method is held to."""
+    return GOALS["error_high" if precision == "high" or method == "prototypes" else "error_default"]

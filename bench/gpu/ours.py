@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssa_fast import launch, tuning
 from ssa_fast.kernels.config import Full, Symmetric
+from ssa_fast.ops import tile_tables, triton_backend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.problem import Problem
     from bench.stand import Stand
-    from ssa_fast.gpus import Gpu
+    from ssa_fast.ops.gpu_info import Gpu
 
 WAYS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")
 FORMS = {"full": Full, "symmetric": Symmetric}
@@ -36,7 +36,7 @@ def tiles(way: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
     """The config arguments of a way's host function: the product's own, or the nearest of the form asked for."""
 
     def of(kernel: str) -> Any:
-        return tuning.config(kernel, gpu=gpu, **_served(problem))
+        return tile_tables.config(kernel, gpu=gpu, **_served(problem))
 
     if way == "prototypes":
         return {"gather": of("gather"), "apply": of("apply")}
@@ -55,12 +55,12 @@ def _served(problem: Problem) -> dict[str, Any]:
 
 
 def _of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
-    for stem in (tuning.slug(gpu.name), tuning.TABLES[gpu.arch]):
-        for directory in (tuning.user_directory(), tuning.SHIPPED):
-            path = directory / f"{stem}.json"
-            table = tuning.entries(tuning.read(path), path) if path.is_file() else []
+    for stem in (tile_tables.slug(gpu.name), tile_tables.TABLES[gpu.arch]):
+        for directory in (tile_tables.user_directory(), tile_tables.SHIPPED):
+            method = directory / f"{stem}.json"
+            table = tile_tables.entries(tile_tables.read(method), method) if method.is_file() else []
             table = [entry for entry in table if isinstance(entry.config, FORMS[form])]
-            if found := tuning.nearest(table, "tiled", **_served(problem)):
+            if found := tile_tables.nearest(table, "tiled", **_served(problem)):
                 return found.config
     return SPARE[form]
 
@@ -87,13 +87,13 @@ def polish(way: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> 
     return out
 
 
-def launched(path: str, problem: Problem, cam: Tensor, f: Tensor, otherwise: str | None = None) -> Tensor:
+def launched(method: str, problem: Problem, cam: Tensor, f: Tensor, otherwise: str | None = None) -> Tensor:
     """``(B, K, H, W)`` the way the package launches it."""
-    return launch.polish_stage(
+    return triton_backend.polish_stage(
         cam,
         f,
         problem.phi,
-        path=path,
+        method=method,
         otherwise=otherwise,
         precision=problem.precision,
         align_corners=problem.align_corners,

@@ -123,7 +123,7 @@ def unsynchronised(stand: Stand, *, seed: int) -> list[dict[str, Any]]:
     if stand.rehearse:
         raise NotHere("a CPU call has nothing to wait for")
     rows = []
-    for what, options in (("", {}), (", promised", {"nonnegative": True}), (", tiled", {"path": "tiled"})):
+    for what, options in (("", {}), (", promised", {"nonnegative": True}), (", tiled", {"method": "tiled"})):
         cam, f = replace(BASE, values="rand").draw(stand.device, seed)
         polish(cam, [f, f], **options)
         torch.cuda.synchronize()

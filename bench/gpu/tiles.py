@@ -7,13 +7,13 @@ from dataclasses import asdict
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from ssa_fast import tuning
+from ssa_fast.ops import tile_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.problem import Problem
-    from ssa_fast.gpus import Gpu
+    from ssa_fast.ops.gpu_info import Gpu
 
 # The host function through which each kernel's tiles are tried.
 MODULES = {"gather": "prototypes", "apply": "prototypes", "prepare": "tiled", "tiled": "tiled", "resident": "resident"}
@@ -51,15 +51,15 @@ def candidates(kernel: str, problem: Problem, gpu: Gpu, present: Any, most: int)
     return first + same[: most - 1 - most // 3] + other[: most // 3]
 
 
-def as_tiles(config: tuning.Config) -> dict[str, Any]:
+def as_tiles(config: tile_tables.Config) -> dict[str, Any]:
     """A config as a table has it."""
-    form = next(({"form": name} for name, kind in tuning.FORMS.items() if isinstance(config, kind)), {})
+    form = next(({"form": name} for name, kind in tile_tables.FORMS.items() if isinstance(config, kind)), {})
     return form | {"config": asdict(config)}
 
 
 def as_config(kernel: str, tiles: dict[str, Any]) -> Any:
     """The dataclass of tiles as a table has them."""
-    kind = tuning.FORMS[tiles["form"]] if kernel == "tiled" else tuning.KINDS[kernel]
+    kind = tile_tables.FORMS[tiles["form"]] if kernel == "tiled" else tile_tables.KINDS[kernel]
     return kind(**tiles["config"])
 
 

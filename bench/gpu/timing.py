@@ -28,7 +28,7 @@ COMPILED = ("dense PCM compiled", "algebra compiled", "FlexAttention")
 
 SIGNED = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
 POSITIVE = replace(SIGNED, values="rand")
-# (path, problem, {peer: goal}); the peer "copy" asks for the share of the copy's bandwidth.
+# (method, problem, {peer: goal}); the peer "copy" asks for the share of the copy's bandwidth.
 MAIN: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
     ("tiled", replace(SIGNED, C=512), {"xᵀx": "product"}),
     (
@@ -96,38 +96,38 @@ def jobs(seed: int, rehearse: bool, rows: Any) -> list[Job]:
     return [
         job(
             "bench.gpu.timing:compare",
-            f"timing: {path} {problem.label()}",
+            f"timing: {method} {problem.label()}",
             100,
-            path=path,
+            method=method,
             versus=versus,
             seed=seed,
             **problem.as_arguments(),
         )
-        for path, problem, versus in sized(rows, rehearse)
+        for method, problem, versus in sized(rows, rehearse)
     ]
 
 
 def warmers(seed: int, rehearse: bool) -> list[Job]:
     """Jobs that compile what will be timed, so that it lies in the compilers' caches; run beside each other."""
     found = []
-    for path, problem, versus in sized((*MAIN, *MORE), rehearse):
+    for method, problem, versus in sized((*MAIN, *MORE), rehearse):
         for name in ["ours", *(name for name in versus if name in COMPILED)]:
-            what = f"warm: {path} {problem.label()}: {name}"
-            given = {"path": path, "name": name, "seed": seed} | problem.as_arguments()
+            what = f"warm: {method} {problem.label()}: {name}"
+            given = {"method": method, "name": name, "seed": seed} | problem.as_arguments()
             found.append({"name": what, "function": "bench.gpu.timing:warm", "arguments": given, "limit": 150})
     return sorted(found, key=lambda each: str(each["name"]).endswith("ours"))  # compilers take longest: first
 
 
 def sized(rows: Any, rehearse: bool) -> list[tuple[str, Problem, dict[str, str | None]]]:
-    return [(path, problem.tiny() if rehearse else problem, versus) for path, problem, versus in rows]
+    return [(method, problem.tiny() if rehearse else problem, versus) for method, problem, versus in rows]
 
 
-def warm(stand: Stand, *, path: str, name: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def warm(stand: Stand, *, method: str, name: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """Call one contestant once in each of its variants; whatever comes of it is told when it is timed."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)
     if name == "ours":
-        ours.launched(path, problem, cam, f)
+        ours.launched(method, problem, cam, f)
     else:
         build(name, stand, problem, cam, f, lambda _: 0.0)
     stand.synchronize()
@@ -135,7 +135,7 @@ def warm(stand: Stand, *, path: str, name: str, seed: int, **arguments: Any) -> 
 
 
 def compare(
-    stand: Stand, *, path: str, versus: dict[str, str | None], seed: int, **arguments: Any
+    stand: Stand, *, method: str, versus: dict[str, str | None], seed: int, **arguments: Any
 ) -> list[dict[str, Any]]:
     """One row: ours and every peer, checked, timed in turn; the goals on the medians of the rounds' ratios."""
     problem = Problem(**arguments)
@@ -147,8 +147,8 @@ def compare(
     def error_of(out: Tensor) -> float:
         return relative_error(out[-1].flatten(1)[:, at], right)
 
-    mine = Provider("ours", variant=describe(path, stand, problem))
-    _try(mine, lambda: ours.launched(path, problem, cam, f), error_of, stand)
+    mine = Provider("ours", variant=describe(method, stand, problem))
+    _try(mine, lambda: ours.launched(method, problem, cam, f), error_of, stand)
     found = [mine]
     for name in versus if mine.call else ():
         check = error_of if name != "xᵀx" else functools.partial(square_error, f, at)
@@ -157,17 +157,17 @@ def compare(
     calls = {each.name: each.call for each in found if each.call}
     for name, times in stand.rounds(calls, budget=2.0).items():
         next(each for each in found if each.name == name).times = times
-    goal = error_goal(path, problem.precision)
+    goal = error_goal(method, problem.precision)
     goals = [goal.row(mine.error, peer=None)]
     goals += [goals_row(key, mine, peer, problem) for peer in found[1:] for key in [versus[peer.name]] if key]
-    row = {"part": "timing", "what": f"{path} {problem.label()}", "status": mine.status, "goals": goals}
+    row = {"part": "timing", "what": f"{method} {problem.label()}", "status": mine.status, "goals": goals}
     row |= {"providers": [each.row() for each in found]}
     return [row | {"why": mine.why} if mine.why else row]
 
 
-def describe(path: str, stand: Stand, problem: Problem) -> str:
+def describe(method: str, stand: Stand, problem: Problem) -> str:
     """The tiles that ours runs with."""
-    return ", ".join(str(config) for config in ours.tiles(path, stand.gpu, problem).values())
+    return ", ".join(str(config) for config in ours.tiles(method, stand.gpu, problem).values())
 
 
 def goals_row(key: str, mine: Provider, peer: Provider, problem: Problem) -> dict[str, Any]:

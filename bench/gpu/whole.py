@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.stand import Stand
 
 SMALL = Problem(B=1, K=20, C=1024, H=32, W=32, h=7, w=7)
-# (path, problem): the package's own choice where f ≥ 0, and the kernel for small signed stages.
+# (method, problem): the package's own choice where f ≥ 0, and the kernel for small signed stages.
 SMALL_STAGES = (
     ("auto", SMALL),
     ("auto", replace(SMALL, H=14, W=14)),
@@ -38,9 +38,9 @@ SMALL_STAGES = (
 
 def small_jobs(seed: int, rehearse: bool) -> list[Job]:
     found = []
-    for path, given in dict.fromkeys((path, each.tiny() if rehearse else each) for path, each in SMALL_STAGES):
-        name = f"timing: small, {path} {given.label()}"
-        found.append(job("bench.gpu.whole:small", name, 60, path=path, seed=seed, **given.as_arguments()))
+    for method, given in dict.fromkeys((method, each.tiny() if rehearse else each) for method, each in SMALL_STAGES):
+        name = f"timing: small, {method} {given.label()}"
+        found.append(job("bench.gpu.whole:small", name, 60, method=method, seed=seed, **given.as_arguments()))
     return found
 
 
@@ -50,21 +50,26 @@ def backbone_jobs(seed: int, rehearse: bool) -> list[Job]:
     ]
 
 
-def small(stand: Stand, *, path: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def small(stand: Stand, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """A small stage: the public call back to back, the kernels' launch alone, and both in a CUDA graph."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)
     positive = problem.values != "randn"
 
     def call() -> Tensor:
-        return polish(cam, f, affinity=problem.phi, path=path, nonnegative=positive, backend="triton")
+        return polish(cam, f, affinity=problem.phi, method=method, nonnegative=positive, backend="triton")
 
     error = relative_error(call().flatten(2), truth(problem, cam, f))
     times = {"eager": stand.eager_seconds(call)}
-    if path != "auto":
-        times["launch alone"] = stand.eager_seconds(lambda: ours.launched(path, problem, cam, f))
+    if method != "auto":
+        times["launch alone"] = stand.eager_seconds(lambda: ours.launched(method, problem, cam, f))
     device = stand.rounds({"eager, device time": call}, budget=0.5)
-    row: dict[str, Any] = {"part": "timing", "what": f"small, {path} {problem.label()}", "status": "ok", "error": error}
+    row: dict[str, Any] = {
+        "part": "timing",
+        "what": f"small, {method} {problem.label()}",
+        "status": "ok",
+        "error": error,
+    }
     try:
         replay, _ = stand.graphed(call)
     except NotHere as reason:
@@ -72,7 +77,7 @@ def small(stand: Stand, *, path: str, seed: int, **arguments: Any) -> list[dict[
     else:
         times["graph"] = stand.eager_seconds(replay)
         device |= stand.rounds({"graph, cold cache": replay}, budget=0.5)
-    goals = [error_goal("prototypes" if path == "auto" and positive else path, "default").row(error)]
+    goals = [error_goal("prototypes" if method == "auto" and positive else method, "default").row(error)]
     goals += [GOALS[name].row(round(times[name] * 1e6, 2)) for name in ("graph", "eager") if name in times]
     providers: list[dict[str, Any]] = [{"name": name, "us": round(seconds * 1e6, 3)} for name, seconds in times.items()]
     providers += [{"name": name} | summary(found) for name, found in device.items()]

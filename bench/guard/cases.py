@@ -36,7 +36,7 @@ class Polish:
     stages: tuple[tuple[int, int, int], ...]
     K: int = 20
     B: int = 1
-    path: str = "auto"
+    method: str = "auto"
     power: float = 1.0
     signed: bool = False
     center: bool = False
@@ -57,7 +57,7 @@ class Polish:
         cam, stages = cam.to(device), [stage.to(device) for stage in features]
         affinity = package.Affinity(power=self.power, center=self.center)
         given = stages if len(stages) > 1 else stages[0]
-        return lambda: package.polish(cam, given, affinity=affinity, path=self.path)
+        return lambda: package.polish(cam, given, affinity=affinity, method=self.method)
 
     def answer(self, package: Any, device: str) -> Answer:
         """What the call gives, as arrays, which go through a pipe."""
@@ -82,7 +82,7 @@ class Polish:
 
     def definition(self) -> Polish:
         """The same mathematics, whatever way it is computed."""
-        return replace(self, name="", path="auto", channels_last=False)
+        return replace(self, name="", method="auto", channels_last=False)
 
     def _targets(self) -> Tensor:
         _, H, W = self.stages[0]
@@ -151,22 +151,22 @@ def resnet50(side: int, B: int = 1) -> Polish:
 SMALL: tuple[Case, ...] = (
     Polish("tiny/49", ((64, 7, 7),), K=1),
     Polish("dense/196/signed", ((1024, 14, 14),), signed=True),
-    Polish("prototypes/3136", ((256, 56, 56),), path="prototypes"),
-    Polish("prototypes/3136/nhwc", ((256, 56, 56),), path="prototypes", channels_last=True),
-    Polish("prototypes/16384", ((256, 128, 128),), path="prototypes"),
-    Polish("prototypes/16384/nhwc", ((256, 128, 128),), path="prototypes", channels_last=True),
-    Polish("second_order/3136", ((128, 56, 56),), K=3, path="second_order", power=2.0),
-    Polish("tiled/4096/signed", ((256, 64, 64),), path="tiled", signed=True),
-    Polish("tiled/1024/centred", ((512, 32, 32),), path="tiled", power=2.0, center=True),
+    Polish("prototypes/3136", ((256, 56, 56),), method="prototypes"),
+    Polish("prototypes/3136/nhwc", ((256, 56, 56),), method="prototypes", channels_last=True),
+    Polish("prototypes/16384", ((256, 128, 128),), method="prototypes"),
+    Polish("prototypes/16384/nhwc", ((256, 128, 128),), method="prototypes", channels_last=True),
+    Polish("second_order/3136", ((128, 56, 56),), K=3, method="second_order", power=2.0),
+    Polish("tiled/4096/signed", ((256, 64, 64),), method="tiled", signed=True),
+    Polish("tiled/1024/centred", ((512, 32, 32),), method="tiled", power=2.0, center=True),
     resnet50(224),
     Network("ssa/demo", K=5),
 )
 FULL: tuple[Case, ...] = (
     *SMALL,
-    Polish("prototypes/65536", ((256, 256, 256),), path="prototypes"),
-    Polish("prototypes/3136/B8", ((256, 56, 56),), B=8, path="prototypes"),
-    Polish("prototypes/16384/K1000", ((256, 128, 128),), K=1000, path="prototypes"),
-    Polish("tiled/16384/signed", ((256, 128, 128),), path="tiled", signed=True),
+    Polish("prototypes/65536", ((256, 256, 256),), method="prototypes"),
+    Polish("prototypes/3136/B8", ((256, 56, 56),), B=8, method="prototypes"),
+    Polish("prototypes/16384/K1000", ((256, 128, 128),), K=1000, method="prototypes"),
+    Polish("tiled/16384/signed", ((256, 128, 128),), method="tiled", signed=True),
     Polish("auto/784/signed/B8", ((512, 28, 28),), B=8, signed=True),
     resnet50(512),
     resnet50(224, B=8),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# (path, (C, H, W) of each stage, signed): ragged in every size, and large enough for several tiles of each path.
+# (method, (C, H, W) of each stage, signed): ragged in every size, and large enough for several tiles of each method.
 CALLS: dict[str, tuple[str, tuple[tuple[int, int, int], ...], bool]] = {
     "prototypes": ("prototypes", ((72, 12, 15),), False),
     "tiled": ("tiled", ((72, 12, 15),), True),
@@ -28,7 +28,7 @@ def counted(name: str) -> dict[str, int] | str:
     from bench import traffic  # needs TRITON_INTERPRET=1 in the environment
     from ssa_fast import polish  # whose tree the launcher has seen to
 
-    path, sizes, signed = CALLS[name]
+    method, sizes, signed = CALLS[name]
     generator = torch.Generator().manual_seed(0)
     draw: Any = torch.randn if signed else torch.rand
     stages = [draw(1, *size, generator=generator) for size in sizes]
@@ -36,7 +36,7 @@ def counted(name: str) -> dict[str, int] | str:
     given = stages if len(stages) > 1 else stages[0]
     try:
         with traffic.count({}) as found:
-            polish(cam, given, path=path, backend="triton", nonnegative=not signed)
+            polish(cam, given, method=method, backend="triton", nonnegative=not signed)
     except (TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return {

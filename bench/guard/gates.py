@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TARGET = "sm_90"
-REPORT = ("-m", "bench.guard.launch", "{tree}", "ssa_fast.kernels", "report", "--target", TARGET, "--json", "{file}")
+REPORT = ("-m", "bench.guard.launch", "{tree}", "bench.aot_report", "--target", TARGET, "--json", "{file}")
 TRAFFIC = ("-m", "bench.guard.launch", "{tree}", "bench.guard.counted", "{file}")
 
 
@@ -101,7 +101,7 @@ def _told(tree: Path, command: Sequence[str], **environment: str) -> Any:
 
 
 def compare_reports(base: Any, candidate: Any) -> Gate:
-    """Compare rows of ``python -m ssa_fast.kernels report --json``, or what was said in their place.
+    """Compare rows of ``python -m bench aot --json``, or what was said in their place.
 
     Worse are a problem that the base's row lacks or has in a lesser degree, and fewer matrix instructions. A row is
     known by target, kernel, tiles and what it was compiled for; a new one passes if it has no problem.

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Debug  # noqa: TC001 - typer reads it
+from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ssa_fast.camfiles import CamFile
+    from ssa_fast.io.cam_files import CamFile
 
 __all__ = ["command"]
 
@@ -100,7 +100,7 @@ class _Conversion:
         Raises:
             ValueError: options that do not go together, or a file where the folder is to be.
         """
-        from ssa_fast.camfiles import PICKLED
+        from ssa_fast.io.cam_files import PICKLED
 
         if self.to in PICKLED and not self.allow_pickle:
             raise ValueError(
@@ -134,7 +134,7 @@ class _Conversion:
 
     def _below(self, path: Path) -> Iterator[tuple[Path, Path]]:
         """Files to read, with their paths below what was given; what is asked for by name is read or reported."""
-        from ssa_fast.camfiles import suffix
+        from ssa_fast.io.cam_files import suffix
 
         if not path.is_dir():
             yield path, Path(path.name)
@@ -149,7 +149,7 @@ class _Conversion:
                 yield file, relative
 
     def _job(self, path: Path, relative: Path, originals: set[Path], takers: dict[str, Path]) -> _Job:
-        from ssa_fast.camfiles import suffix
+        from ssa_fast.io.cam_files import suffix
 
         stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
         target = self.out / relative.with_name(stem + suffix(self.to))
@@ -166,17 +166,17 @@ class _Conversion:
         Raises:
             ValueError, OSError: why it cannot be.
         """
-        from ssa_fast import camfiles
+        from ssa_fast.io import cam_files
 
         if job.target is None:
             raise ValueError(job.refusal)
         if job.target.exists() and not self.overwrite:
             raise ValueError(f"{job.target} exists; pass --overwrite to replace it.")
-        cam = camfiles.read(job.path, format=self.source, allow_pickle=self.allow_pickle)
+        cam = cam_files.read(job.path, format=self.source, allow_pickle=self.allow_pickle)
         if self.to == "wsol":
             cam = _only(cam, _place(cam, self.wanted))
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        camfiles.write(job.target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
+        cam_files.write(job.target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
 
 
 def _place(cam: CamFile, wanted: str | None) -> int:
@@ -206,7 +206,7 @@ def _only(cam: CamFile, k: int) -> CamFile:
 
 def _watched(conversion: _Conversion, jobs: Sequence[_Job]) -> _Done:
     """All conversions under a progress bar, failures told as they come and each warning once."""
-    from ssa_fast.camfiles import PickleWarning
+    from ssa_fast.io.cam_files import PickleWarning
 
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     screen = console.err()

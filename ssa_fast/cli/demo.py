@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Debug  # noqa: TC001 - typer reads it
+from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
 
 if TYPE_CHECKING:
     from ssa_fast.demo import DemoReport

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Affinity_, Debug, Model, Stages, Weights, stage_names
+from ssa_fast.cli.options import Affinity_, Debug, Model, Stages, Weights, stage_names
 
 if TYPE_CHECKING:
-    from ssa_fast.costs import Problem
-    from ssa_fast.dispatch import Choice
-    from ssa_fast.gpus import Gpu
-    from ssa_fast.models import Anatomy
+    from ssa_fast.models import ModelInfo
+    from ssa_fast.ops.cost_model import Problem
+    from ssa_fast.ops.dispatch import Choice
+    from ssa_fast.ops.gpu_info import Gpu
 
 __all__ = ["command", "stage_shapes"]
 
@@ -36,23 +36,24 @@ def command(
     Nothing is computed at the size asked for: the network is tried on one small picture, the rest is shapes.
     """
     with console.usage_errors(debug=debug):
-        from ssa_fast import Affinity, classifiers, models
-        from ssa_fast.costs import Problem
-        from ssa_fast.dispatch import plan
+        from ssa_fast import Affinity, models
+        from ssa_fast.models import zoo
+        from ssa_fast.ops.cost_model import Problem
+        from ssa_fast.ops.dispatch import plan
 
         chosen = Affinity.parse(affinity)
-        side = classifiers.parse_size(size)
-        classifier = classifiers.load(model, "DEFAULT" if model == "demo" else weights)
+        side = zoo.parse_size(size)
+        classifier = zoo.load(model, "DEFAULT" if model == "demo" else weights)
         height, width = (side, side) if isinstance(side, int) else side or (0, 0)
         if classifier.input_size and classifier.input_size != (height, width):
             height, width = classifier.input_size
             console.err().print(f"notice: {model} takes pictures of {height}x{width} only; that is planned for")
-        anatomy = models.examine(classifier.model, stages=stage_names(stages), input_size=classifier.input_size)
-        shapes = stage_shapes(classifier.model, anatomy, height, width)
+        info = models.inspect_model(classifier.model, stages=stage_names(stages), input_size=classifier.input_size)
+        shapes = stage_shapes(classifier.model, info, height, width)
         gpu, no_gpu = _gpu(device)
         plans = {}
         for name, (channels, h, w) in shapes.items():
-            positive = anatomy.signs[name] == "non-negative"
+            positive = info.signs[name] == "non-negative"
             problem = Problem(
                 1, classes_count, channels, h * w, chosen, nonnegative=positive, device=device, gpu=gpu, no_gpu=no_gpu
             )
@@ -62,24 +63,24 @@ def command(
     screen = console.out()
     screen.print(console.table(title, COLUMNS, rows, right=NUMBERS))
     for name, (_, choice) in plans.items():
-        screen.print(f"{name}, {anatomy.signs[name]} features: {choice.path}, {choice.why}", soft_wrap=True)
+        screen.print(f"{name}, {info.signs[name]} features: {choice.method}, {choice.why}", soft_wrap=True)
 
 
 def _gpu(device: str) -> tuple[Gpu | None, str]:
     """The GPU to plan for and why there is none; where the machine has no GPU, a large one, with a notice."""
     import torch
 
-    from ssa_fast import gpus
+    from ssa_fast.ops import gpu_info
 
     if device != "cuda":
         return None, "the plan is for the CPU"
     if torch.cuda.is_available():
-        return gpus.look_up(torch.device("cuda"))
-    console.err().print(f"notice: no GPU here; that is planned for {gpus.ABSENT.name}")
-    return gpus.ABSENT, ""
+        return gpu_info.query(torch.device("cuda"))
+    console.err().print(f"notice: no GPU here; that is planned for {gpu_info.DEFAULT_GPU.name}")
+    return gpu_info.DEFAULT_GPU, ""
 
 
-def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+def stage_shapes(model: Any, info: ModelInfo, height: int, width: int) -> dict[str, tuple[int, int, int]]:
     """Name -> (C, h, w) of each stage for a picture of height × width, worked out without computing a number.
 
     The model is moved to torch's meta device, where tensors have shapes only: it is of no use afterwards.
@@ -89,18 +90,18 @@ def stage_shapes(model: Any, anatomy: Anatomy, height: int, width: int) -> dict[
     """
     import torch
 
-    from ssa_fast.models.capture import capture
+    from ssa_fast.models.extract import extract_features
 
     try:
-        pictures = torch.empty(1, anatomy.in_channels, height, width, device="meta")
-        maps = capture(model.to("meta"), pictures, anatomy.stages).maps
+        pictures = torch.empty(1, info.in_channels, height, width, device="meta")
+        maps = extract_features(model.to("meta"), pictures, info.stages).maps
     except RuntimeError as error:
         raise ValueError(f"size: the network cannot take a picture of {height}x{width} ({error})") from error
     return {name: (stage.shape[1], stage.shape[2], stage.shape[3]) for name, stage in maps.items()}
 
 
 def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choice) -> tuple[str, ...]:
-    from ssa_fast.costs import cost
+    from ssa_fast.ops.cost_model import cost
 
     channels, h, w = shape
     return (
@@ -108,7 +109,7 @@ def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choic
         str(channels),
         f"{h} x {w}",
         f"{h * w:,}",
-        choice.path,
+        choice.method,
         choice.backend,
         _giga(choice.cost.flops),
         _bytes(choice.cost.traffic),

@@ -8,7 +8,7 @@ import typer
 from rich.progress import track
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Debug  # noqa: TC001 - typer reads it
+from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
 
 if TYPE_CHECKING:
     from ssa_fast.models import SweepRow
@@ -58,6 +58,6 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
     names = "\n".join(stage.name for stage in found.stages)
     shapes = "\n".join(" x ".join(map(str, stage.shape)) for stage in found.stages)
     signs = "\n".join(stage.sign for stage in found.stages)
-    paths = "\n".join(stage.path for stage in found.stages)
+    paths = "\n".join(stage.method for stage in found.stages)
     size = "{} x {}".format(*found.input_size)
     return row.name, size, names, shapes, signs, paths, f"{found.seed_kind}\n{found.seed_layer}", f"{row.seconds:.1f}"

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.setup import Affinity_, Debug, Device, Model, Stages, Weights, build
-from ssa_fast.pictures import MAX_PIXELS
+from ssa_fast.cli.options import Affinity_, Debug, Device, Model, Stages, Weights, build
+from ssa_fast.io.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,11 +96,12 @@ def command(
     all processes. Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
     with console.usage_errors(debug=debug):
-        from ssa_fast import classifiers, runs
+        from ssa_fast import runs
+        from ssa_fast.models import zoo
 
         options = runs.RunOptions(
             classes=classes,
-            size=classifiers.parse_size(size),
+            size=zoo.parse_size(size),
             background=background,
             alpha=alpha,
             ignore=ignore,

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import SSA
-from ssa_fast.demo.network import load_classifier, prepare
 from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
-from ssa_fast.fusion import minmax
-from ssa_fast.outputs import place
+from ssa_fast.io.atomic import place
+from ssa_fast.models.demo_net import load_classifier, prepare
+from ssa_fast.ops.fusion import minmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ssa_fast.demo.network import SceneClassifier
+    from ssa_fast.models.demo_net import SceneClassifier
 
 TRAINING_SEEDS = (1, 2)
 VALIDATION_SEED = 3

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.demo.network import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
-from ssa_fast.outputs import place
+from ssa_fast.io.atomic import place
+from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 

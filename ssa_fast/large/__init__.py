@@ -1,6 +1,6 @@
 """Images of any size: windows in, the whole image's CAMs out, exactly."""
 
-from ssa_fast.large.passes import LargeStep
-from ssa_fast.large.polish import LargeResult, bars, large
+from ssa_fast.large.large_image import LargeImageResult, bars, large
+from ssa_fast.large.pipeline import LargeStep
 
-__all__ = ["LargeResult", "LargeStep", "bars", "large"]
+__all__ = ["LargeImageResult", "LargeStep", "bars", "large"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast.large.windows import Window
-from ssa_fast.models.capture import Captured, capture
+from ssa_fast.large.resample import Window
+from ssa_fast.models.extract import Features, extract_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ssa_fast.large.plan import Cut
-    from ssa_fast.large.readers import Reader
+    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.large.tiling import Cut
     from ssa_fast.ssa import SSA
 
 
@@ -142,11 +142,11 @@ class Tiles:
     def _forward(self, tile: Tile) -> dict[str, Tensor]:
         self.forwards += 1
         images = self._prepare(self.reader.read(*tile.window))
-        sources = dict(self.ssa.anatomy.stages)
+        sources = dict(self.ssa.info.stages)
         if self.seed_layer is not None:
-            sources.setdefault(self.seed_layer, self.ssa.anatomy.seed.source)
-        captured: Captured = capture(self.ssa.model, images, sources)
-        return captured.maps
+            sources.setdefault(self.seed_layer, self.ssa.info.seed.source)
+        extracted: Features = extract_features(self.ssa.model, images, sources)
+        return extracted.maps
 
     def _prepare(self, rgb: np.ndarray) -> Tensor:
         pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.mean.dtype)

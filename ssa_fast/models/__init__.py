@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ssa_fast.models.anatomy import Anatomy, examine
 from ssa_fast.models.description import ModelDescription, StageDescription, SweepRow, describe, light_half, sweep
+from ssa_fast.models.inspect import ModelInfo, inspect_model
 
-__all__ = ["Anatomy", "ModelDescription", "StageDescription", "SweepRow", "describe", "examine", "light_half", "sweep"]
+__all__ = [
+    "ModelDescription",
+    "ModelInfo",
+    "StageDescription",
+    "SweepRow",
+    "describe",
+    "inspect_model",
+    "light_half",
+    "sweep",
+]

@@ -14,10 +14,10 @@ from torch import nn
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import polish_stages
-from ssa_fast.costs import Problem
-from ssa_fast.dispatch import plan
-from ssa_fast.models.anatomy import Anatomy, examine
-from ssa_fast.models.trial import trial_image
+from ssa_fast.models.inspect import ModelInfo, inspect_model
+from ssa_fast.models.trace import trace_image
+from ssa_fast.ops.cost_model import Problem
+from ssa_fast.ops.dispatch import plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage on the trial image: its module, (C, H, W), the features' sign, and the path that polishes it."""
+    """One stage on the trial image: its module, (C, H, W), the features' sign, and the method that polishes it."""
 
     name: str
     shape: tuple[int, int, int]
     sign: Literal["non-negative", "signed"]
-    path: str
+    method: str
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def describe(
     classes: int = 20,
     input_size: int | tuple[int, int] | None = None,
 ) -> ModelDescription:
-    """Stages, sizes, signs, seed and paths of a classification network.
+    """Stages, sizes, signs, seed and methods of a classification network.
 
-    Takes and raises what ``examine`` does; ``affinity`` and the number of CAM ``classes`` decide the paths.
+    Takes and raises what ``inspect_model`` does; ``affinity`` and the number of CAM ``classes`` decide the methods.
     """
-    return _describe(model, examine(model, stages=stages, seed=seed, input_size=input_size), affinity, classes)
+    return _describe(model, inspect_model(model, stages=stages, seed=seed, input_size=input_size), affinity, classes)
 
 
 def sweep(names: Sequence[str] | None = None) -> Iterator[SweepRow]:
@@ -117,9 +117,9 @@ def _row(name: str) -> SweepRow:
                 "ignore", FutureWarning
             )  # GoogLeNet and Inception announce a change of initialisation
             model = torchvision.models.get_model(name, weights=None)
-        anatomy = examine(model)
-        _exercise(model, anatomy)
-        description = _describe(model, anatomy, Affinity(), classes=20)
+        info = inspect_model(model)
+        _exercise(model, info)
+        description = _describe(model, info, Affinity(), classes=20)
     except Exception as problem:  # one model's failure is a row of the table
         error = f"{type(problem).__name__}: {problem}"
     model = None
@@ -127,29 +127,29 @@ def _row(name: str) -> SweepRow:
     return SweepRow(name, description, error, time.perf_counter() - began)
 
 
-def _exercise(model: nn.Module, anatomy: Anatomy) -> None:
+def _exercise(model: nn.Module, info: ModelInfo) -> None:
     """Seeds of two classes, polished in every stage; raises ArithmeticError unless all come out finite and >= 0."""
-    image = trial_image(model, anatomy.trial_size)
-    captured = anatomy.forward(model, image)
-    seeds = anatomy.seed_maps(model, captured, torch.tensor([[0, anatomy.num_classes - 1]]))
-    polished = polish_stages(seeds, {name: captured.maps[name] for name in anatomy.stages})
+    image = trace_image(model, info.trace_size)
+    extracted = info.forward(model, image)
+    seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))
+    polished = polish_stages(seeds, {name: extracted.maps[name] for name in info.stages})
     for name, maps in {"seed": seeds, **polished}.items():
         if not bool((maps.isfinite() & (maps >= 0)).all()):
             raise ArithmeticError(f"{name}: expected finite numbers >= 0, got {maps.amin()} to {maps.amax()}")
 
 
-def _describe(model: nn.Module, anatomy: Anatomy, affinity: Affinity, classes: int) -> ModelDescription:
+def _describe(model: nn.Module, info: ModelInfo, affinity: Affinity, classes: int) -> ModelDescription:
     described = []
-    for name, source in anatomy.stages.items():
-        channels, height, width = source.form.shape
-        sign = anatomy.signs[name]
+    for name, source in info.stages.items():
+        channels, height, width = source.layout.shape
+        sign = info.signs[name]
         problem = Problem(1, classes, channels, height * width, affinity, nonnegative=sign == "non-negative")
-        described.append(StageDescription(name, source.form.shape, sign, plan(problem).path))
+        described.append(StageDescription(name, source.layout.shape, sign, plan(problem).method))
     return ModelDescription(
         stages=tuple(described),
-        seed_kind=anatomy.seed.kind,
-        seed_layer=anatomy.seed.layer,
-        input_size=anatomy.trial_size,
-        num_classes=anatomy.num_classes,
+        seed_kind=info.seed.kind,
+        seed_layer=info.seed.layer,
+        input_size=info.trace_size,
+        num_classes=info.num_classes,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ssa_fast import localize, pictures
-from ssa_fast.camfiles import FORMATS, PICKLED
+from ssa_fast import localize
+from ssa_fast.io import images
+from ssa_fast.io.cam_files import FORMATS, PICKLED
 from ssa_fast.localize.masks import DEFAULT_BACKGROUND
 from ssa_fast.streaming import parse_bytes
 
 if TYPE_CHECKING:
-    from ssa_fast.classifiers import Classifier, Size
+    from ssa_fast.models.zoo import Classifier, Size
 
 LABELS = 254
 """Most classes that an 8-bit mask can number for good: 0 is the background, 255 is ignored."""
@@ -58,8 +59,8 @@ class RunOptions:
     cams: str = "ssa"
     store: Literal["float16", "uint8"] = "float16"
     overlays: bool = True
-    max_pixels: int = pictures.MAX_PIXELS
-    backdrop: tuple[int, int, int] = pictures.WHITE
+    max_pixels: int = images.MAX_PIXELS
+    backdrop: tuple[int, int, int] = images.WHITE
     large_above: int = 1 << 24
     overwrite: bool = False
     batch: int | None = None

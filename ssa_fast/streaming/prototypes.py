@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.paths import Pixels, prototypes
-from ssa_fast.paths.products import set_apart
-from ssa_fast.streaming.tiles import Tiles, computing_dtype, divided, lasting_zeros
+from ssa_fast.ops import prototypes
+from ssa_fast.ops.numerics import split_off_mean
+from ssa_fast.ops.torch_backend import Pixels
+from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Prototypes(Tiles):
 
     Args:
         K: CAM classes. C: channels of the features.
-        affinity: with φ = relu, power 1, no threshold and no centring; else use ``Keys``.
+        affinity: with φ = relu, power 1, no threshold and no centring; else use ``PixelBank``.
         device: where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
@@ -53,7 +54,7 @@ class Prototypes(Tiles):
         if affinity.degree != 1 or affinity.center:
             raise ValueError(
                 f"affinity: expected φ = relu with power 1, no threshold and no centring, got {affinity}; "
-                "Keys is exact for any affinity"
+                "PixelBank is exact for any affinity"
             )
         self.sums = lasting_zeros(K + 1, C, device=self.device)
 
@@ -73,13 +74,13 @@ class Prototypes(Tiles):
         if nonnegative is False:
             raise ValueError(
                 "nonnegative: expected True or None, got False; of signed features no sum over pixels can stand for "
-                "their affinity: use Keys, or pass None to have the features read"
+                "their affinity: use PixelBank, or pass None to have the features read"
             )
         cam_, feats = cam_.to(self.device), feats.to(self.device)
         if nonnegative is not True and bool((feats < 0).any()):
             raise ValueError(
                 "feats: expected features >= 0, got negative ones, whose affinity the ReLU cuts off pair by pair, so "
-                "that no sum over pixels can stand for them; Keys is exact for signed features"
+                "that no sum over pixels can stand for them; PixelBank is exact for signed features"
             )
         dtype = computing_dtype(cam_, feats)
         with torch.autocast(feats.device.type, enabled=False):
@@ -128,7 +129,7 @@ class Prototypes(Tiles):
         with torch.autocast(feats.device.type, enabled=False):
             pixels = Pixels(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]
-            share = set_apart(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
+            share = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
             gathered = sums.movedim(0, 1).to(dtype).expand(len(feats), -1, -1)
             out = gathered.new_empty((len(feats), self.K + 1, pixels.L))
             for lo, hi in pixels.tiles():

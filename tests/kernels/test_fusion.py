@@ -1,4 +1,4 @@
-"""The fusion kernels in Triton's interpreter, against ``ssa_fast.fusion`` in float64."""
+"""The fusion kernels in Triton's interpreter, against ``ssa_fast.ops.fusion`` in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from ssa_fast import fusion as truth
+from ssa_fast.ops import fusion as truth
 
 fusion = pytest.importorskip("ssa_fast.kernels.fusion", reason="needs Triton")
 

@@ -19,8 +19,8 @@ def memory():
 
 
 @pytest.mark.parametrize("far", ["image", "channel", "row"])
-@pytest.mark.parametrize("path", ["prototypes", "tiled", "resident"])
-def test_far_apart(memory, path, far):
+@pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
+def test_far_apart(memory, method, far):
     shape = {"image": (2, 16, 3, 4), "channel": (1, 2, 3, 4), "row": (1, 16, 2, 4)}[far]
     strides = torch.empty(shape, device="meta").stride()
     strides = tuple(
@@ -29,5 +29,5 @@ def test_far_apart(memory, path, far):
     f = memory.as_strided(shape, strides)
     f.copy_(torch.rand(shape))
     cam = torch.rand(shape[0], 2, *shape[2:])
-    out = polish(cam, f, path=path, backend="triton")
+    out = polish(cam, f, method=method, backend="triton")
     assert_as_accurate(out, cam, f.contiguous(), Affinity(), torch.float16)

@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def report(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("-m", "ssa_fast.kernels", "report", *arguments)
+    return run("-m", "bench", "aot", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_numbers_are_the_golden_ones(shipped):
     for row in rows:
         expected = golden["targets"][row["target"]].get(label(row))
         assert [row[name] for name in numbers] == expected, (
-            f"{row['target']} {label(row)}; if that is meant, run `python -m ssa_fast.kernels report --golden`"
+            f"{row['target']} {label(row)}; if that is meant, run `python -m bench aot --golden`"
         )
 
 
@@ -111,7 +111,7 @@ DUMMY = """
 import os
 os.environ.pop("TRITON_INTERPRET", None)
 import torch, triton, triton.language as tl
-from ssa_fast.kernels import report
+from bench import aot
 
 @triton.jit
 def product(a_ptr, out_ptr, N: tl.constexpr, ROWS: tl.constexpr, IN_UNIT: tl.constexpr, DTYPE: tl.constexpr):
@@ -164,7 +164,7 @@ def test_a_launch_that_fails_and_a_compiler_that_dies_are_rows_that_do_not_pass(
 
 
 def test_what_is_interpreted_is_refused():
-    done = run("-c", "from ssa_fast.kernels import report\nreport.compiled(None, print)", TRITON_INTERPRET="1")
+    done = run("-c", "from bench import aot\naot.compiled(None, print)", TRITON_INTERPRET="1")
     assert "RuntimeError: TRITON_INTERPRET is set" in done.stderr
 
 

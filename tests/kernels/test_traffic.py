@@ -116,7 +116,7 @@ SYMMETRIC = Symmetric(block=BLOCK, block_c=64, bands=2, chunk=4, rows=ROWS, num_
 
 
 def count_tiled(config: Full | Symmetric, C: int = 64) -> Traffic:
-    """The tiled path on 16 × 16 tiles."""
+    """The tiled method on 16 × 16 tiles."""
     from ssa_fast.kernels import tiled
 
     tensors = draw(1, 15, C, BLOCK // 2, BLOCK)

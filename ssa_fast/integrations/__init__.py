@@ -1,0 +1,1 @@
+"""Use ssa_fast from other frameworks."""

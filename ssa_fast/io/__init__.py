@@ -1,0 +1,1 @@
+"""Read and write files: images, datasets, CAM files, large-image readers and writers."""

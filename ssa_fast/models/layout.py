@@ -1,0 +1,162 @@
+"""Module outputs read as feature maps: NCHW as it is, channel-last and token sequences as views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Class, distillation and register tokens in front of the patches; DINOv2 with registers has 5.
+MAX_PREFIX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """How one module's output is read as a map (B, C, h, w); learnt once, on the trial image.
+
+    ``height`` and ``width`` are the map's size on the trial image, ``stride`` the image pixels per map pixel there.
+    ``prefix`` counts the tokens before the patches (class token, registers); it is 0 for the other layouts.
+    """
+
+    kind: Literal["nchw", "nhwc", "tokens"]
+    channels: int
+    height: int
+    width: int
+    stride: tuple[float, float]
+    prefix: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) on the trial image."""
+        return self.channels, self.height, self.width
+
+    @property
+    def pixels(self) -> int:
+        """h · w on the trial image."""
+        return self.height * self.width
+
+    def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """The output as (B, C, h, w), sharing its memory. ``image_size`` is the (H, W) the network was given.
+
+        Raises ValueError if a token sequence does not cover the patch grid of that image size.
+        """
+        if self.kind == "nchw":
+            return output
+        if self.kind == "nhwc":
+            return output.permute(0, 3, 1, 2)
+        tokens = output.shape[1]
+        height, width = (round(size / stride) for size, stride in zip(image_size, self.stride, strict=True))
+        if tokens != self.prefix + height * width:
+            raise ValueError(
+                f"stages: expected {self.prefix} + {height} x {width} tokens for images of "
+                f"{image_size[0]} x {image_size[1]}, got {tokens}; resize the images to the network's own size"
+            )
+        patches = output[:, self.prefix :].transpose(1, 2)
+        return patches.view(*patches.shape[:2], height, width)
+
+
+def infer_layout(
+    shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]] = ()
+) -> TensorLayout | None:
+    """Reads the shape that a module gave for one image; None if it is not a map.
+
+    ``grids`` are the (h, w) of the 4-D maps seen before it, newest last: the patch grid of a token sequence is looked
+    for there first, then by arithmetic (a grid with the image's aspect).
+    """
+    if len(shape) == 4 and shape[0] == 1:
+        return _spatial_form(shape, image_size)
+    if len(shape) == 3 and shape[0] == 1:
+        return _token_form(shape, image_size, grids)
+    return None
+
+
+def _spatial_form(shape: Sequence[int], image_size: tuple[int, int]) -> TensorLayout | None:
+    _, a, b, c = shape
+    forms = [_make("nchw", a, b, c, image_size), _make("nhwc", c, a, b, image_size)]
+    possible = [form for form in forms if form.height <= image_size[0] and form.width <= image_size[1]]
+    # A map keeps the image's aspect; channels taken for a side do not. NCHW comes first, so it wins a tie.
+    return min(possible, key=_anisotropy, default=None)
+
+
+def _token_form(
+    shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
+) -> TensorLayout | None:
+    _, tokens, channels = shape
+    seen = [(h, w) for h, w in reversed(grids) if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX_TOKENS]
+    if seen:
+        height, width = max(seen, key=lambda grid: grid[0] * grid[1])
+        return _make("tokens", channels, height, width, image_size, tokens - height * width)
+    for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
+        patches = tokens - prefix
+        height = round(math.sqrt(patches * image_size[0] / image_size[1]))
+        if height > 1 and patches % height == 0:
+            form = _make("tokens", channels, height, patches // height, image_size, prefix)
+            if _anisotropy(form) < 0.1:
+                return form
+    return None
+
+
+def _make(
+    layout: Literal["nchw", "nhwc", "tokens"],
+    channels: int,
+    height: int,
+    width: int,
+    image_size: tuple[int, int],
+    prefix: int = 0,
+) -> TensorLayout:
+    stride = (image_size[0] / max(height, 1), image_size[1] / max(width, 1))
+    return TensorLayout(layout, channels, height, width, stride, prefix)
+
+
+def _anisotropy(form: TensorLayout) -> float:
+    return abs(math.log(form.stride[0] / form.stride[1]))
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor a module gave, or the first tensor of the tuple, list or mapping it gave; None if there is none."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "values") and callable(output.values):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        return next((item for item in output if isinstance(item, Tensor)), None)
+    return None
+
+
+def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """``output`` (a tensor, tuple or list) with its first tensor replaced.
+
+    Raises TypeError for other containers.
+    """
+    if isinstance(output, Tensor):
+        return tensor
+    if type(output) in (tuple, list):
+        position = next(i for i, item in enumerate(output) if isinstance(item, Tensor))
+        return type(output)([*output[:position], tensor, *output[position + 1 :]])
+    raise TypeError(
+        f"seed: expected a Grad-CAM layer that returns a tensor, tuple or list, got {type(output).__name__}; "
+        "name a layer inside it"
+    )
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, num_classes) in what a classifier returned: a tensor, ``output.logits``, or the first tensor.
+
+    Raises TypeError if there is no floating-point tensor, ValueError if it is not of rank 2.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = named if isinstance(named, Tensor) else first_tensor(output)
+    if logits is None or not torch.is_floating_point(logits):
+        raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
+    if logits.ndim != 2:
+        raise ValueError(
+            f"model: expected logits of shape (B, num_classes), got {tuple(logits.shape)}; pass a classifier"
+        )
+    return logits

@@ -1,0 +1,301 @@
+"""Classifiers by name and weights, with how each wants its pictures and what its outputs are called."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from torch import nn
+
+__all__ = ["Classifier", "Size", "load", "parse_size"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+TRAINING_ONLY = r"^aux\d|^AuxLogits|num_batches_tracked$"
+"""State that inference does not use, GoogLeNet's and Inception's auxiliary heads among it: files may leave it out."""
+
+Size = int | tuple[int, int] | None
+"""How large a picture goes in: None as it is, an int for its shorter side, or (height, width)."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classification network in evaluation mode and how to talk to it.
+
+    Attributes:
+        name: the model's name, as given.
+        weights: where the weights come from: a weights enum's member, "none" or a file.
+        model: the network, on its device.
+        categories: one name per output.
+        mean, std: per channel, of pictures scaled to [0, 1].
+        input_size: (height, width) where the network takes no other, else None.
+        probability: what turns logits into probabilities: one class out of many, or each for itself.
+    """
+
+    name: str
+    weights: str
+    model: nn.Module
+    categories: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    input_size: tuple[int, int] | None = None
+    probability: Literal["softmax", "sigmoid"] = "softmax"
+
+    def fitted(self, height: int, width: int, size: Size) -> tuple[int, int]:
+        """(height, width) at which a picture of height × width pixels goes into the network."""
+        if self.input_size is not None:
+            return self.input_size
+        if isinstance(size, tuple):
+            return size
+        if size is None:
+            return height, width
+        factor = size / min(height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def prepare(self, rgb: np.ndarray, size: Size = None) -> Tensor:
+        """uint8 RGB (H, W, 3) as the network wants it: float32 (1, 3, h, w), resized with antialiasing, normalised."""
+        device = next(self.model.parameters()).device
+        pixels = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None].float().div_(255.0)
+        fitted = self.fitted(rgb.shape[0], rgb.shape[1], size)
+        if fitted != rgb.shape[:2]:
+            pixels = interpolate(pixels, fitted, mode="bilinear", antialias=True, align_corners=False).clamp_(0.0, 1.0)
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (..., classes) as probabilities of the same shape."""
+        return logits.sigmoid() if self.probability == "sigmoid" else logits.softmax(-1)
+
+    def select(self, text: str) -> str | list[int]:
+        """Classes as `SSA` takes them, from text: "predicted", "top5", or names and indices between commas.
+
+        Raises:
+            ValueError: an index out of range, a name that no class or several classes bear.
+        """
+        wish = text.strip()
+        if wish == "predicted":
+            return wish
+        top = re.fullmatch(r"top(\d+)", wish)
+        if top:
+            if not 1 <= int(top[1]) <= len(self.categories):
+                raise ValueError(f"classes: expected top1 to top{len(self.categories)}, got {wish!r}")
+            return wish
+        indices = [self._index(part.strip()) for part in wish.split(",") if part.strip()]
+        if not indices:
+            raise ValueError("classes: expected names or indices between commas, 'predicted' or 'top5', got nothing")
+        return list(dict.fromkeys(indices))
+
+    def resolve_labels(self, labels: Sequence[str], dataset: Sequence[str]) -> list[int]:
+        """The outputs that a dataset's class names mean.
+
+        A name means the category that bears it, or else its place in the dataset's class list, where that has as many
+        classes as the network has outputs: the order in which ImageFolder and the VOC codebases number them.
+
+        Raises:
+            ValueError: a name that means nothing to this network.
+        """
+        by_name = {name.casefold(): index for index, name in enumerate(self.categories)}
+        places = {name: place for place, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
+        indices = []
+        for label in labels:
+            index = by_name.get(label.casefold(), places.get(label))
+            if index is None:
+                raise ValueError(
+                    f"classes: {self.name} has no output called {label!r}, and its {len(self.categories)} outputs are "
+                    f"not the dataset's {len(dataset)} classes; give --classes instead of the labels"
+                )
+            indices.append(index)
+        return sorted(set(indices))
+
+    def _index(self, wish: str) -> int:
+        count = len(self.categories)
+        if re.fullmatch(r"[+-]?\d+", wish):
+            if not 0 <= int(wish) < count:
+                raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {wish}")
+            return int(wish)
+        bearers = [i for i, name in enumerate(self.categories) if name == wish]
+        bearers = bearers or [i for i, name in enumerate(self.categories) if name.casefold() == wish.casefold()]
+        if len(bearers) > 1:
+            raise ValueError(f"classes: {wish!r} is the name of several classes; give one of the indices {bearers}")
+        if not bearers:
+            raise ValueError(f"classes: {self.name} knows no {wish!r}{_suggest(wish, self.categories)}")
+        return bearers[0]
+
+
+def parse_size(text: str | None) -> Size:
+    """`Size` from text: "512" or "480x640".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    sides = tuple(int(side) for side in match.groups() if side) if match else ()
+    if not sides or 0 in sides:
+        raise ValueError(f"size: expected the shorter side such as 512, or HEIGHTxWIDTH such as 480x640, got {text!r}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier called `name` with its weights, ready to run on `device`.
+
+    Args:
+        name: one of torchvision's classification models, or "demo" for the network shipped with this package.
+        weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
+            random ones (the same in every run), or a file with a state dict.
+        device: where the network shall live.
+
+    Raises:
+        ValueError: an unknown model or weights, a file that does not fit the model, or weights that cannot be had.
+    """
+    if name == "demo":
+        return _load_demo(weights, device)
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{_suggest(name, known)}")
+    enum = models.get_model_weights(name)
+    default = enum["DEFAULT"]
+    categories = tuple(default.meta["categories"])
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if weights.lower() == "none":
+        model, origin = _random(name), "none"
+    elif weights.upper() in enum.__members__:
+        chosen = enum[weights.upper()]
+        preset = chosen.transforms()
+        model, origin, categories = _download(name, chosen), chosen.name, tuple(chosen.meta["categories"])
+        mean, std = tuple(preset.mean), tuple(preset.std)
+    elif Path(weights).is_file():
+        model, outputs = _from_file(name, Path(weights))
+        origin = weights
+        if outputs != len(categories):
+            categories = tuple(f"class {index}" for index in range(outputs))
+    else:
+        choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
+        raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, _only_size(model))
+
+
+def _load_demo(weights: str, device: torch.device | str) -> Classifier:
+    from ssa_fast.demo.creatures import CLASSES
+    from ssa_fast.models.demo_net import load_classifier
+
+    if weights.upper() != "DEFAULT":
+        raise ValueError(f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}")
+    model = load_classifier().to(device)
+    half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    return Classifier("demo", weights, model, tuple(CLASSES), half, quarter, None, "sigmoid")
+
+
+def _random(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # their own initialisation takes a minute and is no better for this
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = models.get_model(name, weights=None, **options)
+    return model
+
+
+def _download(name: str, weights: Any) -> nn.Module:
+    from torchvision import models
+
+    try:
+        model: nn.Module = models.get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"weights: {weights.name} of {name} could not be fetched from {weights.url} ({error}); "
+            "give a file with --weights FILE, or --weights none for random ones"
+        ) from error
+    return model
+
+
+def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
+    """The model with the state dict in `path`, and its number of outputs, read off the shapes in the file."""
+    state = _read_state(path)
+    model = _random(name)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    heads = {key for key, shape in shapes.items() if shape[:1] == (1000,) and key in state}
+    outputs = {int(state[key].shape[0]) for key in heads if state[key].ndim}
+    if outputs and outputs != {1000} and len(outputs) == 1:
+        model = _random(name, num_classes=next(iter(outputs)))
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+
+    missing = sorted(key for key in shapes.keys() - state.keys() if not re.search(TRAINING_ONLY, key))
+    unexpected = sorted(key for key in state.keys() - shapes.keys() if not re.search(TRAINING_ONLY, key))
+    misshapen = sorted(key for key in shapes.keys() & state.keys() if shapes[key] != state[key].shape)
+    if missing or unexpected or misshapen:
+        raise ValueError(f"weights: {path} does not fit {name}: " + _misfit(missing, unexpected, misshapen))
+    model.load_state_dict({key: state[key] for key in shapes.keys() & state.keys()}, strict=False)
+    return model, outputs.pop() if len(outputs) == 1 else 1000
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a foreign file is said once, below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load meets foreign files with KeyError, EOFError, UnpicklingError and more
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
+        raise ValueError(
+            f"weights: {path} is not a state dict that can be loaded with weights_only=True ({reason}); "
+            "write one with torch.save(model.state_dict(), FILE)"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(_is_entry(*item) for item in content.items()):
+        raise ValueError(
+            f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
+        )
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return content
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
+
+
+def _misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    kinds = {"missing": missing, "unknown to the model": unexpected, "of another shape": misshapen}
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )
+
+
+def _only_size(model: nn.Module) -> tuple[int, int] | None:
+    from torchvision.models import MaxVit, VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        return model.image_size, model.image_size
+    return (224, 224) if isinstance(model, MaxVit) else None
+
+
+def _suggest(wish: str, known: list[str] | tuple[str, ...]) -> str:
+    folded = {name.casefold(): name for name in known}
+    wish = wish.casefold()
+    close = [name for name in folded if wish in name.split()] + get_close_matches(wish, folded, n=3)
+    close += [name for name in folded if wish in name]
+    best = list(dict.fromkeys(close))[:3]
+    return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""

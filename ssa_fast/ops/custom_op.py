@@ -1,0 +1,84 @@
+"""The custom operator ``torch.ops.ssa_fast.polish_stage``: one stage as ``torch.compile`` and ``torch.export`` see it.
+
+A call is one node, whatever is decided and launched inside. Eager calls do without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssa_fast.affinity import Affinity
+from ssa_fast.ops.stage import decide, result_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+torch.library.define(
+    "ssa_fast::polish_stage",
+    "(Tensor cam, Tensor features, str phi, float power, float threshold, float? temperature, bool center, int steps, "
+    "float norm_eps, float sum_eps, bool? nonnegative, str method, str backend, str precision, bool align_corners) "
+    "-> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def polish_stage(
+    cam: Tensor,
+    features: Tensor,
+    affinity: Affinity,
+    *,
+    nonnegative: bool | None = None,
+    method: str = "auto",
+    backend: str = "auto",
+    precision: str = "default",
+    align_corners: bool = True,
+) -> Tensor:
+    """``polish`` of one stage, ``(B, K, h, w)`` and ``(B, C, H, W)`` → ``(B, K, H, W)``, as a single operator."""
+    return torch.ops.ssa_fast.polish_stage(
+        cam,
+        features,
+        affinity.phi,
+        float(affinity.power),
+        float(affinity.threshold),
+        affinity.temperature,
+        affinity.center,
+        int(affinity.steps),
+        float(affinity.norm_eps),
+        float(affinity.sum_eps),
+        nonnegative,
+        method,
+        backend,
+        precision,
+        align_corners,
+    )
+
+
+@torch.library.impl("ssa_fast::polish_stage", "CompositeExplicitAutograd")
+def _polish_stage(
+    cam: Tensor,
+    features: Tensor,
+    phi: str,
+    power: float,
+    threshold: float,
+    temperature: float | None,
+    center: bool,
+    steps: int,
+    norm_eps: float,
+    sum_eps: float,
+    nonnegative: bool | None,
+    method: str,
+    backend: str,
+    precision: str,
+    align_corners: bool,
+) -> Tensor:
+    affinity = Affinity(phi, power, threshold, temperature, center, steps, norm_eps, sum_eps)  # type: ignore[arg-type]
+    work = decide(cam, features, affinity, nonnegative=nonnegative, method=method, backend=backend, precision=precision)
+    return work.run(cam, align_corners).contiguous()
+
+
+@torch.library.register_fake("ssa_fast::polish_stage")  # type: ignore[untyped-decorator]
+def _polish_stage_fake(cam: Tensor, features: Tensor, *options: object) -> Tensor:
+    (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
+    return cam.new_empty((B, K, H, W), dtype=result_dtype(cam, features))

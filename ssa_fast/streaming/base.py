@@ -1,0 +1,112 @@
+"""What ``Prototypes`` and ``PixelBank`` share: the checks of tiles, and how a tile is cut into blocks."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssa_fast import validation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from ssa_fast.affinity import Affinity
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes from a number, or from text such as "4GB" (10⁹) or "4GiB" (2³⁰).
+
+    Raises:
+        ValueError: anything else, or nothing above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
+    count = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    if isinstance(size, bool) or count <= 0:
+        raise ValueError(f'memory: expected bytes > 0, as a number or such as "4GB" or "512MiB", got {size!r}')
+    return count
+
+
+class Tiles:
+    """What ``Prototypes`` and ``PixelBank`` share: the checks, and a tile as rows of pixels."""
+
+    def __init__(self, K: int, C: int, affinity: Affinity, device: torch.device | str | None) -> None:
+        for name, value in (("K", K), ("C", C)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number > 0, got {value!r}")
+        if affinity.steps > 1:
+            raise ValueError(
+                f"affinity: expected steps=1, got {affinity.steps}; a step begins when the one before has reached all "
+                "tiles: gather the results again"
+            )
+        self.K, self.C, self.affinity = K, C, affinity
+        self.device = torch.device(device) if device is not None else torch.device("cpu")
+        self.pixels = 0
+
+    def _read(self, cam: Tensor | None, feats: Tensor) -> tuple[Tensor | None, Tensor, bool]:
+        """A tile as ``(n, K, h, w)`` and ``(n, C, h, w)``, and whether it came without the batch dimension."""
+        given = {"feats": feats} if cam is None else {"cam": cam, "feats": feats}
+        validation.check_no_grad(given)
+        single = feats.ndim == 3
+        for (name, tensor), rows in zip(given.items(), ([self.C] if cam is None else [self.K, self.C]), strict=True):
+            like = "" if single else "n, "
+            if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
+                raise ValueError(f"{name}: expected ({like}{rows}, h, w), got {tuple(tensor.shape)}")
+            if not tensor.is_floating_point():
+                raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
+        if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
+            raise ValueError(
+                f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
+                f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
+            )
+        feats = feats[None] if single else feats
+        return None if cam is None else (cam[None] if single else cam), feats, single
+
+    def _check_gathered(self) -> None:
+        if not self.pixels:
+            raise ValueError("feats: nothing was added yet, so there is nothing to spread; call add first")
+
+    def _kind(self) -> str:
+        """What two of them must have in common to be merged."""
+        return f"K={self.K}, C={self.C}, {self.affinity}"
+
+    def _check_mergeable(self, other: Tiles) -> None:
+        name = type(self).__name__
+        if not isinstance(other, type(self)):
+            raise TypeError(f"other: expected {name}, got {type(other).__name__}; merge what was gathered the same way")
+        if other is self:
+            raise ValueError(f"other: expected other {name}, got the same, whose pixels would count twice")
+        if other._kind() != self._kind():
+            raise ValueError(f"other: expected {self._kind()}, got {other._kind()}; merge {name} of one stage")
+
+
+def computing_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if one of the tensors is, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def lasting_zeros(*shape: int, device: torch.device | None = None) -> Tensor:
+    """float64 sums that can be added to in inference mode and outside, wherever they were made."""
+    with torch.inference_mode(False):
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def spans(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows of at most ``size`` pixels, which cover ``(h, w)``; whole rows where they fit."""
+    h, w = shape
+    rows, across = max(1, size // max(1, w)), max(1, -(-w // size))
+    columns = max(1, -(-w // across))
+    for y in range(0, h, rows):
+        for x in range(0, w, columns):
+            yield slice(y, min(y + rows, h)), slice(x, min(x + columns, w))
+
+
+def divided(summed: Tensor, affinity: Affinity) -> Tensor:
+    """``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)`` from the sums, the last row being the denominator's."""
+    denominator = (summed[:, -1:] + affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
+    return summed[:, :-1].div_(denominator)

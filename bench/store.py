@@ -25,7 +25,6 @@ from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import masks
-from ssa_fast.localize.masks import DEFAULT_BACKGROUND
 from ssa_fast.models.demo_net import load_classifier, prepare
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _polished(ssa: SSA, image: Tensor, scene: Scene) -> CamFile:
 
 
 def _mask(cams: np.ndarray) -> np.ndarray:
-    mask: np.ndarray = masks(torch.from_numpy(cams)[None], DEFAULT_BACKGROUND)[0].numpy()
+    mask: np.ndarray = masks(torch.from_numpy(cams)[None])[0].numpy()
     return mask
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ssa_fast.large import LargeImageResult
+    from ssa_fast.localize import PostprocessOptions
     from ssa_fast.models.extract import Features
 
 
@@ -49,19 +50,17 @@ class SSAResult:
     logits: Tensor
     classes: Tensor
 
-    def boxes(self, threshold: float = 0.2, components: Literal["largest", "all"] = "largest") -> list[list[Tensor]]:
-        """Boxes (n, 4) float32 x1 y1 x2 y2 per image and class; see ``ssa_fast.localize.boxes``."""
+    def boxes(self, options: PostprocessOptions | None = None, **overrides: Any) -> list[list[Tensor]]:
+        """Return boxes (n, 4) float32 x1 y1 x2 y2 per image and class; see ``ssa_fast.localize.boxes``."""
         from ssa_fast.localize import boxes
 
-        return boxes(self.cams, threshold, components)
+        return boxes(self.cams, options, **overrides)
 
-    def masks(
-        self, background: float | None = None, *, alpha: float | None = None, ignore: float | None = None
-    ) -> Tensor:
-        """Pseudo-masks (B, H, W) uint8: 0 background, k + 1 for the k-th class; see ``ssa_fast.localize.masks``."""
+    def masks(self, options: PostprocessOptions | None = None, **overrides: Any) -> Tensor:
+        """Return pseudo-masks (B, H, W) uint8: 0 background, k + 1 for class k; see ``ssa_fast.localize.masks``."""
         from ssa_fast.localize import masks
 
-        return masks(self.cams, background, alpha=alpha, ignore=ignore)
+        return masks(self.cams, options, **overrides)
 
     def overlay(
         self, images: Tensor, *, names: Sequence[str] | None = None, threshold: float = 0.2, background: float = 0.25

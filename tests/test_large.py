@@ -346,14 +346,14 @@ def test_masks_boxes_labels_names_and_metadata(tmp_path: Path, monkeypatch: pyte
     )
     result = ssa.large(image, [3, 1], out=tmp_path / "out.tif", tile=64, look=look)
     cams = pages(result.cams)
-    expected = localize.masks(cams, 0.4, ignore=0.3)[0]
+    expected = localize.masks(cams, background=0.4, ignore=0.3)[0]
     with tifffile.TiffFile(result.mask) as file:
         mask = torch.from_numpy(file.pages[0].asarray())
     table = torch.arange(256, dtype=torch.uint8)
     table[1:3] = torch.tensor([13, 11], dtype=torch.uint8)
     assert torch.equal(mask, table[expected.long()])
     assert {0, 11, 13, 255} <= set(mask.unique().tolist())
-    for found, exact in zip(result.boxes, localize.boxes(cams, 0.5, "all")[0], strict=True):
+    for found, exact in zip(result.boxes, localize.boxes(cams, box_threshold=0.5, components="all")[0], strict=True):
         assert torch.equal(found, exact)
     assert result.box_precision == 1
     with tifffile.TiffFile(result.cams) as file:
@@ -367,7 +367,7 @@ def test_masks_boxes_labels_names_and_metadata(tmp_path: Path, monkeypatch: pyte
     assert coarse.box_precision == 4
     assert coarse.mask.read_bytes() == result.mask.read_bytes()
     largest = [max(boxes.tolist(), key=lambda b: (b[2] - b[0]) * (b[3] - b[1])) for boxes in coarse.boxes]
-    for box, exact in zip(largest, localize.boxes(cams, 0.5, "all")[0], strict=True):
+    for box, exact in zip(largest, localize.boxes(cams, box_threshold=0.5, components="all")[0], strict=True):
         x1, y1, x2, y2 = box
         assert any(x1 <= b[0] and y1 <= b[1] and x2 >= b[2] and y2 >= b[3] for b in exact.tolist())
 

@@ -33,13 +33,13 @@ SCENE = torch.tensor(
 
 
 def test_the_largest_region_is_boxed_in_exclusive_pixel_corners() -> None:
-    ((found,),) = boxes(SCENE, 0.2)
+    ((found,),) = boxes(SCENE, box_threshold=0.2)
     assert found.tolist() == [[0, 0, 3, 3]]
     assert found.dtype == torch.float32
 
 
 def test_all_regions_come_largest_first() -> None:
-    ((found,),) = boxes(SCENE, 0.2, "all")
+    ((found,),) = boxes(SCENE, box_threshold=0.2, components="all")
     assert found.tolist() == [[0, 0, 3, 3], [4, 1, 5, 3]]
 
 
@@ -54,13 +54,13 @@ def test_all_regions_come_largest_first() -> None:
 )
 def test_thresholds_are_relative_to_the_maximum_and_strict(threshold: float, expected: list[list[int]]) -> None:
     for factor in (1.0, 0.5):
-        ((found,),) = boxes(SCENE.double() * factor, threshold, "all")
+        ((found,),) = boxes(SCENE.double() * factor, box_threshold=threshold, components="all")
         assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("plane", [torch.zeros(3, 3), -torch.ones(3, 3), torch.full((3, 3), torch.nan)])
 def test_a_map_without_evidence_has_no_box(plane: Tensor) -> None:
-    ((found,),) = boxes(plane, 0.0)
+    ((found,),) = boxes(plane, box_threshold=0.0)
     assert found.shape == (0, 4)
 
 
@@ -82,13 +82,13 @@ def test_one_region_agrees_with_torchvision(seed: int, threshold: float) -> None
     y, x = (torch.rand(2, generator=generator) * 12).tolist()
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     plane = torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)
-    ((found,),) = boxes(plane, threshold)
+    ((found,),) = boxes(plane, box_threshold=threshold)
     inclusive = masks_to_boxes((plane > threshold * plane.max())[None])
     assert found.tolist() == (inclusive + torch.tensor([0, 0, 1, 1])).tolist()
 
 
 def test_scores_are_the_maps_mean_inside_the_box() -> None:
-    found = boxes(SCENE, 0.2, "all")
+    found = boxes(SCENE, box_threshold=0.2, components="all")
     ((scores,),) = box_scores(SCENE, found)
     torch.testing.assert_close(scores, torch.tensor([2.3 / 9, 0.7 / 2]))
     assert box_scores(torch.zeros(1, 1, 2, 2), [[torch.empty(0, 4)]])[0][0].shape == (0,)
@@ -99,7 +99,7 @@ CAMS = torch.tensor([[0.9, 0.2, 0.3, 0.0], [0.1, 0.5, 0.28, 0.0]]).reshape(2, 1,
 
 def test_masks_take_the_largest_class_above_the_background() -> None:
     assert masks(CAMS).tolist() == [[[1, 2, 1, 0]]]
-    assert masks(CAMS, 0.3).tolist() == [[[1, 2, 0, 0]]]
+    assert masks(CAMS, background=0.3).tolist() == [[[1, 2, 0, 0]]]
     assert masks(CAMS, background=0.0).tolist() == [[[1, 2, 1, 0]]]
     assert masks(CAMS).dtype == torch.uint8
 
@@ -111,7 +111,7 @@ def test_masks_with_a_background_of_one_minus_the_maximum() -> None:
 
 
 def test_the_ignore_band_lies_between_two_backgrounds() -> None:
-    assert masks(CAMS, 0.6, ignore=0.25).tolist() == [[[1, 255, 255, 0]]]
+    assert masks(CAMS, background=0.6, ignore=0.25).tolist() == [[[1, 255, 255, 0]]]
     assert masks(CAMS, alpha=1, ignore=4).tolist() == [[[1, 255, 255, 0]]]
 
 
@@ -124,18 +124,22 @@ def test_nan_pixels_are_unsure() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: boxes(SCENE, 1.1), ValueError, r"threshold: expected a number in \[0, 1\], got 1.1"),
-        (lambda: boxes(SCENE, float("nan")), ValueError, "threshold: .* got nan"),
-        (lambda: boxes(SCENE, "0.2"), TypeError, "threshold: .* got str"),
-        (lambda: boxes(SCENE, 0.2, "some"), ValueError, "components: .* got 'some'"),
+        (lambda: boxes(SCENE, box_threshold=1.1), ValueError, r"box_threshold: expected a number in \[0, 1\], got 1.1"),
+        (lambda: boxes(SCENE, box_threshold=float("nan")), ValueError, "box_threshold: .* got nan"),
+        (lambda: boxes(SCENE, box_threshold="0.2"), TypeError, "box_threshold: .* got str"),
+        (lambda: boxes(SCENE, box_threshold=0.2, components="some"), ValueError, "components: .* got 'some'"),
         (lambda: boxes(SCENE.int()), TypeError, "cams: .* got torch.int32"),
         (lambda: boxes(SCENE.numpy()), TypeError, "cams: .* got ndarray"),
         (lambda: boxes(SCENE[0]), ValueError, r"cams: .* got \(5,\)"),
         (lambda: boxes(torch.empty(1, 0, 3, 3)), ValueError, r"cams: .* got \(1, 0, 3, 3\)"),
-        (lambda: masks(CAMS, 1.5), ValueError, "background: .* got 1.5"),
-        (lambda: masks(CAMS, 0.2, alpha=2), ValueError, "alpha: expected either background or alpha"),
+        (lambda: masks(CAMS, background=1.5), ValueError, "background: .* got 1.5"),
+        (lambda: masks(CAMS, background=0.2, alpha=2), ValueError, "alpha: expected either background or alpha"),
         (lambda: masks(CAMS, alpha=0), ValueError, "alpha: expected a number > 0"),
-        (lambda: masks(CAMS, 0.2, ignore=0.3), ValueError, r"ignore: expected a number in \[0, background = 0.2\)"),
+        (
+            lambda: masks(CAMS, background=0.2, ignore=0.3),
+            ValueError,
+            r"ignore: expected a number in \[0, background = 0.2\)",
+        ),
         (lambda: masks(CAMS, alpha=4, ignore=2), ValueError, "ignore: expected an exponent above alpha = 4"),
         (lambda: masks(CAMS * 2), ValueError, r"cams: expected values in \[0, 1\], got 0 to 1.8"),
         (lambda: masks(torch.zeros(255, 1, 1)), ValueError, "cams: expected at most 254 classes"),

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from ssa_fast.io import atomic
+from ssa_fast.runs.manifest import output_paths
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -18,7 +19,7 @@ def text(content: str):
 
 
 def test_place_writes_all(tmp_path: Path) -> None:
-    atomic.place({tmp_path / "x/a.txt": text("a"), tmp_path / "y/z/b.txt": text("b")}, overwrite=False)
+    atomic.write_files({tmp_path / "x/a.txt": text("a"), tmp_path / "y/z/b.txt": text("b")}, overwrite=False)
     assert files(tmp_path) == {"x/a.txt": "a", "y/z/b.txt": "b"}
 
 
@@ -30,14 +31,14 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path, error: BaseExcept
 
     (tmp_path / "old.txt").write_text("old")
     with pytest.raises(type(error)):
-        atomic.place({tmp_path / "a.txt": text("a"), tmp_path / "old.txt": breaks}, overwrite=True)
+        atomic.write_files({tmp_path / "a.txt": text("a"), tmp_path / "old.txt": breaks}, overwrite=True)
     assert files(tmp_path) == {"old.txt": "old"}
 
 
 def test_an_error_while_renaming_takes_back_what_was_renamed(tmp_path: Path) -> None:
     (tmp_path / "b.txt").mkdir()
     with pytest.raises(OSError, match=r"b\.txt"):
-        atomic.place({tmp_path / "a.txt": text("a"), tmp_path / "b.txt": text("b")}, overwrite=True)
+        atomic.write_files({tmp_path / "a.txt": text("a"), tmp_path / "b.txt": text("b")}, overwrite=True)
     assert files(tmp_path) == {}
 
 
@@ -45,9 +46,9 @@ def test_existing_targets_are_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("old")
     writers = {tmp_path / "a.txt": text("a"), tmp_path / "b.txt": text("new")}
     with pytest.raises(FileExistsError, match="--overwrite"):
-        atomic.place(writers, overwrite=False)
+        atomic.write_files(writers, overwrite=False)
     assert files(tmp_path) == {"b.txt": "old"}
-    atomic.place(writers, overwrite=True)
+    atomic.write_files(writers, overwrite=True)
     assert files(tmp_path) == {"a.txt": "a", "b.txt": "new"}
 
 
@@ -57,11 +58,11 @@ def test_a_target_that_appears_while_writing_is_kept(tmp_path: Path) -> None:
         path.write_text("mine")
 
     with pytest.raises(FileExistsError):
-        atomic.place({tmp_path / "a.txt": rival}, overwrite=False)
+        atomic.write_files({tmp_path / "a.txt": rival}, overwrite=False)
     assert files(tmp_path) == {"a.txt": "rival's"}
 
 
 def test_targets_keep_dots_in_names() -> None:
-    found = atomic.targets(Path("out"), PurePosixPath("sub/a.b"), {"cams": ".npz", "masks": ".png"})
+    found = output_paths(Path("out"), PurePosixPath("sub/a.b"), {"cams": ".npz", "masks": ".png"})
     assert found["cams"] == Path("out/cams/sub/a.b.npz")
     assert found["masks"] == Path("out/masks/sub/a.b.png")

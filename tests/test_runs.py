@@ -91,7 +91,7 @@ def test_everything_promised_is_written_and_fits_together(folder: Path, ssa: SSA
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
-            assert np.array_equal(np.asarray(mask), localize.masks(cams, 0.4)[0].numpy())
+            assert np.array_equal(np.asarray(mask), localize.masks(cams, background=0.4)[0].numpy())
         mine = [a["bbox"] for a in boxes["annotations"] if a["image_id"] == image["id"] and a["category_id"] == 281]
         x1, y1, x2, y2 = localize.boxes(cams)[0][1][0].tolist()
         assert mine[0] == [x1, y1, x2 - x1, y2 - y1]

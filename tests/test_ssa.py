@@ -288,7 +288,7 @@ def result() -> SSAResult:
 
 
 def test_boxes_and_masks_of_a_result(result: SSAResult) -> None:
-    found = result.boxes(threshold=0.5, components="all")
+    found = result.boxes(box_threshold=0.5, components="all")
     assert [len(image) for image in found] == [2, 2]
     assert all(corners.shape[1:] == (4,) for image in found for corners in image)
     labels = result.masks()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import ssa_fast
 from ssa_fast import Affinity, PixelBank, Prototypes
-from ssa_fast.streaming import parse_bytes
+from ssa_fast.io.sizes import parse_bytes
 from tests.accuracy import assert_as_accurate
 
 if TYPE_CHECKING:

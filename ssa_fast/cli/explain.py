@@ -8,6 +8,7 @@ import typer
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import Affinity_, Debug, Model, Stages, Weights, stage_names
+from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ssa_fast.models import ModelInfo
@@ -112,9 +113,9 @@ def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choic
         choice.method,
         choice.backend,
         _giga(choice.cost.flops),
-        _bytes(choice.cost.traffic),
-        _bytes(choice.cost.extra_memory),
-        _bytes((h * w) ** 2 * problem.itemsize),
+        format_bytes(choice.cost.traffic),
+        format_bytes(choice.cost.extra_memory),
+        format_bytes((h * w) ** 2 * problem.itemsize),
         _giga(cost("dense", problem).flops),
     )
 
@@ -122,13 +123,3 @@ def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choic
 def _giga(count: int) -> str:
     value = count / 1e9
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes for people: "16.0 GiB"."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"

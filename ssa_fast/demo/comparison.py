@@ -15,7 +15,7 @@ from ssa_fast import SSA
 from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
-from ssa_fast.io.atomic import place
+from ssa_fast.io.atomic import write_files
 from ssa_fast.models.demo_net import load_classifier, prepare
 from ssa_fast.ops.fusion import minmax
 
@@ -145,7 +145,7 @@ def run(
         backbone_ms, polish_ms = _time(model, fresh)
         pictures = _pictures(model, fresh, cams, scores)
         writers: dict[Path, Callable[[Path], object]] = {out / name: picture.save for name, picture in pictures.items()}
-        place(writers, overwrite=overwrite)
+        write_files(writers, overwrite=overwrite)
         return DemoReport(
             images=images,
             seed=seed,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
-from ssa_fast.io.atomic import place
+from ssa_fast.io.atomic import atomic_write
 from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
@@ -80,7 +80,7 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor) ->
 def _write(model: nn.Module, path: Path) -> tuple[str, int]:
     """Write the weights whole or not at all; their SHA-256 and size come back."""
     arrays: dict[str, Any] = dict(weights_of(model))
-    place({path: lambda draft: np.savez_compressed(draft, **arrays)}, overwrite=True)
+    atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     content = path.read_bytes()
     return hashlib.sha256(content).hexdigest(), len(content)
 

@@ -91,7 +91,7 @@ class PolishCams:
 
     def _row(self, made: Prediction) -> dict[str, Any]:
         threshold, components = self.options.box_threshold, self.options.components
-        boxes = localize.boxes(made.full, threshold=threshold, components=components)[0]
+        boxes = localize.boxes(made.full, box_threshold=threshold, components=components)[0]
         classes = np.array(made.classes, np.int64)
         row = {"cams": made.cams, "mask": made.mask, "classes": classes, "names": made.names, "scores": made.scores}
         row |= {"labels": np.array(made.labels, np.uint8), "boxes": torch.cat(boxes).numpy()}

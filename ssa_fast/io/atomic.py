@@ -1,102 +1,127 @@
-"""What a run leaves on disk: files that belong together, placed whole or not at all."""
+"""Write files so that a reader sees the old content or the new one, never a part of it."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path, PurePosixPath
+    from pathlib import Path
 
-__all__ = ["Staged", "place", "stage", "targets"]
+__all__ = ["Transaction", "atomic_write", "write_files"]
 
-_drafts = itertools.count()
-
-
-def targets(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:
-    """Where the files of the picture called `name` go: one path per folder of `kinds` (folder -> suffix)."""
-    return {folder: out / folder / name.with_name(name.name + suffix) for folder, suffix in kinds.items()}
+_counter = itertools.count()
 
 
-@dataclass
-class Staged:
-    """Files written as drafts, which have yet to become what they are to be called: `moves` is draft -> target."""
-
-    moves: dict[Path, Path] = field(default_factory=dict)
-
-    def place(self) -> None:
-        """Rename the drafts; where one cannot be, take back those that stand where nothing stood, and the rest."""
-        fresh: list[Path] = []
-        try:
-            for draft, target in self.moves.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                existed = target.exists()
-                if draft.is_dir() and target.is_dir():
-                    shutil.rmtree(target)  # a folder can only be renamed to where none is
-                os.replace(draft, target)
-                if not existed:
-                    fresh.append(target)
-        except BaseException:
-            for path in fresh:
-                _remove(path)
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Remove the drafts."""
-        for draft in self.moves:
-            _remove(draft)
-
-
-def stage(writers: Mapping[Path, Callable[[Path], object]], drafts: Path | None = None) -> Staged:
-    """Write files as drafts, all of them or none.
+class Transaction:
+    """Several files that belong together: written under temporary names, then moved into place by ``commit``.
 
     Args:
-        writers: target path -> function that writes the file at the path it is given, which has the target's suffix.
-        drafts: a folder on the targets' file system; None for each target's own folder.
+        writers: Target path -> function that writes the file at the path it is given (same suffix as the target).
+        tmp_dir: Folder for the temporary files, on the targets' file system; default: each target's own folder.
 
     Raises:
-        OSError: a file or folder could not be written; no draft is left.
+        OSError: A file or folder could not be written; no temporary file is left.
     """
-    staged = Staged()
-    try:
-        for target, write in writers.items():
-            folder = drafts or target.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            draft = folder / f".ssa-fast-{os.getpid()}-{next(_drafts)}{target.suffix}"
-            staged.moves[draft] = target
-            write(draft)
-    except BaseException:
-        staged.discard()
-        raise
-    return staged
+
+    def __init__(self, writers: Mapping[Path, Callable[[Path], object]], tmp_dir: Path | None = None) -> None:
+        self.moves: dict[Path, Path] = {}  # temporary file -> target
+        try:
+            for target, write in writers.items():
+                folder = tmp_dir or target.parent
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary = folder / f".ssa-fast-{os.getpid()}-{next(_counter)}{target.suffix}"
+                self.moves[temporary] = target
+                write(temporary)
+        except BaseException:
+            self.rollback()
+            raise
+
+    @classmethod
+    def of_files(cls, moves: Mapping[Path, Path]) -> Transaction:
+        """Return a transaction over files that are already written: ``moves`` maps temporary file -> target."""
+        transaction = cls({})
+        transaction.moves = dict(moves)
+        return transaction
+
+    def commit(self) -> None:
+        """Move all temporary files into place; on failure, remove those already moved that replaced nothing."""
+        created: list[Path] = []
+        try:
+            for temporary, target in self.moves.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                existed = target.exists()
+                if temporary.is_dir() and target.is_dir():
+                    shutil.rmtree(target)  # a folder can only be renamed to where none is
+                os.replace(temporary, target)
+                if not existed:
+                    created.append(target)
+        except BaseException:
+            for path in created:
+                _remove(path)
+            self.rollback()
+            raise
+
+    def rollback(self) -> None:
+        """Remove the temporary files."""
+        for temporary in self.moves:
+            _remove(temporary)
 
 
-def place(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
+def atomic_write(
+    target: Path,
+    content: bytes | str | Callable[[Path], object],
+    *,
+    parents: bool = True,
+    tmp_dir: Path | None = None,
+) -> None:
+    """Write one file atomically, replacing what is there.
+
+    Args:
+        target: The file.
+        content: Bytes, text (UTF-8), or a function that writes the file at the path it is given.
+        parents: Make the target's folder if it is missing; otherwise that is an error.
+        tmp_dir: Folder for the temporary file, on the target's file system; default: the target's own folder.
+
+    Raises:
+        OSError: The file or its folder could not be written; what was there before is untouched.
+    """
+
+    def write(path: Path) -> object:
+        if callable(content):
+            return content(path)
+        return path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    if not parents and not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+    Transaction({target: write}, tmp_dir).commit()
+
+
+def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
     """Write several files that belong together: all of them appear whole, or none does.
 
     Args:
-        writers: as for `stage`.
-        overwrite: whether targets that exist may be replaced.
+        writers: Target path -> function that writes the file at the path it is given (same suffix as the target).
+        overwrite: Whether existing targets may be replaced.
 
     Raises:
-        FileExistsError: a target exists and `overwrite` is not set; nothing was written.
-        OSError: a file or folder could not be written.
+        FileExistsError: A target exists and ``overwrite`` is not set; nothing was written.
+        OSError: A file or folder could not be written.
     """
     if not overwrite:
         _refuse_existing(writers)
-    staged = stage(writers)
+    transaction = Transaction(writers)
     try:
         if not overwrite:
-            _refuse_existing(writers)  # another process may have placed its own meanwhile
+            _refuse_existing(writers)  # another process may have written its own meanwhile
     except FileExistsError:
-        staged.discard()
+        transaction.rollback()
         raise
-    staged.place()
+    transaction.commit()
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import warnings
 import zipfile
@@ -26,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
+
+from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,12 +135,7 @@ def write(
             raise ValueError(f"path: {path} would be a pickle: {WHY}")
         _warn_of_pickle(stacklevel=3)
     content = _npz(cam, dtype) if format == "ssa" else _npy(_foreign(cam, format))
-    draft = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    atomic_write(Path(path), content, parents=False)
 
 
 def read(path: str | Path, *, format: str | None = None, allow_pickle: bool = False) -> CamFile:

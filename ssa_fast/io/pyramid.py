@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ssa_fast.io.atomic import stage
+from ssa_fast.io.atomic import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,12 +66,12 @@ def write(
     plan = _Plan(window, shape, tile, kind, watch)
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
-        staged = stage({path: lambda draft: _write_tiff(draft, plan, names, metadata or {}, palette)})
+        transaction = Transaction({path: lambda draft: _write_tiff(draft, plan, names, metadata or {}, palette)})
     elif suffix == ".zarr":
-        staged = stage({path: lambda draft: _write_zarr(draft, plan, names, metadata or {})})
+        transaction = Transaction({path: lambda draft: _write_zarr(draft, plan, names, metadata or {})})
     else:
         raise ValueError(f"path: expected a name that ends in .tif or .zarr, got {path.name!r}; rename it")
-    staged.place()
+    transaction.commit()
 
 
 def _check(

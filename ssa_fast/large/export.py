@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from ssa_fast import localize
 from ssa_fast.io import pyramid
-from ssa_fast.io.atomic import stage
+from ssa_fast.io.atomic import Transaction
 from ssa_fast.large.resample import Window
 from ssa_fast.localize.masks import IGNORE, voc_palette
 from ssa_fast.localize.overlay import heat
@@ -57,8 +57,8 @@ class Look:
 
     def __post_init__(self) -> None:
         dry = torch.zeros(1, 1)  # wrong options are told before any work
-        localize.masks(dry, self.background, alpha=self.alpha, ignore=self.ignore)
-        localize.boxes(dry, self.box_threshold, self.components)
+        localize.masks(dry, background=self.background, alpha=self.alpha, ignore=self.ignore)
+        localize.boxes(dry, box_threshold=self.box_threshold, components=self.components)
         json.dumps(self.metadata)
 
     def called(self, classes: list[int]) -> tuple[list[str], list[int]]:
@@ -130,7 +130,7 @@ def write(
         reduced.finish()
         _preview(picture, reduced.planes, look, table).save(path, format="PNG", optimize=True)
 
-    stage(
+    Transaction(
         {
             cams: lambda path: pyramid.write(
                 path, cam_window, shape=(K, H, W), names=names, watch=part(0, K), **common
@@ -138,7 +138,7 @@ def write(
             mask: lambda path: pyramid.write(path, mask_window, shape=(1, H, W), watch=part(K, 1), **masks, **common),
             preview: draw,
         }
-    ).place()
+    ).commit()
     return Written(reduced.boxes, reduced.factor)
 
 
@@ -171,7 +171,7 @@ class _Reduced:
         """The class at hand is whole."""
         H, W = self.size
         plane = torch.from_numpy(self.plane).float() / 255.0
-        found = localize.boxes(plane, self.look.box_threshold, self.look.components)[0][0]
+        found = localize.boxes(plane, box_threshold=self.look.box_threshold, components=self.look.components)[0][0]
         limit = torch.tensor([W, H, W, H], dtype=torch.float32)
         small = interpolate(plane[None, None], self.planes.shape[1:], mode="area")[0]
         self.planes[len(self.boxes)] = _eight_bits(small)[0]
@@ -190,7 +190,9 @@ def _labelled(rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int
     count = max(1, STRIP // (K * w))
     for lo in range(0, h, count):
         maps = torch.from_numpy(rows(lo, min(lo + count, h))).float() / 255.0
-        found[lo : lo + count] = localize.masks(maps, look.background, alpha=look.alpha, ignore=look.ignore)[0]
+        found[lo : lo + count] = localize.masks(maps, background=look.background, alpha=look.alpha, ignore=look.ignore)[
+            0
+        ]
     return found
 
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ssa_fast.io.readers import open_image
+from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.large import export, tiling
 from ssa_fast.large.pipeline import LargeStep, Passes
 from ssa_fast.large.tiles import Tiles
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.ops.fusion import minmax
-from ssa_fast.streaming import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssa_fast.io.sizes import parse_bytes, resident_bytes
 from ssa_fast.large.receptive_field import check_windows, probe, whole_sizes
 from ssa_fast.large.resample import drift
-from ssa_fast.streaming import parse_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from ssa_fast.large.receptive_field import Reach
@@ -118,7 +119,7 @@ def _largest_tile(ssa: SSA, size: tuple[int, int], reach: Reach, around: int, me
     """The largest side, a multiple of the coarsest stride, whose windows go through the network within ``memory``."""
     kept = 4 * sum(ssa.info.stages[name].layout.channels / reach.strides[name] ** 2 for name in ssa.stage_names)
     per_pixel = HELD * reach.bytes_per_pixel + 2 * kept + 4 * 3 * 4
-    used = resident()
+    used = resident_bytes()
     free = float(memory - used)
     device = next(p for p in ssa.model.parameters() if p.is_floating_point()).device
     if device.type == "cuda":
@@ -164,11 +165,3 @@ def room(disk: int | str, scratch: Path) -> int:
         return parse_bytes(disk)
     except ValueError:
         raise ValueError(f'disk: expected bytes, as a number or such as "40GB", or "auto", got {disk!r}') from None
-
-
-def resident() -> int:
-    """Bytes of memory that this process has now; an estimate where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    except OSError:
-        return 600 * 10**6

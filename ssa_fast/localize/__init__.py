@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import masks, save_mask
+from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.localize.overlay import overlay, panel
 
-__all__ = ["box_scores", "boxes", "masks", "overlay", "panel", "save_mask"]
+__all__ = ["PostprocessOptions", "box_scores", "boxes", "masks", "overlay", "panel", "save_mask"]

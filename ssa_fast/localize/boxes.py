@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ssa_fast.localize.options import PostprocessOptions, with_overrides
+
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
-def boxes(
-    cams: Tensor, threshold: float = 0.2, components: Literal["largest", "all"] = "largest"
-) -> list[list[Tensor]]:
-    """Boxes around the connected regions where a map exceeds ``threshold`` times its own maximum.
+def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> list[list[Tensor]]:
+    """Return the boxes around the connected regions where a map exceeds ``box_threshold`` times its own maximum.
 
     The threshold is relative to each map's maximum and exceeded strictly, as in the WSOL evaluation of Choe et al.
     (CVPR 2020); regions are 8-connected, as OpenCV's contours are there. A map that holds NaN, or nothing above 0, has
@@ -24,22 +23,21 @@ def boxes(
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), floating.
-        threshold: in [0, 1]; at 1 nothing exceeds it.
-        components: "largest" (the region of most pixels, the topmost of several) or "all" (largest first).
+        options: ``box_threshold`` and ``components``; the rest is for ``masks``.
+        **overrides: Single fields of the options, for example ``box_threshold=0.3, components="all"``.
 
     Returns:
-        Per image, per class: a float32 tensor (n, 4) of x1, y1, x2, y2 in pixels, x2 and y2 exclusive, on the CPU; n is
-        0 without a region.
+        Per image, per class: a float32 tensor (n, 4) of x1, y1, x2, y2 in pixels, x2 and y2 exclusive, on the CPU,
+        largest region first; n is 0 without a region.
 
     Raises:
-        TypeError: ``cams`` is no floating-point tensor.
-        ValueError: a wrong rank, a threshold outside [0, 1] or an unknown ``components``.
+        TypeError: ``cams`` is not a floating-point tensor, or an option has another type.
+        ValueError: ``cams`` has another rank, or an option is out of range.
     """
     maps = read_cams(cams)
-    check_fraction("threshold", threshold)
-    if components not in ("largest", "all"):
-        raise ValueError(f'components: expected "largest" or "all", got {components!r}; choose one of them')
-    return [[_boxes_of(plane, threshold, components == "all") for plane in planes] for planes in maps.numpy()]
+    options = with_overrides(options, overrides)
+    every = options.components == "all"
+    return [[_boxes_of(plane, options.box_threshold, every) for plane in planes] for planes in maps.numpy()]
 
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -63,14 +61,6 @@ def read_cams(cams: Tensor) -> Tensor:
             f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them"
         )
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
-
-
-def check_fraction(argument: str, value: float) -> None:
-    """Raises TypeError or ValueError unless ``value`` is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{argument}: expected a number in [0, 1], got {type(value).__name__}; pass a float")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{argument}: expected a number in [0, 1], got {value}; it is a fraction of the map's maximum")
 
 
 def _boxes_of(plane: np.ndarray, threshold: float, every: bool) -> Tensor:

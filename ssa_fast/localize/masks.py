@@ -2,77 +2,58 @@
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ssa_fast.localize.boxes import check_fraction, read_cams
+from ssa_fast.io.atomic import atomic_write
+from ssa_fast.localize.boxes import read_cams
+from ssa_fast.localize.options import PostprocessOptions, with_overrides
 
 IGNORE = 255
-DEFAULT_BACKGROUND = 0.25
 
 
-def masks(
-    cams: Tensor, background: float | None = None, *, alpha: float | None = None, ignore: float | None = None
-) -> Tensor:
-    """Label maps: at each pixel the class whose CAM is largest, or background if none exceeds the background's score.
+def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> Tensor:
+    """Return label maps: at each pixel the class whose CAM is largest, or background if none exceeds its score.
 
-    The background's score is a constant (``background``, 0.25 unless said otherwise), or ``(1 - max_k cam_k)^alpha`` as
-    in AffinityNet (Ahn & Kwak, CVPR 2018): the larger ``alpha``, the less background. ``ignore`` is a second setting
-    of the same kind that sees less background (a lower constant, a higher exponent): pixels that are foreground there
-    and background here are unsure and become 255, as in IRN (Ahn et al., CVPR 2019).
+    The background's score is the constant ``background``, or ``(1 - max_k cam_k)^alpha``; ``ignore`` marks the pixels
+    between two such scores as unsure. See ``PostprocessOptions``.
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), in [0, 1].
-        background: in [0, 1]. alpha: > 0, instead of ``background``. ignore: below ``background`` or above ``alpha``.
+        options: ``background``, ``alpha`` and ``ignore``; the rest is for ``boxes``.
+        **overrides: Single fields of the options, for example ``alpha=8, ignore=16``.
 
     Returns:
         (B, H, W) uint8 on the CPU: 0 background, k + 1 for class position k, 255 unsure. NaN pixels are unsure.
 
     Raises:
-        TypeError: ``cams`` is no floating-point tensor, or a setting no number.
-        ValueError: settings out of range or on the wrong side of each other, CAMs outside [0, 1], over 254 classes.
+        TypeError: ``cams`` is not a floating-point tensor, or an option has another type.
+        ValueError: Options out of range or not going together, CAMs outside [0, 1], or over 254 classes.
     """
     maps = read_cams(cams)
+    options = with_overrides(options, overrides)
     if maps.shape[1] >= IGNORE:
         raise ValueError(f"cams: expected at most 254 classes, as 255 means unsure, got {maps.shape[1]}; take fewer")
     if bool((maps < 0).any() | (maps > 1).any()):
         low, high = maps.nan_to_num(0).aminmax()
         raise ValueError(f"cams: expected values in [0, 1], got {low:.3g} to {high:.3g}; rescale them first")
     peak, best = maps.max(dim=1)  # [B, H, W]
-    labels = torch.where(peak > _background(peak, background, alpha), best + 1, 0)
-    if ignore is not None:
-        _check_ignore(background, alpha, ignore)
-        sure = peak <= (_background(peak, ignore, None) if alpha is None else _background(peak, None, ignore))
-        labels[(labels == 0) & ~sure] = IGNORE
+    labels = torch.where(peak > _background(peak, options, options.alpha or options.background_score), best + 1, 0)
+    if options.ignore is not None:
+        unsure = peak > _background(peak, options, options.ignore)
+        labels[(labels == 0) & unsure] = IGNORE
     labels[peak.isnan()] = IGNORE
     return labels.to(torch.uint8)
 
 
-def _background(peak: Tensor, background: float | None, alpha: float | None) -> Tensor:
-    if alpha is None:
-        background = DEFAULT_BACKGROUND if background is None else background
-        check_fraction("background", background)
-        return torch.full_like(peak, background)
-    if background is not None:
-        raise ValueError(f"alpha: expected either background or alpha, got {background} and {alpha}; leave one out")
-    if not alpha > 0:
-        raise ValueError(f"alpha: expected a number > 0, got {alpha}; the AffinityNet authors use 4 to 32")
-    return (1 - peak) ** alpha
-
-
-def _check_ignore(background: float | None, alpha: float | None, ignore: float) -> None:
-    if alpha is not None and not ignore > alpha:
-        raise ValueError(f"ignore: expected an exponent above alpha = {alpha}, got {ignore}; raise it")
-    constant = DEFAULT_BACKGROUND if background is None else background
-    if alpha is None and not 0 <= ignore < constant:
-        raise ValueError(f"ignore: expected a number in [0, background = {constant}), got {ignore}; lower it")
+def _background(peak: Tensor, options: PostprocessOptions, setting: float) -> Tensor:
+    """Return the background's score per pixel: the constant ``setting``, or with it as exponent."""
+    return torch.full_like(peak, setting) if options.alpha is None else (1 - peak) ** setting
 
 
 def voc_palette() -> list[int]:
@@ -105,11 +86,4 @@ def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc
         raise ValueError(f'palette: expected "voc" or flat RGB of up to 256 colours, got {palette!r}; pass a list')
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colours)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    draft = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        draft.write_bytes(buffer.getvalue())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    atomic_write(Path(path), lambda temporary: image.save(temporary, format="PNG"), parents=False)

@@ -72,9 +72,9 @@ def overlay(
         TypeError, ValueError: images of another kind or number, too few names, settings out of range.
     """
     _check_images(images, result, names)
-    found = boxes(result.cams, threshold, "all")
+    found = boxes(result.cams, box_threshold=threshold, components="all")
     scores = box_scores(result.cams, found)
-    labels = masks(result.cams, background)
+    labels = masks(result.cams, background=background)
     palette = np.array(voc_palette()).reshape(256, 3)
     panels = []
     for b, image in enumerate(images.detach().float().cpu().clamp(0, 1)):

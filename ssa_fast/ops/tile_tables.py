@@ -20,6 +20,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ssa_fast.io.atomic import atomic_write
 from ssa_fast.kernels import config as shapes
 from ssa_fast.kernels.config import Apply, Full, Gather, Prepare, Resident, Symmetric
 from ssa_fast.ops.gpu_info import DEFAULT_GPU, INTERPRETER
@@ -185,10 +186,7 @@ def write(table: dict[str, Any], path: Path) -> None:
     list(_checked(table, path))
     head = json.dumps({name: value for name, value in table.items() if name != "entries"}, indent=2, ensure_ascii=False)
     lines = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in table["entries"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(f'{head[:-2]},\n  "entries": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, f'{head[:-2]},\n  "entries": [\n{lines}\n  ]\n}}\n')
     _config.cache_clear()
 
 

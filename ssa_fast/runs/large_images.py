@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ssa_fast.io import atomic
 from ssa_fast.large import bars, large
 from ssa_fast.large.export import Look
+from ssa_fast.runs.manifest import output_paths
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -31,7 +32,7 @@ def polish(
 ) -> list[str]:
     """Write one large picture's files and its record; what its owner may want to know of it."""
     options, classifier = predictor.options, predictor.classifier
-    targets = atomic.targets(ledger.out, name, KINDS)
+    targets = output_paths(ledger.out, name, KINDS)
     drafts = {kind: ledger.drafts / f"giant-{kind}{target.suffix}" for kind, target in targets.items()}
     ledger.drafts.mkdir(parents=True, exist_ok=True)
     look = Look(
@@ -71,7 +72,7 @@ def polish(
         + (f", its boxes right to {result.box_precision} pixels." if result.box_precision > 1 else ".")
     ]
     H, W = result.size
-    atomic.Staged({drafts[kind]: target for kind, target in targets.items()}).place()
+    atomic.Transaction.of_files({drafts[kind]: target for kind, target in targets.items()}).commit()
     ledger.commit(
         [
             {

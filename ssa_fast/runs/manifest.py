@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ssa_fast.io import atomic
+from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +98,7 @@ class Ledger:
     def commit(self, records: Sequence[Record]) -> None:
         """Make pictures complete, all of them in the same moment."""
         path = self.out / RECORDS / f"{records[0]['output']}.json"
-        atomic.stage({path: lambda draft: _write(draft, json.dumps(list(records), indent=1))}, self.drafts).place()
+        atomic_write(path, json.dumps(list(records), indent=1), tmp_dir=self.drafts)
         self.done.update({record["output"]: (record["file_name"], record["bytes"]) for record in records})
 
     def records(self) -> Iterator[Record]:
@@ -112,12 +112,12 @@ class Ledger:
         if not self.done:
             return None
         path = self.out / BOXES
-        atomic.stage({path: self._boxes_into}, self.drafts).place()
+        atomic_write(path, self._boxes_into, tmp_dir=self.drafts)
         return path
 
     def write_report(self, text: str) -> None:
         """Replace `report.json`."""
-        atomic.stage({self.out / REPORT: lambda draft: _write(draft, text)}, self.drafts).place()
+        atomic_write(self.out / REPORT, text, tmp_dir=self.drafts)
 
     def close(self, *, complete: bool) -> None:
         """End a start: the manifest tells whether anything is left to do; drafts are gone."""
@@ -156,7 +156,7 @@ class Ledger:
 
     def _write_manifest(self, kept: Sequence[str], *, complete: bool) -> None:
         text = json.dumps({"settings": self.settings, "kept": list(kept), "complete": complete}, indent=1)
-        atomic.stage({self.out / MANIFEST: lambda draft: _write(draft, text)}, self.drafts).place()
+        atomic_write(self.out / MANIFEST, text, tmp_dir=self.drafts)
 
     def _relative(self, target: Path) -> str:
         return PurePosixPath(target.relative_to(self.out)).as_posix()
@@ -188,5 +188,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [f"{name}: there {before.get(name)}, here {now.get(name)}" for name in names]
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def output_paths(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:
+    """Return where the files of the image called ``name`` go: one path per folder of ``kinds`` (folder -> suffix)."""
+    return {folder: out / folder / name.with_name(name.name + suffix) for folder, suffix in kinds.items()}

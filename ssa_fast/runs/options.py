@@ -10,8 +10,8 @@ import torch
 from ssa_fast import localize
 from ssa_fast.io import images
 from ssa_fast.io.cam_files import FORMATS, PICKLED
-from ssa_fast.localize.masks import DEFAULT_BACKGROUND
-from ssa_fast.streaming import parse_bytes
+from ssa_fast.io.sizes import parse_bytes
+from ssa_fast.localize.options import DEFAULT_BACKGROUND
 
 if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier, Size
@@ -70,7 +70,7 @@ class RunOptions:
     allow_pickle: bool = False
 
     @property
-    def mask_options(self) -> dict[str, float | None]:
+    def mask_options(self) -> dict[str, Any]:
         """The options for masks, by the names `localize.masks` has for them, the default background spelled out."""
         unsaid = self.background is None and self.alpha is None
         background = DEFAULT_BACKGROUND if unsaid else self.background
@@ -109,7 +109,7 @@ class RunOptions:
         parse_bytes(self.memory)
         blank = torch.zeros(1, 1, 2, 2)
         localize.masks(blank, **self.mask_options)
-        localize.boxes(blank, threshold=self.box_threshold, components=self.components)
+        localize.boxes(blank, box_threshold=self.box_threshold, components=self.components)
         if classifier.input_size and self.size not in (None, classifier.input_size):
             raise ValueError(
                 "size: {} takes pictures of {}x{} only; leave it out".format(classifier.name, *classifier.input_size)

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ssa_fast.io import atomic, datasets
+from ssa_fast.io import datasets
 from ssa_fast.runs import distributed, large_images, loader, writer
-from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Ledger
+from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Ledger, output_paths
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
 from ssa_fast.runs.report import Failure, RunReport, Step
@@ -130,7 +130,7 @@ class _Run:
 
     def _targets(self, name: PurePosixPath) -> list[Path]:
         kinds = (self.kinds, large_images.KINDS)
-        return [path for each in kinds for path in atomic.targets(self.ledger.out, name, each).values()]
+        return [path for each in kinds for path in output_paths(self.ledger.out, name, each).values()]
 
     def _left(self) -> list[int]:
         """The pictures of this process's windows that are not complete; what stands in a picture's way is told."""

@@ -15,6 +15,7 @@ from ssa_fast.io import atomic, cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.overlay import Row
+from ssa_fast.runs.manifest import output_paths
 from ssa_fast.runs.report import Failure
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Job:
 @dataclass
 class _Batch:
     jobs: Sequence[Job]
-    staged: dict[int, tuple[atomic.Staged, Record]] = field(default_factory=dict)
+    staged: dict[int, tuple[atomic.Transaction, Record]] = field(default_factory=dict)
     failed: dict[int, Failure] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,7 +126,7 @@ class Writer:
         placed = []
         for index, (staged, record) in sorted(batch.staged.items()):
             try:
-                staged.place()
+                staged.commit()
                 placed.append((index, record))
             except Exception as error:
                 batch.failed[index] = Failure.of(str(batch.jobs[index].source.path), error)
@@ -140,17 +141,17 @@ class Writer:
         for index, job in enumerate(batch.jobs):
             self.finished.put(Outcome(str(job.source.path), job.notes, batch.failed.get(index)))
 
-    def _stage(self, job: Job) -> tuple[atomic.Staged, Record]:
+    def _stage(self, job: Job) -> tuple[atomic.Transaction, Record]:
         prediction, options = job.prediction, self.options
-        targets = atomic.targets(self.ledger.out, job.name, self.kinds)
-        boxes = localize.boxes(prediction.full, threshold=options.box_threshold, components=options.components)[0]
+        targets = output_paths(self.ledger.out, job.name, self.kinds)
+        boxes = localize.boxes(prediction.full, box_threshold=options.box_threshold, components=options.components)[0]
         writers: dict[Path, Callable[[Path], object]] = {
             targets["cams"]: lambda path: self._save_cams(path, prediction),
             targets["masks"]: lambda path: localize.save_mask(path, prediction.mask),
         }
         if options.overlays:
             writers[targets["overlays"]] = lambda path: panel(job.rgb, prediction, boxes).save(path)
-        staged = atomic.stage(writers, self.ledger.drafts)
+        staged = atomic.Transaction(writers, self.ledger.drafts)
         H, W = job.rgb.shape[:2]
         return staged, {
             "output": str(job.name),

@@ -5,8 +5,7 @@ by any number of processes. ``Prototypes`` keeps that sum where it has a closed 
 ``PixelBank`` keeps the source pixels themselves, for features and affinities without one. Both are exact.
 """
 
-from ssa_fast.streaming.base import parse_bytes
 from ssa_fast.streaming.pixel_bank import PixelBank
 from ssa_fast.streaming.prototypes import Prototypes
 
-__all__ = ["PixelBank", "Prototypes", "parse_bytes"]
+__all__ = ["PixelBank", "Prototypes"]

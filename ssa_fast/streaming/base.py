@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,21 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes from a number, or from text such as "4GB" (10⁹) or "4GiB" (2³⁰).
-
-    Raises:
-        ValueError: anything else, or nothing above 0.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
-    count = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
-    if isinstance(size, bool) or count <= 0:
-        raise ValueError(f'memory: expected bytes > 0, as a number or such as "4GB" or "512MiB", got {size!r}')
-    return count
 
 
 class Tiles:

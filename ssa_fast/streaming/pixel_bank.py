@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast.affinity import Affinity
+from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.ops.torch_backend import Pixels
-from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros, parse_bytes, spans
+from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros, spans
 from ssa_fast.streaming.spill_buffer import Store
 
 if TYPE_CHECKING:

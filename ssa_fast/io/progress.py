@@ -1,0 +1,62 @@
+"""One progress report for every long operation, and a terminal bar that shows it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an operation is; handed to ``on_progress`` after each item.
+
+    Attributes:
+        done: Items finished so far, failed ones included.
+        total: Items in all.
+        phase: Name of the current phase, where an operation has several (``done`` and ``total`` are the phase's own).
+        name: The item just finished; empty for the first report.
+        error: Why that item failed, in one sentence; None if it did not.
+        resumed: Of ``done``, the items that an earlier start had finished: they say nothing about speed.
+    """
+
+    done: int
+    total: int
+    phase: str = ""
+    name: str = ""
+    error: str | None = None
+    resumed: int = 0
+
+
+OnProgress: TypeAlias = "Callable[[Progress], None]"
+
+
+@contextmanager
+def progress_bars(console: Any = None) -> Iterator[OnProgress]:
+    """Yield a callback that shows one bar per phase, with the time left, on stderr.
+
+    Args:
+        console: A ``rich.console.Console``; default one on stderr.
+
+    Raises:
+        ModuleNotFoundError: rich is not installed.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("progress: needs rich; pip install 'ssa_fast[app]'", name="rich") from error
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    with RichProgress(*columns, console=console or Console(stderr=True)) as bars:
+
+        def show(progress: Progress) -> None:
+            if progress.phase not in tasks:
+                tasks[progress.phase] = bars.add_task(progress.phase)
+            bars.update(tasks[progress.phase], completed=progress.done, total=progress.total)
+
+        yield show

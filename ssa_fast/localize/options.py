@@ -1,0 +1,71 @@
+"""The options that turn CAMs into pseudo-masks and boxes, checked once when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, Literal
+
+DEFAULT_BACKGROUND = 0.25
+
+
+@dataclass(frozen=True)
+class PostprocessOptions:
+    """How CAMs become pseudo-masks and boxes; one object, passed whole to ``masks`` and ``boxes``.
+
+    Attributes:
+        background: Constant background score in [0, 1]; 0.25 where neither it nor ``alpha`` is given.
+        alpha: Exponent > 0 of the background score ``(1 - max_k cam_k)^alpha`` of AffinityNet (Ahn & Kwak, CVPR 2018),
+            instead of ``background``; the authors use 4 to 32. Larger means less background.
+        ignore: A second, lower background (or higher ``alpha``): pixels that are foreground under it and background
+            under the first become 255, as in IRN (Ahn et al., CVPR 2019). Default: no such pixels.
+        box_threshold: Share of each map's maximum, in [0, 1], that a box's region exceeds.
+        components: "largest" connected region, or "all".
+
+    Raises:
+        TypeError: A number is of another type.
+        ValueError: A value is out of range, or does not go with another one.
+    """
+
+    background: float | None = None
+    alpha: float | None = None
+    ignore: float | None = None
+    box_threshold: float = 0.2
+    components: Literal["largest", "all"] = "largest"
+
+    def __post_init__(self) -> None:
+        check_fraction("box_threshold", self.box_threshold)
+        if self.components not in ("largest", "all"):
+            raise ValueError(f'components: expected "largest" or "all", got {self.components!r}; choose one of them')
+        if self.alpha is None:
+            check_fraction("background", self.background_score)
+            if self.ignore is not None and not 0 <= self.ignore < self.background_score:
+                limit = f"background = {self.background_score}"
+                raise ValueError(f"ignore: expected a number in [0, {limit}), got {self.ignore}; lower it")
+            return
+        if self.background is not None:
+            raise ValueError(
+                f"alpha: expected either background or alpha, got {self.background} and {self.alpha}; leave one out"
+            )
+        if not self.alpha > 0:
+            raise ValueError(f"alpha: expected a number > 0, got {self.alpha}; the AffinityNet authors use 4 to 32")
+        if self.ignore is not None and not self.ignore > self.alpha:
+            raise ValueError(f"ignore: expected an exponent above alpha = {self.alpha}, got {self.ignore}; raise it")
+
+    @property
+    def background_score(self) -> float:
+        """The constant background score, its default filled in."""
+        return DEFAULT_BACKGROUND if self.background is None else self.background
+
+
+def with_overrides(options: PostprocessOptions | None, overrides: dict[str, Any]) -> PostprocessOptions:
+    """Return the options with single fields replaced, as ``boxes`` and ``masks`` take both forms."""
+    return replace(options or PostprocessOptions(), **overrides)
+
+
+def check_fraction(argument: str, value: object) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}: expected a number in [0, 1], got {type(value).__name__}; pass a float")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{argument}: expected a number in [0, 1], got {value}")

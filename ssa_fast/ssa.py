@@ -63,16 +63,22 @@ class SSAResult:
         return masks(self.cams, options, **overrides)
 
     def overlay(
-        self, images: Tensor, *, names: Sequence[str] | None = None, threshold: float = 0.2, background: float = 0.25
+        self,
+        images: Tensor,
+        *,
+        names: Sequence[str] | None = None,
+        options: PostprocessOptions | None = None,
+        **overrides: Any,
     ) -> list[Image]:
-        """A panel per image: image, seed, each stage, fused, boxes and mask, one row per class.
+        """Return a panel per image: image, seed, each stage, fused, boxes (all components) and mask, a row per class.
 
         ``images`` are (B, 3, H, W) in [0, 1]; ``names`` holds a name per output of the model. See
         ``ssa_fast.localize.overlay``.
         """
         from ssa_fast.localize import overlay
 
-        return overlay(images, self, names=names, threshold=threshold, background=background)
+        maps: dict[str, Any] = {"seed": self.seed, "stages": self.stages, "classes": self.classes}
+        return overlay(images, self.cams, **maps, names=names, options=options, **overrides)
 
 
 class SSA:

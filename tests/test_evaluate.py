@@ -1,4 +1,4 @@
-"""Measures against cases worked by hand and against slow, literal versions of their definitions."""
+"""Test the measures against cases worked out by hand and slow, literal versions of their definitions."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_class_in_neither_map_is_not_part_of_the_mean() -> None:
     assert np.isnan(mean_iou(np.zeros((3, 3))))
 
 
-def _random_set(rng: np.random.Generator, pictures: int) -> tuple[list, list, list]:
+def _random_set(rng: np.random.Generator, images: int) -> tuple[list, list, list]:
     cams, classes, truths = [], [], []
-    for index in range(pictures):
+    for index in range(images):
         present = rng.permutation(4)[: index % 4]
-        # Coarse values, so that scores meet thresholds and each other exactly.
+        # Coarse values, so that scores equal thresholds and each other exactly.
         cams.append(rng.integers(0, 11, (len(present), 7, 5)) / 10)
         classes.append(present)
         truth = rng.integers(0, 5, (7, 5))
@@ -81,7 +81,7 @@ def test_sweep_finds_the_threshold_that_separates() -> None:
         ({"truths": [np.zeros((3, 2), int)]}, "expected the shape of truth"),
         ({"truths": [np.full((2, 2), 9)]}, "truth: expected labels in"),
         ({"classes": [[7]], "cams": [np.ones((1, 2, 2))]}, "predicted: expected labels in"),
-        ({"thresholds": ()}, "thresholds: expected one number or more"),
+        ({"thresholds": ()}, "thresholds: expected at least one number"),
         ({"classes": [[0], [1]]}, "zip"),
     ],
 )
@@ -105,6 +105,7 @@ def test_component_boxes_end_one_past_their_last_pixel() -> None:
     mask[5, 0] = True
     assert component_boxes(mask).tolist() == [[2, 1, 7, 3]]
     assert component_boxes(mask, "all").tolist() == [[2, 1, 7, 3], [0, 5, 1, 6]]
+    assert component_boxes(mask[::-1], "all").tolist() == [[2, 3, 7, 5], [0, 0, 1, 1]], "largest first"
     assert component_boxes(np.zeros((3, 3), bool)).shape == (0, 4)
 
 
@@ -123,14 +124,10 @@ def test_box_iou_by_counting_pixels() -> None:
     rng = np.random.default_rng(1)
     corners = np.sort(rng.integers(0, 9, (2, 6, 2, 2)), axis=2)
     first, second = (np.concatenate([c[:, 0], c[:, 1]], axis=1) for c in corners)
-    painted = []
-    for boxes in (first, second):
-        planes = np.zeros((6, 9, 9), bool)
-        for plane, (x0, y0, x1, y1) in zip(planes, boxes, strict=True):
-            plane[y0:y1, x0:x1] = True
-        painted.append(planes)
-    shared = (painted[0][:, None] & painted[1][None]).sum((2, 3))
-    union = (painted[0][:, None] | painted[1][None]).sum((2, 3))
+    masks = np.zeros((2, 6, 9, 9), bool)
+    for plane, (x0, y0, x1, y1) in zip(masks.reshape(12, 9, 9), [*first, *second], strict=True):
+        plane[y0:y1, x0:x1] = True
+    shared, union = ((masks[0][:, None] & masks[1]).sum((2, 3)), (masks[0][:, None] | masks[1]).sum((2, 3)))
     np.testing.assert_allclose(box_iou(first, second), shared / np.maximum(union, 1))
 
 
@@ -143,7 +140,7 @@ def _square_cam(value_of_second: float = 0.0) -> np.ndarray:
 
 
 def test_max_box_acc_takes_each_overlap_at_its_own_threshold() -> None:
-    # Truth around the first map's square is wide enough for a loose overlap only; the second map's is the core itself.
+    # The first map's true box suffices for a low IoU only; the second map's is the square's core.
     cams, boxes = [_square_cam(), _square_cam()], [[[0, 0, 12, 12]], [[4, 4, 8, 8]]]
     result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9))
     assert result.accuracies.tolist() == [[1.0, 0.5], [0.0, 0.5]]
@@ -175,15 +172,15 @@ def test_max_box_acc_equals_its_definition_written_out() -> None:
     result = max_box_acc(cams, boxes, thresholds=thresholds, ious=ious)
     for row, iou in enumerate(ious):
         for column, threshold in enumerate(thresholds):
-            right = 0
+            correct = 0
             for cam, true in zip(cams, boxes, strict=True):
                 score = (cam - cam.min()) / (cam.max() - cam.min())
-                right += any(
+                correct += any(
                     box_iou([guess], [each]).item() >= iou
                     for guess in component_boxes(score > threshold, "all")
                     for each in true
                 )
-            assert result.accuracies[row, column] == right / 6
+            assert result.accuracies[row, column] == correct / 6
     assert result.max_box_acc_v2 == pytest.approx(np.mean([max(row) for row in result.accuracies.tolist()]))
 
 

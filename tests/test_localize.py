@@ -1,4 +1,4 @@
-"""Boxes, masks and pictures against cases worked out by hand."""
+"""Test boxes, masks and panels against cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from ssa_fast.localize import box_scores, boxes, masks, overlay, save_mask
+from ssa_fast.localize import PostprocessOptions, box_scores, boxes, masks, overlay, save_mask
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.overlay import CELL, GAP, SIDE, TITLE, heat, turbo
+from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side, turbo
 from ssa_fast.ssa import SSAResult
 
 if TYPE_CHECKING:
@@ -209,22 +209,36 @@ def test_heat_colours_the_right_place() -> None:
     assert np.unravel_index(redness.argmax(), redness.shape)[1] >= 30
 
 
-def made_result(k: int = 2) -> SSAResult:
-    cams = torch.zeros(1, k, 30, 60)
-    cams[:, 0, 10:20, 40:60] = 1
-    cams[:, 1:, :15, :30] = 0.8
-    stages = {"layer3": cams[..., ::2, ::2], "a.module.with.a.name.too.long.for.its.cell": cams}
-    return SSAResult(cams, cams[..., ::5, ::5], stages, torch.zeros(1, 9), torch.tensor([[7, 3, 1][:k]]))
+def test_side_by_side_puts_images_in_a_row_on_white() -> None:
+    row = side_by_side([Image.new("RGB", (4, 9)), Image.new("RGB", (6, 5))], gap=3)
+    assert row.size == (13, 9)
+    white = (np.asarray(row) == 255).all(axis=2)
+    assert white[:, 4:7].all()
+    assert white[5:, 7:].all()
+    assert white.sum() == 13 * 9 - 4 * 9 - 6 * 5
+
+
+def test_paint_enlarges_labels_without_smoothing() -> None:
+    colours = np.array([(0, 0, 0), (200, 100, 50)], dtype=np.uint8)
+    painted = paint(Image.new("RGB", (6, 4)), np.array([[1, 0], [0, 0]]), colours, opacity=0.5)
+    assert np.asarray(painted)[..., 0].tolist() == [[100] * 3 + [0] * 3] * 2 + [[0] * 6] * 2
+
+
+SHOWN = torch.zeros(1, 2, 30, 60)
+SHOWN[:, 0, 10:20, 40:60] = 1
+SHOWN[:, 1, :15, :30] = 0.8
+STAGES = {"layer3": SHOWN[..., ::2, ::2], "a.module.with.a.name.too.long.for.its.cell": SHOWN}
+RESULT = SSAResult(SHOWN, SHOWN[..., ::5, ::5], STAGES, torch.zeros(1, 9), torch.tensor([[7, 3]]))
 
 
 def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:
-    (panel,) = overlay(torch.full((1, 3, 60, 120), 0.5), made_result())
+    (panel,) = RESULT.overlay(torch.full((1, 3, 60, 120), 0.5))
     columns = 3 + 2 + 2  # image, seed, two stages, fused, boxes, mask
     assert panel.size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
 
 
 def test_panel_draws_each_class_where_it_is() -> None:
-    (panel,) = overlay(torch.full((1, 3, 60, 120), 0.5), made_result())
+    (panel,) = RESULT.overlay(torch.full((1, 3, 60, 120), 0.5))
     pixels = np.asarray(panel).astype(int)
     left = SIDE + 6 * (CELL + GAP)
     mask_cells = [pixels[TITLE + row * (CELL // 2 + GAP) :, left : left + CELL][: CELL // 2] for row in (0, 1)]
@@ -237,7 +251,7 @@ def test_panel_draws_each_class_where_it_is() -> None:
 
 
 def test_grey_images_are_drawn() -> None:
-    (panel,) = overlay(torch.full((1, 1, 30, 60), 0.5), made_result(), names=[f"n{i}" for i in range(9)])
+    (panel,) = RESULT.overlay(torch.full((1, 1, 30, 60), 0.5), names=[f"n{i}" for i in range(9)])
     assert panel.getpixel((SIDE + 5, TITLE + 5)) == (128, 128, 128)
 
 
@@ -247,14 +261,28 @@ def test_grey_images_are_drawn() -> None:
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, TypeError, "images: .* got torch.uint8"),
         (torch.zeros(2, 3, 8, 8), None, ValueError, r"images: expected \(1, 3, H, W\).* got \(2, 3, 8, 8\)"),
         (torch.full((1, 3, 8, 8), -2.0), None, ValueError, r"images: expected values in \[0, 1\], got -2 to -2"),
-        (
-            torch.zeros(1, 3, 8, 8),
-            ["a", "b"],
-            ValueError,
-            r"names: expected a name per output of the model \(9\), got 2",
-        ),
+        (torch.zeros(1, 3, 8, 8), ["a", "b"], ValueError, "names: expected a name per output .* at least 8, got 2"),
     ],
 )
 def test_wrong_overlay_arguments(images: Tensor, names: list[str] | None, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        overlay(images, made_result(), names=names)
+        RESULT.overlay(images, names=names)
+
+
+def test_overlay_of_cams_alone_has_no_column_for_what_is_not_given() -> None:
+    image = torch.full((1, 3, 60, 120), 0.5)
+    (panel,) = overlay(image, SHOWN)
+    assert panel.size == (SIDE + 4 * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
+    with pytest.raises(ValueError, match=r"box_threshold: .* got 2"):
+        RESULT.overlay(image, box_threshold=2)
+
+
+def test_overlay_draws_all_components_unless_options_say_otherwise() -> None:
+    image, cams = torch.full((1, 3, 60, 120), 0.5), torch.zeros(1, 1, 30, 60)
+    cams[..., 2:10, 2:10], cams[..., 20:24, 40:50] = 1, 1
+    boxes_cell = [
+        np.asarray(overlay(image, cams, options=options)[0])[:, SIDE + 2 * (CELL + GAP) :][:, :CELL]
+        for options in (None, PostprocessOptions(components="all"), PostprocessOptions())
+    ]
+    assert np.array_equal(boxes_cell[0], boxes_cell[1])
+    assert not np.array_equal(boxes_cell[0], boxes_cell[2])

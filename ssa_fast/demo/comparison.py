@@ -273,7 +273,7 @@ def _pictures(
     for name, scene in zip(_single_names(len(scenes)), scenes, strict=False):
         result = ssa(_batch_input([scene]), classes=scene.box_classes.tolist())
         image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255.0
-        overlay = result.overlay(image, names=CLASSES, threshold=score.box_threshold, background=score.background)
+        overlay = result.overlay(image, names=CLASSES, box_threshold=score.box_threshold, background=score.background)
         pictures[name] = overlay[0]
     return pictures
 

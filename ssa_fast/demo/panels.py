@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ssa_fast.localize.overlay import heat
+from ssa_fast.localize.panels import heat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Average precision: of image scores, and of CAM pixels (PxAP)."""
+"""Average precision of image scores, and of CAM pixels (PxAP of Choe et al., CVPR 2020, arXiv 2001.07437)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Area under the precision-recall curve, ``Σ (R_n − R_{n−1}) P_n`` over the distinct scores, highest first.
+    """Return the area under the precision-recall curve, ``Σ (R_n − R_{n−1}) P_n`` over descending distinct scores.
 
-    The step sum that the field reports (scikit-learn's ``average_precision_score``): no interpolation, ties as one.
+    Same definition as scikit-learn's ``average_precision_score``: no interpolation, tied scores are one step.
 
     Args:
-        scores: any shape, real; higher means more likely positive.
-        positive: same shape, truthy where positive.
+        scores: Any shape, real; higher means more likely positive.
+        positive: Same shape, truthy where positive.
 
     Raises:
-        ValueError: the shapes differ, a score is not a number, or nothing is positive (recall has no meaning then).
+        ValueError: The shapes differ, a score is NaN, or nothing is positive (recall is undefined then).
     """
     score, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(positive).astype(bool).ravel()
     if np.shape(scores) != np.shape(positive):
@@ -28,7 +28,7 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
             f"positive: expected the shape of scores, {np.shape(scores)}, got {np.shape(positive)}; pair them up"
         )
     if np.isnan(score).any():
-        raise ValueError("scores: expected numbers, got NaN; drop or mend those entries first")
+        raise ValueError("scores: expected numbers, got NaN; drop those entries first")
     if not truth.any():
         raise ValueError("positive: expected at least one positive, got none; leave such classes out of the mean")
     order = np.argsort(-score, kind="stable")
@@ -39,10 +39,10 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
 
 
 def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike | None = None) -> float:
-    """PxAP of Choe et al. (CVPR 2020): the average precision of CAM pixels against true masks.
+    """Return PxAP of Choe et al. (CVPR 2020): the average precision of CAM pixels against true masks.
 
     All pixels of all maps are ranked together by score, so the maps should share a scale, as min–max scaled ones do.
-    The paper's script counts 1,000 score bins; here every distinct score is a cut: that sum without the binning.
+    The paper's script uses 1,000 score bins; here every distinct score is a threshold, so nothing is rounded.
 
     Args:
         cams: ``(N, H, W)`` scores.
@@ -50,14 +50,14 @@ def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike
         ignore: ``(N, H, W)``, truthy where a pixel is left out.
 
     Raises:
-        ValueError: as :func:`average_precision`, or ``ignore`` differs in shape.
+        ValueError: As :func:`average_precision`, or ``ignore`` differs in shape.
     """
     scores, truth = np.asarray(cams), np.asarray(masks)
     if ignore is None or scores.shape != truth.shape:
         return average_precision(scores, truth)
-    left_out = np.asarray(ignore).astype(bool)
-    if left_out.shape != scores.shape:
+    ignored = np.asarray(ignore).astype(bool)
+    if ignored.shape != scores.shape:
         raise ValueError(
-            f"ignore: expected the shape of cams, {scores.shape}, got {left_out.shape}; give one flag per pixel"
+            f"ignore: expected the shape of cams, {scores.shape}, got {ignored.shape}; pass one flag per pixel"
         )
-    return average_precision(scores[~left_out], truth[~left_out])
+    return average_precision(scores[~ignored], truth[~ignored])

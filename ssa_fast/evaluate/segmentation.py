@@ -1,4 +1,8 @@
-"""Pseudo-mask quality: confusion matrix, mean IoU, and the background-threshold sweep of PSA, IRN and SEAM."""
+"""Mean IoU of pseudo-masks, and the sweep over background thresholds.
+
+Protocol: VOC's mean IoU (Everingham et al., IJCV 2010), with the background threshold swept as in the evaluation
+scripts of PSA (Ahn & Kwak, CVPR 2018), IRN (Ahn et al., CVPR 2019) and SEAM (Wang et al., CVPR 2020).
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,28 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 IGNORE = 255
-"""Truth label of pixels left out of the count (VOC's void)."""
+"""True label of pixels that are not counted (VOC's void)."""
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
-"""Background scores tried by :func:`threshold_sweep`: 0.01 to 0.99."""
+"""Background scores of :func:`threshold_sweep`: 0.01 to 0.99 in steps of 0.01."""
 
 
 def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """Pixel counts ``(N, N)`` by truth (row) and prediction (column), ``N = num_classes`` with background as class 0.
+    """Return pixel counts ``(N, N)``, truth by row and prediction by column; ``N = num_classes``, background is 0.
 
     Args:
-        predicted: label map of integers in ``[0, N)``.
-        truth: label map of the same shape, in ``[0, N)`` or ``IGNORE`` (255), which is left out.
+        predicted: Label map of integers in ``[0, N)``.
+        truth: Label map of the same shape, in ``[0, N)`` or ``IGNORE`` (255), which is not counted.
+        num_classes: N, background included.
 
     Raises:
-        ValueError: the shapes differ or a counted label lies outside ``[0, N)``.
-        TypeError: a map does not hold integers.
+        ValueError: The shapes differ, or a counted label lies outside ``[0, N)``.
+        TypeError: A map does not hold integers.
     """
     guess, true = np.asarray(predicted), np.asarray(truth)
     for name, labels in (("predicted", guess), ("truth", true)):
         if not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it to one, e.g. int64")
+            raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it, e.g. to int64")
     if guess.shape != true.shape:
         raise ValueError(
             f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first"
@@ -50,7 +55,7 @@ def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -
 
 
 def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union ``(N,)`` of each class from a confusion matrix; NaN where a class is in neither map."""
+    """Return the IoU ``(N,)`` of each class from a confusion matrix; NaN for a class that is in neither map."""
     counts = np.asarray(confusion, dtype=np.float64)
     hits = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - hits
@@ -58,7 +63,7 @@ def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_iou(confusion: ArrayLike) -> float:
-    """Mean of :func:`iou_per_class` over the classes seen; NaN when no pixel was counted."""
+    """Return the mean of :func:`iou_per_class` over the classes present; NaN if no pixel was counted."""
     seen = iou_per_class(confusion)
     seen = seen[~np.isnan(seen)]
     return float(seen.mean()) if seen.size else float("nan")
@@ -69,8 +74,8 @@ class Sweep:
     """Mean IoU at every background threshold.
 
     Attributes:
-        thresholds: ``(T,)`` ascending.
-        mious: ``(T,)`` mean IoU in [0, 1] at each.
+        thresholds: ``(T,)``, ascending.
+        mious: ``(T,)``, mean IoU in [0, 1] at each threshold.
         confusions: ``(T, N, N)`` pixel counts.
     """
 
@@ -80,7 +85,7 @@ class Sweep:
 
     @property
     def best_threshold(self) -> float:
-        """The threshold of the highest mean IoU (the lowest such threshold)."""
+        """The (lowest) threshold of the highest mean IoU."""
         return float(self.thresholds[int(np.nanargmax(self.mious))])
 
     @property
@@ -96,56 +101,53 @@ def threshold_sweep(
     num_classes: int,
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
 ) -> Sweep:
-    """Mean IoU of CAMs over background scores, as the evaluation scripts of PSA, IRN and SEAM define it.
+    """Return the mean IoU of CAMs at each background score, as the scripts of PSA, IRN and SEAM define it.
 
-    At threshold ``t`` a pixel is labelled by ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``,
-    else background. The whole data set shares one ``t``. One pass over each picture's pixels counts all thresholds.
+    At threshold ``t`` a pixel's label is ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``, else
+    background. The whole data set shares one ``t``. All thresholds are counted in one pass over the pixels.
 
     Args:
-        cams: per picture ``(K, H, W)`` in [0, 1], of the classes present; K may differ between pictures and may be 0.
-        classes: per picture the K class numbers, 0-based without background; class ``k`` is ``k + 1`` in the truth.
-        truths: per picture ``(H, W)`` integers: 0 background, ``k + 1`` for class ``k``, 255 left out.
+        cams: Per image ``(K, H, W)`` in [0, 1], of the classes present; K may differ between images and may be 0.
+        classes: Per image the K class indices, 0-based without background; class ``k`` is ``k + 1`` in the truth.
+        truths: Per image ``(H, W)`` integers: 0 background, ``k + 1`` for class ``k``, 255 not counted.
         num_classes: N, background included.
-        thresholds: background scores, in any order.
+        thresholds: Background scores, in any order.
 
     Raises:
-        ValueError: the three iterables differ in length, a shape does not fit, a label lies outside its range, a CAM
-            holds NaN, or no threshold is given.
+        ValueError: The iterables differ in length, a shape does not match, a label is out of range, a CAM holds NaN,
+            or there is no threshold.
     """
     levels = np.unique(np.asarray(thresholds, dtype=np.float64))
     if not levels.size or np.isnan(levels).any():
         raise ValueError(
-            f"thresholds: expected one number or more and no NaN, got {list(thresholds)}; give e.g. DEFAULT_THRESHOLDS"
+            f"thresholds: expected at least one number and no NaN, got {list(thresholds)}; pass e.g. DEFAULT_THRESHOLDS"
         )
     count, side = len(levels), num_classes**2
-    # What a pixel adds while it is foreground (thresholds below its score) and while it is background (the rest).
+    # Pixel counts by number of thresholds below the score: labelled foreground at those, background at the others.
     foreground = np.zeros((count + 1, side), np.int64)
     background = np.zeros((count + 1, side), np.int64)
     for cam, present, truth in zip(cams, classes, truths, strict=True):
         score, label = _strongest(np.asarray(cam), np.asarray(present, dtype=np.int64))
         true = np.asarray(truth)
-        # Checks shapes and ranges of both maps.
-        confusion_matrix(label, true, num_classes)
+        confusion_matrix(label, true, num_classes)  # checks shapes and ranges
         counted = true != IGNORE
         row = true[counted].astype(np.int64) * num_classes
         above = np.searchsorted(levels, score[counted], side="left")
         foreground += np.bincount(above * side + row + label[counted], minlength=(count + 1) * side).reshape(-1, side)
         background += np.bincount(above * side + row, minlength=(count + 1) * side).reshape(-1, side)
-    # A pixel with `above` levels under its score is foreground at levels 0 … above − 1.
-    confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count].reshape(
-        -1, num_classes, num_classes
-    )
+    confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count]
+    confusions = confusions.reshape(-1, num_classes, num_classes)
     return Sweep(levels, np.array([mean_iou(confusion) for confusion in confusions]), confusions)
 
 
 def _strongest(cam: NDArray[np.floating], present: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Each pixel's highest CAM value and its label (class + 1); the first class wins a tie, as argmax does."""
+    """Return each pixel's highest CAM value and its label (class + 1); the first class wins a tie."""
     if cam.ndim != 3 or len(cam) != len(present):
         raise ValueError(
-            f"cams: expected (K, H, W) with K = {len(present)} as in classes, got {cam.shape}; give a map per class"
+            f"cams: expected (K, H, W) with K = {len(present)} as in classes, got {cam.shape}; pass a map per class"
         )
     if np.isnan(cam).any():
-        raise ValueError("cams: expected numbers, got NaN; a NaN has no place above or below a threshold")
+        raise ValueError("cams: expected numbers, got NaN; replace NaN, e.g. by 0, first")
     if not len(cam):
         return np.full(cam.shape[1:], -np.inf), np.zeros(cam.shape[1:], np.int64)
     winner = cam.argmax(0)

@@ -16,7 +16,7 @@ from ssa_fast.io import pyramid
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.large.resample import Window
 from ssa_fast.localize.masks import IGNORE, voc_palette
-from ssa_fast.localize.overlay import heat
+from ssa_fast.localize.panels import heat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

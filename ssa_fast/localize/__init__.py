@@ -1,10 +1,10 @@
-"""Boxes, pseudo-masks and pictures from class activation maps."""
+"""Boxes, pseudo-masks and panels from class activation maps."""
 
 from __future__ import annotations
 
 from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import masks, save_mask
 from ssa_fast.localize.options import PostprocessOptions
-from ssa_fast.localize.overlay import overlay, panel
+from ssa_fast.localize.overlay import PanelRow, overlay, panel
 
-__all__ = ["PostprocessOptions", "box_scores", "boxes", "masks", "overlay", "panel", "save_mask"]
+__all__ = ["PanelRow", "PostprocessOptions", "box_scores", "boxes", "masks", "overlay", "panel", "save_mask"]

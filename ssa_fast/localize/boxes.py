@@ -1,15 +1,18 @@
-"""Bounding boxes of class activation maps."""
+"""Bounding boxes of connected regions, and of class activation maps."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ssa_fast.localize.options import PostprocessOptions, with_overrides
+from ssa_fast.localize.options import Components, PostprocessOptions, check_components, with_overrides
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -36,21 +39,47 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     """
     maps = read_cams(cams)
     options = with_overrides(options, overrides)
-    every = options.components == "all"
-    return [[_boxes_of(plane, options.box_threshold, every) for plane in planes] for planes in maps.numpy()]
+    return [[_plane_boxes(plane, options) for plane in planes] for planes in maps.numpy()]
+
+
+def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
+    """Return the boxes around the 8-connected components of a boolean map (H, W), largest component first.
+
+    Args:
+        mask: (H, W), truthy inside.
+        components: "largest" (by pixels, the first in reading order on a tie), or "all".
+
+    Returns:
+        (n, 4) int64 of x1, y1, x2, y2 in pixels, x2 and y2 exclusive; n is 0 for an empty map.
+
+    Raises:
+        ValueError: ``mask`` is not two-dimensional, or ``components`` is neither "largest" nor "all".
+    """
+    check_components(components)
+    filled = np.asarray(mask).astype(bool, copy=False)
+    if filled.ndim != 2:
+        raise ValueError(f"mask: expected (H, W), got shape {filled.shape}; pass one map at a time")
+    labels, count = ndimage.label(filled, structure=EIGHT_NEIGHBOURS)
+    regions = ndimage.find_objects(labels)
+    if count > 1:
+        areas = np.bincount(labels.ravel())[1:]
+        order = [np.argmax(areas)] if components == "largest" else np.argsort(-areas, kind="stable")
+        regions = [regions[i] for i in order]
+    edges = [(x.start, y.start, x.stop, y.stop) for y, x in regions]
+    return np.array(edges, dtype=np.int64).reshape(-1, 4)
 
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:
-    """The mean of the map inside each box: per image and class a float32 tensor (n,), for boxes from ``boxes``."""
+    """Return the mean of the map inside each box of ``boxes``: per image and class a float32 tensor (n,)."""
     maps = read_cams(cams)
     return [
-        [_scores_of(plane, corners) for plane, corners in zip(planes, image, strict=True)]
+        [_plane_scores(plane, corners) for plane, corners in zip(planes, image, strict=True)]
         for planes, image in zip(maps, found, strict=True)
     ]
 
 
 def read_cams(cams: Tensor) -> Tensor:
-    """CAMs as a float32 CPU tensor (B, K, H, W); raises TypeError or ValueError if they are something else."""
+    """Return CAMs as a float32 CPU tensor (B, K, H, W); raise TypeError or ValueError for anything else."""
     if not isinstance(cams, Tensor) or not cams.is_floating_point():
         kind = cams.dtype if isinstance(cams, Tensor) else type(cams).__name__
         raise TypeError(
@@ -63,18 +92,11 @@ def read_cams(cams: Tensor) -> Tensor:
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
 
 
-def _boxes_of(plane: np.ndarray, threshold: float, every: bool) -> Tensor:
+def _plane_boxes(plane: np.ndarray, options: PostprocessOptions) -> Tensor:
     peak = plane.max()
-    above = (plane > threshold * peak) & (peak > 0)
-    labels, count = ndimage.label(above, structure=EIGHT_NEIGHBOURS)
-    if count == 0:
-        return torch.empty(0, 4)
-    areas = np.bincount(labels.ravel())[1:]
-    order = np.argsort(-areas, kind="stable")
-    regions = ndimage.find_objects(labels)
-    chosen = [regions[i] for i in (order if every else order[:1])]
-    return torch.tensor([[x.start, y.start, x.stop, y.stop] for y, x in chosen], dtype=torch.float32)
+    above = (plane > options.box_threshold * peak) & (peak > 0)
+    return torch.from_numpy(component_boxes(above, options.components)).float()
 
 
-def _scores_of(plane: Tensor, corners: Tensor) -> Tensor:
+def _plane_scores(plane: Tensor, corners: Tensor) -> Tensor:
     return torch.tensor([float(plane[y1:y2, x1:x2].mean()) for x1, y1, x2, y2 in corners.int().tolist()])

@@ -1,4 +1,4 @@
-"""Pseudo-masks of class activation maps, and the files they are kept in."""
+"""Pseudo-masks of class activation maps, and their PNG files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _background(peak: Tensor, options: PostprocessOptions, setting: float) -> Te
 
 
 def voc_palette() -> list[int]:
-    """PASCAL VOC's 256 colours as flat RGB: the index's bits, dealt to the channels (VOC devkit, VOClabelcolormap)."""
+    """Return PASCAL VOC's 256 colours as flat RGB, from the bits of the index (VOC devkit, ``VOClabelcolormap``)."""
     index = np.arange(256)
     colours = np.zeros((256, 3), dtype=np.int64)
     for bit in range(8):
@@ -67,12 +67,16 @@ def voc_palette() -> list[int]:
 
 
 def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc"] | list[int] = "voc") -> None:
-    """Writes a label map (H, W) as an indexed PNG: pixel values are the labels, colours are for looking at.
+    """Write a label map (H, W) as an indexed PNG, atomically: pixel values are the labels, the palette colours them.
 
-    The file appears whole or not at all. ``palette``: "voc" or flat RGB of up to 256 colours.
+    Args:
+        path: The file.
+        mask: (H, W) integers in 0..255.
+        palette: "voc", or flat RGB of up to 256 colours.
 
     Raises:
-        TypeError: the mask is not of whole numbers. ValueError: not (H, W), labels outside 0..255, or a wrong palette.
+        TypeError: The mask does not hold integers.
+        ValueError: The mask is not (H, W), holds labels outside 0..255, or the palette has another form.
     """
     labels = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
     if labels.dtype.kind not in "iu":

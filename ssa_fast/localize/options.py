@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, Literal
 
 DEFAULT_BACKGROUND = 0.25
+Components = Literal["largest", "all"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,11 @@ class PostprocessOptions:
     alpha: float | None = None
     ignore: float | None = None
     box_threshold: float = 0.2
-    components: Literal["largest", "all"] = "largest"
+    components: Components = "largest"
 
     def __post_init__(self) -> None:
         check_fraction("box_threshold", self.box_threshold)
-        if self.components not in ("largest", "all"):
-            raise ValueError(f'components: expected "largest" or "all", got {self.components!r}; choose one of them')
+        check_components(self.components)
         if self.alpha is None:
             check_fraction("background", self.background_score)
             if self.ignore is not None and not 0 <= self.ignore < self.background_score:
@@ -61,6 +61,12 @@ class PostprocessOptions:
 def with_overrides(options: PostprocessOptions | None, overrides: dict[str, Any]) -> PostprocessOptions:
     """Return the options with single fields replaced, as ``boxes`` and ``masks`` take both forms."""
     return replace(options or PostprocessOptions(), **overrides)
+
+
+def check_components(value: str) -> None:
+    """Raise ValueError unless ``value`` is "largest" or "all"."""
+    if value not in ("largest", "all"):
+        raise ValueError(f'components: expected "largest" or "all", got {value!r}; choose one of them')
 
 
 def check_fraction(argument: str, value: object) -> None:

@@ -14,7 +14,7 @@ from ssa_fast import localize
 from ssa_fast.io import atomic, cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.overlay import Row
+from ssa_fast.localize.overlay import PanelRow
 from ssa_fast.runs.manifest import output_paths
 from ssa_fast.runs.report import Failure
 
@@ -205,6 +205,6 @@ def panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Tensor]
         red, green, blue = palette[3 * label : 3 * label + 3]
         scores = localize.box_scores(prediction.full[k], [[boxes[k]]])[0][0]
         maps = {**before, **stages}
-        rows.append(Row(name, maps, prediction.full[k], boxes[k], scores, mask == label, (red, green, blue)))
+        rows.append(PanelRow(name, maps, prediction.full[k], boxes[k], scores, mask == label, (red, green, blue)))
     pixels = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255.0
     return localize.panel(pixels, rows)

@@ -1,0 +1,107 @@
+"""Draw maps as images: heat maps, painted label maps, and sheets that lay images out in a grid."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+CELL = 224  # pixels of a cell's longer side
+GAP, TITLE, SIDE = 6, 20, 24  # pixels between cells, above the columns, and left of labelled rows
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+OPACITY = 0.55
+
+# Turbo's polynomial approximation, because matplotlib is not a dependency: one row per channel, coefficients of
+# t^0 .. t^5 (A. Mikhailov, "Turbo, an improved rainbow colormap", Google Research 2019; Apache-2.0, gist
+# 0d177465a8151eb6ede1768d51d476c7).
+TURBO = np.array(
+    [
+        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
+        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
+        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
+    ]
+)
+
+
+def turbo(values: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1] as turbo colours: (...) -> (..., 3) uint8; NaN becomes mid grey."""
+    t = np.nan_to_num(values, nan=0.0).clip(0, 1)
+    colours = (np.stack([t**n for n in range(6)], axis=-1) @ TURBO.T).clip(0, 1)
+    colours[np.isnan(values)] = 0.5
+    pixels: np.ndarray = np.round(colours * 255).astype(np.uint8)
+    return pixels
+
+
+def heat(image: Image.Image, cam: Tensor) -> Image.Image:
+    """Return the image blended with a CAM (h, w) in [0, 1] in turbo colours; NaN pixels are grey."""
+    values = Image.fromarray(cam.detach().float().cpu().numpy()).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image, Image.fromarray(turbo(np.asarray(values))), OPACITY)
+
+
+def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: float = OPACITY) -> Image.Image:
+    """Return the image blended with the colours (n, 3) uint8 of a label map (h, w), enlarged without smoothing."""
+    layer = Image.fromarray(colours[labels]).resize(image.size, Image.Resampling.BOX)
+    return Image.blend(image, layer, opacity)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Return (3, H, W) or (1, H, W) in [0, 1] as an RGB image."""
+    return Image.fromarray((pixels.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+
+
+def fit(image: Image.Image) -> Image.Image:
+    """Return the image resized so that its longer side has ``CELL`` pixels."""
+    factor = CELL / max(image.size)
+    width, height = (max(1, math.floor(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def side_by_side(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Return the images in one row on white, ``gap`` pixels apart."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + gap
+    return row
+
+
+def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
+    """Return a grid of equally large cells, a title above each column and a label, if given, left of each row."""
+    width, height = rows[0][0].size
+    left = SIDE if labels else GAP
+    page = Image.new("RGB", (left + len(titles) * (width + GAP), TITLE + len(rows) * (height + GAP)), PAPER)
+    for column, title in enumerate(titles):
+        _write(page, title, (left + column * (width + GAP), 3), width)
+    for line, cells in enumerate(rows):
+        top = TITLE + line * (height + GAP)
+        page.paste(side_by_side(cells, GAP), (left, top))
+        if labels:
+            strip = Image.new("RGB", (height, SIDE - GAP), PAPER)
+            _write(strip, labels[line], (0, 1), height)
+            page.paste(strip.rotate(90, expand=True), (4, top))
+    return page
+
+
+def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
+    """Write one line onto the page, its beginning cut off (a module's name differs at its end) if it is too wide."""
+    pen, face = ImageDraw.Draw(page), font(12)
+    line = text
+    while pen.textlength(line, font=face) > width and len(text) > 1:
+        text = text[1:]
+        line = f"…{text}"
+    pen.text(corner, line, fill=INK, font=face)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font in ``size`` pixels."""
+    return ImageFont.load_default(size)

@@ -1,4 +1,4 @@
-"""`python -m ssa_fast` is `ssa-fast`."""
+"""Run ``ssa-fast`` as ``python -m ssa_fast``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and how it ends."""
+"""Test the command line: its files, messages and exit codes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ssa_fast.cli.app import app
 SMALL = ("--model", "resnet18", "--weights", "none")
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def call(*arguments: object, columns: int = 400) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
 
 
 def refused(*arguments: object) -> str:
-    """The one line that a wrong call ends in."""
+    """Return the line on stderr of a call with wrong usage."""
     result = call(*arguments)
     assert result.exit_code == 2, result.output
     errors = [line for line in result.stderr.splitlines() if not line.startswith("notice")]
@@ -38,7 +38,7 @@ def refused(*arguments: object) -> str:
     return errors[0]
 
 
-def picture(path: Path, *size: int) -> Path:
+def save_image(path: Path, *size: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(path.name))
     Image.fromarray(rng.integers(0, 256, (*(size or (40, 56)), 3), dtype=np.uint8)).save(path)
@@ -52,13 +52,13 @@ def test_photographs_through_resnet50(tmp_path: Path) -> None:
     for name in ("chelsea", "camera"):
         Image.fromarray(getattr(data, name)()).save(tmp_path / "in" / f"{name}.png")
     out = tmp_path / "out"
-    wish = ("--weights", "none", "--classes", "tabby, 504", "--flip", "--size", 224)
-    result = call("run", tmp_path / "in", *wish, "--out", out)
+    options = ("--weights", "none", "--classes", "tabby, 504", "--flip", "--size", 224)
+    result = call("run", tmp_path / "in", *options, "--out", out)
     assert result.exit_code == 0, result.output
     assert re.search(r"│ +2 │ +0 │ +[\d.]+ │ +[\d.]+ │", result.stdout)
     with np.load(out / "cams/chelsea.npz", allow_pickle=False) as saved:
         assert saved["cams"].dtype == np.float16
-        assert saved["cams"].shape == (2, 56, 85), "224 pixels in, a stage of every fourth"
+        assert saved["cams"].shape == (2, 56, 85), "a stage of stride 4 for 224 pixels"
         assert saved["size"].tolist() == [300, 451]
         assert saved["names"].tolist() == ["tabby", "coffee mug"]
         settings = json.loads(str(saved["settings"]))
@@ -76,23 +76,24 @@ def test_photographs_through_resnet50(tmp_path: Path) -> None:
 
 
 def test_every_option_reaches_its_place(tmp_path: Path) -> None:
-    source = picture(tmp_path / "a.png")
+    source = save_image(tmp_path / "a.png")
     result = call(
         *("run", source, *SMALL, "--classes", "top2", "--stages", "layer2,layer4", "--affinity", "power=2,center"),
+        *("--scales", "1,1.5", "--fuse", "max", "--no-align-corners", "--seed", "layer3", "--device", "cpu"),
         *(
-            "--scales",
-            "1,1.5",
-            "--fuse",
-            "max",
-            "--no-align-corners",
-            "--seed",
-            "layer3",
             "--size",
             "48x64",
-            "--device",
-            "cpu",
+            "--alpha",
+            "8",
+            "--ignore",
+            "16",
+            "--box-threshold",
+            "0.5",
+            "--components",
+            "all",
+            "--backdrop",
+            "#010203",
         ),
-        *("--alpha", "8", "--ignore", "16", "--box-threshold", "0.5", "--components", "all", "--backdrop", "#010203"),
         *("--out", tmp_path / "out"),
     )
     assert result.exit_code == 0, result.output
@@ -121,19 +122,18 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
 
 
 def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
-    source = picture(tmp_path / "a.png", 96, 96)
+    source = save_image(tmp_path / "a.png", 96, 96)
     result = call("run", source, "--model", "demo", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     with np.load(tmp_path / "out/cams/a.npz") as saved:
         assert saved["labels"].tolist() == [saved["classes"][0] + 1]
         assert not str(saved["names"][0]).startswith("class")
-    assert "knows no 'zebra'" in refused(
-        "run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x"
-    )
+    unknown = refused("run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x")
+    assert "knows no 'zebra'" in unknown
 
 
-def test_a_network_of_one_size_is_announced_and_its_outputs_fit_the_picture(tmp_path: Path) -> None:
-    source = picture(tmp_path / "a.png", 50, 90)
+def test_a_network_of_one_size_is_announced_and_its_outputs_have_the_images_size(tmp_path: Path) -> None:
+    source = save_image(tmp_path / "a.png", 50, 90)
     result = call("run", source, "--model", "vit_b_32", "--weights", "none", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "notice: vit_b_32 takes 224x224 only" in result.stderr
@@ -144,11 +144,11 @@ def test_a_network_of_one_size_is_announced_and_its_outputs_fit_the_picture(tmp_
 
 def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "[bold] in"
-    good = picture(folder / "good.png")
+    good = save_image(folder / "good.png")
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("hello")
     (folder / "cut.png").write_bytes(good.read_bytes()[:1000])
-    picture(folder / "large.png", 100, 101)
+    save_image(folder / "large.png", 100, 101)
     Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(folder / "sixteen.png")
     Image.new("CMYK", (40, 40)).save(folder / "cmyk.jpg")
     Image.new("RGBA", (40, 40), (0, 0, 0, 9)).save(folder / "alpha.png")
@@ -173,16 +173,16 @@ def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_existing_outputs(tmp_path: Path) -> None:
-    source = picture(tmp_path / "a.png")
-    wish = ("run", source, *SMALL, "--out", tmp_path / "out")
-    assert call(*wish).exit_code == 0
+    source = save_image(tmp_path / "a.png")
+    command = ("run", source, *SMALL, "--out", tmp_path / "out")
+    assert call(*command).exit_code == 0
     before = (tmp_path / "out/cams/a.npz").stat().st_mtime_ns
-    again = call(*wish)
+    again = call(*command)
     assert again.exit_code == 0
     assert "run (1 were complete before)" in again.stdout
-    assert "other settings (flip: there False, here True)" in refused(*wish, "--flip")
+    assert "other settings (flip: there False, here True)" in refused(*command, "--flip")
     assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns == before
-    assert call(*wish, "--flip", "--overwrite").exit_code == 0
+    assert call(*command, "--flip", "--overwrite").exit_code == 0
     assert (tmp_path / "out/cams/a.npz").stat().st_mtime_ns > before
     (tmp_path / "other").mkdir()
     (tmp_path / "other/boxes.json").touch()
@@ -199,7 +199,7 @@ def test_existing_outputs(tmp_path: Path) -> None:
         (["--stages", "layer9"], "stages: expected"),
         (["--affinity", "pow=2"], "affinity: expected one of phi, power"),
         (["--affinity", "power=-1"], "power: expected a number finite and > 0, got -1"),
-        (["--scales", "1,big"], "scales: expected numbers between commas"),
+        (["--scales", "1,big"], "scales: expected numbers separated by commas"),
         (["--scales", "0"], "scales: expected"),
         (["--seed", "gradcam"], "seed: expected"),
         (["--size", "1.5"], "size: expected the shorter side"),
@@ -210,13 +210,13 @@ def test_existing_outputs(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_is_one_line_and_writes_nothing(tmp_path: Path, options: list[str], message: str) -> None:
-    source = picture(tmp_path / "a.png")
+    source = save_image(tmp_path / "a.png")
     assert message in refused("run", source, *SMALL, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_usage_that_typer_finds(tmp_path: Path) -> None:
-    source = picture(tmp_path / "a.png")
+    source = save_image(tmp_path / "a.png")
     for options in (["--fuse", "median"], ["--components", "some"], ["--max-pixels", "0"], ["--colour", "red"]):
         assert call("run", source, *SMALL, "--out", tmp_path / "out", *options).exit_code == 2
     assert call("run", source).exit_code == 2
@@ -224,23 +224,35 @@ def test_wrong_usage_that_typer_finds(tmp_path: Path) -> None:
     assert "no picture to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
 
 
-def test_explain_at_a_size_no_one_would_run() -> None:
+def test_explain_at_a_size_too_large_to_run() -> None:
     result = call("explain", "--model", "resnet18", "--size", 4096, "--classes-count", 20)
     assert result.exit_code == 0, result.output
-    row = next(line for line in result.stdout.splitlines() if "layer1" in line)
-    cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[:6] == ["layer1", "64", "1024 x 1024", "1,048,576", "prototypes", "torch"]
-    assert float(cells[6].replace(",", "")) == pytest.approx(4 * 1024**2 * 64 * 21 / 1e9, rel=0.01)
-    assert cells[9] == "4.0 TiB"
-    assert "layer4, non-negative features: prototypes, " in result.stdout
+    chosen, dense = (
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in result.stdout.splitlines()
+        if re.match("│ (layer1|64 x)", line)
+    )
+    assert chosen[:2] == ["layer1", "prototypes"]
+    assert float(chosen[2].replace(",", "")) == pytest.approx(4 * 1024**2 * 64 * 21 / 1e9, rel=0.01)
+    assert (dense[0], dense[1], dense[3]) == ("64 x 1024 x 1024", "dense L x L", "4.0 TiB")
+    assert "layer4, non-negative features: prototypes on torch, " in result.stdout
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_b_32"])
+def test_explain_splits_no_word_at_80_columns(model: str) -> None:
+    narrow, wide = (call("explain", "--model", model, "--size", 4096, columns=columns) for columns in (80, 400))
+    assert "4.0 TiB" in narrow.stdout or model == "vit_b_32"
+    tables = [[line for line in result.stdout.splitlines() if line[:1] in "│┃"] for result in (narrow, wide)]
+    assert tables[0] == tables[1]
+    assert max(map(len, tables[0])) <= 80
 
 
 def test_explain_says_why_signed_features_cost_more() -> None:
     result = call("explain", "--model", "resnet18", "--size", "512x256", "--affinity", "power=2,center")
     assert result.exit_code == 0, result.output
-    assert "128 x 64" in result.stdout
+    assert "64 x 128 x 64" in result.stdout
     assert "centred features are signed" in result.stdout
-    assert "size: the network cannot take a picture of 9x9" in refused("explain", "--model", "alexnet", "--size", 9)
+    assert "size: the network cannot take an image of 9x9" in refused("explain", "--model", "alexnet", "--size", 9)
 
 
 def test_models_table() -> None:
@@ -259,12 +271,12 @@ def test_explain_on_the_demo_network() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("explain", "--model", "resnet18", "--size", 10**11), "size: the network cannot take a picture"),
+        (("explain", "--model", "resnet18", "--size", 10**11), "size: the network cannot take an image"),
         (("run", ".", *SMALL, "--classes", "top255", "--out", "x"), "classes: expected at most 254"),
         (("run", ".", "--model", "vit_b_32", "--weights", "none", "--scales", "1,2", "--out", "x"), "scales: vit_b_32"),
     ],
 )
-def test_what_cannot_work_is_told_before_any_work(options: tuple[object, ...], message: str) -> None:
+def test_impossible_requests_are_refused_before_any_work(options: tuple[object, ...], message: str) -> None:
     assert message in refused(*options)
 
 
@@ -273,20 +285,20 @@ def test_version() -> None:
 
 
 def test_demo_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    requested = {}
 
-    def measured(out: Path, **wishes: object) -> demo.DemoReport:
-        asked.update(wishes)
-        if not wishes["overwrite"]:
+    def fake_run(out: Path, **options: object) -> demo.DemoReport:
+        requested.update(options)
+        if not options["overwrite"]:
             raise FileExistsError(f"{out / 'panel.png'} exists; pass --overwrite to replace it")
         scores = {"seed": demo.Score(0.5, 0.25, 0.3, 0.2), "polished": demo.Score(0.7, 0.5, 0.35, 0.15)}
         panels = [out / "panel.png", out / "scene-1.png"]
         return demo.DemoReport(6, 77, 100, 3, scores, 0.9, 20.0, 5.0, 2, panels, 1.0)
 
-    monkeypatch.setattr(demo, "run", measured, raising=False)
+    monkeypatch.setattr(demo, "run", fake_run, raising=False)
     result = call("demo", "--out", tmp_path, "--images", 6, "--seed", 77, "--overwrite")
     assert result.exit_code == 0, result.output
-    assert asked == {"images": 6, "seed": 77, "overwrite": True}
+    assert requested == {"images": 6, "seed": 77, "overwrite": True}
     assert re.search(r"│ polished +│ +70\.0 │ +50\.0 │ +0\.35 │ +0\.15 │", result.stdout)
     assert "+20.0 mIoU points, +25.0 box points" in result.stdout
     assert str(tmp_path / "panel.png") in result.stdout
@@ -296,7 +308,7 @@ def test_demo_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_in_a_real_process_keeps_what_is_complete(tmp_path: Path) -> None:
     total = 60
     for number in range(total):
-        picture(tmp_path / f"in/{number:02d}.png", 200, 200)
+        save_image(tmp_path / f"in/{number:02d}.png", 200, 200)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "ssa_fast", "run", str(tmp_path / "in"), *SMALL, "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -333,7 +345,7 @@ def test_interrupt_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "run", interrupted)
-    result = call("run", picture(tmp_path / "a.png"), *SMALL, "--out", tmp_path / "out")
+    result = call("run", save_image(tmp_path / "a.png"), *SMALL, "--out", tmp_path / "out")
     assert result.exit_code == 130
 
 
@@ -342,19 +354,41 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules['{missing}'] = None; import ssa_fast.cli; ssa_fast.cli.main()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert (
-        ended.stderr.strip()
-        == f"error: the command line needs {missing}, which is not here; pip install 'ssa_fast[app]'"
-    )
+    message = f"error: the command line needs {missing}, which is not installed; pip install 'ssa_fast[app]'"
+    assert ended.stderr.strip() == message
 
 
 def test_explain_plans_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = call("explain", "--model", "demo", "--device", "cuda")
     assert result.exit_code == 0, result.output
-    assert "notice: no GPU here; that is planned for a GPU of sm_90" in result.stderr
+    assert "notice: no GPU on this machine; the plan is for a GPU of sm_90" in result.stderr
     assert "triton" in result.stdout
     assert "on torch" in result.stdout
+
+
+def complete(line: str) -> str:
+    """Return what bash is offered after ``line``."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_SSA_FAST_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "ssa_fast"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **words}).stdout
+
+
+def test_shell_completion() -> None:
+    assert complete("ssa-fast ex").split() == ["explain"]
+    assert "--affinity" in complete("ssa-fast explain --a").split()
+    command = [sys.executable, "-m", "ssa_fast"]
+    source = {**os.environ, "_SSA_FAST_COMPLETE": "source_bash"}
+    script = subprocess.run(command, capture_output=True, text=True, check=True, env=source).stdout
+    assert "_SSA_FAST_COMPLETE=complete_bash" in script
+    assert "--show-completion" in call("--help").stdout
+
+
+def test_help_groups_the_shared_options() -> None:
+    text = call("explain", "--help", columns=120).stdout
+    groups = re.findall(r"╭─ (\w+) ", text)
+    assert groups == ["Options", "Model", "CAM", "Execution"]
+    assert text.index("─ CAM ─") < text.index("--affinity") < text.index("─ Execution ─") < text.index("--debug")
 
 
 def test_bench_passes_its_arguments_on() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ssa-fast run`, `convert`, `demo`, `explain`, `models` and `bench`."""
+"""The command line: ``ssa-fast run``, ``convert``, ``demo``, ``explain``, ``models`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point of the console script `ssa-fast`; says what to install where the extra `app` is missing."""
+    """Run the console script ``ssa-fast``; without the extra ``app``, exit with the command that installs it."""
     try:
         from ssa_fast.cli.app import app
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        sys.exit(f"error: the command line needs {missing}, which is not here; pip install 'ssa_fast[app]'")
-    app()
+        sys.exit(f"error: the command line needs {missing}, which is not installed; pip install 'ssa_fast[app]'")
+    app(prog_name="ssa-fast")

@@ -1,4 +1,4 @@
-"""The `ssa-fast` command with its six subcommands."""
+"""The ``ssa-fast`` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="ssa-fast",
-    help="Complete class activation maps at inference time: from pictures and a classifier to CAMs, boxes and masks.",
+    help="Complete class activation maps at inference time: CAMs, boxes and masks from images and a classifier.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.command)
@@ -22,11 +21,11 @@ app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 app.command("models")(models.command)
-app.command("bench", add_help_option=False, context_settings=bench.PASSED_ON)(bench.command)
+app.command("bench", add_help_option=False, context_settings=bench.CONTEXT)(bench.command)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from ssa_fast import __version__
 
         typer.echo(f"ssa-fast {__version__}")
@@ -36,7 +35,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

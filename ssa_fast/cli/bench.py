@@ -1,4 +1,4 @@
-"""`ssa-fast bench`: the repository's benchmarks, `python -m bench` by another name."""
+"""``ssa-fast bench``: the repository's benchmarks, the same as ``python -m bench``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 
 import ssa_fast
 
-__all__ = ["PASSED_ON", "command"]
+__all__ = ["CONTEXT", "command"]
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Of the command's context: every argument is the benchmarks' own, `--help` too."""
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of the command's context: every argument, ``--help`` too, is passed to the benchmarks."""
 
 
 def command(context: typer.Context) -> None:
-    """Time ssa_fast against its peers on this machine; all arguments are those of `python -m bench`."""
-    checkout = _checkout()
+    """Time ssa_fast and its baselines on this machine; takes the arguments of ``python -m bench``."""
+    checkout = _find_checkout()
     if checkout is None:
         typer.echo(
-            "error: the benchmarks are in the repository and no checkout of it is here; clone it, then "
+            "error: the benchmarks are in the repository, which is not here; clone it, then "
             'pip install -e ".[dev]" and run python -m bench there',
             err=True,
         )
@@ -31,8 +31,8 @@ def command(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
-def _checkout() -> Path | None:
-    """The repository's folder: the current one, else the one that this package is in."""
+def _find_checkout() -> Path | None:
+    """Return the repository's folder: the current one, or the one that holds this package."""
     for folder in (Path.cwd(), Path(ssa_fast.__file__).resolve().parent.parent):
         if (folder / "bench" / "__main__.py").is_file() and (folder / "ssa_fast").is_dir():
             return folder

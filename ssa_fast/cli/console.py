@@ -1,4 +1,4 @@
-"""Where the commands speak: tables on stdout, progress and errors on stderr, and errors as one line."""
+"""Output of the commands: tables on stdout, progress and errors on stderr, errors on one line."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ if TYPE_CHECKING:
 __all__ = ["err", "out", "table", "usage_errors"]
 
 UNBOUNDED = 1000
-"""Columns where there is no terminal: a table written to a file is as wide as its contents."""
+"""Columns without a terminal: a table written to a file is as wide as its contents."""
 
 
 def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
-    told = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if told else UNBOUNDED, markup=False, highlight=False)
+        stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    has_width = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if has_width else UNBOUNDED, markup=False, highlight=False)
 
 
 def out() -> Console:
-    """For results. Text is shown as it is: brackets in a file's name are no markup."""
+    """Return the console for results; it prints text literally, brackets in file names included."""
     return _console(stderr=False)
 
 
 def err() -> Console:
-    """For everything that is not a result."""
+    """Return the console for progress, notices and errors; it prints text literally."""
     return _console(stderr=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
-    """A table whose cells are shown whole, folded where the terminal is too narrow; `right` names numbers' columns."""
+    """Return a table whose text wraps if the terminal is too narrow; columns in ``right`` hold numbers: they do not."""
     result = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
-        result.add_column(column, overflow="fold", justify="right" if column in right else "left")
+        number = column in right
+        result.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number)
     for row in rows:
         result.add_row(*(Text(str(cell)) for cell in row))
     return result
@@ -53,9 +54,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 @contextmanager
 def usage_errors(*, debug: bool) -> Iterator[None]:
-    """A ValueError or TypeError inside ends the command with one line on stderr and exit code 2.
+    """Turn errors of usage into one line on stderr and exit code 2, and Ctrl-C into exit code 130.
 
-    So does a missing module, with what to install. With `debug` the traceback comes first.
+    These are ``ValueError``, ``TypeError``, ``OSError`` and a missing module, for which the line says what to install.
+
+    Args:
+        debug: Print the traceback before the line.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""From the options that several commands share to a classifier and an `SSA` around it."""
+"""Options shared by several commands, and the classifier and ``SSA`` made from them."""
 
 from __future__ import annotations
 
@@ -13,42 +13,35 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
-__all__ = ["Affinity_", "Debug", "Device", "Model", "Stages", "Weights", "build", "device_of", "numbers", "stage_names"]
+__all__ = ["AffinityText", "Debug", "Device", "Model", "Stages", "Weights", "build", "parse_stages"]
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A classification model of torchvision, or 'demo'.")]
+MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
+"""Titles of the groups in which ``--help`` lists the options."""
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A torchvision classification model, or 'demo'.", rich_help_panel=MODEL),
+]
 Weights = Annotated[
-    str, typer.Option("--weights", "-w", help="DEFAULT (or another name torchvision has), none (random) or a file.")
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="'DEFAULT' or another name of torchvision's, 'none' (random), or a file.",
+        rich_help_panel=MODEL,
+    ),
 ]
-Stages = Annotated[str, typer.Option(help="'auto', or names of modules between commas.")]
-Affinity_ = Annotated[
-    str, typer.Option("--affinity", help="What makes pixels alike, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.")
+Stages = Annotated[str, typer.Option(help="'auto', or module names separated by commas.", rich_help_panel=CAM)]
+AffinityText = Annotated[
+    str,
+    typer.Option(
+        "--affinity",
+        help="Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.",
+        rich_help_panel=CAM,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.")]
-
-
-def device_of(text: str) -> torch.device:
-    """The device that `text` names; "auto" is the first GPU if there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    import torch
-
-    if text == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        mine = int(os.environ.get("LOCAL_RANK", "0"))  # under torchrun every process takes a GPU of its own
-        return torch.device("cuda", mine % torch.cuda.device_count())
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"device: expected auto, cpu or a GPU such as cuda that is here, got {text!r} ({reason})"
-        ) from None
-    return device
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...", rich_help_panel=EXECUTION)]
+Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=EXECUTION)]
 
 
 def build(
@@ -62,23 +55,23 @@ def build(
     output_size: str = "input",
     **options: Any,
 ) -> tuple[Classifier, SSA]:
-    """The classifier and an `SSA` around it; `options` go to `SSA` as they are.
+    """Return the classifier and an ``SSA`` around it; ``options`` are passed to ``SSA`` unchanged.
 
     Raises:
-        ValueError: one of them is wrong, in the words of whoever checked it.
+        ValueError: An option is wrong.
     """
     from ssa_fast import SSA, Affinity
     from ssa_fast.models import zoo
 
-    chosen = Affinity.parse(affinity)
-    factors = numbers("scales", scales)
-    classifier = zoo.load(model, weights, device=device_of(device))
+    parsed = Affinity.parse(affinity)
+    factors = _parse_scales(scales)
+    classifier = zoo.load(model, weights, device=_parse_device(device))
     if classifier.input_size and factors != (1.0,):
-        raise ValueError("scales: {} takes pictures of {}x{} only; leave it out".format(model, *classifier.input_size))
+        raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
     ssa = SSA(
         classifier.model,
-        stages=stage_names(stages),
-        affinity=chosen,
+        stages=parse_stages(stages),
+        affinity=parsed,
         scales=factors,
         input_size=classifier.input_size,
         size=output_size,
@@ -87,19 +80,30 @@ def build(
     return classifier, ssa
 
 
-def stage_names(text: str) -> str | list[str]:
-    """Stages as `SSA` takes them, from `--stages`."""
+def parse_stages(text: str) -> str | list[str]:
+    """Return ``--stages`` in the form that ``SSA`` takes."""
     return "auto" if text.strip() == "auto" else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
-    """The numbers between the commas of `text`.
-
-    Raises:
-        ValueError: one of them is none, or there is none.
-    """
+def _parse_scales(text: str) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{name}: expected numbers between commas such as 0.5,1,1.5,2, got {text!r}") from None
-    return values
+        raise ValueError(f"scales: expected numbers separated by commas such as 0.5,1,1.5,2, got {text!r}") from None
+
+
+def _parse_device(text: str) -> torch.device:
+    """Return the device named ``text``; "auto" is a GPU if there is one, and under torchrun each process's own."""
+    import torch
+
+    if text == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device: expected auto, cpu or an available GPU, got {text!r} ({reason})") from None
+    return device

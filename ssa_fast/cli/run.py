@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import Affinity_, Debug, Device, Model, Stages, Weights, build
+from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build
 from ssa_fast.io.images import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def command(
     ] = "predicted",
     split: Annotated[str | None, typer.Option(help="Of VOC folders: train, val, ..., or a file of ids.")] = None,
     stages: Stages = "auto",
-    affinity: Affinity_ = "",
+    affinity: AffinityText = "",
     scales: Annotated[str, typer.Option(help="Factors at which each picture is seen, e.g. 0.5,1,1.5,2.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored too.")] = False,
     fuse: Annotated[Literal["mean", "max", "sum", "product"], typer.Option(help="How stages become one map.")] = "mean",

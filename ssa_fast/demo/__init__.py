@@ -1,4 +1,4 @@
-"""A demo that needs no network and no data: generated scenes, a classifier trained on their labels, and SSA on it."""
+"""A demo without downloads: generated scenes, a classifier trained on their labels, and SSA applied to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DemoReport", "Score", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: ``python -m ssa_fast.demo.train`` has no need of SSA."""
+    """Import the comparison, and with it SSA, on first use: ``python -m ssa_fast.demo.train`` does not need it."""
     if name in __all__:
         from importlib import import_module
 

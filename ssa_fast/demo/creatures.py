@@ -1,30 +1,29 @@
-"""The things that stand in a scene: six animals (the classes) and the distractors (no class).
+"""The objects of a scene: six animals (the classes) and distractors (no class).
 
 Each is drawn from signed distances (negative inside) in body coordinates: ``u`` towards the head, ``v`` downwards, the
-body about two units long. An animal is a large body under a coat that any other animal may wear, and one small telling
-part: head, face or horns. A classifier learns the telling part, so its CAM marks that and leaves the body out.
+body about two units long. An animal has a large body with a coat that other animals may have too, and one small
+discriminative part: head, face or horns. A classifier learns that part, so its CAM misses the body.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from ssa_fast.demo.textures import Array, rgb
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 class Layer(NamedTuple):
-    """A signed distance ``(h, w)`` and the colour inside it; no colour means the animal's coat."""
+    """Signed distances ``(h, w)`` of a shape and its colour; None stands for the animal's coat."""
 
     distance: Array
     colour: Array | None
 
 
 Drawing = list[Layer]
+Draw = Callable[[Array, Array], Drawing]
 
 _BLACK, _WHITE = rgb(0.0, 0.0, 0.06), rgb(0.12, 0.04, 0.97)
 _ORANGE, _YELLOW, _CREAM = rgb(0.075, 0.95, 0.98), rgb(0.14, 0.85, 0.99), rgb(0.11, 0.22, 0.96)
@@ -57,10 +56,8 @@ def _union(*distances: Array) -> Array:
 
 
 def _eye(u: Array, v: Array, cu: float, cv: float, radius: float, white: Array) -> Drawing:
-    return [
-        Layer(_ellipse(u, v, cu, cv, radius, radius), white),
-        Layer(_ellipse(u, v, cu, cv, 0.5 * radius, 0.5 * radius), _BLACK),
-    ]
+    pupil = 0.5 * radius
+    return [Layer(_ellipse(u, v, cu, cv, radius, radius), white), Layer(_ellipse(u, v, cu, cv, pupil, pupil), _BLACK)]
 
 
 def _fish(u: Array, v: Array) -> Drawing:
@@ -69,12 +66,8 @@ def _fish(u: Array, v: Array) -> Drawing:
     fin = _triangle(u, v, (0.3, -0.35), (-0.35, -0.35), (-0.2, -0.7))
     head = np.maximum(trunk, 0.52 - u)
     gill = np.maximum(trunk, np.abs(u - 0.5) - 0.06)
-    return [
-        Layer(_union(trunk, tail, fin), None),
-        Layer(head, _ORANGE),
-        Layer(gill, _WHITE),
-        *_eye(u, v, 0.66, -0.08, 0.11, _WHITE),
-    ]
+    front = [Layer(head, _ORANGE), Layer(gill, _WHITE)]
+    return [Layer(_union(trunk, tail, fin), None), *front, *_eye(u, v, 0.66, -0.08, 0.11, _WHITE)]
 
 
 def _owl(u: Array, v: Array) -> Drawing:
@@ -132,16 +125,11 @@ def _duck(u: Array, v: Array) -> Drawing:
     ring = np.maximum(neck, np.abs(v + 0.1) - 0.06)
     bill = _triangle(u, v, (0.66, -0.52), (0.66, -0.28), (1.02, -0.36))
     head = _ellipse(u, v, 0.52, -0.42, 0.25, 0.24)
-    return [
-        Layer(_union(trunk, tail, neck), None),
-        Layer(ring, _WHITE),
-        Layer(bill, _ORANGE),
-        Layer(head, _TEAL),
-        *_eye(u, v, 0.58, -0.47, 0.07, _WHITE),
-    ]
+    front = [Layer(ring, _WHITE), Layer(bill, _ORANGE), Layer(head, _TEAL)]
+    return [Layer(_union(trunk, tail, neck), None), *front, *_eye(u, v, 0.58, -0.47, 0.07, _WHITE)]
 
 
-CREATURES: dict[str, Callable[[Array, Array], Drawing]] = {
+CREATURES: dict[str, Draw] = {
     "fish": _fish,
     "owl": _owl,
     "tortoise": _tortoise,
@@ -175,4 +163,4 @@ def _flower(u: Array, v: Array) -> Drawing:
     return [Layer(petals, None), Layer(_ellipse(u, v, 0.0, 0.0, 0.22, 0.22), _YELLOW)]
 
 
-DISTRACTORS: tuple[Callable[[Array, Array], Drawing], ...] = (_stone, _leaf, _cushion, _ball, _flower)
+DISTRACTORS: tuple[Draw, ...] = (_stone, _leaf, _cushion, _ball, _flower)

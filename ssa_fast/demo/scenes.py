@@ -1,7 +1,6 @@
-"""Weakly labelled scenes: animals and distractors on a cluttered ground.
+"""Generate weakly labelled scenes: animals and distractors on textured ground.
 
-The only supervision a scene offers is ``labels``: which animals are in it. ``mask`` and ``boxes`` are the truth, which
-the demo measures against and training never sees.
+Training sees only ``labels``, the animals in a scene. ``mask`` and ``boxes`` are the truth for the demo's measures.
 """
 
 from __future__ import annotations
@@ -11,29 +10,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssa_fast.demo.creatures import CLASSES, CREATURES, DISTRACTORS, Drawing
+from ssa_fast.demo.creatures import CLASSES, CREATURES, DISTRACTORS
 from ssa_fast.demo.textures import PATTERNS, Array, Coat, ground, noise, random_coat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
+
+    from ssa_fast.demo.creatures import Draw
 
 __all__ = ["CLASSES", "SIZE", "Scene", "make_scene", "make_scenes"]
 
 SIZE = 128
-_OWN_COAT = 0.5  # how often an animal wears its kind's own pattern; else it wears any
+_OWN_COAT = 0.5  # probability that an animal's coat has its class's own pattern instead of a random one
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture, its image-level labels and its truth.
+    """An image, its image-level labels and its true mask and boxes.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
-        labels: ``(K,)`` bool, which of ``CLASSES`` are present.
+        labels: ``(K,)`` bool, presence of each of ``CLASSES``.
         mask: ``(H, W)`` uint8, 0 for ground and distractors, ``k + 1`` for class ``k``.
-        boxes: ``(n, 4)`` int64, ``x0, y0, x1, y1`` in pixels, far ends exclusive, one per animal (no class twice).
+        boxes: ``(n, 4)`` int64, ``x0, y0, x1, y1`` in pixels, far edges exclusive, one per class present.
         box_classes: ``(n,)`` int64, the class ``k`` of each box.
     """
 
@@ -46,17 +45,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a thing stands: centre and half-length in pixels, turn in radians, facing left or right."""
+    """Position of an object: centre and half-length in pixels, rotation in radians, direction -1 or 1."""
 
     x: float
     y: float
     scale: float
-    turn: float
-    facing: int
+    angle: float
+    direction: int
 
 
 def _find_place(rng: np.random.Generator, scale: float, taken: list[_Place], size: int) -> _Place | None:
-    """A place far enough from those taken that things hardly hide each other, or None where no room is found."""
+    """Return a place with little overlap with those taken, or None if 30 random places have too much."""
     margin = 0.85 * scale
     for _ in range(30):
         x, y = rng.uniform(margin, size - margin, 2)
@@ -65,23 +64,20 @@ def _find_place(rng: np.random.Generator, scale: float, taken: list[_Place], siz
     return None
 
 
-def _paint(
-    canvas: Array, place: _Place, draw: Callable[[Array, Array], Drawing], coat: Coat
-) -> tuple[Array, tuple[slice, slice]]:
-    """Draw one thing with its shadow into ``canvas``; give its coverage in [0, 1] and the window drawn in."""
-    size, reach = canvas.shape[0], 1.15 * place.scale
-    top, left = max(0, int(place.y - reach)), max(0, int(place.x - reach))
-    window = (slice(top, min(size, int(place.y + reach) + 1)), slice(left, min(size, int(place.x + reach) + 1)))
+def _paint(canvas: Array, place: _Place, draw: Draw, coat: Coat) -> tuple[Array, tuple[slice, slice]]:
+    """Draw one object with its shadow into ``canvas``; return its coverage in [0, 1] and the window drawn in."""
+    size, radius = canvas.shape[0], 1.15 * place.scale
+    rows, columns = (slice(max(0, int(c - radius)), min(size, int(c + radius) + 1)) for c in (place.y, place.x))
+    window = (rows, columns)
     y, x = np.mgrid[window].astype(np.float32)
-    x, y = (x - np.float32(place.x)) * place.facing, y - np.float32(place.y)
-    cos, sin = np.float32(np.cos(place.turn)), np.float32(np.sin(place.turn))
+    x, y = (x - np.float32(place.x)) * place.direction, y - np.float32(place.y)
+    cos, sin = np.float32(np.cos(place.angle)), np.float32(np.sin(place.angle))
     u, v = cos * x + sin * y, cos * y - sin * x
     scale = np.float32(place.scale)
     layers = draw(u / scale, v / scale)
     whole = np.minimum.reduce([layer.distance for layer in layers]) * scale
     view = canvas[window]
-    below = np.pad(whole, ((2, 0), (1, 0)), mode="edge")[:-2, :-1]
-    shadow = np.clip(1.0 - below / 4.0, 0.0, 1.0)[..., None]
+    shadow = np.clip(1.0 - np.pad(whole, ((2, 0), (1, 0)), mode="edge")[:-2, :-1] / 4.0, 0.0, 1.0)[..., None]
     view *= 1.0 - 0.3 * shadow
     fur, light = coat.paint(u, v), (1.0 - 0.16 * v / scale)[..., None]
     for distance, colour in layers:
@@ -91,7 +87,7 @@ def _paint(
 
 
 def _blades(rng: np.random.Generator, canvas: Array) -> None:
-    """Scatter short strokes, lighter or darker than the ground beneath them."""
+    """Draw short blades of grass, lighter or darker than the ground."""
     size = canvas.shape[0]
     for x, y in rng.integers(2, size - 8, (28, 2)):
         length, lean = int(rng.integers(3, 7)), float(rng.uniform(-0.6, 0.6))
@@ -101,7 +97,7 @@ def _blades(rng: np.random.Generator, canvas: Array) -> None:
 
 
 def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The box of each class present, around what is seen of it."""
+    """Return the box around the visible pixels of each class present."""
     edges = []
     for label in np.flatnonzero(labels) + 1:
         rows, columns = np.nonzero(mask == label)
@@ -110,15 +106,15 @@ def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int
 
 
 def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
-    """Draw one scene of ``size`` × ``size`` pixels (at most 256): one to three animals and one to three distractors."""
+    """Return a scene of ``size`` × ``size`` pixels (at most 256): up to three animals, up to three distractors."""
     canvas, ground_hue = ground(rng, size)
     _blades(rng, canvas)
     labels, mask = np.zeros(len(CLASSES), bool), np.zeros((size, size), np.uint8)
     kinds = rng.permutation(len(CLASSES))[: rng.choice((1, 2, 3), p=(0.35, 0.45, 0.2))].tolist()
-    things: list[int | None] = kinds + [None] * int(rng.integers(1, 4))
+    objects: list[int | None] = kinds + [None] * int(rng.integers(1, 4))
     places: list[_Place] = []
     hues = [ground_hue]
-    for kind in things:
+    for kind in objects:
         scale = float(rng.uniform(10, 17) if kind is None else rng.uniform(22, 36)) * size / SIZE
         place = _find_place(rng, scale, places, size)
         if place is None:
@@ -139,5 +135,5 @@ def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
 
 
 def make_scenes(count: int, seed: int, size: int = SIZE) -> list[Scene]:
-    """``count`` scenes, each from its own generator: scene ``i`` is the same however many are asked for."""
+    """Return ``count`` scenes, each from its own generator: scene ``i`` does not depend on ``count``."""
     return [make_scene(np.random.default_rng((seed, index)), size) for index in range(count)]

@@ -1,7 +1,7 @@
-"""Colours and textures of the generated scenes: animal coats and cluttered ground.
+"""Generate colours and textures of the scenes: animal coats and ground.
 
-Everything is drawn from a ``numpy.random.Generator``; the only shared state is a small bank of noise fields made once
-from a fixed seed, so that a scene depends on its own seed alone.
+Everything is drawn from a ``numpy.random.Generator``. The noise fields, the only shared state, are generated once from
+a fixed seed, so that a scene depends on its own seed alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FIELDS_PER_SCALE = 6
 
 
 def rgb(hue: float, saturation: float, value: float) -> Array:
-    """An HSV colour as three float32 numbers in [0, 1]."""
+    """Return an HSV colour as RGB, three float32 numbers in [0, 1]."""
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> dict[int, Array]:
-    """Periodic noise fields ``(n, 256, 256)`` of zero mean and unit deviation, keyed by grain size in pixels."""
+    """Return periodic noise fields ``(n, 256, 256)`` of mean 0 and standard deviation 1 by grain size in pixels."""
     rng = np.random.default_rng(_BANK_SEED)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_BANK_SIZE), np.fft.rfftfreq(_BANK_SIZE), indexing="ij"))
     bank = {}
@@ -44,7 +44,7 @@ def _noise_bank() -> dict[int, Array]:
 
 
 def noise(rng: np.random.Generator, height: int, width: int, grain: int) -> Array:
-    """A ``(height, width)`` window of noise with blobs ``grain`` (1, 2, 6 or 24) pixels wide; at most 256 each way."""
+    """Return noise ``(height, width)``, at most 256 each, with grains 1, 2, 6 or 24 pixels wide."""
     fields = _noise_bank()[grain]
     field = fields[rng.integers(len(fields))]
     top, left = rng.integers(_BANK_SIZE - height + 1), rng.integers(_BANK_SIZE - width + 1)
@@ -80,7 +80,7 @@ PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (_stripes, _spots, _scal
 
 @dataclass(frozen=True)
 class Coat:
-    """Two colours and the pattern that mixes them."""
+    """Two colours, and the pattern and period in pixels that mix them."""
 
     light: Array
     dark: Array
@@ -88,7 +88,7 @@ class Coat:
     period: float
 
     def paint(self, u: Array, v: Array) -> Array:
-        """The coat's colour ``(..., 3)`` at body coordinates ``u``, ``v`` in pixels."""
+        """Return the coat's colour ``(..., 3)`` at body coordinates ``u``, ``v`` in pixels."""
         angular = np.float32(2.0 * np.pi / self.period)
         wave = PATTERNS[self.pattern](u * angular, v * angular)
         mix = np.clip(0.5 + 0.9 * wave, 0.0, 1.0)[..., None]
@@ -96,7 +96,7 @@ class Coat:
 
 
 def random_coat(rng: np.random.Generator, pattern: int, avoid: list[float]) -> tuple[Coat, float]:
-    """A coat and its hue, kept away (where there is room) from the hues in ``avoid``."""
+    """Return a random coat and its hue, if possible at a distance from the hues in ``avoid``."""
     hue = float(rng.random())
     for _ in range(8):
         if all(abs((hue - other + 0.5) % 1.0 - 0.5) > 0.09 for other in avoid):
@@ -119,7 +119,7 @@ _GROUNDS = (  # two colours each (hue, saturation, value): meadow, sand, soil, s
 
 
 def ground(rng: np.random.Generator, size: int) -> tuple[Array, float]:
-    """A cluttered ground ``(size, size, 3)`` and the hue of its first colour."""
+    """Return ground ``(size, size, 3)`` and the hue of its first colour."""
     first, second = _GROUNDS[rng.integers(len(_GROUNDS))]
     shift = rng.uniform(-0.03, 0.03)
     light, dark = (rgb(h + shift, s, v) for h, s, v in (first, second))

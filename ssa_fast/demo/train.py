@@ -1,6 +1,6 @@
 """Train the demo's classifier from image-level labels alone: ``python -m ssa_fast.demo.train``.
 
-The masks and boxes of the scenes are never read here. The same machine, torch and thread count give the same file.
+The scenes' masks and boxes are not used. The same machine, torch and thread count give the same file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped weights were made."""
+    """Hyperparameters; the defaults are those of the shipped weights."""
 
     scenes: int = 4000
     held_out: int = 500
@@ -39,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run left behind."""
+    """Result of a training: the weights file and the average precision of each class on held-out scenes."""
 
     path: Path
     sha256: str
@@ -48,37 +48,32 @@ class Training:
     seconds: float
 
 
-def _labelled(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
+def _load_scenes(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
+    """Return images ``(B, H, W, 3)`` uint8 and labels ``(B, K)`` float32."""
     scenes = make_scenes(count, seed)
-    return np.stack([scene.image for scene in scenes]), torch.from_numpy(
-        np.stack([scene.labels for scene in scenes])
-    ).float()
+    labels = torch.from_numpy(np.stack([scene.labels for scene in scenes])).float()
+    return np.stack([scene.image for scene in scenes]), labels
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the pictures and shift the batch by up to 8 pixels each way."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    """Flip half of the images horizontally and shift the batch by up to 8 pixels each way."""
+    flipped = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flipped[:, None, None, None], images.flip(3), images)
     rows, columns = torch.randint(-8, 9, (2,), generator=generator).tolist()
     padded = nn.functional.pad(images, (8, 8, 8, 8), mode="reflect")
     height, width = images.shape[2:]
     return padded[:, :, 8 + rows : 8 + rows + height, 8 + columns : 8 + columns + width]
 
 
-def scores(model: nn.Module, images: np.ndarray, batch: int = 64) -> Tensor:
-    """Logits ``(B, K)`` of pictures ``(B, H, W, 3)`` uint8."""
+def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, batch: int = 64) -> dict[str, float]:
+    """Return the average precision of each class by name, on images ``(B, H, W, 3)`` uint8."""
     with torch.inference_mode():
-        return torch.cat([model(prepare(images[start : start + batch])) for start in range(0, len(images), batch)])
-
-
-def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor) -> dict[str, float]:
-    """Average precision of each class by name."""
-    logits = scores(model, images)
+        logits = torch.cat([model(prepare(images[at : at + batch])) for at in range(0, len(images), batch)])
     return {name: average_precision(logits[:, k].numpy(), labels[:, k].numpy()) for k, name in enumerate(CLASSES)}
 
 
 def _write(model: nn.Module, path: Path) -> tuple[str, int]:
-    """Write the weights whole or not at all; their SHA-256 and size come back."""
+    """Write the weights atomically; return their SHA-256 and size in bytes."""
     arrays: dict[str, Any] = dict(weights_of(model))
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     content = path.read_bytes()
@@ -86,47 +81,43 @@ def _write(model: nn.Module, path: Path) -> tuple[str, int]:
 
 
 def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
-    """Train on scenes of seed 1, measure on scenes of seed 2, write ``path``, and print how it went."""
-    began = time.perf_counter()
+    """Train on scenes of seed 1, test on scenes of seed 2, write the weights to ``path`` and print the progress."""
+    start = time.perf_counter()
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    images, labels = _labelled(recipe.scenes, TRAIN_SEED)
-    print(f"{recipe.scenes} scenes drawn in {time.perf_counter() - began:.0f} s", flush=True)
+    images, labels = _load_scenes(recipe.scenes, TRAIN_SEED)
+    print(f"{recipe.scenes} scenes generated in {time.perf_counter() - start:.0f} s", flush=True)
     model = SceneClassifier().to(memory_format=torch.channels_last)
-    steps = recipe.epochs * (recipe.scenes // recipe.batch)
+    steps = recipe.scenes // recipe.batch
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
+    )
     for epoch in range(recipe.epochs):
         model.train()
         losses = []
-        for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[
-            : recipe.scenes // recipe.batch
-        ]:
-            pictures = _augment(prepare(images[chosen.numpy()]), generator).contiguous(
-                memory_format=torch.channels_last
-            )
-            loss = nn.functional.binary_cross_entropy_with_logits(model(pictures), labels[chosen])
+        for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[:steps]:
+            batch = _augment(prepare(images[chosen.numpy()]), generator).contiguous(memory_format=torch.channels_last)
+            loss = nn.functional.binary_cross_entropy_with_logits(model(batch), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        print(
-            f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+        taken = time.perf_counter() - start
+        print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {taken:.0f} s", flush=True)
     sha256, size = _write(model, path)
-    precision = per_class_precision(load_classifier(path), *_labelled(recipe.held_out, HELD_OUT_SEED))
+    precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, HELD_OUT_SEED))
     for name, value in precision.items():
         print(f"average precision {name:10s} {100 * value:.2f}")
     print(f"mean average precision {100 * np.mean(list(precision.values())):.2f} on {recipe.held_out} held-out scenes")
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     print(f"{path}: {size} bytes, sha256 {sha256}, {seconds:.0f} s")
     return Training(path, sha256, size, precision, seconds)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the demo's classifier from image-level labels.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go (default: into the package)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file for the weights (default: in the package)")
     train(parser.parse_args().out)

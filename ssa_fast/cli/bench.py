@@ -16,7 +16,7 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def command(context: typer.Context) -> None:
-    """Time ssa_fast and its baselines on this machine; takes the arguments of ``python -m bench``."""
+    """Time ssa_fast and its baselines on this machine; the same as: python -m bench."""
     checkout = _find_checkout()
     if checkout is None:
         typer.echo(

@@ -38,16 +38,11 @@ def command(
 
 
 def _print(report: DemoReport, out: Path) -> None:
-    rows = [
-        (
-            NAMES.get(kind, f"stage {kind} alone (PCM)"),
-            f"{100 * score.miou:.1f}",
-            f"{100 * score.box:.1f}",
-            f"{score.background:.2f}",
-            f"{score.box_threshold:.2f}",
-        )
-        for kind, score in report.scores.items()
-    ]
+    rows = []
+    for kind, score in report.scores.items():
+        percent = (f"{100 * score.miou:.1f}", f"{100 * score.box:.1f}")
+        thresholds = (f"{score.background:.2f}", f"{score.box_threshold:.2f}")
+        rows.append((NAMES.get(kind, f"stage {kind} alone (PCM)"), *percent, *thresholds))
     screen = console.out()
     title = f"{report.images} generated scenes not used for training (seed {report.seed})"
     screen.print(console.table(title, COLUMNS, rows, right=COLUMNS[1:]))

@@ -30,8 +30,7 @@ def command(
     affinity: AffinityText = "",
     stages: Stages = "auto",
     device: Annotated[
-        Literal["cpu", "cuda"],
-        typer.Option(help="Plan for the CPU or for this machine's GPU.", rich_help_panel=EXECUTION),
+        Literal["cpu", "cuda"], typer.Option(help="What to plan for.", rich_help_panel=EXECUTION)
     ] = "cpu",
     debug: Debug = False,
 ) -> None:
@@ -56,23 +55,14 @@ def command(
         gpu, no_gpu = _find_gpu(device)
         rows, reasons = [], []
         for name, (C, h, w) in _stage_shapes(classifier.model, info, height, width).items():
+            nonnegative = info.signs[name] == "non-negative"
             problem = Problem(
-                B=1,
-                K=classes_count,
-                C=C,
-                L=h * w,
-                affinity=parsed,
-                nonnegative=info.signs[name] == "non-negative",
-                device=device,
-                gpu=gpu,
-                no_gpu=no_gpu,
+                1, classes_count, C, h * w, parsed, nonnegative=nonnegative, device=device, gpu=gpu, no_gpu=no_gpu
             )
             choice = plan(problem)
             rows.append(_row(f"{name}\n{C} x {h} x {w}", problem, choice))
-            moved = format_bytes(choice.cost.traffic)
-            reasons.append(
-                f"{name}, {info.signs[name]} features: {choice.method} on {choice.backend}, {moved} moved; {choice.why}"
-            )
+            method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.traffic)} moved"
+            reasons.append(f"{name}, {info.signs[name]} features: {method}; {choice.why}")
     title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {parsed}, float32, {device}"
     screen = console.out()
     screen.print(console.table(title, COLUMNS, rows, right=NUMBERS))

@@ -18,30 +18,19 @@ __all__ = ["AffinityText", "Debug", "Device", "Model", "Stages", "Weights", "bui
 MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
 """Titles of the groups in which ``--help`` lists the options."""
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A torchvision classification model, or 'demo'.", rich_help_panel=MODEL),
-]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="'DEFAULT' or another name of torchvision's, 'none' (random), or a file.",
-        rich_help_panel=MODEL,
-    ),
-]
-Stages = Annotated[str, typer.Option(help="'auto', or module names separated by commas.", rich_help_panel=CAM)]
+
+def _option(group: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=group)
+
+
+Model = Annotated[str, _option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
+Weights = Annotated[str, _option(MODEL, "'DEFAULT', a torchvision name, 'none' (random) or a file.", "--weights", "-w")]
+Stages = Annotated[str, _option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
-    str,
-    typer.Option(
-        "--affinity",
-        help="Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.",
-        rich_help_panel=CAM,
-    ),
+    str, _option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.", "--affinity")
 ]
-Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', ...", rich_help_panel=EXECUTION)]
-Debug = Annotated[bool, typer.Option("--debug", help="Print tracebacks.", rich_help_panel=EXECUTION)]
+Device = Annotated[str, _option(EXECUTION, "'auto', 'cpu', 'cuda', 'cuda:1', ...")]
+Debug = Annotated[bool, _option(EXECUTION, "Print tracebacks.", "--debug")]
 
 
 def build(

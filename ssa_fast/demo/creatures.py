@@ -105,13 +105,9 @@ def _cat(u: Array, v: Array) -> Drawing:
 
 def _beetle(u: Array, v: Array) -> Drawing:
     wings = _ellipse(u, v, -0.15, 0.0, 0.72, 0.56)
-    legs = _union(
-        *(
-            _capsule(u, v, (at, side * 0.4), (at + lean, side * 0.75), 0.05)
-            for at, lean in ((-0.5, -0.15), (-0.1, 0.0), (0.25, 0.12))
-            for side in (-1, 1)
-        )
-    )
+    hips = ((-0.5, -0.15), (-0.1, 0.0), (0.25, 0.12))  # position along the body, and how far the foot is from it
+    ends = [((at, side * 0.4), (at + lean, side * 0.75)) for at, lean in hips for side in (-1, 1)]
+    legs = _union(*(_capsule(u, v, hip, foot, 0.05) for hip, foot in ends))
     head = _ellipse(u, v, 0.6, 0.0, 0.26, 0.36)
     horns = _union(_capsule(u, v, (0.75, -0.15), (1.0, -0.32), 0.05), _capsule(u, v, (0.75, 0.15), (1.0, 0.32), 0.05))
     dots = _union(_ellipse(u, v, 0.62, -0.17, 0.09, 0.09), _ellipse(u, v, 0.62, 0.17, 0.09, 0.09))
@@ -129,15 +125,8 @@ def _duck(u: Array, v: Array) -> Drawing:
     return [Layer(_union(trunk, tail, neck), None), *front, *_eye(u, v, 0.58, -0.47, 0.07, _WHITE)]
 
 
-CREATURES: dict[str, Draw] = {
-    "fish": _fish,
-    "owl": _owl,
-    "tortoise": _tortoise,
-    "cat": _cat,
-    "beetle": _beetle,
-    "duck": _duck,
-}
-CLASSES: tuple[str, ...] = tuple(CREATURES)
+CLASSES = ("fish", "owl", "tortoise", "cat", "beetle", "duck")
+CREATURES: dict[str, Draw] = dict(zip(CLASSES, (_fish, _owl, _tortoise, _cat, _beetle, _duck), strict=True))
 
 
 def _stone(u: Array, v: Array) -> Drawing:
@@ -149,18 +138,15 @@ def _leaf(u: Array, v: Array) -> Drawing:
     return [Layer(blade, None), Layer(_capsule(u, v, (-1.0, 0.0), (0.7, 0.0), 0.04), _CREAM)]
 
 
-def _cushion(u: Array, v: Array) -> Drawing:
-    return [Layer(np.maximum(np.abs(u) - 0.7, np.abs(v) - 0.5), None)]
-
-
-def _ball(u: Array, v: Array) -> Drawing:
-    return [Layer(_ellipse(u, v, 0.0, 0.0, 0.6, 0.6), None)]
-
-
 def _flower(u: Array, v: Array) -> Drawing:
-    turn = np.arctan2(v, u)
-    petals = np.hypot(u, v) - (0.55 + 0.2 * np.cos(5.0 * turn)).astype(np.float32)
+    petals = np.hypot(u, v) - (0.55 + 0.2 * np.cos(5.0 * np.arctan2(v, u))).astype(np.float32)
     return [Layer(petals, None), Layer(_ellipse(u, v, 0.0, 0.0, 0.22, 0.22), _YELLOW)]
 
 
-DISTRACTORS: tuple[Draw, ...] = (_stone, _leaf, _cushion, _ball, _flower)
+DISTRACTORS: tuple[Draw, ...] = (
+    _stone,
+    _leaf,
+    lambda u, v: [Layer(np.maximum(np.abs(u) - 0.7, np.abs(v) - 0.5), None)],  # cushion
+    lambda u, v: [Layer(_ellipse(u, v, 0.0, 0.0, 0.6, 0.6), None)],  # ball
+    _flower,
+)

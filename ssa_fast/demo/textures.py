@@ -51,31 +51,14 @@ def noise(rng: np.random.Generator, height: int, width: int, grain: int) -> Arra
     return field[top : top + height, left : left + width]
 
 
-def _stripes(u: Array, v: Array) -> Array:
-    return np.sin(u)
-
-
-def _spots(u: Array, v: Array) -> Array:
-    return np.cos(0.8 * u) * np.cos(0.8 * v) - 0.25
-
-
-def _scales(u: Array, v: Array) -> Array:
-    return np.sin(0.7 * u + np.abs(np.sin(0.5 * v)) * 2.0)
-
-
-def _checks(u: Array, v: Array) -> Array:
-    return np.sin(0.7 * (u + v)) * np.sin(0.7 * (u - v)) * 2.0
-
-
-def _rings(u: Array, v: Array) -> Array:
-    return np.sin(np.hypot(u, v))
-
-
-def _speckle(u: Array, v: Array) -> Array:
-    return np.sin(1.3 * u + 2.0 * np.sin(0.9 * v)) * np.cos(1.1 * v + 1.5 * np.cos(0.8 * u)) * 1.5
-
-
-PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (_stripes, _spots, _scales, _checks, _rings, _speckle)
+PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
+    lambda u, v: np.sin(u),  # stripes
+    lambda u, v: np.cos(0.8 * u) * np.cos(0.8 * v) - 0.25,  # spots
+    lambda u, v: np.sin(0.7 * u + np.abs(np.sin(0.5 * v)) * 2.0),  # scales
+    lambda u, v: np.sin(0.7 * (u + v)) * np.sin(0.7 * (u - v)) * 2.0,  # checks
+    lambda u, v: np.sin(np.hypot(u, v)),  # rings
+    lambda u, v: np.sin(1.3 * u + 2.0 * np.sin(0.9 * v)) * np.cos(1.1 * v + 1.5 * np.cos(0.8 * u)) * 1.5,  # speckle
+)
 
 
 @dataclass(frozen=True)

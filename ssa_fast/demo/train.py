@@ -39,13 +39,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """Result of a training: the weights file and the average precision of each class on held-out scenes."""
+    """The weights file that a training wrote."""
 
     path: Path
     sha256: str
     bytes: int
-    precision: dict[str, float]
-    seconds: float
 
 
 def _load_scenes(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
@@ -70,14 +68,6 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, ba
     with torch.inference_mode():
         logits = torch.cat([model(prepare(images[at : at + batch])) for at in range(0, len(images), batch)])
     return {name: average_precision(logits[:, k].numpy(), labels[:, k].numpy()) for k, name in enumerate(CLASSES)}
-
-
-def _write(model: nn.Module, path: Path) -> tuple[str, int]:
-    """Write the weights atomically; return their SHA-256 and size in bytes."""
-    arrays: dict[str, Any] = dict(weights_of(model))
-    atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
-    content = path.read_bytes()
-    return hashlib.sha256(content).hexdigest(), len(content)
 
 
 def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
@@ -107,14 +97,16 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
             losses.append(loss.item())
         taken = time.perf_counter() - start
         print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {taken:.0f} s", flush=True)
-    sha256, size = _write(model, path)
+    arrays: dict[str, Any] = dict(weights_of(model))
+    atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+    content = path.read_bytes()
+    written = Training(path, hashlib.sha256(content).hexdigest(), len(content))
     precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, HELD_OUT_SEED))
     for name, value in precision.items():
         print(f"average precision {name:10s} {100 * value:.2f}")
     print(f"mean average precision {100 * np.mean(list(precision.values())):.2f} on {recipe.held_out} held-out scenes")
-    seconds = time.perf_counter() - start
-    print(f"{path}: {size} bytes, sha256 {sha256}, {seconds:.0f} s")
-    return Training(path, sha256, size, precision, seconds)
+    print(f"{path}: {written.bytes} bytes, sha256 {written.sha256}, {time.perf_counter() - start:.0f} s")
+    return written
 
 
 if __name__ == "__main__":

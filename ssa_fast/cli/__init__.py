@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the console script ``ssa-fast``; without the extra ``app``, exit with the command that installs it."""
+    """Run ``ssa-fast``; without the extra ``app``, exit with the command that installs it."""
     try:
         from ssa_fast.cli.app import app
     except ModuleNotFoundError as error:

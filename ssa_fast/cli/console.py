@@ -42,7 +42,7 @@ def err() -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
-    """Return a table whose text wraps if the terminal is too narrow; columns in ``right`` hold numbers: they do not."""
+    """Return a table whose text wraps in a narrow terminal, except numbers: the columns in ``right``."""
     result = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
         number = column in right

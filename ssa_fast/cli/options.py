@@ -82,7 +82,7 @@ def _parse_scales(text: str) -> tuple[float, ...]:
 
 
 def _parse_device(text: str) -> torch.device:
-    """Return the device named ``text``; "auto" is a GPU if there is one, and under torchrun each process's own."""
+    """Return the device; "auto" is a GPU if there is one, under torchrun a different one per process."""
     import torch
 
     if text == "auto":

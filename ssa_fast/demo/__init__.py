@@ -1,4 +1,4 @@
-"""A demo without downloads: generated scenes, a classifier trained on their labels, and SSA applied to it."""
+"""A demo without downloads: generated scenes, a classifier trained on them, and SSA applied to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DemoReport", "Score", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the comparison, and with it SSA, on first use: ``python -m ssa_fast.demo.train`` does not need it."""
+    """Import the comparison, and with it SSA, on first use; training does not need it."""
     if name in __all__:
         from importlib import import_module
 

@@ -106,7 +106,7 @@ class DemoReport:
 def run(
     out: Path, *, images: int = 200, seed: int = DEFAULT_SEED, threads: int | None = None, overwrite: bool = False
 ) -> DemoReport:
-    """Measure seed and polished CAMs of the shipped classifier on ``images`` new scenes and write panels to ``out``.
+    """Measure seed and polished CAMs of the shipped classifier on new scenes; write panels to ``out``.
 
     The thresholds are chosen on other scenes (seed 3), for each kind of CAM those that suit it best.
 
@@ -175,7 +175,7 @@ def _batch(scenes: list[Scene]) -> Tensor:
 
 
 def _compute_cams(model: SceneClassifier, scenes: list[Scene]) -> tuple[dict[str, Cams], NDArray[np.float32]]:
-    """Return each kind of CAM, per scene ``(K, H, W)`` of its classes, and the logits ``(B, num_classes)``."""
+    """Return each kind of CAM, per scene ``(K, H, W)`` of its classes, and the logits ``(B, N)``."""
     polished, default = SSA(model, **OPTIONS), SSA(model)
     cams: dict[str, Cams] = {}
     logits = []

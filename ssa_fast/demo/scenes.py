@@ -65,7 +65,7 @@ def _find_place(rng: np.random.Generator, scale: float, taken: list[_Place], siz
 
 
 def _paint(canvas: Array, place: _Place, draw: Draw, coat: Coat) -> tuple[Array, tuple[slice, slice]]:
-    """Draw one object with its shadow into ``canvas``; return its coverage in [0, 1] and the window drawn in."""
+    """Draw one object and its shadow into ``canvas``; return its coverage in [0, 1] and its window."""
     size, radius = canvas.shape[0], 1.15 * place.scale
     rows, columns = (slice(max(0, int(c - radius)), min(size, int(c + radius) + 1)) for c in (place.y, place.x))
     window = (rows, columns)
@@ -106,7 +106,7 @@ def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int
 
 
 def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
-    """Return a scene of ``size`` × ``size`` pixels (at most 256): up to three animals, up to three distractors."""
+    """Return a scene of ``size`` × ``size`` pixels, ``size`` ≤ 256: 1 to 3 animals and distractors each."""
     canvas, ground_hue = ground(rng, size)
     _blades(rng, canvas)
     labels, mask = np.zeros(len(CLASSES), bool), np.zeros((size, size), np.uint8)

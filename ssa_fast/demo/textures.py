@@ -31,7 +31,7 @@ def rgb(hue: float, saturation: float, value: float) -> Array:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> dict[int, Array]:
-    """Return periodic noise fields ``(n, 256, 256)`` of mean 0 and standard deviation 1 by grain size in pixels."""
+    """Return noise fields ``(n, 256, 256)``, mean 0 and standard deviation 1, by grain size in pixels."""
     rng = np.random.default_rng(_BANK_SEED)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_BANK_SIZE), np.fft.rfftfreq(_BANK_SIZE), indexing="ij"))
     bank = {}

@@ -71,7 +71,7 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, ba
 
 
 def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
-    """Train on scenes of seed 1, test on scenes of seed 2, write the weights to ``path`` and print the progress."""
+    """Train on scenes of seed 1, test on those of seed 2, write the weights and print the progress."""
     start = time.perf_counter()
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(0)

@@ -23,11 +23,11 @@ IOUS: tuple[float, ...] = (0.3, 0.5, 0.7)
 """IoUs that MaxBoxAccV2 averages over."""
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(100))
-"""CAM thresholds of :func:`max_box_acc`: 0 to 0.99 in steps of 0.01."""
+"""CAM thresholds of ``max_box_acc``: 0 to 0.99 in steps of 0.01."""
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Return the IoUs ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``, ends exclusive; 0 where both boxes are empty."""
+    """Return the IoUs ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``, ends exclusive; 0 if both are empty."""
     a = np.asarray(first, dtype=np.float64).reshape(-1, 1, 4)
     b = np.asarray(second, dtype=np.float64).reshape(1, -1, 4)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
@@ -127,9 +127,9 @@ def box_accuracy(
     iou: float = 0.5,
     components: Components = "largest",
 ) -> float:
-    """Return the fraction of maps whose box reaches ``iou`` at one threshold (CorLoc of Deselaers et al., IJCV 2012).
+    """Return the fraction of maps whose box reaches ``iou`` at one threshold.
 
-    Also known as localisation accuracy with known class. Arguments, scaling and errors as in :func:`max_box_acc`.
+    Known as CorLoc (Deselaers et al., IJCV 2012). Arguments, scaling and errors are those of ``max_box_acc``.
     """
     return float(max_box_acc(cams, boxes, thresholds=(threshold,), ious=(iou,), components=components).accuracies[0, 0])
 

@@ -1,4 +1,4 @@
-"""Average precision of image scores, and of CAM pixels (PxAP of Choe et al., CVPR 2020, arXiv 2001.07437)."""
+"""Average precision of image scores, and of CAM pixels (PxAP of Choe et al., CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Return the area under the precision-recall curve, ``Σ (R_n − R_{n−1}) P_n`` over descending distinct scores.
+    """Return the average precision, ``Σ (R_n − R_{n−1}) P_n`` over the distinct scores, highest first.
 
     Same definition as scikit-learn's ``average_precision_score``: no interpolation, tied scores are one step.
 
@@ -50,7 +50,7 @@ def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike
         ignore: ``(N, H, W)``, truthy where a pixel is left out.
 
     Raises:
-        ValueError: As :func:`average_precision`, or ``ignore`` differs in shape.
+        ValueError: As ``average_precision``, or ``ignore`` differs in shape.
     """
     scores, truth = np.asarray(cams), np.asarray(masks)
     if ignore is None or scores.shape != truth.shape:

@@ -20,11 +20,11 @@ IGNORE = 255
 """True label of pixels that are not counted (VOC's void)."""
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
-"""Background scores of :func:`threshold_sweep`: 0.01 to 0.99 in steps of 0.01."""
+"""Background scores of ``threshold_sweep``: 0.01 to 0.99 in steps of 0.01."""
 
 
 def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """Return pixel counts ``(N, N)``, truth by row and prediction by column; ``N = num_classes``, background is 0.
+    """Return pixel counts ``(N, N)`` by truth (row) and prediction (column).
 
     Args:
         predicted: Label map of integers in ``[0, N)``.
@@ -55,7 +55,7 @@ def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -
 
 
 def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
-    """Return the IoU ``(N,)`` of each class from a confusion matrix; NaN for a class that is in neither map."""
+    """Return the IoU ``(N,)`` of each class of a confusion matrix; NaN for a class in neither map."""
     counts = np.asarray(confusion, dtype=np.float64)
     hits = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - hits
@@ -63,7 +63,7 @@ def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_iou(confusion: ArrayLike) -> float:
-    """Return the mean of :func:`iou_per_class` over the classes present; NaN if no pixel was counted."""
+    """Return the mean of ``iou_per_class`` over the classes present; NaN if no pixel was counted."""
     seen = iou_per_class(confusion)
     seen = seen[~np.isnan(seen)]
     return float(seen.mean()) if seen.size else float("nan")

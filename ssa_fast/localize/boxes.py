@@ -18,7 +18,7 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> list[list[Tensor]]:
-    """Return the boxes around the connected regions where a map exceeds ``box_threshold`` times its own maximum.
+    """Return the boxes around connected regions above ``box_threshold`` times each map's maximum.
 
     The threshold is relative to each map's maximum and exceeded strictly, as in the WSOL evaluation of Choe et al.
     (CVPR 2020); regions are 8-connected, as OpenCV's contours are there. A map that holds NaN, or nothing above 0, has

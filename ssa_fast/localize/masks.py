@@ -18,7 +18,7 @@ IGNORE = 255
 
 
 def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> Tensor:
-    """Return label maps: at each pixel the class whose CAM is largest, or background if none exceeds its score.
+    """Return label maps: per pixel the class of the largest CAM, or background if none exceeds its score.
 
     The background's score is the constant ``background``, or ``(1 - max_k cam_k)^alpha``; ``ignore`` marks the pixels
     between two such scores as unsure. See ``PostprocessOptions``.
@@ -57,7 +57,7 @@ def _background(peak: Tensor, options: PostprocessOptions, setting: float) -> Te
 
 
 def voc_palette() -> list[int]:
-    """Return PASCAL VOC's 256 colours as flat RGB, from the bits of the index (VOC devkit, ``VOClabelcolormap``)."""
+    """Return PASCAL VOC's 256 colours as flat RGB (``VOClabelcolormap`` of the VOC devkit)."""
     index = np.arange(256)
     colours = np.zeros((256, 3), dtype=np.int64)
     for bit in range(8):
@@ -67,7 +67,7 @@ def voc_palette() -> list[int]:
 
 
 def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc"] | list[int] = "voc") -> None:
-    """Write a label map (H, W) as an indexed PNG, atomically: pixel values are the labels, the palette colours them.
+    """Write a label map (H, W) atomically as an indexed PNG whose pixel values are the labels.
 
     Args:
         path: The file.

@@ -53,7 +53,7 @@ def overlay(
     options: PostprocessOptions | None = None,
     **overrides: Any,
 ) -> list[Image.Image]:
-    """Return a labelled panel per image: image, seed, each stage, fused CAM, boxes and mask; one row per class.
+    """Return a panel per image: image, seed, stages, fused CAM, boxes and mask; one row per class.
 
     Args:
         images: (B, 3, H, W) or (B, 1, H, W), floating, in [0, 1]: the images before normalisation.

@@ -47,7 +47,7 @@ def heat(image: Image.Image, cam: Tensor) -> Image.Image:
 
 
 def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: float = OPACITY) -> Image.Image:
-    """Return the image blended with the colours (n, 3) uint8 of a label map (h, w), enlarged without smoothing."""
+    """Return the image blended with a label map (h, w) in ``colours`` (n, 3) uint8, not smoothed."""
     layer = Image.fromarray(colours[labels]).resize(image.size, Image.Resampling.BOX)
     return Image.blend(image, layer, opacity)
 
@@ -76,7 +76,7 @@ def side_by_side(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
 
 
 def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
-    """Return a grid of equally large cells, a title above each column and a label, if given, left of each row."""
+    """Return a grid of cells of one size, a title above each column and any label left of its row."""
     width, height = rows[0][0].size
     left = SIDE if labels else GAP
     page = Image.new("RGB", (left + len(titles) * (width + GAP), TITLE + len(rows) * (height + GAP)), PAPER)
@@ -93,7 +93,7 @@ def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: 
 
 
 def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
-    """Write one line onto the page, its beginning cut off (a module's name differs at its end) if it is too wide."""
+    """Write a line; if it is too wide, cut off its beginning, as module names differ at the end."""
     pen, face = ImageDraw.Draw(page), font(12)
     line = text
     while pen.textlength(line, font=face) > width and len(text) > 1:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 FRESH_SEED = 77
 
 
-# --- scenes ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_scene_depends_on_its_seed_and_number_alone() -> None:
     few, many = make_scenes(2, FRESH_SEED), make_scenes(4, FRESH_SEED)
     np.random.seed(0)  # noqa: NPY002 - global random state must have no effect
@@ -73,9 +70,6 @@ def test_animals_are_drawn_where_the_mask_says() -> None:
     assert np.mean(across) > 3 * np.mean(elsewhere)
 
 
-# --- classifier -----------------------------------------------------------------------------------------------------
-
-
 def test_shipped_weights_are_small_and_hold_no_pickle() -> None:
     assert WEIGHTS.stat().st_size <= 2 * 2**20
     with np.load(WEIGHTS, allow_pickle=False) as arrays:
@@ -111,9 +105,6 @@ def test_foreign_weights_are_refused_by_name(tmp_path: Path) -> None:
         load_classifier(tmp_path / "other.npz")
 
 
-# --- training -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -124,21 +115,19 @@ def torch_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("torch_threads")
 def test_training_learns_and_gives_the_same_file_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Recipe(scenes=48, held_out=40, epochs=3, batch=16, threads=1)
-    first = train(tmp_path / "first" / "weights.npz", recipe)
+    path = tmp_path / "first" / "weights.npz"
+    first = train(path, recipe)
     printed = capsys.readouterr().out
     second = train(tmp_path / "second.npz", recipe)
-    assert first.sha256 == second.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
-    assert first.bytes == first.path.stat().st_size <= 2 * 2**20
+    assert first == second == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.stat().st_size <= 2 * 2**20
     losses = [float(line.split("loss")[1].split()[0]) for line in printed.splitlines() if line.startswith("epoch")]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
-    assert first.sha256 in printed
+    assert first in printed
     assert all(name in printed for name in CLASSES)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"second.npz", "weights.npz"}
-    load_classifier(first.path)
-
-
-# --- the comparison -------------------------------------------------------------------------------------------------
+    load_classifier(path)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ from ssa_fast.evaluate import (
     threshold_sweep,
 )
 
-# --- segmentation ---------------------------------------------------------------------------------------------------
-
 
 def test_confusion_matrix_counts_truth_by_row_and_leaves_255_out() -> None:
     truth = np.array([[0, 0, 1], [2, 255, 1]], np.uint8)
@@ -94,9 +92,6 @@ def test_sweep_refuses_what_does_not_fit(change: dict, message: str) -> None:
 def test_confusion_matrix_refuses_scores() -> None:
     with pytest.raises(TypeError, match="predicted: expected a label map of integers, got float64"):
         confusion_matrix(np.zeros((2, 2)), np.zeros((2, 2), int), 2)
-
-
-# --- boxes ----------------------------------------------------------------------------------------------------------
 
 
 def test_component_boxes_end_one_past_their_last_pixel() -> None:
@@ -202,9 +197,6 @@ def test_max_box_acc_refuses_what_does_not_fit(change: dict, message: str) -> No
         given["boxes"] = []
     with pytest.raises(ValueError, match=message):
         max_box_acc(**{**given, **change})
-
-
-# --- average precision ----------------------------------------------------------------------------------------------
 
 
 def test_average_precision_by_hand() -> None:

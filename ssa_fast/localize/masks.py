@@ -58,12 +58,9 @@ def _background(peak: Tensor, options: PostprocessOptions, setting: float) -> Te
 
 def voc_palette() -> list[int]:
     """Return PASCAL VOC's 256 colours as flat RGB (``VOClabelcolormap`` of the VOC devkit)."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return [int(value) for value in colours.ravel()]
+    bits = ((np.arange(256)[:, None] >> np.arange(24)) & 1).reshape(256, 8, 3)  # bits 3n + c of the index: channel c
+    colours: list[int] = (bits * (128 >> np.arange(8))[:, None]).sum(axis=1).ravel().tolist()
+    return colours
 
 
 def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc"] | list[int] = "voc") -> None:

@@ -298,6 +298,17 @@ def test_boxes_and_masks_of_a_result(result: SSAResult) -> None:
     assert (result.masks(alpha=4, ignore=16) == 255).any()
 
 
+def test_repr_of_a_result_is_a_line_per_field(result: SSAResult) -> None:
+    lines = repr(result).splitlines()
+    assert lines[0] == "SSAResult("
+    assert lines[1] == "  cams: 2 × 2 × 64 × 64, float32, cpu"
+    stages = [
+        f"  stages[{name!r}]: 2 × 2 × {s.shape[2]} × {s.shape[3]}, float32, cpu" for name, s in result.stages.items()
+    ]
+    assert lines[3:-3] == stages
+    assert lines[-3:] == ["  logits: 2 × 5, float32, cpu", "  classes: 2 × 2, int64, cpu", ")"]
+
+
 def test_overlay_of_a_result(result: SSAResult) -> None:
     panels = result.overlay(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
     assert len(panels) == 2

@@ -61,7 +61,7 @@ def command(
             )
             choice = plan(problem)
             rows.append(_row(f"{name}\n{C} x {h} x {w}", problem, choice))
-            method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.traffic)} moved"
+            method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.bytes_moved)} moved"
             reasons.append(f"{name}, {info.signs[name]} features: {method}; {choice.why}")
     title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {parsed}, float32, {device}"
     screen = console.out()

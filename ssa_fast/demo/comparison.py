@@ -18,7 +18,7 @@ from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, thre
 from ssa_fast.io.atomic import write_files
 from ssa_fast.localize import PostprocessOptions, panels
 from ssa_fast.models.demo_net import load_classifier, prepare
-from ssa_fast.ops.fusion import minmax
+from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.api import polish_stages
+from ssa_fast.api import polish
 from ssa_fast.models.inspect import ModelInfo, inspect_model
 from ssa_fast.models.trace import trace_image
 from ssa_fast.ops.cost_model import Problem
@@ -132,7 +132,7 @@ def _exercise(model: nn.Module, info: ModelInfo) -> None:
     image = trace_image(model, info.trace_size)
     extracted = info.forward(model, image)
     seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))
-    polished = polish_stages(seeds, {name: extracted.maps[name] for name in info.stages})
+    polished = {name: polish(seeds, extracted.maps[name]) for name in info.stages}
     for name, maps in {"seed": seeds, **polished}.items():
         if not bool((maps.isfinite() & (maps >= 0)).all()):
             raise ArithmeticError(f"{name}: expected finite numbers >= 0, got {maps.amin()} to {maps.amax()}")

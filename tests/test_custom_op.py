@@ -7,12 +7,13 @@ import torch
 
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import custom_op
+from ssa_fast.validation import StageRequest
 
 B, K, C, H, W = 2, 3, 20, 6, 7
 
 
 def arguments(**changed):
-    """What ``torch.ops.ssa_fast.polish_stage`` takes, flat, as its schema has it."""
+    """Return the flat arguments of ``torch.ops.ssa_fast.polish_stage``, in its schema's order."""
     given = dict(
         cam=torch.rand(B, K, 4, 4),
         features=torch.rand(B, C, H, W),
@@ -92,9 +93,10 @@ def test_exported_and_the_same():
 
 def test_the_operator_is_polish():
     cam, low, _ = inputs()
-    torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+    request = StageRequest(low, Affinity(), K=cam.shape[1], dtype=torch.float32)
+    torch.testing.assert_close(custom_op.polish_stage(cam, request), polish(cam, low), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+        torch.testing.assert_close(custom_op.polish_stage(cam, request), polish(cam, low), rtol=0, atol=0)
 
 
 def test_a_refusal_reaches_the_caller_of_a_compiled_function():

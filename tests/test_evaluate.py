@@ -104,11 +104,8 @@ def test_component_boxes_end_one_past_their_last_pixel() -> None:
     assert component_boxes(np.zeros((3, 3), bool)).shape == (0, 4)
 
 
-def test_diagonal_neighbours_are_one_component() -> None:
+def test_components_are_8_connected_and_the_largest_has_the_most_pixels() -> None:
     assert component_boxes(np.eye(3, dtype=bool), "all").tolist() == [[0, 0, 3, 3]]
-
-
-def test_largest_component_is_by_pixels_not_by_box() -> None:
     mask = np.zeros((9, 9), bool)
     mask[0:3, 0:3] = True
     mask[4, 3:9] = True
@@ -202,10 +199,7 @@ def test_max_box_acc_refuses_what_does_not_fit(change: dict, message: str) -> No
 def test_average_precision_by_hand() -> None:
     # Ranked: hit, miss, hit → ½·1 + ½·⅔.
     assert average_precision([0.9, 0.8, 0.7], [1, 0, 1]) == pytest.approx(0.5 + 0.5 * 2 / 3)
-
-
-def test_ties_are_taken_together() -> None:
-    assert average_precision([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]) == 0.25
+    assert average_precision([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]) == 0.25, "ties are one step"
 
 
 def test_average_precision_equals_the_sum_over_distinct_cuts() -> None:

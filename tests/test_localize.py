@@ -32,15 +32,11 @@ SCENE = torch.tensor(
 )
 
 
-def test_the_largest_region_is_boxed_in_exclusive_pixel_corners() -> None:
-    ((found,),) = boxes(SCENE, box_threshold=0.2)
-    assert found.tolist() == [[0, 0, 3, 3]]
-    assert found.dtype == torch.float32
-
-
-def test_all_regions_come_largest_first() -> None:
-    ((found,),) = boxes(SCENE, box_threshold=0.2, components="all")
-    assert found.tolist() == [[0, 0, 3, 3], [4, 1, 5, 3]]
+def test_boxes_have_exclusive_pixel_corners_and_come_largest_first() -> None:
+    (((largest,),), ((every,),)) = (boxes(SCENE, box_threshold=0.2, components=which) for which in ("largest", "all"))
+    assert largest.tolist() == boxes(SCENE)[0][0].tolist() == [[0, 0, 3, 3]]
+    assert every.tolist() == [[0, 0, 3, 3], [4, 1, 5, 3]]
+    assert largest.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -229,9 +225,8 @@ RESULT = SSAResult(SHOWN, SHOWN[..., ::5, ::5], STAGES, torch.zeros(1, 9), torch
 
 
 def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:
-    (panel,) = RESULT.overlay(GREY)
-    columns = 3 + 2 + 2  # image, seed, two stages, fused, boxes, mask
-    assert panel.size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
+    for panels, columns in ((RESULT.overlay(GREY), 7), (overlay(GREY, SHOWN), 4)):  # with seed and stages, and without
+        assert panels[0].size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
 
 
 def test_panel_draws_each_class_where_it_is() -> None:
@@ -266,13 +261,6 @@ def test_wrong_overlay_arguments(images: Tensor, names: list[str] | None, error:
         RESULT.overlay(images, names=names)
 
 
-def test_overlay_of_cams_alone_has_no_column_for_what_is_not_given() -> None:
-    (panel,) = overlay(GREY, SHOWN)
-    assert panel.size == (SIDE + 4 * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
-    with pytest.raises(ValueError, match=r"box_threshold: .* got 2"):
-        RESULT.overlay(GREY, box_threshold=2)
-
-
 def test_overlay_draws_all_components_unless_options_say_otherwise() -> None:
     cams = torch.zeros(1, 1, 30, 60)
     cams[..., 2:10, 2:10], cams[..., 20:24, 40:50] = 1, 1
@@ -280,3 +268,5 @@ def test_overlay_draws_all_components_unless_options_say_otherwise() -> None:
     default, every, largest = (np.asarray(overlay(GREY, cams, options=options)[0]) for options in choices)
     assert np.array_equal(default, every)
     assert not np.array_equal(default, largest)
+    with pytest.raises(ValueError, match=r"box_threshold: .* got 2"):
+        RESULT.overlay(GREY, box_threshold=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import EXECUTION, AffinityText, Debug, Model, Stages, Weights, parse_stages
+from ssa_fast.cli.options import CAM, EXECUTION, AffinityText, Debug, Model, Stages, Weights, parse_stages
 from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def command(
     model: Model = "resnet50",
     weights: Weights = "none",
     size: Annotated[str, typer.Option(help="Image size: the side of a square, or HEIGHTxWIDTH.")] = "512",
-    classes_count: Annotated[int, typer.Option(min=1, help="Number of CAM classes K, polished together.")] = 1,
+    classes_count: Annotated[int, typer.Option(min=1, help="Number of CAM classes.", rich_help_panel=CAM)] = 1,
     affinity: AffinityText = "",
     stages: Stages = "auto",
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="What to plan for.", rich_help_panel=EXECUTION)
+        Literal["cpu", "cuda"], typer.Option(help="Device to plan for.", rich_help_panel=EXECUTION)
     ] = "cpu",
     debug: Debug = False,
 ) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
-__all__ = ["AffinityText", "Debug", "Device", "Model", "Stages", "Weights", "build", "parse_stages"]
+__all__ = ["CAM", "EXECUTION", "MODEL", "AffinityText", "Debug", "Device", "Model", "Stages", "Weights"]
+__all__ += ["build", "parse_stages"]
 
 MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
 """Titles of the groups in which ``--help`` lists the options."""
@@ -24,7 +25,9 @@ def _option(group: str, text: str, *names: str) -> Any:
 
 
 Model = Annotated[str, _option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
-Weights = Annotated[str, _option(MODEL, "'DEFAULT', a torchvision name, 'none' (random) or a file.", "--weights", "-w")]
+Weights = Annotated[
+    str, _option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
+]
 Stages = Annotated[str, _option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
     str, _option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.", "--affinity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,79 +19,42 @@ from ssa_fast.models.layout import infer_layout
 from tests.networks import ChannelsLast, ClassMap, ConvHead, DeepHead, ExplicitAttention, Pyramid, Tokens
 from tests.sweep_torchvision import sweep
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 NN, SIGNED = "non-negative", "signed"
 
-# The lightest member of each family: stages, their sides for 224 pixels, their signs, and the seed's kind and layer.
-FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
-    "alexnet": (["features.1", "features.4", "features.11"], [55, 27, 13], [NN] * 3, "grad-cam", "features.11"),
-    "convnext_tiny": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "features.7"),
+SIDES = (56, 28, 14, 7)
+# The lightest member of each family: its stages (prefix|suffixes), their sides for 224 pixels, their signs, and the
+# kind and layer of the seed.
+FAMILIES: dict[str, tuple[str, Sequence[int], str, str, str]] = {
+    "alexnet": ("features.|1 4 11", (55, 27, 13), "+++", "grad-cam", "features.11"),
+    "convnext_tiny": ("features.|1 3 5 7", SIDES, "±±±±", "grad-cam", "features.7"),
     "densenet121": (
-        [*(f"features.transition{i}.relu" for i in (1, 2, 3)), "features.norm5"],
-        [56, 28, 14, 7],
-        [NN] * 4,
+        "features.|transition1.relu transition2.relu transition3.relu norm5",
+        SIDES,
+        "++++",
         "cam",
         "features.norm5",
     ),
-    "efficientnet_b0": ([f"features.{i}" for i in (2, 3, 5, 8)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "features.8"),
-    "googlenet": (
-        ["conv3", "inception3b", "inception4e", "inception5b"],
-        [56, 28, 14, 7],
-        [NN] * 4,
-        "cam",
-        "inception5b",
-    ),
-    "inception_v3": (
-        ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"],
-        [52, 25, 12, 5],
-        [NN] * 4,
-        "cam",
-        "Mixed_7c",
-    ),
-    "maxvit_t": ([f"blocks.{i}" for i in range(4)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "blocks.3"),
-    "mnasnet0_5": (
-        [f"layers.{i}" for i in (8, 9, 11, 16)],
-        [56, 28, 14, 7],
-        [SIGNED] * 3 + [NN],
-        "cam",
-        "layers.16",
-    ),
-    "mobilenet_v2": (
-        [f"features.{i}" for i in (3, 6, 13, 18)],
-        [56, 28, 14, 7],
-        [SIGNED] * 3 + [NN],
-        "cam",
-        "features.18",
-    ),
-    "mobilenet_v3_small": (
-        [f"features.{i}" for i in (1, 3, 8, 12)],
-        [56, 28, 14, 7],
-        [SIGNED] * 4,
-        "grad-cam",
-        "features.12",
-    ),
-    "regnet_x_400mf": (
-        [f"trunk_output.block{i}" for i in (1, 2, 3, 4)],
-        [56, 28, 14, 7],
-        [NN] * 4,
-        "cam",
-        "trunk_output.block4",
-    ),
-    "resnet18": ([f"layer{i}" for i in (1, 2, 3, 4)], [56, 28, 14, 7], [NN] * 4, "cam", "layer4"),
-    "shufflenet_v2_x0_5": (["maxpool", "stage2", "stage3", "conv5"], [56, 28, 14, 7], [NN] * 4, "cam", "conv5"),
-    "squeezenet1_1": (
-        [f"features.{i}" for i in (1, 4, 7, 12)],
-        [111, 55, 27, 13],
-        [NN] * 4,
-        "cam",
-        "classifier.2",
-    ),
-    "swin_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
-    "swin_v2_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
-    "vgg11": ([f"features.{i}" for i in (4, 9, 14, 19)], [112, 56, 28, 14], [NN] * 4, "grad-cam", "features.19"),
+    "efficientnet_b0": ("features.|2 3 5 8", SIDES, "±±±±", "cam", "features.8"),
+    "googlenet": ("|conv3 inception3b inception4e inception5b", SIDES, "++++", "cam", "inception5b"),
+    "inception_v3": ("|Conv2d_4a_3x3 Mixed_5d Mixed_6e Mixed_7c", (52, 25, 12, 5), "++++", "cam", "Mixed_7c"),
+    "maxvit_t": ("blocks.|0 1 2 3", SIDES, "±±±±", "grad-cam", "blocks.3"),
+    "mnasnet0_5": ("layers.|8 9 11 16", SIDES, "±±±+", "cam", "layers.16"),
+    "mobilenet_v2": ("features.|3 6 13 18", SIDES, "±±±+", "cam", "features.18"),
+    "mobilenet_v3_small": ("features.|1 3 8 12", SIDES, "±±±±", "grad-cam", "features.12"),
+    "regnet_x_400mf": ("trunk_output.block|1 2 3 4", SIDES, "++++", "cam", "trunk_output.block4"),
+    "resnet18": ("layer|1 2 3 4", SIDES, "++++", "cam", "layer4"),
+    "shufflenet_v2_x0_5": ("|maxpool stage2 stage3 conv5", SIDES, "++++", "cam", "conv5"),
+    "squeezenet1_1": ("features.|1 4 7 12", (111, 55, 27, 13), "++++", "cam", "classifier.2"),
+    "swin_t": ("features.|1 3 5 7", SIDES, "±±±±", "cam", "permute"),
+    "swin_v2_t": ("features.|1 3 5 7", SIDES, "±±±±", "cam", "permute"),
+    "vgg11": ("features.|4 9 14 19", (112, 56, 28, 14), "++++", "grad-cam", "features.19"),
     "vit_b_32": (
-        [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8, 11)],
-        [7] * 4,
-        [SIGNED] * 4,
+        "encoder.layers.encoder_layer_|2 5 8 11",
+        (7,) * 4,
+        "±±±±",
         "grad-cam",
         "encoder.layers.encoder_layer_11.ln_1",
     ),
@@ -100,13 +64,14 @@ FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_family(name: str) -> None:
     stages, sides, signs, kind, layer = FAMILIES[name]
+    prefix, suffixes = stages.split("|")
     (row,) = sweep([name])
     assert row.error is None
     assert row.description is not None
     found = row.description.stages
-    assert [stage.name for stage in found] == stages
+    assert [stage.name for stage in found] == [prefix + suffix for suffix in suffixes.split()]
     assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
-    assert [stage.sign for stage in found] == signs
+    assert [stage.sign for stage in found] == [{"+": NN, "±": SIGNED}[sign] for sign in signs]
     assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
 
 

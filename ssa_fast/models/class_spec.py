@@ -28,7 +28,7 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     if classes is None:
         classes = "predicted"
     if isinstance(classes, str):
-        return logits.topk(_count(classes, logits.shape[1]), dim=1).indices
+        return logits.topk(parse_count(classes, logits.shape[1]), dim=1).indices
     index = _index_tensor(classes, images=len(logits))
     if index.numel() == 0:
         raise ValueError('classes: expected at least one class, got none; pass class indices, "predicted" or "topN"')
@@ -41,7 +41,12 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     return index.to(logits.device, copy=True)
 
 
-def _count(text: str, num_classes: int) -> int:
+def parse_count(text: str, num_classes: int) -> int:
+    """Parse the number of classes of an image from "predicted" or "topN".
+
+    Raises:
+        ValueError: Another text, or N not in 1..``num_classes``.
+    """
     if text == "predicted":
         return 1
     match = re.fullmatch(r"top(\d+)", text)

@@ -87,9 +87,8 @@ def _chains(model: nn.Module, trace: ForwardTrace) -> Iterator[list[LayerTrace]]
     """Yield for each module, outermost first, its children's maps of more than one pixel, in order of return."""
     order = {name: position for position, name in enumerate(trace.layers)}
     for name, module in model.named_modules():
-        children = [child for child in _called_children(name, module, trace) if child in trace.maps]
-        layers = [trace.layers[child] for child in sorted(children, key=order.__getitem__)]
-        yield [layer for layer in layers if _pixels(layer) > 1]
+        children = sorted(_called_children(name, module, trace), key=order.__getitem__)
+        yield [trace.layers[child] for child in children if trace.layers[child].pixels > 1]
 
 
 def _called_children(prefix: str, module: nn.Module, trace: ForwardTrace) -> Iterable[str]:
@@ -106,7 +105,7 @@ def _pyramid(chain: list[LayerTrace], trace: ForwardTrace) -> list[list[LayerTra
     levels: dict[int, list[LayerTrace]] = {}
     area = trace.image_size[0] * trace.image_size[1]
     for layer in chain:
-        octave = round(math.log2(area / _pixels(layer)) / 2)
+        octave = round(math.log2(area / layer.pixels) / 2)
         if not levels or octave >= max(levels):
             levels.setdefault(octave, []).append(layer)
     return list(levels.values())
@@ -124,7 +123,7 @@ def _evenly_spaced_blocks(model: nn.Module, chains: list[list[LayerTrace]]) -> l
     def has_children(layer: LayerTrace) -> bool:
         return any(True for _ in model.get_submodule(layer.name).children())
 
-    rows = [[r for r in chain if has_children(r) and _shape(r) == _shape(chain[-1])] for chain in chains]
+    rows = [[r for r in chain if has_children(r) and r.shape == chain[-1].shape] for chain in chains]
     row = max(rows, key=len, default=[])
     if len(row) < 2:  # a flat network without blocks
         flat = max(chains, key=len, default=[])
@@ -143,18 +142,10 @@ def _activated(model: nn.Module, trace: ForwardTrace, layer: LayerTrace) -> Laye
     for following in [layer, *layers[layers.index(layer) + 1 :]]:
         pointwise = all(p.ndim < 2 for p in model.get_submodule(following.name).parameters())
         same_tensor = following.tensor is layer.tensor
-        if following.layout is None or _shape(following) != _shape(layer) or not (pointwise or same_tensor):
+        if following.shape is None or following.shape != layer.shape or not (pointwise or same_tensor):
             break
         if following.non_negative:
             # Several layers may share one tensor: prefer the name of the ReLU to that of the layer it overwrote.
             named_after_relu = (r for r in layers if r.tensor is following.tensor and not r.modified_inplace)
             return next(named_after_relu, following) if following.modified_inplace else following
     return layer
-
-
-def _shape(layer: LayerTrace) -> tuple[int, int, int]:
-    return layer.layout.shape if layer.layout is not None else (0, 0, 0)
-
-
-def _pixels(layer: LayerTrace) -> int:
-    return layer.layout.pixels if layer.layout is not None else 0

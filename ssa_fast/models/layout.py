@@ -23,28 +23,30 @@ class TensorLayout:
 
     Attributes:
         kind: Order of the axes: (B, C, h, w), (B, h, w, C) or (B, N, C).
-        channels: C.
-        height, width: Size of the map on the sample image.
-        stride: Image pixels per map pixel (y, x) on the sample image.
+        shape: (C, h, w) of the sample image's map.
+        image_size: (H, W) of the sample image.
         prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
-    channels: int
-    height: int
-    width: int
-    stride: tuple[float, float]
+    shape: tuple[int, int, int]
+    image_size: tuple[int, int]
     prefix: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) on the sample image."""
-        return self.channels, self.height, self.width
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[0]
 
     @property
     def pixels(self) -> int:
-        """h · w on the sample image."""
-        return self.height * self.width
+        """h · w of the sample image's map."""
+        return self.shape[1] * self.shape[2]
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        """Image pixels per map pixel (y, x), on the sample image."""
+        return self.image_size[0] / max(self.shape[1], 1), self.image_size[1] / max(self.shape[2], 1)
 
     def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return the output as (B, C, h, w), sharing its memory.
@@ -91,8 +93,8 @@ def infer_layout(
 
 def _spatial_layout(shape: Sequence[int], image_size: tuple[int, int]) -> TensorLayout | None:
     _, a, b, c = shape
-    layouts = [_make("nchw", a, b, c, image_size), _make("nhwc", c, a, b, image_size)]
-    possible = [layout for layout in layouts if layout.height <= image_size[0] and layout.width <= image_size[1]]
+    layouts = [TensorLayout("nchw", (a, b, c), image_size), TensorLayout("nhwc", (c, a, b), image_size)]
+    possible = [layout for layout in layouts if min(layout.stride) >= 1]
     # A map keeps the image's aspect ratio; an axis of channels does not. NCHW comes first, so it wins a tie.
     return min(possible, key=_anisotropy, default=None)
 
@@ -104,27 +106,15 @@ def _token_layout(
     seen = [(h, w) for h, w in reversed(grids) if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX_TOKENS]
     if seen:
         height, width = max(seen, key=lambda grid: grid[0] * grid[1])
-        return _make("tokens", channels, height, width, image_size, tokens - height * width)
+        return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
         height = round(math.sqrt(patches * image_size[0] / image_size[1]))
         if height > 1 and patches % height == 0:
-            layout = _make("tokens", channels, height, patches // height, image_size, prefix)
+            layout = TensorLayout("tokens", (channels, height, patches // height), image_size, prefix)
             if _anisotropy(layout) < 0.1:
                 return layout
     return None
-
-
-def _make(
-    kind: Literal["nchw", "nhwc", "tokens"],
-    channels: int,
-    height: int,
-    width: int,
-    image_size: tuple[int, int],
-    prefix: int = 0,
-) -> TensorLayout:
-    stride = (image_size[0] / max(height, 1), image_size[1] / max(width, 1))
-    return TensorLayout(kind, channels, height, width, stride, prefix)
 
 
 def _anisotropy(layout: TensorLayout) -> float:

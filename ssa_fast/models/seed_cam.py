@@ -112,7 +112,10 @@ def _exact_cam(trace: ForwardTrace, stages: list[str]) -> Seed | str:
     refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
     usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
     usable.sort(key=lambda name: name not in stages)  # if one map has several names, prefer that of a stage
-    means = {name: trace.layers[name].map(trace.image_size).float().mean((2, 3)) for name in usable}
+    means = {}
+    for name in usable:
+        features = refs[name].layout.view(trace.layers[name].tensor, trace.image_size)
+        means[name] = features.float().mean((2, 3))
     for name, mean in means.items():
         if _equal(mean, trace.logits):
             return Seed("cam", refs[name])
@@ -154,8 +157,7 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
     """
     layers = list(trace.layers.values())
     last = max((trace.layers[name] for name in stages), key=layers.index)
-    shape = last.layout.shape if last.layout else None
-    alike = [r for r in layers[: layers.index(last) + 1] if r.layout and r.layout.shape == shape]
+    alike = [layer for layer in layers[: layers.index(last) + 1] if layer.shape == last.shape]
     while alike:
         found = _layers_with_gradient(model, trace, alike[-LAYERS_PER_PASS:])
         if found:

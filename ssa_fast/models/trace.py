@@ -54,11 +54,15 @@ class LayerTrace:
         """Whether the stage taken from this module has no negative element."""
         return self.min >= 0 or self.relu_inplace
 
-    def map(self, image_size: tuple[int, int]) -> Tensor:
-        """Return the output as (1, C, h, w)."""
-        if self.layout is None:
-            raise ValueError(f"{self.name}: expected a map, got shape {tuple(self.tensor.shape)}")
-        return self.layout.view(self.tensor, image_size)
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) if the output is a map, else None."""
+        return self.layout.shape if self.layout is not None else None
+
+    @property
+    def pixels(self) -> int:
+        """h · w if the output is a map, else 0."""
+        return self.layout.pixels if self.layout is not None else 0
 
 
 @dataclass
@@ -91,7 +95,7 @@ class ForwardTrace:
             return
         layout = infer_layout(tensor.shape, self.image_size, self.grids)
         if layout is not None and layout.kind != "tokens":
-            self.grids.append((layout.height, layout.width))
+            self.grids.append(layout.shape[1:])
         self.layers.pop(name, None)  # a module called again moves to the end
         sample, least = strided_sample(tensor).clone(), tensor.amin().item()
         self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, least)

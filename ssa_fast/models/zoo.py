@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ssa_fast.models.class_spec import parse_count
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -87,12 +89,8 @@ class Classifier:
             ValueError: An index out of range, or a name of no class or of several classes.
         """
         spec = spec.strip()
-        if spec == "predicted":
-            return spec
-        top = re.fullmatch(r"top(\d+)", spec)
-        if top:
-            if not 1 <= int(top[1]) <= len(self.categories):
-                raise ValueError(f"classes: expected top1 to top{len(self.categories)}, got {spec!r}")
+        if re.fullmatch(r"predicted|top\d+", spec):
+            parse_count(spec, len(self.categories))
             return spec
         indices = [self._index(part.strip()) for part in spec.split(",") if part.strip()]
         if not indices:

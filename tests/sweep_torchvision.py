@@ -14,7 +14,7 @@ import typer
 from ssa_fast.api import polish_stages
 from ssa_fast.cli import console, models
 from ssa_fast.models import inspect_model
-from ssa_fast.models.trace import trace_image
+from ssa_fast.models.trace import make_trace_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def sweep(names: Sequence[str]) -> Iterator[models.NetworkRow]:
 def check_polishing(model: nn.Module) -> None:
     """Polish the seeds of two classes in every stage; raise ArithmeticError unless all maps are finite and >= 0."""
     info = inspect_model(model)
-    extracted = info.forward(model, trace_image(model, info.trace_size))
+    extracted = info.forward(model, make_trace_image(model, info.trace_size))
     seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))
     polished = polish_stages(seeds, {name: extracted.maps[name] for name in info.stages})
     for name, maps in {"seed": seeds, **polished}.items():

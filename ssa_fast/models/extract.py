@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_logits, first_tensor, replace_first_tensor
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, replace_first_tensor
 from ssa_fast.models.trace import evaluation_mode, forward_hooks
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _start_gradient(extracted: Features, ref: LayerRef, output: Any) -> Any:
 
 
 def _tensor(name: str, output: Any) -> Tensor:
-    tensor = first_tensor(output)
+    tensor = find_first_tensor(output)
     if tensor is None:
         raise ValueError(
             f"stages: expected {name!r} to return a tensor as on the sample image, got {type(output)}; name others"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ssa_fast.affinity import Affinity
 from ssa_fast.models.extract import Features, LayerRef, extract_features
 from ssa_fast.models.layer_selection import select_stages
-from ssa_fast.models.seed_cam import Seed, cam_seed, grad_cam_seed, select_seed
-from ssa_fast.models.trace import fixed_size, input_channels, trace_model, trace_size
+from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
+from ssa_fast.models.trace import choose_trace_size, find_fixed_size, find_input_channels, trace_model
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
 
@@ -38,7 +38,7 @@ class ModelInfo:
 
     stages: dict[str, LayerRef]
     signs: dict[str, Sign]
-    seed: Seed
+    seed: SeedRecipe
     num_classes: int
     in_channels: int
     trace_size: tuple[int, int]
@@ -107,17 +107,17 @@ def inspect_model(
         raise TypeError(
             "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
-    trace = trace_model(model, trace_size(model, input_size))
+    trace = trace_model(model, choose_trace_size(model, input_size))
     layers = {name: trace.layers[name] for name in select_stages(model, trace, stages)}
     with torch.inference_mode(False):
         found = select_seed(model, trace, list(layers), seed)
-    side = fixed_size(model)
+    side = find_fixed_size(model)
     return ModelInfo(
         stages={name: LayerRef.from_trace(layer) for name, layer in layers.items()},
         signs={name: "non-negative" if layer.non_negative else "signed" for name, layer in layers.items()},
         seed=found,
         num_classes=trace.logits.shape[1],
-        in_channels=input_channels(model),
+        in_channels=find_input_channels(model),
         trace_size=trace.image_size,
         fixed_size=(side, side) if side else None,
     )

@@ -31,7 +31,7 @@ def select_stages(model: nn.Module, trace: ForwardTrace, stages: str | Sequence[
     if isinstance(stages, str):
         if stages != "auto":
             raise ValueError(f'stages: expected "auto" or a list of module names, got {stages!r}; write [{stages!r}]')
-        return automatic_stages(model, trace)
+        return select_automatic_stages(model, trace)
     names = list(stages) if isinstance(stages, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f'stages: expected at least one module name, got {stages!r}; pass names or "auto"')
@@ -62,7 +62,7 @@ def check_returns_map(model: nn.Module, trace: ForwardTrace, name: str, *, argum
         )
 
 
-def automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
+def select_automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
     """Select the last output at each of the four coarsest resolutions; with one resolution, four spaced blocks.
 
     Raises:

@@ -121,7 +121,7 @@ def _anisotropy(layout: TensorLayout) -> float:
     return abs(math.log(layout.stride[0] / layout.stride[1]))
 
 
-def first_tensor(output: Any) -> Tensor | None:
+def find_first_tensor(output: Any) -> Tensor | None:
     """Return ``output`` or, of a tuple, list or mapping, its first tensor; None if it holds none."""
     if isinstance(output, Tensor):
         return output
@@ -157,7 +157,7 @@ def find_logits(output: Any) -> Tensor:
         ValueError: The tensor is not of rank 2.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    logits = named if isinstance(named, Tensor) else first_tensor(output)
+    logits = named if isinstance(named, Tensor) else find_first_tensor(output)
     if logits is None or not torch.is_floating_point(logits):
         raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
     if logits.ndim != 2:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssa_fast.models.extract import Features, LayerRef, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
-from ssa_fast.models.layout import first_tensor
-from ssa_fast.models.trace import ForwardTrace, LayerTrace, forward_hooks, trace_image
+from ssa_fast.models.layout import find_first_tensor
+from ssa_fast.models.trace import ForwardTrace, LayerTrace, forward_hooks, make_trace_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ LAYERS_PER_PASS = 12
 
 
 @dataclass(frozen=True)
-class Seed:
+class SeedRecipe:
     """Recipe of the seed CAM.
 
     Attributes:
@@ -47,7 +47,7 @@ class Seed:
         return self.ref.name
 
 
-def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str) -> Seed:
+def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str) -> SeedRecipe:
     """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module.
 
     Raises:
@@ -59,12 +59,12 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
         raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
     if seed in ("auto", "cam"):
         found = _exact_cam(trace, stages)
-        if isinstance(found, Seed):
+        if isinstance(found, SeedRecipe):
             return found
         if seed == "cam":
             raise ValueError(f'seed: expected a head for which a CAM is exact, but {found}; use seed="grad-cam"')
     if seed in ("auto", "grad-cam"):
-        return Seed("grad-cam", LayerRef.from_trace(_grad_cam_layer(model, trace, stages)))
+        return SeedRecipe("grad-cam", LayerRef.from_trace(_grad_cam_layer(model, trace, stages)))
     check_returns_map(model, trace, seed, argument="seed")
     layer = trace.layers[seed]
     if not _layers_with_gradient(model, trace, [layer]):
@@ -72,10 +72,10 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
         )
-    return Seed("grad-cam", LayerRef.from_trace(layer))
+    return SeedRecipe("grad-cam", LayerRef.from_trace(layer))
 
 
-def cam_seed(model: nn.Module, seed: Seed, extracted: Features, classes: Tensor) -> Tensor:
+def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
     """Return the seeds (B, K, h, w), float32 or float64, of ``classes``, a LongTensor (B, K)."""
     features = _at_least_float32(extracted.maps[seed.layer])
     if seed.head is None:
@@ -86,7 +86,7 @@ def cam_seed(model: nn.Module, seed: Seed, extracted: Features, classes: Tensor)
     return torch.einsum("bkc,bchw->bkhw", rows, features).relu()
 
 
-def grad_cam_seed(seed: Seed, extracted: Features, classes: Tensor) -> Tensor:
+def grad_cam_seed(seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
     """Return the seeds as ``cam_seed`` does, with one backward pass for each of the K classes of all images."""
     leaf = extracted.leaf
     if leaf is None:
@@ -107,7 +107,7 @@ def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def _exact_cam(trace: ForwardTrace, stages: list[str]) -> Seed | str:
+def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
     """Return a seed whose pooled map gives the traced logits through the head, or the reason why there is none."""
     refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
     usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
@@ -118,14 +118,14 @@ def _exact_cam(trace: ForwardTrace, stages: list[str]) -> Seed | str:
         means[name] = features.float().mean((2, 3))
     for name, mean in means.items():
         if _equal(mean, trace.logits):
-            return Seed("cam", refs[name])
+            return SeedRecipe("cam", refs[name])
     head = _find_head(trace)
     if head is None:
         return "the logits are neither the output of a linear layer nor the mean of a map"
     pooled = trace.linear_inputs[head].flatten(1)
     for name, mean in means.items():
         if _equal(mean, pooled):
-            return Seed("cam", refs[name], head)
+            return SeedRecipe("cam", refs[name], head)
     return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
 
 
@@ -179,7 +179,7 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
 
     def make_hook(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            tensor = args[0] if name == head else first_tensor(output)
+            tensor = args[0] if name == head else find_first_tensor(output)
             if tensor is not None:
                 outputs[name] = tensor
 
@@ -188,7 +188,7 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
     first, *later = layers
     names = [layer.name for layer in later if layer.name != head] + ([head] if head else [])
     with forward_hooks(model, {name: make_hook(name) for name in names}):
-        image = trace_image(model, trace.image_size)
+        image = make_trace_image(model, trace.image_size)
         extracted = extract_features(model, image, {}, gradient_from=LayerRef.from_trace(first))
     score = (outputs.pop(head) if head else extracted.logits).float().abs().sum()
     if extracted.leaf is not None:

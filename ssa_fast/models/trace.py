@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_logits, first_tensor, infer_layout
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
 from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LayerTrace:
     @property
     def relu_inplace(self) -> bool:
         """Whether the output was modified by an in-place ReLU."""
-        return self.modified_inplace and bool(torch.equal(strided_sample(self.tensor), self.sample.relu()))
+        return self.modified_inplace and bool(torch.equal(sample_elements(self.tensor), self.sample.relu()))
 
     @property
     def non_negative(self) -> bool:
@@ -90,20 +90,20 @@ class ForwardTrace:
 
     def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the output of ``module``; called by its forward hook."""
-        tensor = first_tensor(output)
+        tensor = find_first_tensor(output)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
         layout = infer_layout(tensor.shape, self.image_size, self.grids)
         if layout is not None and layout.kind != "tokens":
             self.grids.append(layout.shape[1:])
         self.layers.pop(name, None)  # a module called again moves to the end
-        sample, least = strided_sample(tensor).clone(), tensor.amin().item()
+        sample, least = sample_elements(tensor).clone(), tensor.amin().item()
         self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, least)
         if is_linear_map(module) and args and isinstance(args[0], Tensor):
             self.linear_inputs[name] = args[0]
 
 
-def strided_sample(tensor: Tensor) -> Tensor:
+def sample_elements(tensor: Tensor) -> Tensor:
     """Return up to about ``SAMPLED_ELEMENTS`` elements at equal distances in the tensor."""
     flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
     return flat[:: math.ceil(flat.numel() / SAMPLED_ELEMENTS)]
@@ -145,19 +145,19 @@ def forward_hooks(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Ite
             handle.remove()
 
 
-def trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
+def choose_trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Return (H, W) of the sample image: ``input_size``, else the model's fixed size, else 224."""
-    size = input_size if input_size is not None else fixed_size(model) or 224
+    size = input_size if input_size is not None else find_fixed_size(model) or 224
     return check_size("input_size", (size, size) if isinstance(size, int) else size)
 
 
-def fixed_size(model: nn.Module) -> int | None:
+def find_fixed_size(model: nn.Module) -> int | None:
     """Return the side of the only square image that the model accepts (as torchvision's ViT), if it names one."""
     sizes = (getattr(module, "image_size", None) for module in model.modules())
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-def input_channels(model: nn.Module) -> int:
+def find_input_channels(model: nn.Module) -> int:
     """Return the number of image channels: that of the first convolution, 3 if there is none.
 
     Modules are listed in the order of their registration, which may put the head first; so the first convolution of at
@@ -167,11 +167,11 @@ def input_channels(model: nn.Module) -> int:
     return next((few for few in channels if few <= 4), channels[0] if channels else 3)
 
 
-def trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
+def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
     """Draw an image (1, C, H, W) in the model's dtype, on its device; the global random state is not changed."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, input_channels(model), *image_size, generator=generator)
+    image = torch.randn(1, find_input_channels(model), *image_size, generator=generator)
     return image.to(device=parameter.device, dtype=parameter.dtype)
 
 
@@ -188,7 +188,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
 
     hooks = {name: observer(name) for name, _ in model.named_modules() if name}
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
-        image = trace_image(model, image_size)
+        image = make_trace_image(model, image_size)
         try:
             output = model(image)
         except Exception as error:

@@ -116,9 +116,7 @@ def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | Non
 
 
 def _cells(name: str, network: ModelDescription, seconds: float) -> tuple[str, ...]:
-    names = "\n".join(stage.name for stage in network.stages)
-    shapes = "\n".join(" x ".join(map(str, stage.shape)) for stage in network.stages)
-    signs = "\n".join(stage.sign for stage in network.stages)
-    methods = "\n".join(stage.method for stage in network.stages)
+    stages = [(s.name, " x ".join(map(str, s.shape)), s.sign, s.method) for s in network.stages]
+    columns = ("\n".join(column) for column in zip(*stages, strict=True))
     size = "{} x {}".format(*network.input_size)
-    return name, size, names, shapes, signs, methods, f"{network.seed_kind}\n{network.seed_layer}", f"{seconds:.1f}"
+    return name, size, *columns, f"{network.seed_kind}\n{network.seed_layer}", f"{seconds:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits,
 from ssa_fast.models.trace import evaluation_mode, forward_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from ssa_fast.models.trace import LayerTrace
 
@@ -75,19 +76,16 @@ def extract_features(
     outputs: dict[str, Tensor] = {}
     names = {*refs, *({gradient_from.name} if gradient_from else ())}
 
-    def make_hook(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            replaced = None
-            if gradient_from is not None and name == gradient_from.name:
-                output = replaced = _start_gradient(extracted, gradient_from, output)
-            tensor = _tensor(name, output)
-            if name in refs:
-                outputs[name] = tensor.clone() if refs[name].needs_copy else tensor
-            return replaced
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        replaced = None
+        if gradient_from is not None and name == gradient_from.name:
+            output = replaced = _start_gradient(extracted, gradient_from, output)
+        tensor = _tensor(name, output)
+        if name in refs:
+            outputs[name] = tensor.clone() if refs[name].needs_copy else tensor
+        return replaced
 
-        return hook
-
-    hooks = {name: make_hook(name) for name in names}
+    hooks = {name: partial(hook, name) for name in names}
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
         extracted.logits = find_logits(model(images.clone() if images.is_inference() else images))
     for name, ref in refs.items():

@@ -9,7 +9,8 @@ Whether the CAM is exact is verified on the numbers of the traced sample image, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,6 @@ from ssa_fast.models.extract import Features, LayerRef, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor
 from ssa_fast.models.trace import ForwardTrace, LayerTrace, forward_hooks, make_trace_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
@@ -177,17 +175,14 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
     head = _find_head(trace)
     outputs: dict[str, Tensor] = {}
 
-    def make_hook(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            tensor = args[0] if name == head else find_first_tensor(output)
-            if tensor is not None:
-                outputs[name] = tensor
-
-        return hook
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tensor = args[0] if name == head else find_first_tensor(output)
+        if tensor is not None:
+            outputs[name] = tensor
 
     first, *later = layers
     names = [layer.name for layer in later if layer.name != head] + ([head] if head else [])
-    with forward_hooks(model, {name: make_hook(name) for name in names}):
+    with forward_hooks(model, {name: partial(hook, name) for name in names}):
         image = make_trace_image(model, trace.image_size)
         extracted = extract_features(model, image, {}, gradient_from=LayerRef.from_trace(first))
     score = (outputs.pop(head) if head else extracted.logits).float().abs().sum()
@@ -196,11 +191,12 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
     tracked = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad}
     if not tracked or not score.requires_grad:
         return []
-    gradients = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
-    found = {name for name, g in zip(tracked, gradients, strict=True) if g is not None and _any(trace, name, g)}
-    return [layer for layer in layers if layer.name in found]
+    found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
+    gradients = dict(zip(tracked, found, strict=True))
 
+    def has_gradient(layer: LayerTrace) -> bool:
+        gradient = gradients.get(layer.name)
+        layout = LayerRef.from_trace(layer).layout
+        return gradient is not None and bool(layout.view(gradient, trace.image_size).any())
 
-def _any(trace: ForwardTrace, name: str, gradient: Tensor) -> bool:
-    layout = trace.layers[name].layout
-    return layout is not None and bool(layout.view(gradient, trace.image_size).any())
+    return [layer for layer in layers if has_gradient(layer)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits,
 from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 SAMPLED_ELEMENTS = 1024
 
@@ -129,7 +130,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def forward_hooks(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[None]:
+def forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Register forward hooks on the named modules, and remove them afterwards.
 
     Modules compiled by ``torch.compile`` ignore hooks registered after their first call, so they run uncompiled here.
@@ -182,11 +183,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
         ValueError: The forward pass fails.
     """
     trace = ForwardTrace(image_size)
-
-    def observer(name: str) -> Callable[..., None]:
-        return lambda module, args, output: trace.observe(name, module, args, output)
-
-    hooks = {name: observer(name) for name, _ in model.named_modules() if name}
+    hooks = {name: partial(trace.observe, name) for name, _ in model.named_modules() if name}
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
         image = make_trace_image(model, image_size)
         try:

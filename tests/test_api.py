@@ -1,4 +1,4 @@
-"""What polish, correlation and explain return, and what they refuse."""
+"""Results and refusals of polish, correlation and explain."""
 
 from __future__ import annotations
 

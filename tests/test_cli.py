@@ -104,7 +104,7 @@ def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
         assert saved["labels"].tolist() == [saved["classes"][0] + 1]
         assert not str(saved["names"][0]).startswith("class")
     unknown = refused("run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x")
-    assert "knows no 'zebra'" in unknown
+    assert "has no class 'zebra'" in unknown
 
 
 def test_a_network_of_one_size_is_announced_and_its_outputs_have_the_images_size(tmp_path: Path) -> None:

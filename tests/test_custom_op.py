@@ -1,4 +1,4 @@
-"""The custom operator: its schema and fake hold, and a compiled or exported ``polish`` is one node per stage."""
+"""The custom operator: schema and fake are right; a compiled or exported ``polish`` is one node per stage."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_opcheck(changed):
 
 
 def call(cam, low, high):
-    """Two stages, their fusion, and a stage alone: every kind of call there is."""
+    """Polish two stages with fusion and one stage alone: every kind of call."""
     return polish(cam, [low, high], backend="triton"), polish(
         cam, low, affinity=Affinity(center=True, steps=2), method="tiled", backend="triton"
     )

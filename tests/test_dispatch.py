@@ -1,4 +1,4 @@
-"""The dispatcher: a pure function whose choices can be read off its formulas."""
+"""The dispatcher: a pure function whose choices follow from its formulas."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_seconds_weigh_the_three_terms():
 
 
 def test_a_broken_promise_is_the_callers_own(monkeypatch):
-    """``nonnegative=True`` is believed: the features are not read for their sign."""
+    """``nonnegative=True`` is trusted: the features' sign is not read."""
     f = torch.rand(1, 4, 40, 40)
     monkeypatch.setattr("ssa_fast.ops.features.UnitFeatures.nonnegative", lambda self: pytest.fail("the sign was read"))
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=True)
@@ -120,7 +120,7 @@ TURING = dict(gpu=None, no_gpu="Tesla T4 is sm_75; the kernels need the matrix i
 
 @pytest.fixture
 def _untimed():
-    """The one warning that an H200 has no measured table is another test's subject."""
+    """Ignore the warning that an H200 has no measured table; another test checks it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -141,7 +141,7 @@ def on_gpu(**rest):
         (on_gpu(affinity=Affinity("exp", temperature=0.1)), "tiled", "triton"),
         (on_gpu(affinity=CENTERED, L=196, C=1024), "resident", "triton"),
         (on_gpu(L=49, C=2048), "resident", "triton"),
-        # what Triton has no kernel for, or no GPU that can run it
+        # no Triton kernel, or no GPU that can run it
         (on_gpu(affinity=SQUARE, K=1, C=64, L=65_536), "second_order", "torch"),
         (on_gpu(itemsize=8, dtype="float64"), "prototypes", "torch"),
         (on_gpu(**TURING), "prototypes", "torch"),
@@ -161,7 +161,7 @@ def test_an_unknown_sign_is_read_on_the_gpu():
     choice = plan(given)
     assert (choice.method, choice.backend, choice.fallback) == ("prototypes", "triton", "tiled")
     assert "the GPU reads the features' sign" in choice.why
-    # both ways are launched, and both hold their memory
+    # both methods are launched, and both hold their memory
     both = [cost(method, given, "triton") for method in ("prototypes", "tiled")]
     assert choice.cost.launches == sum(each.launches for each in both)
     assert choice.cost.extra_memory == sum(each.extra_memory for each in both)

@@ -1,4 +1,4 @@
-"""Tile tables: the entry nearest a stage, whose table a GPU takes, and files that are in order or named."""
+"""Tile tables: the entry nearest to a stage, the table of a GPU, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(*entries, gpu="Nobody's GPU", arch="sm_90"):
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
-    """The user's own tables, and nothing remembered from other tests."""
+    """Use an empty folder for the user's own tables, and clear the caches."""
     monkeypatch.setenv("SSA_FAST_CONFIGS", str(tmp_path))
     tile_tables._config.cache_clear()
     tile_tables._warn_once.cache_clear()

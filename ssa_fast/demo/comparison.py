@@ -17,7 +17,7 @@ from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
 from ssa_fast.io.atomic import write_files
 from ssa_fast.localize import PostprocessOptions, panels
-from ssa_fast.models.demo_net import load_classifier, prepare
+from ssa_fast.models.demo_net import load_classifier, preprocess
 from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _check(images: int, seed: int, threads: int | None) -> None:
 
 
 def _batch(scenes: list[Scene]) -> Tensor:
-    return prepare(np.stack([scene.image for scene in scenes]))
+    return preprocess(np.stack([scene.image for scene in scenes]))
 
 
 def _compute_cams(model: SceneClassifier, scenes: list[Scene]) -> tuple[dict[str, Cams], NDArray[np.float32]]:

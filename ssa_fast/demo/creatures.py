@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssa_fast.demo.textures import Array, rgb
+from ssa_fast.models.demo_net import CLASSES
 
 
 class Layer(NamedTuple):
@@ -125,7 +126,6 @@ def _duck(u: Array, v: Array) -> Drawing:
     return [Layer(_union(trunk, tail, neck), None), *front, *_eye(u, v, 0.58, -0.47, 0.07, _WHITE)]
 
 
-CLASSES = ("fish", "owl", "tortoise", "cat", "beetle", "duck")
 CREATURES: dict[str, Draw] = dict(zip(CLASSES, (_fish, _owl, _tortoise, _cat, _beetle, _duck), strict=True))
 
 

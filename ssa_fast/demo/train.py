@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
+from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, export_weights, load_classifier, preprocess
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
@@ -57,7 +57,7 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, batch: int = 64) -> dict[str, float]:
     """Return the average precision of each class by name, on images ``(B, H, W, 3)`` uint8."""
     with torch.inference_mode():
-        logits = torch.cat([model(prepare(images[at : at + batch])) for at in range(0, len(images), batch)])
+        logits = torch.cat([model(preprocess(images[at : at + batch])) for at in range(0, len(images), batch)])
     return {name: average_precision(logits[:, k].numpy(), labels[:, k].numpy()) for k, name in enumerate(CLASSES)}
 
 
@@ -79,7 +79,9 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
         model.train()
         losses = []
         for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[:steps]:
-            batch = _augment(prepare(images[chosen.numpy()]), generator).contiguous(memory_format=torch.channels_last)
+            batch = _augment(preprocess(images[chosen.numpy()]), generator).contiguous(
+                memory_format=torch.channels_last
+            )
             loss = nn.functional.binary_cross_entropy_with_logits(model(batch), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -88,7 +90,7 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
             losses.append(loss.item())
         taken = time.perf_counter() - start
         print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {taken:.0f} s", flush=True)
-    arrays: dict[str, Any] = dict(weights_of(model))
+    arrays: dict[str, Any] = dict(export_weights(model))
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()

@@ -19,11 +19,8 @@ from ssa_fast.ops.fusion import Fuse, Weights, fuse_stages, minmax, resize
 from ssa_fast.validation import check_size, per_stage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
 
-    from ssa_fast.large import LargeImageResult
     from ssa_fast.localize import PostprocessOptions
     from ssa_fast.models.extract import Features
 
@@ -147,59 +144,6 @@ class SSA:
         self._check_images(images)
         with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
             return self._run(images, classes)
-
-    def large(
-        self,
-        image: Any,
-        classes: Classes = None,
-        *,
-        out: str | Path,
-        overwrite: bool = False,
-        progress: bool = False,
-        **options: Any,
-    ) -> LargeImageResult:
-        """The CAMs of one image that is too large for the network, or for the memory, at once; exactly.
-
-        The network sees tiles with as much around them as it feels. A first pass over them gathers each stage's
-        prototypes (or, for signed features and other affinities, the pixels themselves), a second applies them; both
-        read the features from disk if there is room, and else compute them again. With classes that are told the
-        network runs once per tile if features are kept, else twice; "predicted" and "topN", which need the whole
-        image's logits first, take one run more where features are not kept. CAMs are of the image's size, whatever
-        ``size`` SSA was made with.
-
-        Args:
-            image: a path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
-                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers.open``).
-            classes: as for a call; of one image.
-            out: the CAMs' file, ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; 255 times the
-                CAM as uint8. Beside it come ``NAME.mask.tif`` (or .zarr) and ``NAME.preview.png``.
-            overwrite: replace these files.
-            progress: show a bar with the time left for every phase; needs rich.
-
-        Keyword Args:
-            tile: pixels of a tile's side, a multiple of the coarsest stride; "auto" by the memory.
-            halo: pixels around a tile that the network sees too; "auto" measures how far it feels (ResNet-18 and
-                ResNet-50: 224 pixels). A smaller one is an approximation. A margin for the seed's resizing is added:
-                two of its map's pixels, 64 of the image, for those.
-            memory: what the process may take in all, bytes or as in "4GB".
-            disk: bytes that kept features may take; "auto" is half of what is free, 0 none.
-            scratch: folder for them; default beside ``out``.
-            key_stride: keep every n-th pixel only where pixels are kept: an approximation, see ``PixelBank``.
-            seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with explicit classes.
-            mean, std: of the normalisation of pixels in [0, 1]; default ImageNet's.
-            look: ``ssa_fast.large.export.Look``: the mask's and the boxes' options, names and labels of the classes.
-            watch: called with a ``LargeStep`` after every window.
-
-        Returns:
-            ``ssa_fast.large.LargeImageResult``: the files, classes, logits, boxes, and how it was done.
-
-        Raises:
-            ValueError: an image, network or option that does not go, with what to do; files that exist; NaN or
-                infinity in logits or CAMs. OSError: no room.
-        """
-        from ssa_fast.large import large_image
-
-        return large_image.to_files(self, image, classes, out=out, overwrite=overwrite, progress=progress, **options)
 
     def _run(self, images: Tensor, classes: Classes) -> SSAResult:
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ssa_fast.io.progress import OnProgress, Progress
+    from ssa_fast.io.progress import OnProgress
+    from ssa_fast.io.readers.open import Reader
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
@@ -181,11 +182,10 @@ class LargeImageSSA:
         paths = out if isinstance(out, OutputPaths) else OutputPaths.beside(out)
         paths.check(image, overwrite)
         check_seed(self.ssa, seed, classes)
+        count = self.ssa.info.num_classes
         for argument, values in (("names", names), ("labels", labels)):
-            if values is not None and len(values) != self.ssa.info.num_classes:
-                raise ValueError(
-                    f"{argument}: expected {self.ssa.info.num_classes}, one per model output, got {len(values)}"
-                )
+            if values is not None and len(values) != count:
+                raise ValueError(f"{argument}: expected {count}, one per model output, got {len(values)}")
         json.dumps(metadata)  # a TypeError now, not after hours
         scratch = self.scratch or paths.cams.parent
         scratch.mkdir(parents=True, exist_ok=True)
@@ -194,27 +194,10 @@ class LargeImageSSA:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             callbacks = [stack.enter_context(progress_bars())] if progress else []
             callbacks += [] if on_progress is None else [on_progress]
-
-            def report(step: Progress) -> None:
-                for callback in callbacks:
-                    callback(step)
-
             reader = stack.enter_context(open_image(image, memory=self.memory // 8))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-            tiling = make_tiling(
-                self.ssa, reader.size, tile=self.tile, halo=self.halo, memory=self.memory, with_seed=seed is None
-            )
-            tiles = TileExtractor(
-                self.ssa,
-                reader,
-                tiling,
-                seed_layer=seed is None,
-                mean=self.mean,
-                std=self.std,
-                cache=folder / "features",
-                disk=shutil.disk_usage(scratch).free // 2 if self.disk == "auto" else int(self.disk),
-            )
+            tiles = self._tiles(reader, folder, with_seed=seed is None)
             pipeline = Pipeline(
                 self.ssa,
                 tiles,
@@ -222,13 +205,13 @@ class LargeImageSSA:
                 seed=seed,
                 stride=self.stride,
                 memory=self.memory,
-                on_progress=report,
+                callbacks=callbacks,
                 start=start,
             )
-            chosen = pipeline.select_classes(classes)
-            indices = chosen[0].tolist()
+            class_tensor = pipeline.select_classes(classes)
+            indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
-            with pipeline.gather(chosen) as gathered:
+            with pipeline.gather(class_tensor) as gathered:
                 maps = pipeline.apply(gathered)
             boxes, box_precision = write_outputs(
                 pipeline.fuse(maps),
@@ -254,11 +237,26 @@ class LargeImageSSA:
             seed=minmax(gathered.seed[None])[0].float().cpu(),
             boxes=boxes,
             box_precision=box_precision,
-            tile=tiling.tile,
-            halo=tiling.halo,
+            tile=tiles.tiling.tile,
+            halo=tiles.tiling.halo,
             passes=tiles.forwards / len(tiles),
             methods=methods,
             cached=tiles.cached,
-            exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in methods.values()),
+            exact=tiles.tiling.exact and (self.stride == 1 or "pixel_bank" not in methods.values()),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
+        )
+
+    def _tiles(self, reader: Reader, folder: Path, *, with_seed: bool) -> TileExtractor:
+        tiling = make_tiling(
+            self.ssa, reader.size, tile=self.tile, halo=self.halo, memory=self.memory, with_seed=with_seed
+        )
+        return TileExtractor(
+            self.ssa,
+            reader,
+            tiling,
+            with_seed=with_seed,
+            mean=self.mean,
+            std=self.std,
+            cache=folder / "features",
+            disk=shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk),
         )

@@ -20,7 +20,7 @@ from ssa_fast.streaming import PixelBank, Prototypes
 from ssa_fast.validation import per_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -52,7 +52,9 @@ class Gathered:
     @property
     def methods(self) -> dict[str, str]:
         """Stage -> "prototypes" or "pixel_bank"."""
-        return {name: _method_of(accumulator) for name, accumulator in self.accumulators.items()}
+        return {
+            name: "pixel_bank" if isinstance(a, PixelBank) else "prototypes" for name, a in self.accumulators.items()
+        }
 
     def __enter__(self) -> Gathered:
         return self
@@ -79,7 +81,7 @@ class Pipeline:
         seed: (K, h, w) of the whole image, or None for the classifier's own CAM.
         stride: Of ``PixelBank``.
         memory: Bytes for the whole process.
-        on_progress: Called after each window of a phase.
+        callbacks: Called with a ``Progress`` after each window of a phase.
         start: ``time.perf_counter()`` when the work began.
 
     Attributes:
@@ -95,12 +97,12 @@ class Pipeline:
         seed: Tensor | np.ndarray | None,
         stride: int,
         memory: int,
-        on_progress: OnProgress | None,
+        callbacks: Sequence[OnProgress],
         start: float,
     ) -> None:
         self.ssa, self.tiles, self.folder = ssa, tiles, folder
         self.given_seed = None if seed is None else torch.as_tensor(seed).float().to(tiles.device)
-        self.stride, self.memory, self.on_progress = stride, memory, on_progress
+        self.stride, self.memory, self.callbacks = stride, memory, callbacks
         self.seconds: dict[str, float] = {}
         self._last_time = start
         dry = {name: torch.zeros(1, 1, 1, 1) for name in ssa.stage_names}
@@ -157,9 +159,9 @@ class Pipeline:
         return fused
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """Call ``on_progress``."""
-        if self.on_progress is not None:
-            self.on_progress(Progress(done, total, phase))
+        """Call the callbacks."""
+        for callback in self.callbacks:
+            callback(Progress(done, total, phase))
 
     def record_time(self, phase: str) -> None:
         """Record the time since the phase before."""
@@ -180,13 +182,10 @@ class Pipeline:
 
     def _logits_pass(self) -> Tensor:
         """Return the whole image's logits, needed to choose classes before anything is gathered for them."""
-        total = self._no_pixels()
+        total = torch.zeros((), dtype=torch.float64, device=self.tiles.device)
         for tile, features in self._tile_features("logits"):
             total = total + self._seed_layer_sum(tile, features)
         return self._logits(total)
-
-    def _no_pixels(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.tiles.device)
 
     def _seed_layer_sum(self, tile: Tile, features: TileFeatures) -> Tensor:
         """Return the sum of the seed layer's map over the tile's own pixels, (C,) float64."""
@@ -210,7 +209,7 @@ class Pipeline:
 
     def _gather_pass(self, classes: Tensor, methods: dict[str, str]) -> Gathered:
         accumulators: dict[str, Prototypes | PixelBank] = {}
-        total, whole_seed = self._no_pixels(), self.given_seed
+        total, whole_seed = torch.zeros((), dtype=torch.float64, device=self.tiles.device), self.given_seed
         with ExitStack() as banks:
             for tile, features in self._tile_features("gather"):
                 seed, held, size = self._tile_seed(features, classes)
@@ -266,7 +265,3 @@ class Pipeline:
             raise _NegativeFeatures(name)
         else:
             accumulator.add(cam, stage, nonnegative=True)
-
-
-def _method_of(accumulator: Prototypes | PixelBank) -> str:
-    return "prototypes" if isinstance(accumulator, Prototypes) else "pixel_bank"

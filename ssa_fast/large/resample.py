@@ -59,18 +59,8 @@ def resample(
 ) -> Tensor:
     """Return ``window`` of a map that is bilinearly resized from size ``source`` to ``target``.
 
-    Two products with interpolation matrices: ``Y · part · X``.
-
-    Args:
-        part: ``(K, h, w)``, the window ``held`` of the whole map.
-        held: Which window that is; it must cover the ``source_window``.
-        source: Size (h, w) of the whole map.
-        window: What to return, in pixels of the resized map.
-        target: Size (h, w) of the resized map.
-        align_corners: As in ``torch.nn.functional.interpolate``.
-
-    Returns:
-        ``(K, *window.shape)``.
+    ``part`` ``(K, h, w)`` is the window ``held`` of the whole map and must cover the ``source_window``. Two products
+    with interpolation matrices, ``Y · part · X``, give ``(K, *window.shape)``.
 
     Raises:
         ValueError: ``held`` does not cover the ``source_window``.

@@ -53,7 +53,7 @@ class TileExtractor:
         ssa: The network and its stages.
         reader: The image.
         tiling: How it is cut.
-        seed_layer: Whether the seed layer's map is needed, too.
+        with_seed: Whether the seed layer's map is needed, too.
         mean: Of the normalisation of pixels in [0, 1].
         std: As ``mean``.
         cache: Folder for the cached features.
@@ -70,15 +70,15 @@ class TileExtractor:
         reader: Reader,
         tiling: Tiling,
         *,
-        seed_layer: bool,
+        with_seed: bool,
         mean: Sequence[float],
         std: Sequence[float],
         cache: Path,
         disk: int,
     ) -> None:
-        self.ssa, self.reader, self.tiling, self.seed_layer = ssa, reader, tiling, seed_layer
+        self.ssa, self.reader, self.tiling, self.with_seed = ssa, reader, tiling, with_seed
         self.sources = dict(ssa.info.stages)
-        if seed_layer:
+        if with_seed:
             self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.source)
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -151,7 +151,7 @@ class TileExtractor:
                 )
             y, x = core.inside(held)
             stages[name] = maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
-        if not self.seed_layer:
+        if not self.with_seed:
             return TileFeatures(stages, None, Window(0, 0, 0, 0))
         layer, margin = self.ssa.info.seed.layer, self.tiling.margin
         held, core = self._held_window(layer, tile, maps[layer]), self.core(layer, tile)

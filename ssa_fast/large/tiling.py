@@ -82,15 +82,10 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -
 def make_tiling(
     ssa: SSA, size: tuple[int, int], *, tile: int | str, halo: int | str, memory: int, with_seed: bool
 ) -> Tiling:
-    """Choose the halo and the tiles of an image of ``size`` (H, W).
+    """Choose the tiles and the halo of an image of ``size`` (H, W).
 
-    Args:
-        ssa: Its model and stages.
-        size: Of the image.
-        tile: Pixels, or "auto": the largest that fits ``memory``.
-        halo: Pixels, or "auto": the receptive field.
-        memory: Bytes for the whole process.
-        with_seed: Whether the seed is made from the seed layer, not given.
+    With "auto", the halo covers the receptive field, and the tile is the largest that fits ``memory``, the bytes for
+    the whole process. ``with_seed`` says that the seed layer's map is needed, too.
 
     Raises:
         ValueError: A wrong option, a model with global layers, or too little memory for any tile.

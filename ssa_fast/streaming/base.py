@@ -31,14 +31,14 @@ class _Accumulator:
         self.device = torch.device(device) if device is not None else torch.device("cpu")
         self.pixels = 0
 
-    def _read(self, cam: Tensor | None, feats: Tensor) -> tuple[Tensor | None, Tensor, bool]:
-        """Check a tile; return ``(n, K, h, w)``, ``(n, C, h, w)``, and whether it came without the batch dimension."""
-        given = {"feats": feats} if cam is None else {"cam": cam, "feats": feats}
-        validation.check_no_grad(given)
+    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
+        """Raise ValueError or TypeError unless ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), floating."""
+        given = {"feats": (feats, self.C)} if cam is None else {"cam": (cam, self.K), "feats": (feats, self.C)}
+        validation.check_no_grad({name: tensor for name, (tensor, _) in given.items()})
         single = feats.ndim == 3
-        for (name, tensor), rows in zip(given.items(), ([self.C] if cam is None else [self.K, self.C]), strict=True):
-            batch = "" if single else "n, "
+        for name, (tensor, rows) in given.items():
             if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
+                batch = "" if single else "n, "
                 raise ValueError(f"{name}: expected ({batch}{rows}, h, w), got {tuple(tensor.shape)}")
             if not tensor.is_floating_point():
                 raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
@@ -47,8 +47,6 @@ class _Accumulator:
                 f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
                 f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
             )
-        feats = feats[None] if single else feats
-        return None if cam is None else (cam[None] if single else cam), feats, single
 
     def _check_not_empty(self) -> None:
         if not self.pixels:

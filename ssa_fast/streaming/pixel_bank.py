@@ -109,9 +109,10 @@ class PixelBank(_Accumulator):
                 f"{name}: expected an open PixelBank, got a closed one, which stores nothing; make a new one"
             )
 
-    def _check_tile(self, feats: Tensor) -> None:
+    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
         if feats.ndim != 3:
             raise ValueError(f"feats: expected one tile ({self.C}, h, w), got {tuple(feats.shape)}; pass one at a time")
+        super()._check_tile(feats, cam)
 
     def add(self, cam: Tensor, feats: Tensor, *, at: tuple[int, int] = (0, 0)) -> None:
         """Store a tile's pixels; a tile that cannot be stored as a whole changes nothing.
@@ -127,12 +128,10 @@ class PixelBank(_Accumulator):
             OSError: ``scratch`` is full; the message says how many bytes are needed there.
         """
         self._check_open("add", self)
-        self._check_tile(feats)
-        cam_, feats_, _ = self._read(cam, feats)
-        assert cam_ is not None
+        self._check_tile(feats, cam)
         dtype = computing_dtype(cam, feats)
         y, x = (-start % self.stride for start in at)
-        f, v = (tensor[0, :, y :: self.stride, x :: self.stride] for tensor in (feats_, cam_))
+        f, v = (tensor[:, y :: self.stride, x :: self.stride] for tensor in (feats, cam))
         windows = iter_blocks(f.shape[1:], self._block)
         blocks = (_pack(f[:, rows, columns], v[:, rows, columns], dtype) for rows, columns in windows)
         total = self._feature_sum(feats)
@@ -169,9 +168,8 @@ class PixelBank(_Accumulator):
             TypeError: Features that are not floating.
         """
         self._check_open("apply", self)
-        self._check_tile(feats)
         self._check_not_empty()
-        self._read(None, feats)
+        self._check_tile(feats)
         dtype = computing_dtype(feats)
         mean = (self._sum / self.pixels).to(self.device, dtype)[:, None] if self.affinity.center else None
         out = torch.empty((self.K, *feats.shape[1:]), dtype=dtype, device=self.device)

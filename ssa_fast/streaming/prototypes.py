@@ -72,23 +72,24 @@ class Prototypes(_Accumulator):
                 ``nonnegative=False``; other shapes.
             TypeError: Tensors that are not floating.
         """
-        cam_, feats, _ = self._read(cam, feats)
-        assert cam_ is not None
+        self._check_tile(feats, cam)
         if nonnegative is False:
             raise ValueError(
                 "nonnegative: expected True or None, got False; signed features have no such sum: use PixelBank, or "
                 "pass None to have the features read"
             )
-        cam_, feats = cam_.to(self.device), feats.to(self.device)
+        if feats.ndim == 3:
+            cam, feats = cam[None], feats[None]
+        cam, feats = cam.to(self.device), feats.to(self.device)
         if nonnegative is not True and bool((feats < 0).any()):
             raise ValueError(
                 "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
                 "pixels exists; PixelBank is exact for signed features"
             )
-        dtype = computing_dtype(cam_, feats)
+        dtype = computing_dtype(cam, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = Pixels(feats, self.affinity, dtype)
-            v = torch.cat([cam_.to(dtype), torch.ones_like(cam_[:, :1], dtype=dtype)], dim=1).flatten(2)
+            v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
             for lo, hi in pixels.tiles():
                 part = v.new_zeros((len(v), self.K + 1, self.C))
                 prototypes.gather(v[:, :, lo:hi], pixels, lo, hi, part)
@@ -132,8 +133,9 @@ class Prototypes(_Accumulator):
             TypeError: Features that are not floating.
         """
         self._check_not_empty()
-        _, feats, single = self._read(None, feats)
-        feats = feats.to(self.device)
+        self._check_tile(feats)
+        single = feats.ndim == 3
+        feats = (feats[None] if single else feats).to(self.device)
         dtype = computing_dtype(feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = Pixels(feats, self.affinity, dtype)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import rand
 
 import ssa_fast
 from ssa_fast import Affinity, PixelBank, Prototypes
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 K, C, H, W = 3, 24, 19, 26
+PLAIN = Affinity()
 SIGNED = {
-    "signed": Affinity(),
+    "signed": PLAIN,
     "centred": Affinity(center=True),
     "power": Affinity(power=2.0, center=True),
     "exp": Affinity(phi="exp", temperature=0.2),
@@ -43,7 +45,7 @@ def draw(
     seed: int = 0, *, signed: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    cam = torch.rand(K, H, W, generator=generator)
+    cam = rand(K, H, W, generator=generator)
     feats = torch.randn(C, H, W, generator=generator)
     return cam.to(dtype), (feats if signed else feats.relu()).to(dtype)
 
@@ -63,6 +65,11 @@ def apply_tiles(accumulator: Prototypes | PixelBank, tiles: list[Tile], columns:
     return torch.cat([torch.cat(out[i : i + across], dim=-1) for i in range(0, len(out), across)], dim=-2)
 
 
+def assert_exact(out: torch.Tensor, cam: torch.Tensor, feats: torch.Tensor, affinity: Affinity = PLAIN) -> None:
+    """Assert that ``out`` is as accurate as the reference for one image without a batch dimension."""
+    assert_as_accurate(out[None], cam[None], feats[None], affinity)
+
+
 def cut_positions(length: int) -> st.SearchStrategy[list[int]]:
     return st.sets(st.integers(1, length - 1), max_size=4).map(lambda inner: [0, *sorted(inner), length])
 
@@ -78,7 +85,7 @@ def test_any_tiling_in_any_order_is_the_whole_image(rows, columns, order, seed) 
     for tile in order.sample(tiles, len(tiles)):
         prototypes.add(*tile)
     assert prototypes.pixels == H * W
-    assert_as_accurate(apply_tiles(prototypes, tiles, columns)[None], cam[None], feats[None], Affinity())
+    assert_exact(apply_tiles(prototypes, tiles, columns), cam, feats)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -91,7 +98,7 @@ def test_dtypes_and_strides(dtype: torch.dtype) -> None:
         bank.add(*tile)
     for out in (prototypes.apply(feats), bank.apply(feats)):
         assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert_as_accurate(out[None], cam[None], feats[None], Affinity())
+        assert_exact(out, cam, feats)
 
 
 def test_a_batch_is_several_tiles_of_the_same_image() -> None:
@@ -110,11 +117,10 @@ def test_a_batch_is_several_tiles_of_the_same_image() -> None:
 def test_thousands_of_tiles_lose_nothing() -> None:
     """Float32 sums of numbers of one sign would drift by far more than the accuracy rule allows."""
     generator = torch.Generator().manual_seed(1)
-    cam, feats = torch.rand(1, 1, 4, 4, generator=generator), 100 + torch.rand(1, 8, 4, 4, generator=generator)
-    prototypes = Prototypes(1, 8)
+    cam, feats = rand(1, 1, 4, 4, generator=generator), 100 + rand(1, 8, 4, 4, generator=generator)
+    prototypes, exact = Prototypes(1, 8), Prototypes(1, 8)
     for _ in range(5000):
         prototypes.add(cam[0], feats[0])
-    exact = Prototypes(1, 8)
     exact.add(cam[0].double(), feats[0].double())
     relative = ((prototypes.sums / 5000 - exact.sums) / exact.sums).abs().max()
     assert relative < 2 * torch.finfo(torch.float32).eps, relative
@@ -169,7 +175,7 @@ def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
     for rank in range(world):
         out, pixels = torch.load(tmp_path / f"{rank}.pt")
         assert pixels == H * W
-        assert_as_accurate(out[None], cam[None], feats[None], Affinity())
+        assert_exact(out, cam, feats)
 
 
 def test_negative_features_are_refused_and_change_nothing() -> None:
@@ -224,7 +230,7 @@ def test_the_bank_is_exact_for_every_affinity(name: str, tmp_path: Path) -> None
         assert bank.exact
         assert (bank.stored, bank.pixels) == (H * W, H * W)
         out = apply_tiles(bank, tiles, columns)
-        assert_as_accurate(out[None], cam[None], feats[None], affinity)
+        assert_exact(out, cam, feats, affinity)
         assert torch.equal(apply_tiles(spilled, tiles, columns), out)
 
 
@@ -249,7 +255,7 @@ def test_a_strided_bank_reports_that_it_is_an_approximation() -> None:
 def test_thousands_of_blocks_lose_nothing() -> None:
     """Float32 sums over blocks would drift by far more than the accuracy rule allows."""
     generator = torch.Generator().manual_seed(1)
-    cam, feats = torch.rand(1, 4, 4, generator=generator), torch.rand(8, 4, 4, generator=generator)
+    cam, feats = rand(1, 4, 4, generator=generator), rand(8, 4, 4, generator=generator)
     affinity = Affinity(sum_eps=0.0)
     with PixelBank(1, 8, affinity=affinity) as one, PixelBank(1, 8, affinity=affinity) as many:
         one.add(cam, feats)
@@ -290,10 +296,10 @@ def peak_of(work: Callable[[], object], trace: Path) -> int:
 def test_the_bank_stays_within_its_budget(classes, dtype, affinity, tiles, h, w, tmp_path: Path) -> None:
     """The budget excludes the tiles, which exist before, and the returned map; it is less than half of the pixels."""
     channels, budget = 64, 8_000_000
-    cam, feats = torch.rand(classes, h, w).to(dtype), torch.randn(channels, h, w).to(dtype)
+    cam, feats = rand(classes, h, w).to(dtype), torch.randn(channels, h, w).to(dtype)
     targets = feats[:, :32, :40].double() if h > 1 else feats[:, :, :1300].double()
-    kept = tiles * h * w * (channels + classes) * max(dtype.itemsize, 4)
-    assert kept > 2 * budget
+    stored = tiles * h * w * (channels + classes) * max(dtype.itemsize, 4)
+    assert stored > 2 * budget
 
     def work() -> None:
         with PixelBank(classes, channels, affinity=affinity, memory=budget, scratch=tmp_path) as bank:
@@ -301,9 +307,8 @@ def test_the_bank_stays_within_its_budget(classes, dtype, affinity, tiles, h, w,
                 bank.add(cam, feats)
             bank.apply(targets)
 
-    returned = classes * targets[0].nbytes
-    peak = peak_of(work, tmp_path / "trace.json") - returned
-    print(f"{peak:,} bytes of {budget:,}, {kept:,} kept")
+    peak = peak_of(work, tmp_path / "trace.json") - classes * targets[0].nbytes  # less the returned map
+    print(f"{peak:,} bytes of {budget:,}, {stored:,} stored")
     assert budget / 2 < peak <= budget
 
 
@@ -323,7 +328,7 @@ def test_a_full_disk_loses_only_that_tile(dtype: torch.dtype, tmp_path: Path) ->
     affinity = Affinity(center=True)
     cam, feats = draw(signed=True)
     tiles = split(cam, feats, [0, 7, 14, H], [0, W])
-    big = [torch.rand(rows, 40, 40, dtype=dtype) for rows in (K, C)]
+    big = [rand(rows, 40, 40, dtype=dtype) for rows in (K, C)]
     with spilling(tmp_path, affinity=affinity) as bank:
         bank.add(*tiles[0])
         before, size = on_disk(tmp_path), bank._buffer.size
@@ -336,8 +341,7 @@ def test_a_full_disk_loses_only_that_tile(dtype: torch.dtype, tmp_path: Path) ->
         assert bank.stored == bank.pixels == 7 * W
         for tile in tiles[1:]:
             bank.add(*tile)
-        out = bank.apply(feats)
-    assert_as_accurate(out[None], cam[None], feats[None], affinity)
+        assert_exact(bank.apply(feats), cam, feats, affinity)
 
 
 def test_a_tile_that_does_not_fit_leaves_the_memory_as_it_was(tmp_path: Path) -> None:
@@ -345,7 +349,7 @@ def test_a_tile_that_does_not_fit_leaves_the_memory_as_it_was(tmp_path: Path) ->
     with PixelBank(K, C, memory="4MB", scratch=tmp_path) as bank:
         memory_left = bank._buffer._memory_left = 40_000
         with small_disk(100), pytest.raises(OSError, match=r"bytes of pixels beside 0 there"):
-            bank.add(torch.rand(K, 40, 40), torch.rand(C, 40, 40))
+            bank.add(rand(K, 40, 40), rand(C, 40, 40))
         assert (bank._buffer._memory_left, bank._buffer.size, bank.stored, bank.pixels) == (memory_left, 0, 0, 0)
         with pytest.raises(ValueError, match="call add first"):
             bank.apply(draw()[1])
@@ -370,7 +374,7 @@ def test_a_merged_bank_holds_all_tiles(tmp_path: Path) -> None:
         assert first.stored == first.pixels == H * W
         assert second.stored == (H - 4) * W
         assert max(block.numel() for block in first._buffer) <= first._block * (K + C)
-        assert_as_accurate(first.apply(feats)[None], cam[None], feats[None], affinity)
+        assert_exact(first.apply(feats), cam, feats, affinity)
         second.merge(PixelBank(K, C, affinity=affinity))
         assert second.stored == (H - 4) * W
         before = on_disk(tmp_path)
@@ -393,7 +397,7 @@ def test_inference_mode_makes_no_difference(inside: bool, tmp_path: Path) -> Non
         for each in (*both, loaded):
             each.add(cam[:, 8:], feats[:, 8:])
         for each, affinity in zip((*both, loaded), (Affinity(), Affinity(center=True), Affinity()), strict=True):
-            assert_as_accurate(each.apply(feats)[None], cam[None], feats[None], affinity)
+            assert_exact(each.apply(feats), cam, feats, affinity)
 
 
 def test_a_loaded_state_is_a_copy() -> None:
@@ -449,14 +453,11 @@ def closed() -> PixelBank:
         (lambda: PixelBank(K, C, stride=0), r"^stride: expected a whole number > 0"),
         (lambda: PixelBank(K, C, memory="1kB"), r"^memory: expected at least [\d,]+ bytes for blocks of 256 pixels"),
         (lambda: PixelBank(K, C, memory="much"), r"^memory: expected bytes > 0"),
-        (lambda: PixelBank(K, C).add(torch.rand(K, 2, 2), torch.rand(1, C, 2, 2)), r"^feats: expected one tile"),
-        (lambda: PixelBank(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
-        (
-            lambda: Prototypes(K, C).add(torch.rand(K, 2, 2), torch.rand(C, 2, 3)),
-            r"^cam: expected the tile's own pixels",
-        ),
-        (lambda: Prototypes(K, C).add(torch.rand(K + 1, 2, 2), torch.rand(C, 2, 2)), r"^cam: expected \(3, h, w\)"),
-        (lambda: Prototypes(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
+        (lambda: PixelBank(K, C).add(rand(K, 2, 2), rand(1, C, 2, 2)), r"^feats: expected one tile"),
+        (lambda: PixelBank(K, C).apply(rand(C, 2, 2)), r"^feats: nothing was added yet"),
+        (lambda: Prototypes(K, C).add(rand(K, 2, 2), rand(C, 2, 3)), r"^cam: expected the tile's own pixels"),
+        (lambda: Prototypes(K, C).add(rand(K + 1, 2, 2), rand(C, 2, 2)), r"^cam: expected \(3, h, w\)"),
+        (lambda: Prototypes(K, C).apply(rand(C, 2, 2)), r"^feats: nothing was added yet"),
         (lambda: Prototypes(K, C).load_state_dict({}), r"^state: expected a dict with the tensor 'sums'.*got \[\]"),
         (lambda: Prototypes(K, C).load_state_dict(3), r"^state: expected a dict with the tensor 'sums'.*got int"),
         (lambda: Prototypes(K, C).load_state_dict({"sums": torch.zeros(K + 1, C)}), r"got \['sums'\]"),
@@ -470,12 +471,9 @@ def closed() -> PixelBank:
             r"^other: expected .*got .*power=3.0",
         ),
         (lambda: (bank := PixelBank(K, C)).merge(bank), r"^other: expected another PixelBank, got the same"),
+        (lambda: Prototypes(K, C).add(rand(2, 2), rand(2, 2)), r"^cam: expected \(n, 3, h, w\), got \(2, 2\)"),
         (
-            lambda: Prototypes(K, C).add(torch.rand(2, 2), torch.rand(2, 2)),
-            r"^cam: expected \(n, 3, h, w\), got \(2, 2\)",
-        ),
-        (
-            lambda: Prototypes(K, C).add(torch.rand(K, 2, 2, requires_grad=True), torch.rand(C, 2, 2)),
+            lambda: Prototypes(K, C).add(rand(K, 2, 2, requires_grad=True), rand(C, 2, 2)),
             r"^cam: expected a tensor without grad",
         ),
     ],
@@ -485,16 +483,13 @@ def test_wrong_arguments_are_named(make, message: str) -> None:
         make()
 
 
-def test_only_the_same_kind_can_be_merged() -> None:
+def test_wrong_types_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^other: expected Prototypes, got PixelBank"):
         Prototypes(K, C).merge(PixelBank(K, C))
     with pytest.raises(TypeError, match=r"^other: expected PixelBank, got dict"):
         PixelBank(K, C).merge({})
-
-
-def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^cam: expected a floating-point tensor"):
-        Prototypes(1, 2).add(torch.ones(1, 2, 2, dtype=torch.int64), torch.rand(2, 2, 2))
+        Prototypes(1, 2).add(torch.ones(1, 2, 2, dtype=torch.int64), rand(2, 2, 2))
 
 
 def test_byte_counts_as_text() -> None:

@@ -23,7 +23,7 @@ from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
-from ssa_fast.large.tiling import check_model, check_seed, make_tiling
+from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling
 from ssa_fast.localize import PostprocessOptions
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.ops.fusion import minmax
@@ -87,13 +87,13 @@ class LargeImageResult:
 
 
 class LargeImageSSA:
-    """Polishes images that are too large for the network, or for the memory, at once; exactly.
+    """Polishes, exactly, images that are too large for the network or the memory.
 
     ::
 
         result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
-    The image is cut into tiles, padded by the model's receptive field, measured once by tracing a NaN through the
+    The image is cut into tiles, padded by the model's receptive field, which is measured by tracing a NaN through the
     network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other affinities,
     the pixels themselves), a second applies them; both read the features from disk if there is room, and otherwise
     compute them again. With listed classes the network runs once per tile if features are cached, else twice;
@@ -131,6 +131,8 @@ class LargeImageSSA:
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         check_model(ssa)
+        check_pixels("tile", tile, least=1)
+        check_pixels("halo", halo, least=0)
         check_positive("stride", stride)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
@@ -173,7 +175,11 @@ class LargeImageSSA:
             on_progress: Called with a ``Progress`` after every window of every phase.
             progress: Show a bar with the time left for every phase on stderr; needs rich.
 
+        Returns:
+            The files, classes, logits and boxes, and how they were computed.
+
         Raises:
+            TypeError: A seed that is no tensor or array, or metadata that is not JSON.
             ValueError: An image, network or option that cannot be used, with what to do instead; existing files; NaN
                 or infinity in logits or CAMs.
             OSError: A file could not be read or written.

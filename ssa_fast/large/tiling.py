@@ -46,6 +46,12 @@ class Tiling:
     exact: bool
 
 
+def check_pixels(name: str, value: int | str, least: int) -> None:
+    """Raise ValueError unless ``value`` is "auto" or a whole number of pixels >= ``least``."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f'{name}: expected "auto" or pixels >= {least}, got {value!r}')
+
+
 def check_model(ssa: SSA) -> None:
     """Raise ValueError, with what to do, for an SSA that cannot be run in tiles."""
     if ssa.scales != (1.0,) or ssa.flip:
@@ -102,10 +108,11 @@ def make_tiling(
     around += -(-margin * field.strides.get(layer, 1) // field.stride) * field.stride
     if tile == "auto":
         tile = _largest_tile(ssa, size, field, around, memory)
-    elif isinstance(tile, bool) or not isinstance(tile, int) or tile < field.stride or tile % field.stride:
+    elif int(tile) % field.stride:
         raise ValueError(
-            f'tile: expected "auto" or a multiple of {field.stride}, the coarsest map\'s stride, got {tile!r}'
+            f'tile: expected "auto" or a multiple of {field.stride}, the coarsest map\'s stride, got {tile}'
         )
+    tile = int(tile)
     return Tiling(tile, around, field.strides, sizes, margin, exact or tile >= max(size))
 
 
@@ -153,6 +160,4 @@ def _halo(halo: int | str, field: ReceptiveField) -> int:
                 "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
             )
         return field.halo
-    if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
-        raise ValueError(f'halo: expected "auto" or pixels >= 0, got {halo!r}')
-    return -(-halo // field.stride) * field.stride
+    return -(-int(halo) // field.stride) * field.stride

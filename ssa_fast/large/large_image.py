@@ -26,7 +26,7 @@ from ssa_fast.large.tiles import TileExtractor
 from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling
 from ssa_fast.localize import PostprocessOptions
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
-from ssa_fast.ops.fusion import minmax
+from ssa_fast.ops.resize import minmax
 from ssa_fast.streaming.base import check_positive
 
 if TYPE_CHECKING:

@@ -105,8 +105,7 @@ class Pipeline:
         self.stride, self.memory, self.callbacks = stride, memory, callbacks
         self.seconds: dict[str, float] = {}
         self._last_time = start
-        dry = {name: torch.zeros(1, 1, 1, 1) for name in ssa.stage_names}
-        self.affinities = per_stage("affinity", ssa.affinity, dry, Affinity)
+        self.affinities = per_stage("affinity", ssa.affinity, ssa.info.stages, Affinity)
 
     def select_classes(self, classes: Classes) -> Tensor:
         """Return the class indices (1, K) on the model's device; those of highest logit need a pass of their own."""

@@ -79,7 +79,7 @@ class TileExtractor:
         self.ssa, self.reader, self.tiling, self.with_seed = ssa, reader, tiling, with_seed
         self.sources = dict(ssa.info.stages)
         if with_seed:
-            self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.source)
+            self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.ref)
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
         # Images are normalised before they are rounded to half precision, as callers of SSA do.

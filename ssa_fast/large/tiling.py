@@ -98,7 +98,7 @@ def make_tiling(
     """
     model, layer, sources = ssa.model, ssa.info.seed.layer, dict(ssa.info.stages)
     if with_seed:
-        sources.setdefault(layer, ssa.info.seed.source)
+        sources.setdefault(layer, ssa.info.seed.ref)
     field = measure_receptive_field(model, sources)
     around = _halo(halo, field)
     exact = field.halo is not None and around >= field.halo

@@ -8,7 +8,7 @@ import torch
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
-from ssa_fast.ops.features import Pixels
+from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import split_off_mean
 from ssa_fast.streaming.base import _Accumulator, computing_dtype, lasting_zeros, normalize
 
@@ -88,7 +88,7 @@ class Prototypes(_Accumulator):
             )
         dtype = computing_dtype(cam, feats)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = Pixels(feats, self.affinity, dtype)
+            pixels = UnitFeatures(feats, self.affinity, dtype)
             v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
             for lo, hi in pixels.tiles():
                 part = v.new_zeros((len(v), self.K + 1, self.C))
@@ -138,7 +138,7 @@ class Prototypes(_Accumulator):
         feats = (feats[None] if single else feats).to(self.device)
         dtype = computing_dtype(feats)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = Pixels(feats, self.affinity, dtype)
+            pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]
             coefficients = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
             gathered = sums.movedim(0, 1).to(dtype).expand(len(feats), -1, -1)

@@ -266,7 +266,7 @@ def test_thousands_of_blocks_lose_nothing() -> None:
 
 
 def peak_of(work: Callable[[], object], trace: Path) -> int:
-    """Return the peak bytes that PyTorch had allocated while ``work`` ran, including its kernels' workspaces.
+    """Return the peak bytes that PyTorch allocated while ``work`` ran, its kernels' workspaces included.
 
     Counted by PyTorch: a process's size also depends on how much freed memory its C library retains.
     """
@@ -294,7 +294,7 @@ def peak_of(work: Callable[[], object], trace: Path) -> int:
     ids=["many", "one", "half", "classes", "line"],
 )
 def test_the_bank_stays_within_its_budget(classes, dtype, affinity, tiles, h, w, tmp_path: Path) -> None:
-    """The budget excludes the tiles, which exist before, and the returned map; it is less than half of the pixels."""
+    """The budget is under half the pixels' bytes; it excludes the given tiles and the returned map."""
     channels, budget = 64, 8_000_000
     cam, feats = rand(classes, h, w).to(dtype), torch.randn(channels, h, w).to(dtype)
     targets = feats[:, :32, :40].double() if h > 1 else feats[:, :, :1300].double()

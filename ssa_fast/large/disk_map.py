@@ -25,7 +25,7 @@ CHUNK_BYTES = 64 << 20  # of CAMs that are processed together
 
 
 class DiskMap:
-    """A map ``(K, H, W)`` in a file, with the minimum and maximum ``(K,)`` of the values written to each class.
+    """A map ``(K, H, W)`` in a file, with each class's minimum and maximum ``(K,)`` of what was written.
 
     float32, or float64 for a float64 network: rescaling a nearly flat map magnifies rounding errors.
     """
@@ -62,7 +62,7 @@ class DiskMap:
 
 
 class FusedMap:
-    """The stages' polished maps as one CAM of the image's size, computed window by window and rescaled to [0, 1].
+    """The stages' polished maps fused window by window to one CAM of the image's size, in [0, 1].
 
     ``update_minmax`` must have seen all windows before ``cam`` is right.
     """

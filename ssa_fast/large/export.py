@@ -1,4 +1,4 @@
-"""Write the outputs of a large image: CAMs and mask in windows, and a preview; find its boxes on the way."""
+"""Write the outputs of a large image: CAMs, mask and preview; find its boxes on the way."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def write_outputs(
 
 
 class _ReducedCams:
-    """Each class's CAM in reduced size, collected while its windows are written, for the boxes and the preview.
+    """Reduced CAMs, collected while the windows are written, for the boxes and the preview.
 
     Blocks of ``factor`` × ``factor`` pixels keep their maximum, so that no region is lost.
     """
@@ -190,7 +190,7 @@ def _to_uint8(cam: Tensor) -> np.ndarray:
 def _label_map(
     rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], postprocess: PostprocessOptions
 ) -> np.ndarray:
-    """Return ``localize.masks`` (h, w) of CAMs (K, h, w) uint8, of which ``rows(lo, hi)`` gives a few rows."""
+    """Return ``localize.masks`` (h, w) of uint8 CAMs (K, h, w), read in strips by ``rows(lo, hi)``."""
     K, h, w = shape
     labels = np.empty((h, w), dtype=np.uint8)
     count = max(1, STRIP // (K * w))

@@ -1,4 +1,4 @@
-"""The passes over a large image's tiles: logits where classes depend on them, gather, apply; then the fusion."""
+"""The passes over a large image's tiles (logits if needed, gather, apply) and the fusion."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Pipeline:
         self.affinities = per_stage("affinity", ssa.affinity, ssa.info.stages, Affinity)
 
     def select_classes(self, classes: Classes) -> Tensor:
-        """Return the class indices (1, K) on the model's device; those of highest logit need a pass of their own."""
+        """Return the class indices (1, K) on the model's device; the top classes need a pass of their own."""
         self.record_time("prepare")
         logits = torch.zeros(self.ssa.info.num_classes)  # for listed classes, only the number counts
         if self.given_seed is None and (classes is None or isinstance(classes, str)):

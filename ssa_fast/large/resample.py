@@ -40,7 +40,7 @@ class Window(NamedTuple):
 
 
 def iter_windows(size: tuple[int, int], side: int) -> Iterator[Window]:
-    """Yield windows of ``side`` × ``side`` pixels that cover ``size`` (H, W), row by row; smaller ones at the end."""
+    """Yield windows of ``side``² pixels, smaller ones at the end, that cover ``size`` (H, W) row by row."""
     H, W = size
     for y in range(0, H, side):
         for x in range(0, W, side):
@@ -48,7 +48,7 @@ def iter_windows(size: tuple[int, int], side: int) -> Iterator[Window]:
 
 
 def source_window(window: Window, source: tuple[int, int], target: tuple[int, int], align_corners: bool) -> Window:
-    """Return the part of a map of size ``source`` that ``window`` of the map resized to ``target`` is made from."""
+    """Return the part of a map that ``window`` of the map resized from ``source`` to ``target`` reads."""
     y0, y1 = _source_range(window.y0, window.y1, source[0], target[0], align_corners)
     x0, x1 = _source_range(window.x0, window.x1, source[1], target[1], align_corners)
     return Window(y0, y1, x0, x1)
@@ -78,7 +78,7 @@ def resample(
 
 
 def resize_margin(source: int, target: int, step: float, align_corners: bool) -> int:
-    """Return how many source pixels beyond ``step`` times the target's index bilinear resizing reads, at most.
+    """Return how many source pixels beyond ``step`` · target index bilinear resizing reads, at most.
 
     The distance is linear in the index, hence largest at an end.
     """
@@ -89,7 +89,7 @@ def resize_margin(source: int, target: int, step: float, align_corners: bool) ->
 
 
 def _positions(lo: int, hi: int, source: int, target: int, align_corners: bool) -> Tensor:
-    """Return the source coordinates of target pixels ``lo … hi − 1``, as PyTorch's ``interpolate`` defines them."""
+    """Return the source coordinates of target pixels ``lo … hi − 1``, as in PyTorch's ``interpolate``."""
     pixels = torch.arange(lo, hi, dtype=torch.float64)
     if align_corners:
         return pixels * ((source - 1) / (target - 1) if target > 1 else 0.0)

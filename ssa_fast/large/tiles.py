@@ -169,7 +169,7 @@ class TileExtractor:
         return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
 
     def _held_window(self, name: str, tile: Tile, maps: Tensor) -> Window:
-        """Return where the map of a tile's window lies in the whole map; around the core its values may differ."""
+        """Return where a tile's map lies in the whole map; around the core its values may differ."""
         stride = self.tiling.strides[name]
         y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
         return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])

@@ -1,4 +1,4 @@
-"""Shared parts of ``Prototypes`` and ``PixelBank``: checks of tiles, blocks of pixels and the final division."""
+"""Shared parts of ``Prototypes`` and ``PixelBank``: checks, blocks of pixels, the final division."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Accumulator:
         self.pixels = 0
 
     def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
-        """Raise ValueError or TypeError unless ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), floating."""
+        """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
         given = {"feats": (feats, self.C)} if cam is None else {"cam": (cam, self.K), "feats": (feats, self.C)}
         validation.check_no_grad({name: tensor for name, (tensor, _) in given.items()})
         single = feats.ndim == 3
@@ -80,13 +80,13 @@ def computing_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def lasting_zeros(*shape: int, device: torch.device | None = None) -> Tensor:
-    """Return float64 zeros that can be added to inside and outside inference mode, wherever they were made."""
+    """Return float64 zeros that can be added to inside and outside inference mode."""
     with torch.inference_mode(False):
         return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def iter_blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of blocks of at most ``size`` pixels that cover ``(h, w)``; whole rows where they fit."""
+    """Yield rows and columns of blocks of at most ``size`` pixels (whole rows if they fit) of ``(h, w)``."""
     h, w = shape
     rows, across = max(1, size // max(1, w)), max(1, -(-w // size))
     columns = max(1, -(-w // across))
@@ -96,6 +96,6 @@ def iter_blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]
 
 
 def normalize(sums: Tensor, affinity: Affinity) -> Tensor:
-    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``; the last row of ``sums`` ``(n, K + 1, L)`` is ``Σ_i a_ij``."""
+    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``; the last row of ``sums`` is ``Σ_i a_ij``."""
     denominator = (sums[:, -1:] + affinity.sum_eps).clamp_min_(torch.finfo(sums.dtype).tiny)
     return sums[:, :-1].div_(denominator)

@@ -32,7 +32,7 @@ GROUP = 256  # source pixels per product: their affinities stay in cache, and no
 
 
 class PixelBank(_Accumulator):
-    """One image's source pixels, stored tile by tile and compared with every target pixel: exact for any affinity.
+    """One image's source pixels, stored tile by tile; exact for any affinity, in L² time.
 
     Works for signed and centred features and any φ. ``add`` stores the pixels, in memory and beyond ``memory`` in a
     file; ``apply`` streams them, block by block, against a tile of target pixels. The time is that of the full L²
@@ -140,7 +140,7 @@ class PixelBank(_Accumulator):
         self.stored, self.pixels = self.stored + f[0].numel(), self.pixels + feats[0].numel()
 
     def merge(self, other: PixelBank) -> None:
-        """Store the pixels of ``other``, made from other tiles of the same image, too; ``other`` does not change.
+        """Also store the pixels of ``other``, made from other tiles of the image; ``other`` does not change.
 
         Raises:
             ValueError: Other classes, channels, affinity or stride, the same object, or a closed one.
@@ -187,7 +187,7 @@ class PixelBank(_Accumulator):
         return pixels.unit(0, f.shape[1])[0]
 
     def _accumulate(self, x_j: Tensor, mean: Tensor | None) -> Tensor:
-        """Return ``Σ_i v_ri φ(x_iᵀ x_j)`` over all stored pixels, ``[K + 1, n]`` float64, for ``x_j`` ``[C, n]``."""
+        """Return ``Σ_i v_ri φ(x_iᵀ x_j)`` over all stored pixels, ``[K + 1, n]``, for ``x_j`` ``[C, n]``."""
         sums = torch.zeros(self.K + 1, x_j.shape[1], dtype=torch.float64, device=x_j.device)
         for packed in self._buffer:
             self._add_block(packed.to(x_j.device, x_j.dtype), x_j, mean, sums)

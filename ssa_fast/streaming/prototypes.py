@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Prototypes(_Accumulator):
-    """One image's class prototypes, accumulated tile by tile; exact for non-negative features and φ(c) = c.
+    """One image's class prototypes, summed tile by tile; exact for non-negative features and φ(c) = c.
 
     ::
 

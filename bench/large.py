@@ -25,14 +25,13 @@ from PIL import Image
 from bench import measure
 from ssa_fast import SSA
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
-from ssa_fast.large import bars
-from ssa_fast.large.export import Look
+from ssa_fast.large import LargeImageSSA
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ssa_fast.large.disk_map import Fused
+    from ssa_fast.large.disk_map import FusedMap
 
 SIZES = (4096, 8192, 16384)
 WHOLE = 2048  # side at which the whole image still goes through the network
@@ -105,21 +104,11 @@ def one(source: Path, folder: Path, model: str, memory: str, tile: int | str, di
     """Polish one image in this process; what that took."""
     ssa, classes, mean, std = network(model)
     begin = time.perf_counter()
-    look = Look(names=lambda chosen: [CLASSES[index] if model == "demo" else f"class {index}" for index in chosen])
-    with bars() as watch:
-        result = ssa.large(
-            source,
-            classes,
-            out=folder / "field.tif",
-            overwrite=True,
-            memory=memory,
-            tile=tile,
-            disk=disk if disk == "auto" else int(disk),
-            mean=mean,
-            std=std,
-            look=look,
-            watch=watch,
-        )
+    polish_large = LargeImageSSA(
+        ssa, memory=memory, tile=tile, disk=disk if disk == "auto" else int(disk), mean=mean, std=std
+    )
+    names = CLASSES if model == "demo" else None
+    result = polish_large(source, classes, out=folder / "field.tif", overwrite=True, names=names, progress=True)
     return {
         "model": model,
         "side": result.size[0],
@@ -130,7 +119,7 @@ def one(source: Path, folder: Path, model: str, memory: str, tile: int | str, di
         "tile": result.tile,
         "halo": result.halo,
         "passes": result.passes,
-        "paths": result.paths,
+        "methods": result.methods,
         "cached": result.cached,
         "exact": result.exact,
     }
@@ -141,7 +130,7 @@ def against_whole(folder: Path, model: str) -> dict[str, Any]:
     from unittest.mock import patch
 
     from ssa_fast.io.readers import open_image
-    from ssa_fast.large import export
+    from ssa_fast.large.export import write_outputs
     from ssa_fast.large.resample import Window
 
     field = Field(WHOLE)
@@ -149,14 +138,14 @@ def against_whole(folder: Path, model: str) -> dict[str, Any]:
     field.write(source)
     ssa, classes, mean, std = network(model)
     kept: list[np.ndarray] = []
-    write = export.write
 
-    def keep(fused: Fused, *rest: Any, **options: Any) -> Any:
+    def keep(fused: FusedMap, *rest: Any, **options: Any) -> Any:
         kept.append(fused.cam(Window(0, WHOLE, 0, WHOLE)).numpy())
-        return write(fused, *rest, **options)
+        return write_outputs(fused, *rest, **options)
 
-    with patch.object(export, "write", keep):
-        result = ssa.large(source, classes, out=folder / "w.tif", overwrite=True, tile=WHOLE_TILE, mean=mean, std=std)
+    polish_large = LargeImageSSA(ssa, tile=WHOLE_TILE, mean=mean, std=std)
+    with patch("ssa_fast.large.large_image.write_outputs", keep):
+        result = polish_large(source, classes, out=folder / "w.tif", overwrite=True)
     with open_image(source, memory=1 << 30) as reader:
         rgb = torch.tensor(reader.read(0, WHOLE, 0, WHOLE)).permute(2, 0, 1)[None].float() / 255
     scale = [torch.tensor(list(values))[None, :, None, None] for values in (mean, std)]

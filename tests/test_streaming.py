@@ -1,4 +1,4 @@
-"""Images in tiles: whatever the tiling, order or sharding, the whole image's answer; and nothing beyond the budget."""
+"""Streaming: any tiling, order or sharding gives the whole image's result, within the memory budget."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import rand
 
 import ssa_fast
 from ssa_fast import Affinity, PixelBank, Prototypes
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 K, C, H, W = 3, 24, 19, 26
+PLAIN = Affinity()
 SIGNED = {
-    "signed": Affinity(),
+    "signed": PLAIN,
     "centred": Affinity(center=True),
     "power": Affinity(power=2.0, center=True),
     "exp": Affinity(phi="exp", temperature=0.2),
@@ -43,58 +45,66 @@ def draw(
     seed: int = 0, *, signed: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    cam = torch.rand(K, H, W, generator=generator)
+    cam = rand(K, H, W, generator=generator)
     feats = torch.randn(C, H, W, generator=generator)
     return cam.to(dtype), (feats if signed else feats.relu()).to(dtype)
 
 
-def cut(tensor: torch.Tensor, rows: list[int], columns: list[int]) -> list[torch.Tensor]:
-    """Tiles of ``(…, H, W)`` between the cuts, which include both ends."""
-    spans = [list(pairwise(cuts)) for cuts in (rows, columns)]
-    return [tensor[..., y0:y1, x0:x1] for y0, y1 in spans[0] for x0, x1 in spans[1]]
+Tile = tuple[torch.Tensor, torch.Tensor]
 
 
-def stitched(tiles: list[torch.Tensor], rows: list[int], columns: list[int]) -> torch.Tensor:
-    across = len(columns) - 1
-    bands = [torch.cat(tiles[i * across : (i + 1) * across], dim=-1) for i in range(len(rows) - 1)]
-    return torch.cat(bands, dim=-2)
+def split(cam: torch.Tensor, feats: torch.Tensor, rows: list[int], columns: list[int]) -> list[Tile]:
+    """Cut both into tiles at ``rows`` and ``columns``, which include both ends."""
+    bounds = [(y0, y1, x0, x1) for y0, y1 in pairwise(rows) for x0, x1 in pairwise(columns)]
+    return [(cam[..., y0:y1, x0:x1], feats[..., y0:y1, x0:x1]) for y0, y1, x0, x1 in bounds]
 
 
-def cuts(length: int) -> st.SearchStrategy[list[int]]:
+def apply_tiles(accumulator: Prototypes | PixelBank, tiles: list[Tile], columns: list[int]) -> torch.Tensor:
+    """Apply to each tile and put the results together."""
+    out, across = [accumulator.apply(feats) for _, feats in tiles], len(columns) - 1
+    return torch.cat([torch.cat(out[i : i + across], dim=-1) for i in range(0, len(out), across)], dim=-2)
+
+
+def assert_exact(out: torch.Tensor, cam: torch.Tensor, feats: torch.Tensor, affinity: Affinity = PLAIN) -> None:
+    """Assert that ``out`` is as accurate as the reference for one image without a batch dimension."""
+    assert_as_accurate(out[None], cam[None], feats[None], affinity)
+
+
+def cut_positions(length: int) -> st.SearchStrategy[list[int]]:
     return st.sets(st.integers(1, length - 1), max_size=4).map(lambda inner: [0, *sorted(inner), length])
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=cuts(H), columns=cuts(W), order=st.randoms(use_true_random=False), seed=st.integers(0, 99))
+@given(
+    rows=cut_positions(H), columns=cut_positions(W), order=st.randoms(use_true_random=False), seed=st.integers(0, 99)
+)
 def test_any_tiling_in_any_order_is_the_whole_image(rows, columns, order, seed) -> None:
     cam, feats = draw(seed)
-    tiles = list(zip(cut(cam, rows, columns), cut(feats, rows, columns), strict=True))
-    shuffled = order.sample(tiles, len(tiles))
+    tiles = split(cam, feats, rows, columns)
     prototypes = Prototypes(K, C)
-    for tile in shuffled:
+    for tile in order.sample(tiles, len(tiles)):
         prototypes.add(*tile)
-    out = stitched([prototypes.apply(tile) for _, tile in tiles], rows, columns)
     assert prototypes.pixels == H * W
-    assert_as_accurate(out[None], cam[None], feats[None], Affinity())
+    assert_exact(apply_tiles(prototypes, tiles, columns), cam, feats)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes_and_strides(dtype: torch.dtype) -> None:
     cam, feats = draw(dtype=dtype)
     feats = feats.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last
-    prototypes, keys = Prototypes(K, C), PixelBank(K, C)
-    for tile, features in zip(cut(cam, [0, 7, H], [0, 9, W]), cut(feats, [0, 7, H], [0, 9, W]), strict=True):
-        prototypes.add(tile, features)
-        keys.add(tile, features)
-    for out in (prototypes.apply(feats), keys.apply(feats)):
+    prototypes, bank = Prototypes(K, C), PixelBank(K, C)
+    for tile in split(cam, feats, [0, 7, H], [0, 9, W]):
+        prototypes.add(*tile)
+        bank.add(*tile)
+    for out in (prototypes.apply(feats), bank.apply(feats)):
         assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert_as_accurate(out[None], cam[None], feats[None], Affinity())
+        assert_exact(out, cam, feats)
 
 
 def test_a_batch_is_several_tiles_of_the_same_image() -> None:
     cam, feats = draw()
     one, many = Prototypes(K, C), Prototypes(K, C)
-    halves = [tensor[..., : W // 2] for tensor in (cam, feats)], [tensor[..., W // 2 :] for tensor in (cam, feats)]
+    halves = split(cam, feats, [0, H], [0, W // 2, W])
     for half in halves:
         one.add(*half)
     many.add(*(torch.stack(pair) for pair in zip(*halves, strict=True)))
@@ -105,13 +115,12 @@ def test_a_batch_is_several_tiles_of_the_same_image() -> None:
 
 
 def test_thousands_of_tiles_lose_nothing() -> None:
-    """In float32 the sums of like-signed numbers would drift by far more than the rule allows."""
+    """Float32 sums of numbers of one sign would drift by far more than the accuracy rule allows."""
     generator = torch.Generator().manual_seed(1)
-    cam, feats = torch.rand(1, 1, 4, 4, generator=generator), 100 + torch.rand(1, 8, 4, 4, generator=generator)
-    prototypes = Prototypes(1, 8)
+    cam, feats = rand(1, 1, 4, 4, generator=generator), 100 + rand(1, 8, 4, 4, generator=generator)
+    prototypes, exact = Prototypes(1, 8), Prototypes(1, 8)
     for _ in range(5000):
         prototypes.add(cam[0], feats[0])
-    exact = Prototypes(1, 8)
     exact.add(cam[0].double(), feats[0].double())
     relative = ((prototypes.sums / 5000 - exact.sums) / exact.sums).abs().max()
     assert relative < 2 * torch.finfo(torch.float32).eps, relative
@@ -156,15 +165,9 @@ def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-    }
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([sys.executable, "-c", SHARD, str(tmp_path)], env={**shared, "RANK": str(rank)})
+        subprocess.Popen([sys.executable, "-c", SHARD, str(tmp_path)], env={**os.environ, **shared, "RANK": str(rank)})
         for rank in range(world)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0] * world
@@ -172,7 +175,7 @@ def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
     for rank in range(world):
         out, pixels = torch.load(tmp_path / f"{rank}.pt")
         assert pixels == H * W
-        assert_as_accurate(out[None], cam[None], feats[None], Affinity())
+        assert_exact(out, cam, feats)
 
 
 def test_negative_features_are_refused_and_change_nothing() -> None:
@@ -197,78 +200,75 @@ def test_nan_goes_through_as_nan() -> None:
 
 
 def spilling(scratch: Path, **options: object) -> PixelBank:
-    """PixelBank that hold next to nothing in memory."""
-    keys = PixelBank(K, C, memory="4MB", scratch=scratch, **options)
-    keys._store._room = 4000
-    return keys
+    """Return a ``PixelBank`` that holds next to nothing in memory."""
+    bank = PixelBank(K, C, memory="4MB", scratch=scratch, **options)
+    bank._buffer._memory_left = 4000
+    return bank
 
 
 def open_files(folder: Path) -> list[Path]:
-    """Descriptors of the files in a folder that this process has open, those without a name among them."""
+    """Return this process's descriptors of open files in a folder, including files without a name."""
     links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
     return [link for link in links if link.is_symlink() and os.readlink(link).startswith(str(folder))]
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes of these files."""
+    """Return the bytes of these files."""
     return sum(link.stat().st_size for link in open_files(folder))
 
 
 @pytest.mark.parametrize("name", SIGNED)
-def test_keys_are_exact_for_every_affinity(name: str, tmp_path: Path) -> None:
+def test_the_bank_is_exact_for_every_affinity(name: str, tmp_path: Path) -> None:
     affinity, rows, columns = SIGNED[name], [0, 5, 13, H], [0, 11, W]
     cam, feats = draw(signed=True)
-    tiles = list(zip(cut(cam, rows, columns), cut(feats, rows, columns), strict=True))
-    with PixelBank(K, C, affinity=affinity) as keys, spilling(tmp_path, affinity=affinity) as stored:
+    tiles = split(cam, feats, rows, columns)
+    with PixelBank(K, C, affinity=affinity) as bank, spilling(tmp_path, affinity=affinity) as spilled:
         for tile in tiles:
-            keys.add(*tile)
-            stored.add(*tile)
-        assert on_disk(tmp_path) > keys._store.size / 2
-        assert keys.exact
-        assert (keys.keys, keys.pixels) == (H * W, H * W)
-        out = stitched([keys.apply(tile) for _, tile in tiles], rows, columns)
-        assert_as_accurate(out[None], cam[None], feats[None], affinity)
-        from_disk = stitched([stored.apply(tile) for _, tile in tiles], rows, columns)
-        assert torch.equal(from_disk, out)
+            bank.add(*tile)
+            spilled.add(*tile)
+        assert on_disk(tmp_path) > bank._buffer.size / 2
+        assert bank.exact
+        assert (bank.stored, bank.pixels) == (H * W, H * W)
+        out = apply_tiles(bank, tiles, columns)
+        assert_exact(out, cam, feats, affinity)
+        assert torch.equal(apply_tiles(spilled, tiles, columns), out)
 
 
-def test_strided_keys_are_an_approximation_that_says_so() -> None:
-    """Prints its error; the docstring of PixelBank quotes it."""
+def test_a_strided_bank_reports_that_it_is_an_approximation() -> None:
+    """Print the error, which the docstring of ``PixelBank`` quotes."""
     y, x = torch.meshgrid(torch.linspace(0, 6, 64), torch.linspace(0, 6, 64), indexing="ij")
     waves = [torch.sin(a * y + b * x + a * b) for a in range(1, 5) for b in range(1, 5)]
     feats, cam = torch.stack(waves), torch.exp(-((y - 2) ** 2 + (x - 4) ** 2))[None]
     whole = ssa_fast.polish(cam, feats, method="tiled")
     errors = {}
     for stride in (1, 2, 4):
-        keys = PixelBank(1, len(waves), stride=stride)
+        bank = PixelBank(1, len(waves), stride=stride)
         for top in (0, 31):  # the second tile begins off the grid
-            keys.add(cam[:, top : top + 31 + 2 * (top > 0)], feats[:, top : top + 31 + 2 * (top > 0)], at=(top, 0))
-        assert keys.keys == (64 // stride) ** 2
-        assert keys.exact is (stride == 1)
-        errors[stride] = float((keys.apply(feats) - whole).abs().max() / (whole.max() - whole.min()))
+            bank.add(cam[:, top : top + 31 + 2 * (top > 0)], feats[:, top : top + 31 + 2 * (top > 0)], at=(top, 0))
+        assert bank.stored == (64 // stride) ** 2
+        assert bank.exact is (stride == 1)
+        errors[stride] = float((bank.apply(feats) - whole).abs().max() / (whole.max() - whole.min()))
     print(errors)
     assert errors[1] < 1e-5 < errors[2] < errors[4] < 0.05
 
 
 def test_thousands_of_blocks_lose_nothing() -> None:
-    """In float32 the sums over blocks would drift by far more than the rule allows."""
+    """Float32 sums over blocks would drift by far more than the accuracy rule allows."""
     generator = torch.Generator().manual_seed(1)
-    cam, feats = torch.rand(1, 4, 4, generator=generator), torch.rand(8, 4, 4, generator=generator)
-    with (
-        PixelBank(1, 8, affinity=Affinity(sum_eps=0.0)) as one,
-        PixelBank(1, 8, affinity=Affinity(sum_eps=0.0)) as many,
-    ):
+    cam, feats = rand(1, 4, 4, generator=generator), rand(8, 4, 4, generator=generator)
+    affinity = Affinity(sum_eps=0.0)
+    with PixelBank(1, 8, affinity=affinity) as one, PixelBank(1, 8, affinity=affinity) as many:
         one.add(cam, feats)
         for _ in range(3000):
             many.add(cam, feats)
-        once, sums = (keys._met(keys._unit(feats.flatten(1), None), None) for keys in (one, many))
+        once, sums = (bank._accumulate(bank._unit(feats.flatten(1), None), None) for bank in (one, many))
         assert ((sums / 3000 - once) / once).abs().max() < 1e-12
 
 
 def peak_of(work: Callable[[], object], trace: Path) -> int:
-    """Most bytes that PyTorch had allocated at once while ``work`` ran, what its kernels take for themselves included.
+    """Return the peak bytes that PyTorch allocated while ``work`` ran, its kernels' workspaces included.
 
-    Counted by PyTorch: a process's size also depends on what its C library keeps of the memory that was given back.
+    Counted by PyTorch: a process's size also depends on how much freed memory its C library retains.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small products: on busy cores threads would wait for each other
@@ -293,29 +293,28 @@ def peak_of(work: Callable[[], object], trace: Path) -> int:
     ],
     ids=["many", "one", "half", "classes", "line"],
 )
-def test_keys_stay_within_their_budget(classes, dtype, affinity, tiles, h, w, tmp_path: Path) -> None:
-    """Beside the tiles, which are there before, and the map returned; half of the pixels' bytes suffice."""
+def test_the_bank_stays_within_its_budget(classes, dtype, affinity, tiles, h, w, tmp_path: Path) -> None:
+    """The budget is under half the pixels' bytes; it excludes the given tiles and the returned map."""
     channels, budget = 64, 8_000_000
-    cam, feats = torch.rand(classes, h, w).to(dtype), torch.randn(channels, h, w).to(dtype)
+    cam, feats = rand(classes, h, w).to(dtype), torch.randn(channels, h, w).to(dtype)
     targets = feats[:, :32, :40].double() if h > 1 else feats[:, :, :1300].double()
-    kept = tiles * h * w * (channels + classes) * max(dtype.itemsize, 4)
-    assert kept > 2 * budget
+    stored = tiles * h * w * (channels + classes) * max(dtype.itemsize, 4)
+    assert stored > 2 * budget
 
     def work() -> None:
-        with PixelBank(classes, channels, affinity=affinity, memory=budget, scratch=tmp_path) as keys:
+        with PixelBank(classes, channels, affinity=affinity, memory=budget, scratch=tmp_path) as bank:
             for _ in range(tiles):
-                keys.add(cam, feats)
-            keys.apply(targets)
+                bank.add(cam, feats)
+            bank.apply(targets)
 
-    returned = classes * targets[0].nbytes
-    peak = peak_of(work, tmp_path / "trace.json") - returned
-    print(f"{peak:,} bytes of {budget:,}, {kept:,} kept")
+    peak = peak_of(work, tmp_path / "trace.json") - classes * targets[0].nbytes  # less the returned map
+    print(f"{peak:,} bytes of {budget:,}, {stored:,} stored")
     assert budget / 2 < peak <= budget
 
 
 @contextmanager
 def small_disk(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: writes stop in the middle, as on a full disk."""
+    """Limit files to ``size`` bytes: writes stop in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -325,51 +324,46 @@ def small_disk(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_full_disk_loses_the_tile_and_nothing_else(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_full_disk_loses_only_that_tile(dtype: torch.dtype, tmp_path: Path) -> None:
     affinity = Affinity(center=True)
     cam, feats = draw(signed=True)
-    tiles = list(zip(cut(cam, [0, 7, 14, H], [0, W]), cut(feats, [0, 7, 14, H], [0, W]), strict=True))
-    big = [torch.rand(rows, 40, 40, dtype=dtype) for rows in (K, C)]
-    with spilling(tmp_path, affinity=affinity) as keys:
-        keys.add(*tiles[0])
-        before, size = on_disk(tmp_path), keys._store.size
+    tiles = split(cam, feats, [0, 7, 14, H], [0, W])
+    big = [rand(rows, 40, 40, dtype=dtype) for rows in (K, C)]
+    with spilling(tmp_path, affinity=affinity) as bank:
+        bank.add(*tiles[0])
+        before, size = on_disk(tmp_path), bank._buffer.size
         needed = big[0].nbytes + big[1].nbytes
-        with (
-            small_disk(before + needed // 2),
-            pytest.raises(
-                OSError, match=rf"scratch: expected room in .*{tmp_path.name}.* for {needed:,} bytes"
-            ) as full,
-        ):
-            keys.add(*big)
+        message = rf"scratch: expected room in .*{tmp_path.name}.* for {needed:,} bytes"
+        with small_disk(before + needed // 2), pytest.raises(OSError, match=message) as full:
+            bank.add(*big)
         assert full.value.errno == errno.EFBIG
-        assert (on_disk(tmp_path), keys._store.size) == (before, size)
-        assert keys.keys == keys.pixels == 7 * W
+        assert (on_disk(tmp_path), bank._buffer.size) == (before, size)
+        assert bank.stored == bank.pixels == 7 * W
         for tile in tiles[1:]:
-            keys.add(*tile)
-        out = keys.apply(feats)
-    assert_as_accurate(out[None], cam[None], feats[None], affinity)
+            bank.add(*tile)
+        assert_exact(bank.apply(feats), cam, feats, affinity)
 
 
 def test_a_tile_that_does_not_fit_leaves_the_memory_as_it_was(tmp_path: Path) -> None:
-    """Its first blocks would have been held there, the next ones failed."""
-    with PixelBank(K, C, memory="4MB", scratch=tmp_path) as keys:
-        room = keys._store._room = 40_000
+    """Its first blocks would have been held in memory; the next ones failed."""
+    with PixelBank(K, C, memory="4MB", scratch=tmp_path) as bank:
+        memory_left = bank._buffer._memory_left = 40_000
         with small_disk(100), pytest.raises(OSError, match=r"bytes of pixels beside 0 there"):
-            keys.add(torch.rand(K, 40, 40), torch.rand(C, 40, 40))
-        assert (keys._store._room, keys._store.size, keys.keys, keys.pixels) == (room, 0, 0, 0)
+            bank.add(rand(K, 40, 40), rand(C, 40, 40))
+        assert (bank._buffer._memory_left, bank._buffer.size, bank.stored, bank.pixels) == (memory_left, 0, 0, 0)
         with pytest.raises(ValueError, match="call add first"):
-            keys.apply(draw()[1])
+            bank.apply(draw()[1])
 
 
 def test_a_file_cut_short_is_noticed(tmp_path: Path) -> None:
-    with spilling(tmp_path) as keys:
-        keys.add(*draw(signed=True))
-        keys._store._file.truncate(1000)
+    with spilling(tmp_path) as bank:
+        bank.add(*draw(signed=True))
+        bank._buffer._file.truncate(1000)
         with pytest.raises(OSError, match="it was cut short"):
-            keys.apply(draw()[1])
+            bank.apply(draw()[1])
 
 
-def test_merged_keys_are_those_of_all_tiles(tmp_path: Path) -> None:
+def test_a_merged_bank_holds_all_tiles(tmp_path: Path) -> None:
     affinity = Affinity(center=True)
     cam, feats = draw(signed=True)
     with spilling(tmp_path, affinity=affinity) as first, PixelBank(K, C, affinity=affinity) as second:
@@ -377,21 +371,21 @@ def test_merged_keys_are_those_of_all_tiles(tmp_path: Path) -> None:
         second.add(cam[:, 4:], feats[:, 4:])  # in one block, larger than those of the first
         assert second._block > (H - 4) * W > first._block
         first.merge(second)
-        assert first.keys == first.pixels == H * W
-        assert second.keys == (H - 4) * W
-        assert max(block.numel() for block in first._store) <= first._block * (K + C)
-        assert_as_accurate(first.apply(feats)[None], cam[None], feats[None], affinity)
+        assert first.stored == first.pixels == H * W
+        assert second.stored == (H - 4) * W
+        assert max(block.numel() for block in first._buffer) <= first._block * (K + C)
+        assert_exact(first.apply(feats), cam, feats, affinity)
         second.merge(PixelBank(K, C, affinity=affinity))
-        assert second.keys == (H - 4) * W
+        assert second.stored == (H - 4) * W
         before = on_disk(tmp_path)
         with small_disk(before + 100), pytest.raises(OSError, match="scratch: expected room"):
             first.merge(second)
-        assert (first.keys, first.pixels, on_disk(tmp_path)) == (H * W, H * W, before)
+        assert (first.stored, first.pixels, on_disk(tmp_path)) == (H * W, H * W, before)
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_inference_mode_does_not_bind_them(inside: bool, tmp_path: Path) -> None:
-    """Made in inference mode and used outside, or the other way round."""
+def test_inference_mode_makes_no_difference(inside: bool, tmp_path: Path) -> None:
+    """Accumulators made in inference mode can be used outside it, and the reverse."""
     cam, feats = draw()
     with torch.inference_mode(inside):
         both = [Prototypes(K, C), spilling(tmp_path, affinity=Affinity(center=True))]
@@ -403,7 +397,7 @@ def test_inference_mode_does_not_bind_them(inside: bool, tmp_path: Path) -> None
         for each in (*both, loaded):
             each.add(cam[:, 8:], feats[:, 8:])
         for each, affinity in zip((*both, loaded), (Affinity(), Affinity(center=True), Affinity()), strict=True):
-            assert_as_accurate(each.apply(feats)[None], cam[None], feats[None], affinity)
+            assert_exact(each.apply(feats), cam, feats, affinity)
 
 
 def test_a_loaded_state_is_a_copy() -> None:
@@ -419,12 +413,12 @@ def test_a_loaded_state_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize("ending", ["close", "with", "error", "forgotten"])
-def test_the_file_goes_with_the_keys(ending: str, tmp_path: Path) -> None:
+def test_the_file_is_removed_with_the_bank(ending: str, tmp_path: Path) -> None:
     def used() -> PixelBank:
-        keys = spilling(tmp_path)
-        keys.add(*draw(signed=True))
+        bank = spilling(tmp_path)
+        bank.add(*draw(signed=True))
         assert on_disk(tmp_path) > 10_000
-        return keys
+        return bank
 
     if ending == "close":
         used().close()
@@ -442,11 +436,11 @@ def test_the_file_goes_with_the_keys(ending: str, tmp_path: Path) -> None:
 
 
 def closed() -> PixelBank:
-    keys = PixelBank(K, C)
-    keys.add(*draw())
-    keys.close()
-    keys.close()
-    return keys
+    bank = PixelBank(K, C)
+    bank.add(*draw())
+    bank.close()
+    bank.close()
+    return bank
 
 
 @pytest.mark.parametrize(
@@ -459,33 +453,27 @@ def closed() -> PixelBank:
         (lambda: PixelBank(K, C, stride=0), r"^stride: expected a whole number > 0"),
         (lambda: PixelBank(K, C, memory="1kB"), r"^memory: expected at least [\d,]+ bytes for blocks of 256 pixels"),
         (lambda: PixelBank(K, C, memory="much"), r"^memory: expected bytes > 0"),
-        (lambda: PixelBank(K, C).add(torch.rand(K, 2, 2), torch.rand(1, C, 2, 2)), r"^feats: expected one tile"),
-        (lambda: PixelBank(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
-        (
-            lambda: Prototypes(K, C).add(torch.rand(K, 2, 2), torch.rand(C, 2, 3)),
-            r"^cam: expected the tile's own pixels",
-        ),
-        (lambda: Prototypes(K, C).add(torch.rand(K + 1, 2, 2), torch.rand(C, 2, 2)), r"^cam: expected \(3, h, w\)"),
-        (lambda: Prototypes(K, C).apply(torch.rand(C, 2, 2)), r"^feats: nothing was added yet"),
+        (lambda: PixelBank(K, C).add(rand(K, 2, 2), rand(1, C, 2, 2)), r"^feats: expected one tile"),
+        (lambda: PixelBank(K, C).apply(rand(C, 2, 2)), r"^feats: nothing was added yet"),
+        (lambda: Prototypes(K, C).add(rand(K, 2, 2), rand(C, 2, 3)), r"^cam: expected the tile's own pixels"),
+        (lambda: Prototypes(K, C).add(rand(K + 1, 2, 2), rand(C, 2, 2)), r"^cam: expected \(3, h, w\)"),
+        (lambda: Prototypes(K, C).apply(rand(C, 2, 2)), r"^feats: nothing was added yet"),
         (lambda: Prototypes(K, C).load_state_dict({}), r"^state: expected a dict with the tensor 'sums'.*got \[\]"),
         (lambda: Prototypes(K, C).load_state_dict(3), r"^state: expected a dict with the tensor 'sums'.*got int"),
         (lambda: Prototypes(K, C).load_state_dict({"sums": torch.zeros(K + 1, C)}), r"got \['sums'\]"),
-        (lambda: closed().add(*draw()), r"^add: expected open PixelBank, got closed"),
-        (lambda: closed().apply(draw()[1]), r"^apply: expected open PixelBank, got closed"),
-        (lambda: PixelBank(K, C).merge(closed()), r"^other: expected open PixelBank, got closed"),
-        (lambda: closed().merge(PixelBank(K, C)), r"^merge: expected open PixelBank, got closed"),
+        (lambda: closed().add(*draw()), r"^add: expected an open PixelBank, got a closed"),
+        (lambda: closed().apply(draw()[1]), r"^apply: expected an open PixelBank, got a closed"),
+        (lambda: PixelBank(K, C).merge(closed()), r"^other: expected an open PixelBank, got a closed"),
+        (lambda: closed().merge(PixelBank(K, C)), r"^merge: expected an open PixelBank, got a closed"),
         (lambda: PixelBank(K, C).merge(PixelBank(K, C, stride=2)), r"^other: expected .*stride=1, got .*stride=2"),
         (
             lambda: PixelBank(K, C).merge(PixelBank(K, C, affinity=SIGNED["cube"])),
             r"^other: expected .*got .*power=3.0",
         ),
-        (lambda: (keys := PixelBank(K, C)).merge(keys), r"^other: expected other PixelBank, got the same"),
+        (lambda: (bank := PixelBank(K, C)).merge(bank), r"^other: expected another PixelBank, got the same"),
+        (lambda: Prototypes(K, C).add(rand(2, 2), rand(2, 2)), r"^cam: expected \(n, 3, h, w\), got \(2, 2\)"),
         (
-            lambda: Prototypes(K, C).add(torch.rand(2, 2), torch.rand(2, 2)),
-            r"^cam: expected \(n, 3, h, w\), got \(2, 2\)",
-        ),
-        (
-            lambda: Prototypes(K, C).add(torch.rand(K, 2, 2, requires_grad=True), torch.rand(C, 2, 2)),
+            lambda: Prototypes(K, C).add(rand(K, 2, 2, requires_grad=True), rand(C, 2, 2)),
             r"^cam: expected a tensor without grad",
         ),
     ],
@@ -495,19 +483,16 @@ def test_wrong_arguments_are_named(make, message: str) -> None:
         make()
 
 
-def test_only_the_same_kind_can_be_merged() -> None:
+def test_wrong_types_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^other: expected Prototypes, got PixelBank"):
         Prototypes(K, C).merge(PixelBank(K, C))
     with pytest.raises(TypeError, match=r"^other: expected PixelBank, got dict"):
         PixelBank(K, C).merge({})
-
-
-def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^cam: expected a floating-point tensor"):
-        Prototypes(1, 2).add(torch.ones(1, 2, 2, dtype=torch.int64), torch.rand(2, 2, 2))
+        Prototypes(1, 2).add(torch.ones(1, 2, 2, dtype=torch.int64), rand(2, 2, 2))
 
 
-def test_bytes_in_words() -> None:
+def test_byte_counts_as_text() -> None:
     assert [parse_bytes(text) for text in (7, "4GB", "1.5 MiB", "10k", "2TiB")] == [7, 4 * 10**9, 1572864, 10**4, 2**41]
     for wrong in ("", "GB", "-1GB", 0, "1XB", True):
         with pytest.raises(ValueError, match=r"^memory: expected bytes > 0"):

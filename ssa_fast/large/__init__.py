@@ -1,6 +1,6 @@
-"""Images of any size: windows in, the whole image's CAMs out, exactly."""
+"""CAMs of images of any size: computed in tiles, exactly, and written to disk."""
 
-from ssa_fast.large.large_image import LargeImageResult, bars, large
-from ssa_fast.large.pipeline import LargeStep
+from ssa_fast.large.export import OutputPaths
+from ssa_fast.large.large_image import LargeImageResult, LargeImageSSA
 
-__all__ = ["LargeImageResult", "LargeStep", "bars", "large"]
+__all__ = ["LargeImageResult", "LargeImageSSA", "OutputPaths"]

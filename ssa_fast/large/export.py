@@ -1,10 +1,10 @@
-"""What a large image leaves on disk: its CAMs and its mask in windows, and a picture to look at."""
+"""Write the outputs of a large image: CAMs, mask and preview; find its boxes on the way."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,150 +16,153 @@ from ssa_fast.io import pyramid
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.large.resample import Window
 from ssa_fast.localize.masks import IGNORE, voc_palette
-from ssa_fast.localize.panels import heat
+from ssa_fast.localize.panels import heat, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from ssa_fast.io.readers.open import Reader
-    from ssa_fast.large.disk_map import Fused
+    from ssa_fast.large.disk_map import FusedMap
+    from ssa_fast.localize import PostprocessOptions
 
 BOX_SIDE = 4096  # boxes are found on a map no larger than this, so that it fits in memory
 PREVIEW_SIDE = 1024
-STRIP = 16 << 20  # pixels of all classes together whose labels are found at once
-GAP = 8
-REGION = 0.55
+STRIP = 16 << 20  # pixels of all classes together whose labels are computed at once
+MASK_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
-class Look:
-    """How CAMs become a mask and boxes, and what they are called.
+class OutputPaths:
+    """The files of one large image.
 
     Attributes:
-        background, alpha, ignore: of the mask, see ``localize.masks``.
-        box_threshold, components: of the boxes, see ``localize.boxes``.
-        labels: the classes' values in the mask, from their indices; default 1 to K.
-        names: the classes' names, from their indices.
-        metadata: goes into the files, as JSON.
+        cams: ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; (K, H, W) uint8, 255 ·
+            CAM.
+        mask: As ``cams``; labels (H, W) uint8.
+        preview: A PNG of image, heat map and mask.
     """
 
-    background: float | None = None
-    alpha: float | None = None
-    ignore: float | None = None
-    box_threshold: float = 0.2
-    components: Literal["largest", "all"] = "largest"
-    labels: Callable[[list[int]], Sequence[int]] = lambda classes: range(1, len(classes) + 1)
-    names: Callable[[list[int]], Sequence[str]] = lambda classes: [f"class {index}" for index in classes]
-    metadata: dict[str, Any] | None = None
+    cams: Path
+    mask: Path
+    preview: Path
 
-    def __post_init__(self) -> None:
-        dry = torch.zeros(1, 1)  # wrong options are told before any work
-        localize.masks(dry, background=self.background, alpha=self.alpha, ignore=self.ignore)
-        localize.boxes(dry, box_threshold=self.box_threshold, components=self.components)
-        json.dumps(self.metadata)
-
-    def called(self, classes: list[int]) -> tuple[list[str], list[int]]:
-        """The classes' names and labels.
+    @classmethod
+    def beside(cls, cams: str | Path) -> OutputPaths:
+        """Return ``NAME.tif``, ``NAME.mask.tif`` and ``NAME.preview.png`` for ``cams`` (or ``.zarr``).
 
         Raises:
-            ValueError: too many classes for a mask, other than one name and one label each, labels beyond 1 to 254.
+            ValueError: Another suffix.
         """
-        K = len(classes)
-        if K >= IGNORE:
-            raise ValueError(f"classes: expected at most 254, as 255 means unsure in the mask, got {K}; take fewer")
-        names, labels = list(self.names(classes)), [int(label) for label in self.labels(classes)]
-        if len(names) != K or len(labels) != K:
-            raise ValueError(f"look: expected {K} names and labels, got {len(names)} and {len(labels)}")
-        if not all(1 <= label < IGNORE for label in labels):
-            raise ValueError(f"look: expected labels from 1 to 254, got {labels}")
-        return names, labels
+        cams = Path(cams)
+        if cams.suffix.lower() not in (".tif", ".tiff", ".zarr"):
+            raise ValueError(f"out: expected a name that ends in .tif or .zarr, got {cams.name!r}")
+        return cls(cams, cams.with_name(f"{cams.stem}.mask{cams.suffix}"), cams.with_name(f"{cams.stem}.preview.png"))
+
+    def check(self, image: object, overwrite: bool) -> None:
+        """Raise ValueError if a file is the image's own, or exists and must not be overwritten."""
+        existing = [path for path in (self.cams, self.mask, self.preview) if path.exists()]
+        if isinstance(image, str | Path) and any(path.samefile(image) for path in existing):
+            raise ValueError(f"out: expected another name than the image's, got {image}")
+        if existing and not overwrite:
+            raise ValueError(f"out: {existing[0]} exists; pass overwrite=True, or another name")
 
 
-@dataclass(frozen=True, eq=False)
-class Written:
-    """The boxes found on the way, per class (n, 4), and to how many pixels they are right."""
+def names_and_labels(
+    classes: Sequence[int], names: Sequence[str] | None, labels: Sequence[int] | None
+) -> tuple[list[str], list[int]]:
+    """Return the names and mask labels of the selected classes, from those of all model outputs.
 
-    boxes: list[Tensor]
-    box_precision: int
+    Raises:
+        ValueError: Too many classes for a mask, or labels outside 1 to 254.
+    """
+    if len(classes) >= IGNORE:
+        raise ValueError(
+            f"classes: expected at most 254, as 255 means unsure in the mask, got {len(classes)}; take fewer"
+        )
+    chosen_names = [f"class {index}" if names is None else names[index] for index in classes]
+    chosen = list(range(1, len(classes) + 1)) if labels is None else [int(labels[index]) for index in classes]
+    if not all(1 <= label < IGNORE for label in chosen):
+        raise ValueError(f"labels: expected numbers from 1 to 254, got {chosen}")
+    return chosen_names, chosen
 
 
-def write(
-    fused: Fused,
+def write_outputs(
+    fused: FusedMap,
     reader: Reader,
-    classes: list[int],
+    paths: OutputPaths,
+    *,
     names: list[str],
     labels: list[int],
-    *,
-    cams: Path,
-    mask: Path,
-    preview: Path,
-    look: Look,
-    watch: Callable[[int, int], None],
-) -> Written:
-    """Write the three files, all of them or none; CAMs as 255 times their value, rounded."""
+    metadata: dict[str, Any],
+    postprocess: PostprocessOptions,
+    report: Callable[[int, int], None],
+) -> tuple[list[Tensor], int]:
+    """Write the three files, all of them or none, replacing what is there.
+
+    Returns:
+        Boxes per class, (n, 4) float32 x1 y1 x2 y2, and the pixels to which they are exact.
+    """
     H, W = fused.size
-    K = len(classes)
-    picture = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
-    reduced = _Reduced(K, fused.size, (picture.height, picture.width), look)
+    K = len(names)
+    image = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
+    reduced = _ReducedCams(K, fused.size, (image.height, image.width), postprocess)
     table = np.arange(256, dtype=np.uint8)
     table[1 : K + 1] = labels
 
     def cam_window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        values = _eight_bits(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))[0]
+        values = _to_uint8(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))[0]
         reduced.add(k, values, y0, x0)
         return values
 
     def mask_window(_: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         def rows(lo: int, hi: int) -> np.ndarray:
-            return _eight_bits(fused.cam(Window(y0 + lo, y0 + hi, x0, x1)))
+            return _to_uint8(fused.cam(Window(y0 + lo, y0 + hi, x0, x1)))
 
-        return table[_labelled(rows, (K, y1 - y0, x1 - x0), look)]
+        return table[_label_map(rows, (K, y1 - y0, x1 - x0), postprocess)]
 
     def part(first: int, count: int) -> Callable[[int, int], None]:
-        return lambda through, total: watch(round(1000 * (first + count * through / total)), 1000 * (K + 1))
+        return lambda done, total: report(round(1000 * (first + count * done / total)), 1000 * (K + 1))
 
-    common: dict[str, Any] = {
-        "metadata": {**(look.metadata or {}), "classes": classes, "names": names, "labels": labels}
-    }
-    masks: dict[str, Any] = {"names": ["mask"], "kind": "mask", "palette": voc_palette()}
+    cam_options: dict[str, Any] = {"shape": (K, H, W), "names": names, "metadata": metadata, "watch": part(0, K)}
+    mask_options: dict[str, Any] = {"shape": (1, H, W), "names": ["mask"], "metadata": metadata, "watch": part(K, 1)}
+    mask_options |= {"kind": "mask", "palette": voc_palette()}
 
-    def draw(path: Path) -> None:
-        reduced.finish()
-        _preview(picture, reduced.planes, look, table).save(path, format="PNG", optimize=True)
+    def write_preview(path: Path) -> None:
+        reduced.finish_class()
+        _preview(image, reduced.previews, postprocess, table).save(path, format="PNG", optimize=True)
 
     Transaction(
         {
-            cams: lambda path: pyramid.write(
-                path, cam_window, shape=(K, H, W), names=names, watch=part(0, K), **common
-            ),
-            mask: lambda path: pyramid.write(path, mask_window, shape=(1, H, W), watch=part(K, 1), **masks, **common),
-            preview: draw,
+            paths.cams: lambda path: pyramid.write(path, cam_window, **cam_options),
+            paths.mask: lambda path: pyramid.write(path, mask_window, **mask_options),
+            paths.preview: write_preview,
         }
     ).commit()
-    return Written(reduced.boxes, reduced.factor)
+    return reduced.boxes, reduced.factor
 
 
-class _Reduced:
-    """Each class's CAM in small, of which one is held while its windows are written: its boxes, and its preview.
+class _ReducedCams:
+    """Reduced CAMs, collected while the windows are written, for the boxes and the preview.
 
-    Blocks of ``factor`` pixels keep their maximum, so that no region is lost.
+    Blocks of ``factor`` × ``factor`` pixels keep their maximum, so that no region is lost.
     """
 
-    def __init__(self, K: int, size: tuple[int, int], preview: tuple[int, int], look: Look) -> None:
-        self.look, self.size, self.factor = look, size, 1
+    def __init__(
+        self, K: int, size: tuple[int, int], preview: tuple[int, int], postprocess: PostprocessOptions
+    ) -> None:
+        self.postprocess, self.size, self.factor = postprocess, size, 1
         while max(size) > BOX_SIDE * self.factor:
             self.factor *= 2
-        self.plane = np.zeros([-(-side // self.factor) for side in size], dtype=np.uint8)
-        self.planes = np.zeros((K, *preview), dtype=np.uint8)
+        self.plane = np.zeros([-(-side // self.factor) for side in size], dtype=np.uint8)  # of the current class
+        self.previews = np.zeros((K, *preview), dtype=np.uint8)
         self.boxes: list[Tensor] = []
 
     def add(self, k: int, values: np.ndarray, y0: int, x0: int) -> None:
-        """A window of class ``k``; classes come one after the other."""
+        """Add a window of class ``k``; classes come one after the other."""
         if k > len(self.boxes):
-            self.finish()
+            self.finish_class()
         factor = self.factor
         h, w = (-(-side // factor) for side in values.shape)
         padded = np.zeros((h * factor, w * factor), dtype=np.uint8)
@@ -167,42 +170,39 @@ class _Reduced:
         maxima = padded.reshape(h, factor, w, factor).max(axis=(1, 3))
         self.plane[y0 // factor : y0 // factor + h, x0 // factor : x0 // factor + w] = maxima
 
-    def finish(self) -> None:
-        """The class at hand is whole."""
+    def finish_class(self) -> None:
+        """Find the boxes and draw the preview of the class whose windows are complete."""
         H, W = self.size
         plane = torch.from_numpy(self.plane).float() / 255.0
-        found = localize.boxes(plane, box_threshold=self.look.box_threshold, components=self.look.components)[0][0]
+        found = localize.boxes(plane, self.postprocess)[0][0]
         limit = torch.tensor([W, H, W, H], dtype=torch.float32)
-        small = interpolate(plane[None, None], self.planes.shape[1:], mode="area")[0]
-        self.planes[len(self.boxes)] = _eight_bits(small)[0]
+        small = interpolate(plane[None, None], self.previews.shape[1:], mode="area")[0]
+        self.previews[len(self.boxes)] = _to_uint8(small)[0]
         self.boxes.append(torch.minimum(found * self.factor, limit))
 
 
-def _eight_bits(cam: Tensor) -> np.ndarray:
+def _to_uint8(cam: Tensor) -> np.ndarray:
     values: np.ndarray = (cam * 255.0).round_().to(torch.uint8).numpy()
     return values
 
 
-def _labelled(rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], look: Look) -> np.ndarray:
-    """``localize.masks`` (h, w) of CAMs (K, h, w) uint8, of which ``rows(lo, hi)`` gives few at once."""
+def _label_map(
+    rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], postprocess: PostprocessOptions
+) -> np.ndarray:
+    """Return ``localize.masks`` (h, w) of uint8 CAMs (K, h, w), read in strips by ``rows(lo, hi)``."""
     K, h, w = shape
-    found = np.empty((h, w), dtype=np.uint8)
+    labels = np.empty((h, w), dtype=np.uint8)
     count = max(1, STRIP // (K * w))
     for lo in range(0, h, count):
         maps = torch.from_numpy(rows(lo, min(lo + count, h))).float() / 255.0
-        found[lo : lo + count] = localize.masks(maps, background=look.background, alpha=look.alpha, ignore=look.ignore)[
-            0
-        ]
-    return found
+        labels[lo : lo + count] = localize.masks(maps, postprocess)[0]
+    return labels
 
 
-def _preview(picture: Image.Image, planes: np.ndarray, look: Look, table: np.ndarray) -> Image.Image:
-    """Side by side: the picture, the strongest class's heat, and the mask."""
-    labels = table[_labelled(lambda lo, hi: planes[:, lo:hi], planes.shape, look)]
+def _preview(image: Image.Image, cams: np.ndarray, postprocess: PostprocessOptions, table: np.ndarray) -> Image.Image:
+    """Draw the image, the strongest class's heat map, and the mask side by side."""
+    labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, postprocess)]
     colours = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
-    painted = Image.blend(picture, Image.fromarray(colours[labels]), REGION)
-    parts = [picture, heat(picture, torch.from_numpy(planes.max(axis=0)).float() / 255.0), painted]
-    sheet = Image.new("RGB", (3 * picture.width + 2 * GAP, picture.height), (255, 255, 255))
-    for n, each in enumerate(parts):
-        sheet.paste(each, (n * (picture.width + GAP), 0))
-    return sheet
+    painted = Image.blend(image, Image.fromarray(colours[labels]), MASK_OPACITY)
+    strongest = torch.from_numpy(cams.max(axis=0)).float() / 255.0
+    return side_by_side([image, heat(image, strongest), painted])

@@ -1,52 +1,69 @@
-"""``large``: the CAMs of one image that is never in memory as a whole.
+"""``LargeImageSSA``: the CAMs of one image that is never in memory as a whole.
 
-A first pass over its tiles gathers what every pixel needs of all others, a second applies it; what they need of the
-network is computed once and kept on disk, or computed again.
+A first pass over its tiles gathers what every pixel needs of all others, a second applies it. The network's features
+are computed once and cached on disk, or computed again in each pass.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
 from ssa_fast.io.sizes import parse_bytes
-from ssa_fast.large import export, tiling
-from ssa_fast.large.pipeline import LargeStep, Passes
-from ssa_fast.large.tiles import Tiles
+from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
+from ssa_fast.large.pipeline import Pipeline
+from ssa_fast.large.tiles import TileExtractor
+from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling
+from ssa_fast.localize import PostprocessOptions
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.ops.resize import minmax
+from ssa_fast.streaming.base import check_positive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from torch import Tensor
 
+    from ssa_fast.io.progress import OnProgress
+    from ssa_fast.io.readers.open import Reader
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
 
 @dataclass(frozen=True, eq=False)
 class LargeImageResult:
-    """What came of a large image.
+    """The outputs of ``LargeImageSSA`` for one image, and how they were computed.
 
     Attributes:
-        cams: the file of the CAMs, (K, H, W) uint8: 255 times the CAM. mask: labels (H, W) uint8. preview: a PNG.
-        size: (H, W). classes: K indices. logits: (num_classes,) float32 of the whole image, None with a seed given.
+        cams: File of the CAMs, (K, H, W) uint8: 255 times the CAM.
+        mask: File of the labels, (H, W) uint8.
+        preview: A PNG of image, heat map and mask.
+        size: (H, W).
+        classes: K indices.
+        names: K names.
+        labels: K values in the mask.
+        logits: (num_classes,) float32 of the whole image, None with a seed given.
         seed: (K, h, w) float32 in [0, 1], the CAMs before polishing.
-        boxes: per class (n, 4) float32 x1 y1 x2 y2 in pixels; they are right to ``box_precision`` pixels.
-        tile, halo: pixels of a tile's side, and around it. passes: forwards of the network per tile, on average.
-        paths: stage -> "prototypes" or "keys". cached: whether the features were kept on disk.
-        exact: False where the halo is smaller than what is felt, or keys are strided: an approximation.
-        seconds: phase -> wall-clock time.
+        boxes: Per class (n, 4) float32 x1 y1 x2 y2 in pixels.
+        box_precision: Pixels to which the boxes are exact.
+        tile: Pixels of a tile's side.
+        halo: Pixels around a tile that the network also saw.
+        passes: Forwards of the network per tile, on average.
+        methods: Stage -> "prototypes" or "pixel_bank".
+        cached: Whether the features were cached on disk.
+        exact: False for an approximation: a halo smaller than the receptive field, or a ``stride`` that had effect.
+        seconds: Phase -> wall-clock time.
     """
 
     cams: Path
@@ -54,6 +71,8 @@ class LargeImageResult:
     preview: Path
     size: tuple[int, int]
     classes: list[int]
+    names: list[str]
+    labels: list[int]
     logits: Tensor | None
     seed: Tensor
     boxes: list[Tensor]
@@ -61,138 +80,189 @@ class LargeImageResult:
     tile: int
     halo: int
     passes: float
-    paths: dict[str, str]
+    methods: dict[str, str]
     cached: bool
     exact: bool
     seconds: dict[str, float]
 
 
-def to_files(
-    ssa: SSA, image: Any, classes: Classes = None, *, out: str | Path, overwrite: bool, progress: bool, **options: Any
-) -> LargeImageResult:
-    """``SSA.large``: the files' names from one, and a progress bar."""
-    cams = Path(out)
-    if cams.suffix.lower() not in (".tif", ".tiff", ".zarr"):
-        raise ValueError(f"out: expected a name that ends in .tif or .zarr, got {cams.name!r}")
-    files: dict[str, Any] = {
-        "cams": cams,
-        "mask": cams.with_name(f"{cams.stem}.mask{cams.suffix}"),
-        "preview": cams.with_name(f"{cams.stem}.preview.png"),
-    }
-    if isinstance(image, str | Path) and any(path.exists() and path.samefile(image) for path in files.values()):
-        raise ValueError(f"out: expected a name of its own, got the image's, {image}")
-    existing = [path for path in files.values() if path.exists()]
-    if existing and not overwrite:
-        raise ValueError(f"out: {existing[0]} exists; pass overwrite=True, or another name")
-    if not progress:
-        return large(ssa, image, classes, **files, **options)
-    own = options.pop("watch", None)
-    with bars() as show:
+class LargeImageSSA:
+    """Polishes, exactly, images that are too large for the network or the memory.
 
-        def watch(step: LargeStep) -> None:
-            show(step)
-            if own is not None:
-                own(step)
+    ::
 
-        return large(ssa, image, classes, **files, watch=watch, **options)
+        result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
+    The image is cut into tiles, padded by the model's receptive field, which is measured by tracing a NaN through the
+    network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other affinities,
+    the pixels themselves), a second applies them; both read the features from disk if there is room, and otherwise
+    compute them again. With listed classes the network runs once per tile if features are cached, else twice;
+    "predicted" and "topN", which need the whole image's logits first, take one run more where features are not cached.
+    CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
-@contextmanager
-def bars() -> Iterator[Callable[[LargeStep], None]]:
-    """A watcher that shows a bar with the time left for every phase, on stderr."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("progress: needs rich; pip install 'ssa_fast[app]'", name="rich") from error
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    Args:
+        ssa: An ``SSA`` with scales=(1.0,) and flip=False.
+        tile: Pixels of a tile's side, a multiple of the coarsest stride; "auto": the largest that fits the memory.
+        halo: Pixels around a tile that the network also sees; "auto" measures the receptive field (ResNet-18 and
+            ResNet-50: 224 pixels). A smaller one is an approximation. A margin for the seed's resizing is added: two
+            of its map's pixels, 64 of the image, for those.
+        memory: What the process may take in all, bytes or text such as "4GB".
+        disk: Bytes that cached features may take; "auto" is half of what is free, 0 none.
+        scratch: Folder for them; default beside the outputs.
+        stride: Where pixels are stored, store every stride-th only: an approximation, see ``PixelBank``.
+        mean: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
+        std: As ``mean``.
 
-        def watch(step: LargeStep) -> None:
-            if step.phase not in tasks:
-                tasks[step.phase] = progress.add_task(step.phase)
-            progress.update(tasks[step.phase], completed=step.through, total=step.total)
+    Raises:
+        ValueError: An option out of range, or an ``ssa`` that cannot be run in tiles, with what to do instead.
+    """
 
-        yield watch
+    def __init__(
+        self,
+        ssa: SSA,
+        *,
+        tile: int | str = "auto",
+        halo: int | str = "auto",
+        memory: int | str = "4GB",
+        disk: int | str = "auto",
+        scratch: str | Path | None = None,
+        stride: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        check_model(ssa)
+        check_pixels("tile", tile, least=1)
+        check_pixels("halo", halo, least=0)
+        check_positive("stride", stride)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ValueError(f"{name}: expected three numbers, for R, G and B, got {values!r}")
+        self.ssa, self.tile, self.halo, self.stride = ssa, tile, halo, stride
+        self.memory = parse_bytes(memory)
+        self.disk = disk if disk in ("auto", 0) else parse_bytes(disk, "disk")
+        self.scratch = None if scratch is None else Path(scratch)
+        self.mean, self.std = mean, std
 
+    def __call__(
+        self,
+        image: Any,
+        classes: Classes = None,
+        *,
+        out: str | Path | OutputPaths,
+        overwrite: bool = False,
+        seed: Tensor | np.ndarray | None = None,
+        postprocess: PostprocessOptions = PostprocessOptions(),  # noqa: B008 - frozen
+        names: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        metadata: dict[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+        progress: bool = False,
+    ) -> LargeImageResult:
+        """Polish one image and write its CAMs, mask and preview; all three files appear, or none.
 
-def large(
-    ssa: SSA,
-    image: Any,
-    classes: Classes = None,
-    *,
-    cams: Path,
-    mask: Path,
-    preview: Path,
-    tile: int | Literal["auto"] = "auto",
-    halo: int | Literal["auto"] = "auto",
-    memory: int | str = "4GB",
-    disk: int | str = "auto",
-    scratch: str | Path | None = None,
-    key_stride: int = 1,
-    seed: Tensor | np.ndarray | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    look: export.Look = export.Look(),  # noqa: B008 - frozen
-    watch: Callable[[LargeStep], None] | None = None,
-) -> LargeImageResult:
-    """Polish a large image; ``SSA.large`` says what the arguments mean. Targets are replaced."""
-    tiling.check(ssa, seed, classes, key_stride)
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != 3:
-            raise ValueError(f"{name}: expected three numbers, for R, G and B, got {values!r}")
-    start = time.perf_counter()
-    scratch = Path(scratch) if scratch is not None else cams.parent
-    scratch.mkdir(parents=True, exist_ok=True)
-    budget = parse_bytes(memory)
-    folder = Path(tempfile.mkdtemp(prefix=".ssa-fast-", dir=scratch))
-    try:
-        with open_image(image, memory=budget // 8) as reader:
-            cut = tiling.cut(ssa, reader.size, tile=tile, halo=halo, memory=budget, with_seed=seed is None)
-            tiles = Tiles(
-                ssa,
+        Args:
+            image: A path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
+                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers``).
+            classes: As for ``SSA``, for one image.
+            out: The CAMs' file, ``.tif`` or ``.zarr``; beside it come ``NAME.mask.tif`` (or .zarr) and
+                ``NAME.preview.png``. Or the three paths, as ``OutputPaths``.
+            overwrite: Replace these files.
+            seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with listed classes.
+            postprocess: Options of the mask and the boxes.
+            names: One per model output; default "class 0", "class 1", …
+            labels: Values in the mask, one per model output; default 1 to K in the order of ``classes``.
+            metadata: JSON values to store in the files.
+            on_progress: Called with a ``Progress`` after every window of every phase.
+            progress: Show a bar with the time left for every phase on stderr; needs rich.
+
+        Returns:
+            The files, classes, logits and boxes, and how they were computed.
+
+        Raises:
+            TypeError: A seed that is no tensor or array, or metadata that is not JSON.
+            ValueError: An image, network or option that cannot be used, with what to do instead; existing files; NaN
+                or infinity in logits or CAMs.
+            OSError: A file could not be read or written.
+        """
+        start = time.perf_counter()
+        paths = out if isinstance(out, OutputPaths) else OutputPaths.beside(out)
+        paths.check(image, overwrite)
+        check_seed(self.ssa, seed, classes)
+        count = self.ssa.info.num_classes
+        for argument, values in (("names", names), ("labels", labels)):
+            if values is not None and len(values) != count:
+                raise ValueError(f"{argument}: expected {count}, one per model output, got {len(values)}")
+        json.dumps(metadata)  # a TypeError now, not after hours
+        scratch = self.scratch or paths.cams.parent
+        scratch.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            folder = Path(tempfile.mkdtemp(prefix=".ssa-fast-", dir=scratch))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            callbacks = [stack.enter_context(progress_bars())] if progress else []
+            callbacks += [] if on_progress is None else [on_progress]
+            reader = stack.enter_context(open_image(image, memory=self.memory // 8))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            tiles = self._tiles(reader, folder, with_seed=seed is None)
+            pipeline = Pipeline(
+                self.ssa,
+                tiles,
+                folder,
+                seed=seed,
+                stride=self.stride,
+                memory=self.memory,
+                callbacks=callbacks,
+                start=start,
+            )
+            class_tensor = pipeline.select_classes(classes)
+            indices = class_tensor[0].tolist()
+            chosen_names, chosen_labels = names_and_labels(indices, names, labels)
+            with pipeline.gather(class_tensor) as gathered:
+                maps = pipeline.apply(gathered)
+            boxes, box_precision = write_outputs(
+                pipeline.fuse(maps),
                 reader,
-                cut=cut,
-                seed_layer=ssa.info.seed.layer if seed is None else None,
-                mean=mean,
-                std=std,
+                paths,
+                names=chosen_names,
+                labels=chosen_labels,
+                metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
+                postprocess=postprocess,
+                report=lambda done, total: pipeline.report("write", done, total),
             )
-            work = Passes(ssa, tiles, folder, seed, key_stride, budget, tiling.room(disk, scratch), watch, start)
-            with torch.inference_mode(False), torch.no_grad():
-                chosen = work.choose(classes)
-                names, labels = look.called(chosen)
-                work.polish()
-                written = export.write(
-                    work.fuse(),
-                    reader,
-                    chosen,
-                    names,
-                    labels,
-                    cams=cams,
-                    mask=mask,
-                    preview=preview,
-                    look=look,
-                    watch=lambda through, total: work.tell("write", through, total),
-                )
-            work.mark("write")
-            return LargeImageResult(
-                cams=cams,
-                mask=mask,
-                preview=preview,
-                size=reader.size,
-                classes=chosen,
-                logits=work.logits,
-                seed=minmax(work.seed[None])[0].float().cpu(),
-                boxes=written.boxes,
-                box_precision=written.box_precision,
-                tile=cut.tile,
-                halo=cut.halo,
-                passes=tiles.forwards / len(tiles),
-                paths=work.paths,
-                cached=tiles.kept is not None,
-                exact=cut.exact and (key_stride == 1 or "keys" not in work.paths.values()),
-                seconds={**work.seconds, "all": time.perf_counter() - start},
-            )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            pipeline.record_time("write")
+        methods = gathered.methods
+        return LargeImageResult(
+            cams=paths.cams,
+            mask=paths.mask,
+            preview=paths.preview,
+            size=tiles.size,
+            classes=indices,
+            names=chosen_names,
+            labels=chosen_labels,
+            logits=gathered.logits,
+            seed=minmax(gathered.seed[None])[0].float().cpu(),
+            boxes=boxes,
+            box_precision=box_precision,
+            tile=tiles.tiling.tile,
+            halo=tiles.tiling.halo,
+            passes=tiles.forwards / len(tiles),
+            methods=methods,
+            cached=tiles.cached,
+            exact=tiles.tiling.exact and (self.stride == 1 or "pixel_bank" not in methods.values()),
+            seconds={**pipeline.seconds, "all": time.perf_counter() - start},
+        )
+
+    def _tiles(self, reader: Reader, folder: Path, *, with_seed: bool) -> TileExtractor:
+        tiling = make_tiling(
+            self.ssa, reader.size, tile=self.tile, halo=self.halo, memory=self.memory, with_seed=with_seed
+        )
+        return TileExtractor(
+            self.ssa,
+            reader,
+            tiling,
+            with_seed=with_seed,
+            mean=self.mean,
+            std=self.std,
+            cache=folder / "features",
+            disk=shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk),
+        )

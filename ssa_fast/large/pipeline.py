@@ -1,16 +1,18 @@
-"""The passes over a large image's tiles: survey where classes are asked for, gather, apply; then the fusion."""
+"""The passes over a large image's tiles (logits if needed, gather, apply) and the fusion."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.large.disk_map import DiskMap, Fused
-from ssa_fast.large.resample import Window, resample
+from ssa_fast.io.progress import Progress
+from ssa_fast.large.disk_map import DiskMap, FusedMap
+from ssa_fast.large.resample import Window, iter_windows, resample
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.extract import Features
 from ssa_fast.models.seed_cam import cam_seed
@@ -18,251 +20,247 @@ from ssa_fast.streaming import PixelBank, Prototypes
 from ssa_fast.validation import per_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
     from torch import Tensor
 
-    from ssa_fast.large.tiles import Record, Tile, Tiles
+    from ssa_fast.io.progress import OnProgress
+    from ssa_fast.large.tiles import Tile, TileExtractor, TileFeatures
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
-SWEEP = 1024  # side of the windows in which the fused map is looked through
+FUSION_WINDOW = 1024  # side of the windows in which the fused map's extremes are found
 
 
-@dataclass(frozen=True)
-class LargeStep:
-    """Handed to the watcher after each window: which phase it belongs to, and how many of how many are through."""
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """State between the two passes; a context manager that removes the stored pixels.
 
-    phase: str
-    through: int
-    total: int
+    Attributes:
+        accumulators: Stage -> what was gathered of it.
+        seed: (K, h, w) of the whole image, before polishing.
+        logits: (num_classes,) float32 of the whole image; None where the caller gave the seed.
+    """
+
+    accumulators: dict[str, Prototypes | PixelBank]
+    seed: Tensor
+    logits: Tensor | None
+    banks: ExitStack
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Stage -> "prototypes" or "pixel_bank"."""
+        return {
+            name: "pixel_bank" if isinstance(a, PixelBank) else "prototypes" for name, a in self.accumulators.items()
+        }
+
+    def __enter__(self) -> Gathered:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.banks.close()
 
 
-class _Negative(Exception):
+class _NegativeFeatures(Exception):
     """A stage taken for non-negative is not."""
 
     def __init__(self, stage: str) -> None:
-        super().__init__()
+        super().__init__(stage)
         self.stage = stage
 
 
-class Passes:
-    """One image's passes: choose its classes, polish, fuse."""
+class Pipeline:
+    """One image's passes.
+
+    Args:
+        ssa: The network and its options.
+        tiles: The image's tiles and their features.
+        folder: For temporary files.
+        seed: (K, h, w) of the whole image, or None for the classifier's own CAM.
+        stride: Of ``PixelBank``.
+        memory: Bytes for the whole process.
+        callbacks: Called with a ``Progress`` after each window of a phase.
+        start: ``time.perf_counter()`` when the work began.
+
+    Attributes:
+        seconds: Phase -> wall-clock time.
+    """
 
     def __init__(
         self,
         ssa: SSA,
-        tiles: Tiles,
+        tiles: TileExtractor,
         folder: Path,
+        *,
         seed: Tensor | np.ndarray | None,
-        key_stride: int,
+        stride: int,
         memory: int,
-        disk: int,
-        watch: Callable[[LargeStep], None] | None,
+        callbacks: Sequence[OnProgress],
         start: float,
     ) -> None:
-        self.ssa, self.tiles, self.folder, self.disk = ssa, tiles, folder, disk
-        self.given = None if seed is None else torch.as_tensor(seed).float().to(tiles.device)
-        self.key_stride, self.memory, self.watch = key_stride, memory, watch
-        self.logits: Tensor | None = None
+        self.ssa, self.tiles, self.folder = ssa, tiles, folder
+        self.given_seed = None if seed is None else torch.as_tensor(seed).float().to(tiles.device)
+        self.stride, self.memory, self.callbacks = stride, memory, callbacks
         self.seconds: dict[str, float] = {}
-        self._since = start
-        dry = {name: torch.zeros(1, 1, 1, 1) for name in ssa.stage_names}
-        self.affinities = per_stage("affinity", ssa.affinity, dry, Affinity)
-        self.paths = {name: self._path(name) for name in ssa.stage_names}
+        self._last_time = start
+        self.affinities = per_stage("affinity", ssa.affinity, ssa.info.stages, Affinity)
 
-    def choose(self, classes: Classes) -> list[int]:
-        """The classes, for which those of highest logit take a pass of their own."""
-        self.mark("prepare")
-        if self.given is None and (classes is None or isinstance(classes, str)):
-            self._survey()
-            self.mark("survey")
-        self.classes = self._resolve(classes)
-        chosen: list[int] = self.classes[0].tolist()
-        return chosen
+    def select_classes(self, classes: Classes) -> Tensor:
+        """Return the class indices (1, K) on the model's device; the top classes need a pass of their own."""
+        self.record_time("prepare")
+        logits = torch.zeros(self.ssa.info.num_classes)  # for listed classes, only the number counts
+        if self.given_seed is None and (classes is None or isinstance(classes, str)):
+            logits = self._logits_pass()
+            self.record_time("logits")
+        return resolve_classes(classes, logits[None]).to(self.tiles.device)
 
-    def polish(self) -> None:
-        """Every stage's polished map on disk."""
+    def gather(self, classes: Tensor) -> Gathered:
+        """Accumulate every stage over all tiles; again, with a ``PixelBank``, for stages that turn out signed."""
+        methods = {name: self._expected_method(name) for name in self.ssa.stage_names}
         while True:
             try:
-                gathered = self._gather()
-                break
-            except _Negative as negative:
-                self.paths[negative.stage] = "keys"
-        self.mark("gather")
-        try:
-            self._apply(gathered)
-        finally:
-            for each in gathered.values():
-                if isinstance(each, PixelBank):
-                    each.close()
-        self.mark("apply")
+                gathered = self._gather_pass(classes, methods)
+            except _NegativeFeatures as negative:
+                methods[negative.stage] = "pixel_bank"
+            else:
+                self.record_time("gather")
+                return gathered
 
-    def fuse(self) -> Fused:
-        """The fused map, with its extremes known."""
-        fused = Fused(self.ssa, self.maps, self.tiles.size)
-        H, W = self.tiles.size
-        windows = [
-            Window(y, min(y + SWEEP, H), x, min(x + SWEEP, W)) for y in range(0, H, SWEEP) for x in range(0, W, SWEEP)
-        ]
+    def apply(self, gathered: Gathered) -> dict[str, DiskMap]:
+        """Return every stage's polished map, on disk."""
+        maps = {
+            name: DiskMap(
+                self.folder / f"stage-{n}.raw",
+                len(gathered.seed),
+                self.tiles.tiling.sizes[name],
+                self.tiles.working_dtype,
+            )
+            for n, name in enumerate(self.ssa.stage_names)
+        }
+        for tile, features in self._tile_features("apply"):
+            for name, stage in features.stages.items():
+                core = self.tiles.core(name, tile)
+                if not core.empty:
+                    maps[name].write(core, gathered.accumulators[name].apply(stage))
+        self.record_time("apply")
+        return maps
+
+    def fuse(self, maps: dict[str, DiskMap]) -> FusedMap:
+        """Return the fused map, with its extremes known."""
+        fused = FusedMap(self.ssa, maps, self.tiles.size)
+        windows = list(iter_windows(self.tiles.size, FUSION_WINDOW))
         for index, window in enumerate(windows):
-            fused.range_of(window)
-            self.tell("fuse", index + 1, len(windows))
-        self.mark("fuse")
+            fused.update_minmax(window)
+            self.report("fuse", index + 1, len(windows))
+        self.record_time("fuse")
         return fused
 
-    def tell(self, phase: str, through: int, total: int) -> None:
-        """Let the watcher know."""
-        if self.watch is not None:
-            self.watch(LargeStep(phase, through, total))
+    def report(self, phase: str, done: int, total: int) -> None:
+        """Call the callbacks."""
+        for callback in self.callbacks:
+            callback(Progress(done, total, phase))
 
-    def mark(self, phase: str) -> None:
-        """Note how long a phase took."""
+    def record_time(self, phase: str) -> None:
+        """Record the time since the phase before."""
         now = time.perf_counter()
-        self.seconds[phase] = now - self._since
-        self._since = now
+        self.seconds[phase] = now - self._last_time
+        self._last_time = now
 
-    def _path(self, name: str) -> str:
+    def _expected_method(self, name: str) -> str:
         affinity = self.affinities[name]
-        sums = affinity.degree == 1 and not affinity.center and self.ssa.info.signs[name] == "non-negative"
-        return "prototypes" if sums else "keys"
+        linear = affinity.degree == 1 and not affinity.center and self.ssa.info.signs[name] == "non-negative"
+        return "prototypes" if linear else "pixel_bank"
 
-    def _records(self, phase: str) -> Iterator[tuple[Tile, Record]]:
-        """All tiles with what the network gives for them, kept on disk from the first on if all of them fit."""
+    def _tile_features(self, phase: str) -> Iterator[tuple[Tile, TileFeatures]]:
         total = len(self.tiles)
         for index, tile in enumerate(self.tiles):
-            record = self.tiles.record(tile)
-            if index == 0 and self.tiles.kept is None and self._bytes(record, tile) <= self.disk:
-                folder = self.folder / "features"
-                folder.mkdir()
-                self.tiles.keep_in(folder)
-                self.tiles.keep(tile, record)
-            yield tile, record
-            self.tell(phase, index + 1, total)
+            yield tile, self.tiles.extract(tile)
+            self.report(phase, index + 1, total)
 
-    def _bytes(self, record: Record, tile: Tile) -> float:
-        tensors = [*record.stages.values(), *([] if record.seed is None else [record.seed])]
-        pixels = tile.core.shape[0] * tile.core.shape[1]
-        H, W = self.tiles.size
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * (H * W / pixels)
+    def _logits_pass(self) -> Tensor:
+        """Return the whole image's logits, needed to choose classes before anything is gathered for them."""
+        total = torch.zeros((), dtype=torch.float64, device=self.tiles.device)
+        for tile, features in self._tile_features("logits"):
+            total = total + self._seed_layer_sum(tile, features)
+        return self._logits(total)
 
-    def _survey(self) -> None:
-        """Find the whole image's logits, by which classes are chosen, before any class is gathered for."""
-        total: Tensor | None = None
-        for tile, record in self._records("survey"):
-            total = self._summed(total, tile, record)
-        self._find_logits(total)
+    def _seed_layer_sum(self, tile: Tile, features: TileFeatures) -> Tensor:
+        """Return the sum of the seed layer's map over the tile's own pixels, (C,) float64."""
+        assert features.seed is not None
+        y, x = self.tiles.core(self.ssa.info.seed.layer, tile).inside(features.seed_window)
+        return features.seed[:, y, x].double().sum(dim=(1, 2))
 
-    def _summed(self, total: Tensor | None, tile: Tile, record: Record) -> Tensor | None:
-        """The sum over the tile's pixels of the seed layer's map, added to that of the tiles before."""
-        if record.seed is None:
-            return None
-        y, x = self.tiles.core(self.ssa.info.seed.layer, tile).inside(record.seed_window)
-        part = record.seed[:, y, x].double().sum(dim=(1, 2))
-        return part if total is None else total + part
-
-    def _find_logits(self, total: Tensor | None) -> None:
-        """The logits are those of the mean over all pixels: that is what makes the CAM exact."""
-        if total is None:
-            return
-        h, w = self.tiles.sizes[self.ssa.info.seed.layer]
-        mean = total / (h * w)
+    def _logits(self, total: Tensor) -> Tensor:
+        """Return the logits of the mean over all pixels, which is what makes the CAM exact."""
+        h, w = self.tiles.tiling.sizes[self.ssa.info.seed.layer]
+        logits = total / (h * w)
         head = self.ssa.info.seed.head
         if head is not None:
             module: Any = self.ssa.model.get_submodule(head)
-            mean = module.weight.detach().flatten(1).double() @ mean
-            mean = mean if module.bias is None else mean + module.bias.detach().double()
-        self.logits = mean.float().cpu()
-        if not bool(self.logits.isfinite().all()):
+            logits = module.weight.detach().flatten(1).double() @ logits
+            logits = logits if module.bias is None else logits + module.bias.detach().double()
+        logits = logits.float().cpu()
+        if not bool(logits.isfinite().all()):
             raise ValueError("model: expected finite logits, got NaN or infinity; try it in float32")
+        return logits
 
-    def _resolve(self, classes: Classes) -> Tensor:
-        """(1, K) indices on the model's device."""
-        count = self.ssa.info.num_classes
-        logits = self.logits if self.logits is not None else torch.zeros(count)
-        return resolve_classes(classes, logits[None]).to(self.tiles.device)
-
-    def _seed_of(self, record: Record) -> tuple[Tensor, Window, tuple[int, int]]:
-        """The seed (K, h, w) around a tile, where it lies, and the whole seed's size."""
-        if self.given is not None:
-            h, w = self.given.shape[1:]
-            return self.given, Window(0, h, 0, w), (h, w)
-        layer = self.ssa.info.seed.layer
-        assert record.seed is not None
-        extracted = Features(self.tiles.size, {layer: record.seed[None]})
-        with torch.autocast(self.tiles.device.type, enabled=False):
-            seed = cam_seed(self.ssa.model, self.ssa.info.seed, extracted, self.classes)[0]
-        return seed, record.seed_window, self.tiles.sizes[layer]
-
-    def _gather(self) -> dict[str, Prototypes | PixelBank]:
-        gathered: dict[str, Prototypes | PixelBank] = {}
-        K = self.classes.shape[1]
-        total: Tensor | None = None
-        try:
-            for tile, record in self._records("gather"):
-                total = self._summed(total, tile, record)
-                seed, held, whole = self._seed_of(record)
-                self._remember(seed, held, whole, tile)
-                for name, features in record.stages.items():
-                    if name not in gathered:
-                        gathered[name] = self._accumulator(name, K, features)
+    def _gather_pass(self, classes: Tensor, methods: dict[str, str]) -> Gathered:
+        accumulators: dict[str, Prototypes | PixelBank] = {}
+        total, whole_seed = torch.zeros((), dtype=torch.float64, device=self.tiles.device), self.given_seed
+        with ExitStack() as banks:
+            for tile, features in self._tile_features("gather"):
+                seed, held, size = self._tile_seed(features, classes)
+                if self.given_seed is None:
+                    total = total + self._seed_layer_sum(tile, features)
+                    whole_seed = seed.new_zeros((len(seed), *size)) if whole_seed is None else whole_seed
+                    self._paste_seed(whole_seed, seed, held, tile)
+                for name, stage in features.stages.items():
+                    if name not in accumulators:
+                        accumulators[name] = self._accumulator(name, methods, len(seed), stage, banks)
                     core = self.tiles.core(name, tile)
                     if not core.empty:
+                        target = self.tiles.tiling.sizes[name]
                         with torch.autocast(self.tiles.device.type, enabled=False):
-                            cam = resample(seed, held, whole, core, self.tiles.sizes[name], self.ssa.align_corners)
-                        self._add(name, gathered[name], cam, features, core)
-        except BaseException:
-            for each in gathered.values():
-                if isinstance(each, PixelBank):
-                    each.close()
-            raise
-        self._find_logits(total)
-        return gathered
+                            cam = resample(seed, held, size, core, target, self.ssa.align_corners)
+                        self._add(name, accumulators[name], cam, stage, core)
+            assert whole_seed is not None
+            logits = self._logits(total) if self.given_seed is None else None
+            return Gathered(accumulators, whole_seed, logits, banks.pop_all())
 
-    def _accumulator(self, name: str, K: int, features: Tensor) -> Prototypes | PixelBank:
-        C, device = features.shape[0], features.device
-        if self.paths[name] == "prototypes":
-            return Prototypes(K, C, affinity=self.affinities[name], device=device)
-        share = self.memory // (4 * list(self.paths.values()).count("keys"))
-        return PixelBank(
-            K,
-            C,
-            affinity=self.affinities[name],
-            stride=self.key_stride,
-            memory=share,
-            scratch=self.folder,
-            device=device,
-        )
+    def _tile_seed(self, features: TileFeatures, classes: Tensor) -> tuple[Tensor, Window, tuple[int, int]]:
+        """Return the seed (K, h, w) around a tile, where it lies, and the whole seed's size."""
+        if self.given_seed is not None:
+            h, w = self.given_seed.shape[1:]
+            return self.given_seed, Window(0, h, 0, w), (h, w)
+        layer = self.ssa.info.seed.layer
+        assert features.seed is not None
+        extracted = Features(self.tiles.size, {layer: features.seed[None]})
+        with torch.autocast(self.tiles.device.type, enabled=False):
+            seed = cam_seed(self.ssa.model, self.ssa.info.seed, extracted, classes)[0]
+        return seed, features.seed_window, self.tiles.tiling.sizes[layer]
 
-    def _add(self, name: str, gathered: Prototypes | PixelBank, cam: Tensor, features: Tensor, core: Window) -> None:
-        if isinstance(gathered, PixelBank):
-            gathered.add(cam, features, at=(core.y0, core.x0))
-        elif bool((features < 0).any()):
-            raise _Negative(name)
-        else:
-            gathered.add(cam, features, nonnegative=True)
-
-    def _remember(self, seed: Tensor, held: Window, whole: tuple[int, int], tile: Tile) -> None:
-        """Put the tile's part of the seed into the whole one, which is small."""
-        if self.given is not None:
-            self.seed = self.given
-            return
-        if tile.number == 0:
-            self.seed = seed.new_zeros((len(seed), *whole))
+    def _paste_seed(self, whole_seed: Tensor, seed: Tensor, held: Window, tile: Tile) -> None:
+        """Copy the tile's part of the seed into the whole one, which is small."""
         core = self.tiles.core(self.ssa.info.seed.layer, tile)
         y, x = core.inside(held)
-        self.seed[:, core.y0 : core.y1, core.x0 : core.x1] = seed[:, y, x]
+        whole_seed[:, core.y0 : core.y1, core.x0 : core.x1] = seed[:, y, x]
 
-    def _apply(self, gathered: dict[str, Prototypes | PixelBank]) -> None:
-        K = self.classes.shape[1]
-        self.maps = {
-            name: DiskMap(self.folder / f"stage-{n}.raw", K, self.tiles.sizes[name], self.tiles.mean.dtype)
-            for n, name in enumerate(self.ssa.stage_names)
-        }
-        for tile, record in self._records("apply"):
-            for name, features in record.stages.items():
-                core = self.tiles.core(name, tile)
-                if not core.empty:
-                    self.maps[name].write(core, gathered[name].apply(features))
+    def _accumulator(
+        self, name: str, methods: dict[str, str], K: int, stage: Tensor, banks: ExitStack
+    ) -> Prototypes | PixelBank:
+        C, device, affinity = len(stage), stage.device, self.affinities[name]
+        if methods[name] == "prototypes":
+            return Prototypes(K, C, affinity=affinity, device=device)
+        memory = self.memory // (4 * list(methods.values()).count("pixel_bank"))
+        bank = PixelBank(K, C, affinity=affinity, stride=self.stride, memory=memory, scratch=self.folder, device=device)
+        return banks.enter_context(bank)
+
+    def _add(self, name: str, accumulator: Prototypes | PixelBank, cam: Tensor, stage: Tensor, core: Window) -> None:
+        if isinstance(accumulator, PixelBank):
+            accumulator.add(cam, stage, at=(core.y0, core.x0))
+        elif bool((stage < 0).any()):
+            raise _NegativeFeatures(name)
+        else:
+            accumulator.add(cam, stage, nonnegative=True)

@@ -1,4 +1,4 @@
-"""The tiles of one image, and what the network gives for each: computed, or read from where it was kept."""
+"""The tiles of an image, and the features that the network computes for each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast.large.resample import Window
-from ssa_fast.models.extract import Features, extract_features
+from ssa_fast.large.resample import Window, iter_windows
+from ssa_fast.models.extract import extract_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.io.readers.open import Reader
-    from ssa_fast.large.tiling import Cut
+    from ssa_fast.large.tiling import Tiling
     from ssa_fast.ssa import SSA
 
 
@@ -32,11 +32,13 @@ class Tile:
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """What the network gave for a tile, without a batch dimension.
+class TileFeatures:
+    """The network's maps for a tile, without a batch dimension.
 
-    ``stages``: (C, h, w) of the core. ``seed``: (C, h, w) of the seed layer's core and its margin, None where the
-    seed is the caller's; ``seed_window`` says where it lies in the whole map.
+    Attributes:
+        stages: Stage -> (C, h, w) of the core.
+        seed: (C, h, w) of the seed layer, core and margin; None where the caller gave the seed.
+        seed_window: Where ``seed`` lies in the whole map.
     """
 
     stages: dict[str, Tensor]
@@ -44,31 +46,49 @@ class Record:
     seed_window: Window
 
 
-class Tiles:
-    """An image cut as ``cut`` says; of the seed layer's map with its margin, if there is such a layer."""
+class TileExtractor:
+    """Iterates over the tiles of an image and extracts their features, cached on disk if all of them fit.
+
+    Args:
+        ssa: The network and its stages.
+        reader: The image.
+        tiling: How it is cut.
+        with_seed: Whether the seed layer's map is needed, too.
+        mean: Of the normalisation of pixels in [0, 1].
+        std: As ``mean``.
+        cache: Folder for the cached features.
+        disk: Bytes that they may take.
+
+    Attributes:
+        cached: Whether the features are cached; decided at the first tile.
+        forwards: Number of forwards so far.
+    """
 
     def __init__(
         self,
         ssa: SSA,
         reader: Reader,
+        tiling: Tiling,
         *,
-        cut: Cut,
-        seed_layer: str | None,
+        with_seed: bool,
         mean: Sequence[float],
         std: Sequence[float],
+        cache: Path,
+        disk: int,
     ) -> None:
-        self.ssa, self.reader, self.seed_layer = ssa, reader, seed_layer
-        self.side, self.halo, self.margin = cut.tile, cut.halo, cut.margin
-        self.strides, self.sizes = cut.strides, cut.sizes
+        self.ssa, self.reader, self.tiling, self.with_seed = ssa, reader, tiling, with_seed
+        self.sources = dict(ssa.info.stages)
+        if with_seed:
+            self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.ref)
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
-        # Normalised before they are rounded to half precision, as who calls SSA does it.
-        precise = torch.float64 if self.dtype == torch.float64 else torch.float32
+        # Images are normalised before they are rounded to half precision, as callers of SSA do.
+        self.working_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.mean, self.std = (
-            torch.tensor(list(values), dtype=precise, device=self.device)[:, None, None] for values in (mean, std)
+            torch.tensor(list(values), dtype=self.working_dtype, device=self.device)[:, None, None]
+            for values in (mean, std)
         )
-        self.kept: Path | None = None
-        self._stored: set[int] = set()
+        self.cache, self.disk, self.cached, self._in_cache = cache, disk, False, set[int]()
         self.forwards = 0
 
     @property
@@ -77,98 +97,79 @@ class Tiles:
         return self.reader.size
 
     def __len__(self) -> int:
-        rows, columns = (len(_cuts(length, self.side)) for length in self.size)
-        return rows * columns
+        H, W = self.size
+        return -(-H // self.tiling.tile) * -(-W // self.tiling.tile)
 
     def __iter__(self) -> Iterator[Tile]:
-        H, W = self.size
-        number = 0
-        for y0, y1 in _cuts(H, self.side):
-            for x0, x1 in _cuts(W, self.side):
-                halo = self.halo
-                window = Window(max(0, y0 - halo), min(H, y1 + halo), max(0, x0 - halo), min(W, x1 + halo))
-                yield Tile(number, Window(y0, y1, x0, x1), window)
-                number += 1
+        (H, W), halo = self.size, self.tiling.halo
+        for number, core in enumerate(iter_windows(self.size, self.tiling.tile)):
+            y0, y1, x0, x1 = core
+            window = Window(max(0, y0 - halo), min(H, y1 + halo), max(0, x0 - halo), min(W, x1 + halo))
+            yield Tile(number, core, window)
 
-    def keep_in(self, folder: Path) -> None:
-        """From now on records are kept there once they are computed."""
-        self.kept = folder
-
-    def record(self, tile: Tile) -> Record:
-        """What the network gives for a tile."""
-        if self.kept is not None and tile.number in self._stored:
-            held = torch.load(self._path(tile), weights_only=True, map_location=self.device)
-            return Record(held["stages"], held["seed"], Window(*held["seed_window"]))
-        record = self._compute(tile)
-        if self.kept is not None:
-            self.keep(tile, record)
-        return record
-
-    def keep(self, tile: Tile, record: Record) -> None:
-        """Keep a tile's record where ``keep_in`` said."""
-        content = {"stages": record.stages, "seed": record.seed, "seed_window": tuple(record.seed_window)}
-        torch.save(content, self._path(tile))
-        self._stored.add(tile.number)
+    def extract(self, tile: Tile) -> TileFeatures:
+        """Return a tile's features, computed or read from the cache."""
+        path = self.cache / f"{tile.number}.pt"
+        if tile.number in self._in_cache:
+            saved = torch.load(path, weights_only=True, map_location=self.device)
+            return TileFeatures(saved["stages"], saved["seed"], Window(*saved["seed_window"]))
+        features = self._compute(tile)
+        if tile.number == 0:
+            self.cached = self._cache_bytes(tile, features) <= self.disk
+        if self.cached:
+            content = {"stages": features.stages, "seed": features.seed, "seed_window": tuple(features.seed_window)}
+            self.cache.mkdir(exist_ok=True)
+            torch.save(content, path)
+            self._in_cache.add(tile.number)
+        return features
 
     def core(self, name: str, tile: Tile) -> Window:
-        """The tile's own part of a map; tiles at the image's end take what the strides leave over."""
-        return self._cells(name, tile.core)
-
-    def _compute(self, tile: Tile) -> Record:
-        maps = self._forward(tile)
-        stages = {}
-        for name in self.ssa.stage_names:
-            core, held = self.core(name, tile), self._window(name, tile, maps[name])
-            if not core.empty and (core.y1 > held.y1 or core.x1 > held.x1):
-                raise ValueError(
-                    f"halo: expected more than {self.halo} pixels, with which windows give too few of {name!r}'s "
-                    'pixels, as the network pads nothing; pass "auto"'
-                )
-            y, x = core.inside(held)
-            stages[name] = maps[name][0, :, y, x].clone()  # or the whole window would stay in memory
-        if self.seed_layer is None:
-            return Record(stages, None, Window(0, 0, 0, 0))
-        held = self._window(self.seed_layer, tile, maps[self.seed_layer])
-        own = self.core(self.seed_layer, tile)
-        piece = Window(
-            max(own.y0 - self.margin, held.y0),
-            min(own.y1 + self.margin, held.y1),
-            max(own.x0 - self.margin, held.x0),
-            min(own.x1 + self.margin, held.x1),
-        )
-        y, x = piece.inside(held)
-        return Record(stages, maps[self.seed_layer][0, :, y, x].clone(), piece)
-
-    def _forward(self, tile: Tile) -> dict[str, Tensor]:
-        self.forwards += 1
-        images = self._prepare(self.reader.read(*tile.window))
-        sources = dict(self.ssa.info.stages)
-        if self.seed_layer is not None:
-            sources.setdefault(self.seed_layer, self.ssa.info.seed.ref)
-        extracted: Features = extract_features(self.ssa.model, images, sources)
-        return extracted.maps
-
-    def _prepare(self, rgb: np.ndarray) -> Tensor:
-        pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.mean.dtype)
-        return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
-
-    def _cells(self, name: str, core: Window) -> Window:
-        stride, (h, w) = self.strides[name], self.sizes[name]
-        H, W = self.size
+        """Return the tile's own part of a map; tiles at the image's end include the strides' remainders."""
+        stride, (h, w) = self.tiling.strides[name], self.tiling.sizes[name]
+        (H, W), core = self.size, tile.core
         bottom = h if core.y1 == H else min(core.y1 // stride, h)
         right = w if core.x1 == W else min(core.x1 // stride, w)
         return Window(min(core.y0 // stride, h), bottom, min(core.x0 // stride, w), right)
 
-    def _window(self, name: str, tile: Tile, maps: Tensor) -> Window:
-        """The part of a whole map that the tile's window gave; cells beside its core may not be the whole's own."""
-        stride = self.strides[name]
+    def _cache_bytes(self, tile: Tile, features: TileFeatures) -> float:
+        """Return what all tiles' features would take, by those of one."""
+        tensors = [*features.stages.values(), *([] if features.seed is None else [features.seed])]
+        (h, w), (H, W) = tile.core.shape, self.size
+        return sum(tensor.nbytes for tensor in tensors) * (H * W / (h * w))
+
+    def _compute(self, tile: Tile) -> TileFeatures:
+        self.forwards += 1
+        images = self._normalize(self.reader.read(*tile.window))
+        maps = extract_features(self.ssa.model, images, self.sources).maps
+        stages = {}
+        for name in self.ssa.stage_names:
+            core, held = self.core(name, tile), self._held_window(name, tile, maps[name])
+            if not core.empty and (core.y1 > held.y1 or core.x1 > held.x1):
+                raise ValueError(
+                    f"halo: expected more than {self.tiling.halo} pixels, as the network does not pad and the tiles' "
+                    f'windows give too few pixels of {name!r}; pass "auto"'
+                )
+            y, x = core.inside(held)
+            stages[name] = maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
+        if not self.with_seed:
+            return TileFeatures(stages, None, Window(0, 0, 0, 0))
+        layer, margin = self.ssa.info.seed.layer, self.tiling.margin
+        held, core = self._held_window(layer, tile, maps[layer]), self.core(layer, tile)
+        seed_window = Window(
+            max(core.y0 - margin, held.y0),
+            min(core.y1 + margin, held.y1),
+            max(core.x0 - margin, held.x0),
+            min(core.x1 + margin, held.x1),
+        )
+        y, x = seed_window.inside(held)
+        return TileFeatures(stages, maps[layer][0, :, y, x].clone(), seed_window)
+
+    def _normalize(self, rgb: np.ndarray) -> Tensor:
+        pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.working_dtype)
+        return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
+
+    def _held_window(self, name: str, tile: Tile, maps: Tensor) -> Window:
+        """Return where a tile's map lies in the whole map; around the core its values may differ."""
+        stride = self.tiling.strides[name]
         y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
         return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])
-
-    def _path(self, tile: Tile) -> Path:
-        assert self.kept is not None
-        return self.kept / f"{tile.number}.pt"
-
-
-def _cuts(length: int, side: int) -> list[tuple[int, int]]:
-    return [(lo, min(lo + side, length)) for lo in range(0, length, side)]

@@ -1,13 +1,14 @@
-"""Pictures of a run that are too large for the network at once: done in tiles, one after the other."""
+"""Large images of a run: processed in tiles, one at a time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ssa_fast.io import atomic
-from ssa_fast.large import bars, large
-from ssa_fast.large.export import Look
+from ssa_fast.large import LargeImageSSA, OutputPaths
+from ssa_fast.localize import PostprocessOptions
 from ssa_fast.runs.manifest import output_paths
+from ssa_fast.runs.options import LABELS
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ssa_fast.runs.predictor import Predictor
 
 KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
-"""Folders and suffixes of what such a picture leaves: tiled TIFFs with smaller copies, and a picture to look at."""
+"""Folder -> suffix of a large image's outputs: tiled TIFFs with a pyramid, and a preview."""
 
 
 def polish(
@@ -30,49 +31,36 @@ def polish(
     *,
     progress: bool,
 ) -> list[str]:
-    """Write one large picture's files and its record; what its owner may want to know of it."""
+    """Write one large image's files and its record; return notes for the user."""
     options, classifier = predictor.options, predictor.classifier
     targets = output_paths(ledger.out, name, KINDS)
-    drafts = {kind: ledger.drafts / f"giant-{kind}{target.suffix}" for kind, target in targets.items()}
+    temporary = {kind: ledger.drafts / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
     ledger.drafts.mkdir(parents=True, exist_ok=True)
-    look = Look(
-        **options.mask_options,
-        box_threshold=options.box_threshold,
-        components=options.components,
-        labels=predictor.labels,
-        names=lambda chosen: [classifier.categories[index] for index in chosen],
-        metadata={"settings": settings},
+    polish_large = LargeImageSSA(
+        predictor.ssa, memory=options.memory, scratch=ledger.drafts, mean=classifier.mean, std=classifier.std
     )
-
-    def run(**watched: Any) -> Any:
-        return large(
-            predictor.ssa,
-            source.path,
-            predictor.classes if classes is None else classes,
-            cams=drafts["cams"],
-            mask=drafts["masks"],
-            preview=drafts["previews"],
-            memory=options.memory,
-            scratch=ledger.drafts,
-            mean=classifier.mean,
-            std=classifier.std,
-            look=look,
-            **watched,
-        )
-
-    if progress:
-        with bars() as watch:
-            result = run(watch=watch)
-    else:
-        result = run()
+    count = len(classifier.categories)
+    result = polish_large(
+        source.path,
+        predictor.classes if classes is None else classes,
+        out=OutputPaths(temporary["cams"], temporary["masks"], temporary["previews"]),
+        overwrite=True,
+        postprocess=PostprocessOptions(
+            **options.mask_options, box_threshold=options.box_threshold, components=options.components
+        ),
+        names=classifier.categories,
+        labels=range(1, count + 1) if count <= LABELS else None,
+        metadata={"settings": settings},
+        progress=progress,
+    )
+    assert result.logits is not None
     scores = classifier.probabilities(result.logits)[result.classes]
-    names, labels = look.names(result.classes), look.labels(result.classes)
     notes = [
-        f"done in tiles of {result.tile} pixels with {result.halo} around; its outputs are TIFFs, its CAM 8 bits"
-        + (f", its boxes right to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
     ]
     H, W = result.size
-    atomic.Transaction.of_files({drafts[kind]: target for kind, target in targets.items()}).commit()
+    atomic.Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
     ledger.commit(
         [
             {
@@ -82,8 +70,8 @@ def polish(
                 "width": W,
                 "height": H,
                 "classes": result.classes,
-                "names": list(names),
-                "labels": list(labels),
+                "names": result.names,
+                "labels": result.labels,
                 "scores": scores.tolist(),
                 "boxes": [found.tolist() for found in result.boxes],
                 "notes": notes,

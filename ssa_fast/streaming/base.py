@@ -1,4 +1,4 @@
-"""What ``Prototypes`` and ``PixelBank`` share: the checks of tiles, and how a tile is cut into blocks."""
+"""Shared parts of ``Prototypes`` and ``PixelBank``: checks, blocks of pixels, the final division."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
 
 
-class Tiles:
-    """What ``Prototypes`` and ``PixelBank`` share: the checks, and a tile as rows of pixels."""
+class _Accumulator:
+    """Base of ``Prototypes`` and ``PixelBank``: the options and checks they share."""
 
     def __init__(self, K: int, C: int, affinity: Affinity, device: torch.device | str | None) -> None:
-        for name, value in (("K", K), ("C", C)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number > 0, got {value!r}")
+        check_positive("K", K)
+        check_positive("C", C)
         if affinity.steps > 1:
             raise ValueError(
-                f"affinity: expected steps=1, got {affinity.steps}; a step begins when the one before has reached all "
-                "tiles: gather the results again"
+                f"affinity: expected steps=1, got {affinity.steps}; steps > 1 needs a full pass per step: call add() "
+                "and apply() on all tiles once per step"
             )
         self.K, self.C, self.affinity = K, C, affinity
         self.device = torch.device(device) if device is not None else torch.device("cpu")
         self.pixels = 0
 
-    def _read(self, cam: Tensor | None, feats: Tensor) -> tuple[Tensor | None, Tensor, bool]:
-        """A tile as ``(n, K, h, w)`` and ``(n, C, h, w)``, and whether it came without the batch dimension."""
-        given = {"feats": feats} if cam is None else {"cam": cam, "feats": feats}
-        validation.check_no_grad(given)
+    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
+        """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
+        given = {"feats": (feats, self.C)} if cam is None else {"cam": (cam, self.K), "feats": (feats, self.C)}
+        validation.check_no_grad({name: tensor for name, (tensor, _) in given.items()})
         single = feats.ndim == 3
-        for (name, tensor), rows in zip(given.items(), ([self.C] if cam is None else [self.K, self.C]), strict=True):
-            like = "" if single else "n, "
+        for name, (tensor, rows) in given.items():
             if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
-                raise ValueError(f"{name}: expected ({like}{rows}, h, w), got {tuple(tensor.shape)}")
+                batch = "" if single else "n, "
+                raise ValueError(f"{name}: expected ({batch}{rows}, h, w), got {tuple(tensor.shape)}")
             if not tensor.is_floating_point():
                 raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
         if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
@@ -48,40 +47,46 @@ class Tiles:
                 f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
                 f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
             )
-        feats = feats[None] if single else feats
-        return None if cam is None else (cam[None] if single else cam), feats, single
 
-    def _check_gathered(self) -> None:
+    def _check_not_empty(self) -> None:
         if not self.pixels:
-            raise ValueError("feats: nothing was added yet, so there is nothing to spread; call add first")
+            raise ValueError("feats: nothing was added yet, so there is nothing to apply; call add first")
 
-    def _kind(self) -> str:
-        """What two of them must have in common to be merged."""
+    def _signature(self) -> str:
+        """Return the options that two accumulators must have in common to be merged."""
         return f"K={self.K}, C={self.C}, {self.affinity}"
 
-    def _check_mergeable(self, other: Tiles) -> None:
+    def _check_mergeable(self, other: _Accumulator) -> None:
         name = type(self).__name__
         if not isinstance(other, type(self)):
-            raise TypeError(f"other: expected {name}, got {type(other).__name__}; merge what was gathered the same way")
+            raise TypeError(f"other: expected {name}, got {type(other).__name__}; merge two of the same class")
         if other is self:
-            raise ValueError(f"other: expected other {name}, got the same, whose pixels would count twice")
-        if other._kind() != self._kind():
-            raise ValueError(f"other: expected {self._kind()}, got {other._kind()}; merge {name} of one stage")
+            raise ValueError(f"other: expected another {name}, got the same one, whose pixels would count twice")
+        if other._signature() != self._signature():
+            raise ValueError(
+                f"other: expected {self._signature()}, got {other._signature()}; merge {name} of one stage"
+            )
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a whole number > 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number > 0, got {value!r}")
 
 
 def computing_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if one of the tensors is, else float32."""
+    """Return float64 if one of the tensors is, else float32."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def lasting_zeros(*shape: int, device: torch.device | None = None) -> Tensor:
-    """float64 sums that can be added to in inference mode and outside, wherever they were made."""
+    """Return float64 zeros that can be added to inside and outside inference mode."""
     with torch.inference_mode(False):
         return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
-def spans(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of windows of at most ``size`` pixels, which cover ``(h, w)``; whole rows where they fit."""
+def iter_blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of blocks of at most ``size`` pixels (whole rows if they fit) of ``(h, w)``."""
     h, w = shape
     rows, across = max(1, size // max(1, w)), max(1, -(-w // size))
     columns = max(1, -(-w // across))
@@ -90,7 +95,7 @@ def spans(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(y, min(y + rows, h)), slice(x, min(x + columns, w))
 
 
-def divided(summed: Tensor, affinity: Affinity) -> Tensor:
-    """``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)`` from the sums, the last row being the denominator's."""
-    denominator = (summed[:, -1:] + affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
-    return summed[:, :-1].div_(denominator)
+def normalize(sums: Tensor, affinity: Affinity) -> Tensor:
+    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``; the last row of ``sums`` is ``Σ_i a_ij``."""
+    denominator = (sums[:, -1:] + affinity.sum_eps).clamp_min_(torch.finfo(sums.dtype).tiny)
+    return sums[:, :-1].div_(denominator)

@@ -1,4 +1,4 @@
-"""``Prototypes``: what all source pixels give a target, as one sum in ``(K + 1)·C`` numbers."""
+"""``Prototypes``: the contribution of all source pixels as one sum of ``(K + 1)·C`` numbers."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import split_off_mean
-from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros
+from ssa_fast.streaming.base import _Accumulator, computing_dtype, lasting_zeros, normalize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Prototypes(Tiles):
-    """One image's class prototypes, gathered tile by tile; exact for non-negative features and φ(c) = c.
+class Prototypes(_Accumulator):
+    """One image's class prototypes, summed tile by tile; exact for non-negative features and φ(c) = c.
 
     ::
 
         prototypes = Prototypes(K, C)
         for cam, feats in tiles:                 # any tiling, any order
             prototypes.add(cam, feats)
-        prototypes.all_reduce()                  # where several processes each had a share of the tiles
+        prototypes.all_reduce()                  # if several processes each had a share of the tiles
         polished = [prototypes.apply(feats) for _, feats in tiles]
 
     gives what ``polish`` gives for the whole image: ``out = (G x)[:K] / ((G x)[K] + sum_eps)``, with ``G`` the sum over
-    all pixels of ``[cam; 1] xᵀ``. Sums are kept in float64, whatever the number of tiles.
+    all pixels of ``[cam; 1] xᵀ``. Sums are kept in float64.
 
     Args:
-        K: CAM classes. C: channels of the features.
-        affinity: with φ = relu, power 1, no threshold and no centring; else use ``PixelBank``.
-        device: where the sums are kept and tiles are computed; default the CPU.
+        K: CAM classes.
+        C: Channels of the features.
+        affinity: One with φ = relu, power 1, no threshold and no centring; for others use ``PixelBank``.
+        device: Where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
-        pixels: how many pixels have been gathered.
+        pixels: Number of pixels added.
 
     Raises:
-        ValueError: an affinity that has no such sum.
+        ValueError: An affinity that has no such sum.
     """
 
     def __init__(
@@ -59,33 +60,36 @@ class Prototypes(Tiles):
         self.sums = lasting_zeros(K + 1, C, device=self.device)
 
     def add(self, cam: Tensor, feats: Tensor, *, nonnegative: bool | None = None) -> None:
-        """Gather a tile: ``cam`` ``(K, h, w)`` at the stage's resolution, ``feats`` ``(C, h, w)``; any strides.
+        """Add a tile's pixels to the sums.
 
-        With a batch dimension in front, ``(n, K, h, w)`` and ``(n, C, h, w)``, they are n tiles of the same image.
-        ``nonnegative=True`` promises that no feature is negative; None reads it from the data. NaN goes through.
+        Args:
+            cam: ``(K, h, w)`` at the stage's resolution, floating, any strides; or ``(n, K, h, w)``, n tiles at once.
+            feats: ``(C, h, w)`` or ``(n, C, h, w)``. NaN propagates.
+            nonnegative: True promises that no feature is negative; None reads it from the data.
 
         Raises:
-            ValueError: a negative feature, for which the ReLU acts and no such sum exists (nothing is gathered then);
+            ValueError: A negative feature, for which the ReLU acts and no such sum exists (nothing is added then);
                 ``nonnegative=False``; other shapes.
-            TypeError: tensors that are not floating.
+            TypeError: Tensors that are not floating.
         """
-        cam_, feats, _ = self._read(cam, feats)
-        assert cam_ is not None
+        self._check_tile(feats, cam)
         if nonnegative is False:
             raise ValueError(
-                "nonnegative: expected True or None, got False; of signed features no sum over pixels can stand for "
-                "their affinity: use PixelBank, or pass None to have the features read"
+                "nonnegative: expected True or None, got False; signed features have no such sum: use PixelBank, or "
+                "pass None to have the features read"
             )
-        cam_, feats = cam_.to(self.device), feats.to(self.device)
+        if feats.ndim == 3:
+            cam, feats = cam[None], feats[None]
+        cam, feats = cam.to(self.device), feats.to(self.device)
         if nonnegative is not True and bool((feats < 0).any()):
             raise ValueError(
-                "feats: expected features >= 0, got negative ones, whose affinity the ReLU cuts off pair by pair, so "
-                "that no sum over pixels can stand for them; PixelBank is exact for signed features"
+                "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
+                "pixels exists; PixelBank is exact for signed features"
             )
-        dtype = computing_dtype(cam_, feats)
+        dtype = computing_dtype(cam, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
-            v = torch.cat([cam_.to(dtype), torch.ones_like(cam_[:, :1], dtype=dtype)], dim=1).flatten(2)
+            v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
             for lo, hi in pixels.tiles():
                 part = v.new_zeros((len(v), self.K + 1, self.C))
                 prototypes.gather(v[:, :, lo:hi], pixels, lo, hi, part)
@@ -93,17 +97,18 @@ class Prototypes(Tiles):
         self.pixels += v.shape[0] * v.shape[2]
 
     def merge(self, other: Prototypes) -> None:
-        """Add what another one has gathered of the same image.
+        """Add the sums of ``other``, made from other tiles of the same image.
 
         Raises:
-            ValueError: other classes, channels or affinity, or the same prototypes. TypeError: no ``Prototypes``.
+            ValueError: Other classes, channels or affinity, or the same object.
+            TypeError: Not ``Prototypes``.
         """
         self._check_mergeable(other)
         self.sums += other.sums.to(self.device)
         self.pixels += other.pixels
 
     def all_reduce(self, group: Any = None) -> None:
-        """Sum over the processes of a torch.distributed group, after which each has gathered the whole image.
+        """Sum over the processes of a torch.distributed group, so that each holds the whole image's sums.
 
         Call it once: a second call would count everything again.
         """
@@ -115,37 +120,43 @@ class Prototypes(Tiles):
         self.pixels = int(packed[-1].item())
 
     def apply(self, feats: Tensor) -> Tensor:
-        """The polished CAM of a tile: ``(C, h, w)`` → ``(K, h, w)``, or ``(n, C, h, w)`` → ``(n, K, h, w)``.
+        """Return the polished CAM of a tile.
 
-        float32, or float64 for float64 features.
+        Args:
+            feats: ``(C, h, w)`` or ``(n, C, h, w)``, floating.
+
+        Returns:
+            ``(K, h, w)`` or ``(n, K, h, w)``; float32, or float64 for float64 features.
 
         Raises:
-            ValueError: nothing was gathered, or another shape. TypeError: features that are not floating.
+            ValueError: Nothing was added, or another shape.
+            TypeError: Features that are not floating.
         """
-        self._check_gathered()
-        _, feats, single = self._read(None, feats)
-        feats = feats.to(self.device)
+        self._check_not_empty()
+        self._check_tile(feats)
+        single = feats.ndim == 3
+        feats = (feats[None] if single else feats).to(self.device)
         dtype = computing_dtype(feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]
-            share = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
+            coefficients = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
             gathered = sums.movedim(0, 1).to(dtype).expand(len(feats), -1, -1)
             out = gathered.new_empty((len(feats), self.K + 1, pixels.L))
             for lo, hi in pixels.tiles():
-                prototypes.apply(gathered, share, pixels, lo, hi, out[:, :, lo:hi])
-            polished = divided(out, self.affinity).unflatten(2, feats.shape[2:])
+                prototypes.apply(gathered, coefficients, pixels, lo, hi, out[:, :, lo:hi])
+            polished = normalize(out, self.affinity).unflatten(2, feats.shape[2:])
         return polished[0] if single else polished
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was gathered, as tensors and numbers: what ``torch.save`` keeps."""
+        """Return the sums, the pixel count and the affinity, as tensors, numbers and text for ``torch.save``."""
         return {"sums": self.sums.cpu().clone(), "pixels": self.pixels, "affinity": str(self.affinity)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what was gathered by a copy of what a ``state_dict`` holds.
+        """Replace the sums and the pixel count by copies of those in ``state``.
 
         Raises:
-            ValueError: that of another stage or affinity, or no such dict.
+            ValueError: Not a ``state_dict``, or that of another stage or affinity.
         """
         sums = state.get("sums") if isinstance(state, dict) else None
         if not isinstance(sums, torch.Tensor) or not {"pixels", "affinity"} <= state.keys():

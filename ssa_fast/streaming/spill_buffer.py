@@ -1,4 +1,4 @@
-"""Where ``PixelBank`` keeps its pixels: blocks of numbers, in memory up to a size and beyond it in a file."""
+"""``SpillBuffer``: blocks of numbers, in memory up to a budget and beyond it in a temporary file."""
 
 from __future__ import annotations
 
@@ -15,82 +15,82 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Store:
-    """1-D float32 and float64 tensors on the CPU, in the order in which they came.
+class SpillBuffer:
+    """An append-only sequence of 1-D float32 and float64 tensors on the CPU.
 
     Args:
-        room: bytes to hold in memory. scratch: folder of the file; default the system's temporary one.
+        memory_budget: Bytes to hold in memory.
+        scratch: Folder of the file; default the system's temporary one.
 
     Raises:
-        OSError: no file can be made in ``scratch``.
+        OSError: No file can be made in ``scratch``.
     """
 
-    def __init__(self, room: int, scratch: str | Path | None) -> None:
+    def __init__(self, memory_budget: int, scratch: str | Path | None) -> None:
         self.folder = tempfile.gettempdir() if scratch is None else str(scratch)
-        self._room, self._end = room, 0
-        self._held: list[Tensor] = []
-        self._stored: list[tuple[int, int, torch.dtype]] = []  # where in the file, how many bytes, of what
-        # Unbuffered, so that a full disk is noticed in the write that meets it, and no block is copied.
-        self._file = tempfile.TemporaryFile(dir=scratch, prefix="ssa-fast-keys-", buffering=0)  # noqa: SIM115
+        self._memory_left, self._end = memory_budget, 0
+        self._in_memory: list[Tensor] = []
+        self._on_disk: list[tuple[int, int, torch.dtype]] = []  # offset in the file, bytes, dtype
+        # Unbuffered: a full disk fails the very write that meets it, and no block is copied.
+        self._file = tempfile.TemporaryFile(dir=scratch, prefix="ssa-fast-bank-", buffering=0)  # noqa: SIM115
         self._finalizer = weakref.finalize(self, self._file.close)
 
     @property
     def closed(self) -> bool:
-        """Whether the blocks and the file are gone."""
+        """Whether the buffer has been closed."""
         return not self._finalizer.alive
 
     @property
     def size(self) -> int:
         """Bytes of all blocks."""
-        return sum(block.numel() * block.element_size() for block in self._held) + self._end
+        return sum(block.nbytes for block in self._in_memory) + self._end
 
     def extend(self, blocks: Iterable[Tensor], size: int) -> None:
-        """Append ``size`` bytes of blocks, all or none: an error from here or from ``blocks`` leaves what was there.
+        """Append blocks of ``size`` bytes in all, or none: an error here or in ``blocks`` changes nothing.
 
         Raises:
-            OSError: no room in the file's folder, with the bytes that were to go there.
+            OSError: The file's folder is full; the message says how many bytes are needed there.
         """
-        held: list[Tensor] = []
-        stored: list[tuple[int, int, torch.dtype]] = []
-        room, end = self._room, self._end
+        in_memory: list[Tensor] = []
+        on_disk: list[tuple[int, int, torch.dtype]] = []
+        memory_left, end = self._memory_left, self._end
         try:
             for block in blocks:
-                length = block.numel() * block.element_size()
-                if length <= room and not (stored or self._stored):
-                    held.append(block)
-                    room -= length
+                if block.nbytes <= memory_left and not (on_disk or self._on_disk):
+                    in_memory.append(block)
+                    memory_left -= block.nbytes
                 else:
-                    self._write(block, end, size - (self._room - room))
-                    stored.append((end, length, block.dtype))
-                    end += length
+                    self._write(block, end, size - (self._memory_left - memory_left))
+                    on_disk.append((end, block.nbytes, block.dtype))
+                    end += block.nbytes
         except BaseException:
             self._file.truncate(self._end)
             raise
-        self._held += held
-        self._stored += stored
-        self._room, self._end = room, end
+        self._in_memory += in_memory
+        self._on_disk += on_disk
+        self._memory_left, self._end = memory_left, end
 
-    def _write(self, block: Tensor, at: int, needed: int) -> None:
+    def _write(self, block: Tensor, offset: int, needed: int) -> None:
         rest = block.numpy().data.cast("B")
         try:
-            self._file.seek(at)
+            self._file.seek(offset)
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"scratch: expected room in {self.folder} for {needed:,} bytes of pixels beside {self._end:,} there, "
-                f"got {error.strerror!r}; none of them was kept: free that much, or pass another scratch, more memory "
-                "or a larger stride",
+                f"got {error.strerror!r}; none of them was stored: free that much, or pass another scratch, more "
+                "memory or a larger stride",
             ) from error
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The blocks; each is valid until the next is asked for, which may be read into the same memory."""
-        yield from self._held
-        buffer = torch.empty(max((length for _, length, _ in self._stored), default=0), dtype=torch.uint8)
-        for at, length, dtype in self._stored:
-            rest = buffer.numpy().data[:length]
-            self._file.seek(at)
+        """Yield the blocks; each is valid until the next one, which may be read into the same memory."""
+        yield from self._in_memory
+        buffer = torch.empty(max((size for _, size, _ in self._on_disk), default=0), dtype=torch.uint8)
+        for offset, size, dtype in self._on_disk:
+            rest = buffer.numpy().data[:size]
+            self._file.seek(offset)
             while rest:
                 count = self._file.readinto(rest)
                 if not count:
@@ -98,10 +98,10 @@ class Store:
                         f"scratch: expected {self._end:,} bytes in the file in {self.folder}; it was cut short"
                     )
                 rest = rest[count:]
-            yield buffer[:length].view(dtype)
+            yield buffer[:size].view(dtype)
 
     def close(self) -> None:
-        """Let go of the blocks and the file."""
-        self._held.clear()
-        self._stored.clear()
+        """Discard the blocks and the file."""
+        self._in_memory.clear()
+        self._on_disk.clear()
         self._finalizer()

@@ -30,20 +30,15 @@ CAMS = CamFile(
 )
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["convert", *(str(argument) for argument in arguments)])
-
-
-def converted(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
+def call(*arguments: object, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["convert", *map(str, arguments)])
+    assert result.exit_code == exit_code, result.output
     return result
 
 
 def refused(*arguments: object) -> str:
     """Return the one line on stderr after a wrong call."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
+    result = call(*arguments, exit_code=2)
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     return line
@@ -51,9 +46,7 @@ def refused(*arguments: object) -> str:
 
 def failed(*arguments: object) -> str:
     """Return stderr of a call in which files fail."""
-    result = call(*arguments)
-    assert result.exit_code == 1, result.output
-    return result.stderr
+    return call(*arguments, exit_code=1).stderr
 
 
 def cam_file(path: Path, format: str = "ssa", cam: CamFile = CAMS) -> Path:
@@ -72,7 +65,7 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("source", FORMATS[:4])
 def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> None:
     cam_file(tmp_path / f"in/a{suffix(source)}", source)
-    converted(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
+    call(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
     assert files(tmp_path / "out") == [f"a{suffix(to)}"]
     cam = cam_files.read_cam(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
     first = 1 if to == "wsol" and source == "ssa" else 0  # only ssa has logits
@@ -87,7 +80,7 @@ def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> 
 
 def test_wsol_becomes_ssa_and_lacks_classes_for_the_others(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npy", "wsol")
-    converted(path, "--to", "ssa", "--out", tmp_path / "out")
+    call(path, "--to", "ssa", "--out", tmp_path / "out")
     assert cam_files.read_cam(tmp_path / "out/a.npz").classes is None
     for to in PICKLED:
         assert "files need classes" in failed(path, "--to", to, "--out", tmp_path / to, "--allow-pickle")
@@ -98,7 +91,7 @@ def test_subfolders_are_kept_and_only_the_last_suffix_is_replaced(tmp_path: Path
         cam_file(tmp_path / "in" / name)
     (tmp_path / "in/readme.txt").write_text("hello")
     single = cam_file(tmp_path / "other/deep/single.npz")
-    result = converted(tmp_path / "in", single, "--to", "wsol", "--out", tmp_path / "out")
+    result = call(tmp_path / "in", single, "--to", "wsol", "--out", tmp_path / "out")
     assert files(tmp_path / "out") == ["single.npy", "top.npy", "val/2007.x.npy", "val/n01/a.JPEG.npy"]
     assert "│    4 │      0 │" in result.stdout
 
@@ -107,7 +100,7 @@ def test_outputs_inside_the_input_folder_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "cams"
     cam_file(folder / "a.npz")
     for _ in range(2):
-        converted(folder, "--to", "ssa", "--out", folder / "small", "--dtype", "uint8", "--overwrite")
+        call(folder, "--to", "ssa", "--out", folder / "small", "--dtype", "uint8", "--overwrite")
     assert files(folder) == ["a.npz", "small/a.npz"]
     with np.load(folder / "small/a.npz") as saved:
         assert saved["cams"].dtype == np.uint8
@@ -115,7 +108,7 @@ def test_outputs_inside_the_input_folder_are_not_read(tmp_path: Path) -> None:
 
 def test_strided_cams_are_written_at_the_images_size(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz", cam=replace(CAMS, cams=MAPS[:, ::2, ::2].copy()))
-    converted(path, "--to", "wsol", "--out", tmp_path)
+    call(path, "--to", "wsol", "--out", tmp_path)
     assert np.load(tmp_path / "a.npy").shape == (H, W)
 
 
@@ -127,8 +120,7 @@ def test_bad_files_do_not_stop_the_others(tmp_path: Path) -> None:
     (folder / "empty.npy").touch()
     np.save(folder / "other.npy", np.zeros((2, 3), np.int64))
     missing = tmp_path / "missing.npz"
-    result = call(folder, missing, "--to", "wsol", "--out", tmp_path / "out")
-    assert result.exit_code == 1, result.output
+    result = call(folder, missing, "--to", "wsol", "--out", tmp_path / "out", exit_code=1)
     assert files(tmp_path / "out") == ["good.npy", "zz.npy"]
     stderr = result.stderr.splitlines()
     assert len(stderr) == 4
@@ -160,7 +152,7 @@ def test_pickles_are_read_only_with_the_flag(source: str, tmp_path: Path) -> Non
     assert "--allow-pickle" in stderr
     assert "warning" not in stderr
     assert files(tmp_path) == ["in/a.npy", "in/b.npy", "in/c.npy"]
-    result = converted(*arguments, "--allow-pickle")
+    result = call(*arguments, "--allow-pickle")
     assert result.stderr.count("warning: ") == 1
     assert "runs whatever code its author put in" in result.stderr
     assert files(tmp_path / "out") == ["a.npz", "b.npz", "c.npz"]
@@ -173,12 +165,12 @@ def test_pickles_are_written_only_with_the_flag(to: str, tmp_path: Path) -> None
     assert f"'{to}' files are pickles" in stderr
     assert "--allow-pickle" in stderr
     assert not (tmp_path / "out").exists()
-    assert converted(path, "--to", to, "--out", tmp_path / "out", "--allow-pickle").stderr.count("warning: ") == 1
+    assert call(path, "--to", to, "--out", tmp_path / "out", "--allow-pickle").stderr.count("warning: ") == 1
 
 
 def test_no_warning_without_a_pickle(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz")
-    assert converted(path, "--to", "wsol", "--out", tmp_path, "--allow-pickle").stderr == ""
+    assert call(path, "--to", "wsol", "--out", tmp_path, "--allow-pickle").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -197,7 +189,7 @@ def test_wsol_takes_the_requested_class_or_the_highest_logit(
     arguments: tuple[str, ...], logits: tuple[float, ...] | None, expected: int, tmp_path: Path
 ) -> None:
     cam = replace(CAMS, logits=None if logits is None else np.array(logits, dtype=np.float32))
-    converted(cam_file(tmp_path / "a.npz", cam=cam), "--to", "wsol", "--out", tmp_path, *arguments)
+    call(cam_file(tmp_path / "a.npz", cam=cam), "--to", "wsol", "--out", tmp_path, *arguments)
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), MAPS[expected], rtol=0, atol=2**-11)
 
 
@@ -219,7 +211,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "found none in" in refused(tmp_path / "empty", "--to", "wsol", *out)
     for wrong in (("--to", "png"), ("--to", "ssa", "--from", "png"), ("--to", "ssa", "--dtype", "float64"), ()):
-        assert call(path, *wrong, *out).exit_code == 2
+        call(path, *wrong, *out, exit_code=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +232,7 @@ def test_existing_files_are_kept_without_overwrite(tmp_path: Path) -> None:
     arguments = (path, "--to", "wsol", "--out", tmp_path / "out")
     assert f"{target} exists; pass --overwrite" in failed(*arguments)
     assert target.read_text() == "mine"
-    converted(*arguments, "--overwrite")
+    call(*arguments, "--overwrite")
     assert np.load(target).shape == (H, W)
 
 
@@ -259,7 +251,7 @@ def test_no_output_replaces_an_input_or_another_output(tmp_path: Path) -> None:
 
 def test_a_file_named_twice_is_converted_once(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "in/a.npz")
-    result = converted(path, tmp_path / "in", path, "--to", "wsol", "--out", tmp_path / "out")
+    result = call(path, tmp_path / "in", path, "--to", "wsol", "--out", tmp_path / "out")
     assert "│    1 │      0 │" in result.stdout
 
 
@@ -274,7 +266,6 @@ def test_ctrl_c_keeps_finished_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return read(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cam_files, "read_cam", interrupted)
-    result = call(tmp_path / "in", "--to", "wsol", "--out", tmp_path / "out")
-    assert result.exit_code == 130, result.output
+    result = call(tmp_path / "in", "--to", "wsol", "--out", tmp_path / "out", exit_code=130)
     assert "interrupted; finished files were kept" in result.stdout
     assert files(tmp_path / "out") == ["a.npy"]

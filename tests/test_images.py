@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def photo() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 def refusal(path: Path, **options: int) -> str:
@@ -31,17 +30,13 @@ def refusal(path: Path, **options: int) -> str:
     return message
 
 
-def test_png_is_read_pixel_for_pixel_without_notes(tmp_path: Path, photo: np.ndarray) -> None:
-    Image.fromarray(photo).save(tmp_path / "a.png")
+@pytest.mark.parametrize("size", [(6, 9), (1, 1)])
+def test_png_is_read_pixel_for_pixel_without_notes(tmp_path: Path, photo: np.ndarray, size: tuple[int, int]) -> None:
+    expected = photo[: size[0], : size[1]]
+    Image.fromarray(expected).save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(image.rgb, photo)
-    assert image.rgb.dtype == np.uint8
-    assert image.notes == ()
-
-
-def test_one_pixel(tmp_path: Path) -> None:
-    Image.new("RGB", (1, 1), (3, 2, 1)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").rgb.tolist() == [[[3, 2, 1]]]
+    np.testing.assert_array_equal(image.rgb, expected)
+    assert (image.rgb.dtype, image.notes) == (np.uint8, ())
 
 
 def test_greyscale_and_bilevel(tmp_path: Path, photo: np.ndarray) -> None:
@@ -107,18 +102,11 @@ def test_alpha_is_composited(tmp_path: Path, mode: str) -> None:
 def test_exif_orientation_is_undone(tmp_path: Path, photo: np.ndarray, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turn = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-        8: lambda a: np.rot90(a),
-    }[orientation]
+    flipped, transposed = photo[::-1, ::-1], photo.swapaxes(0, 1)
+    upright = [photo, photo[:, ::-1], flipped, photo[::-1]]
+    upright += [transposed, np.rot90(photo, -1), flipped.swapaxes(0, 1), np.rot90(photo)]
     Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png").rgb, turn(photo))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").rgb, upright[orientation - 1])
 
 
 def test_first_of_several_frames(tmp_path: Path) -> None:

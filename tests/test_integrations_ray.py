@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssa_fast import SSA, runs
 from ssa_fast.integrations.ray import EMPTY, PolishCams, polish_images
+from ssa_fast.integrations.ray import _column as column
 from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
@@ -50,13 +51,6 @@ def load_images(folder: Path) -> list[np.ndarray]:
     return [np.array(Image.open(folder / name)) for name in SIZES]
 
 
-def column(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        array[i] = value
-    return array
-
-
 def assert_same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> None:
     """Assert that a row equals what the run wrote for the image."""
     stem = name.split(".")[0]
@@ -80,10 +74,6 @@ def assert_same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> No
     assert row["error"] == ""
 
 
-def rows_of(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["error"]))]
-
-
 @pytest.mark.parametrize("size", [1, 4])
 def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
     polish = PolishCams(**OPTIONS)
@@ -92,7 +82,8 @@ def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
         chosen = slice(lo, lo + size)
         got = polish({"image": column(pixels[chosen]), "path": np.array(names[chosen])})
         assert list(got) == ["path", *EMPTY, "error"]
-        for name, row in zip(names[chosen], rows_of(got), strict=True):
+        for i, name in enumerate(names[chosen]):
+            row = {key: values[i] for key, values in got.items()}
             assert row["path"] == name
             assert_same(row, name, made, exact=size == 1)
 
@@ -111,7 +102,7 @@ def test_a_bad_image_gets_its_own_error(folder: Path, recwarn: pytest.WarningsRe
     polish = PolishCams(**OPTIONS, store="uint8", large_above=64 * 64)
     errors = ["", "", "", "", "gone", "", ""]
     got = polish({"image": column([*bad, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": column(errors)})
-    assert [row["error"] != "" for row in rows_of(got)] == [True] * 5 + [False, True]
+    assert [error != "" for error in got["error"]] == [True] * 5 + [False, True]
     assert "got float32 (48, 64, 3)" in got["error"][2]
     assert got["error"][4] == "gone"
     assert "65 x 64 is more than 4096 pixels" in got["error"][6]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ssa_fast.io import pyramid
+from ssa_fast.io.progress import Progress
 from ssa_fast.localize.masks import voc_palette
 
 if TYPE_CHECKING:
@@ -30,13 +31,18 @@ def maps() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (K, H, W), dtype=np.uint8)
 
 
+@pytest.fixture(params=["tif", "zarr"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / f"a.{request.param}"
+
+
 def window_of(maps: np.ndarray) -> Callable[..., np.ndarray]:
     return lambda k, y0, y1, x0, x1: maps[k, y0:y1, x0:x1]
 
 
 def write(path: Path, maps: np.ndarray, **options: Any) -> None:
-    given = {"shape": maps.shape, "names": [f"map {k}" for k in range(len(maps))], "tile": TILE, **options}
-    pyramid.write(path, options.pop("window", window_of(maps)), **{k: v for k, v in given.items() if k != "window"})
+    defaults = {"shape": maps.shape, "names": [f"map {k}" for k in range(len(maps))], "tile": TILE}
+    pyramid.write(path, **{"window": window_of(maps), **defaults, **options})
 
 
 def halved(values: np.ndarray) -> np.ndarray:
@@ -118,59 +124,51 @@ def test_a_zarr_group_is_ome_zarr_with_every_level(tmp_path: Path, maps: np.ndar
     assert (tmp_path / "a.zarr" / "0" / "0" / "0" / "0").is_file()  # nested chunks, as OME-Zarr 0.4 requires
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_windows_are_requested_once_map_by_map_and_row_by_row(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
+def test_windows_are_requested_once_map_by_map_and_row_by_row(path: Path, maps: np.ndarray) -> None:
     requested: list[tuple[int, ...]] = []
-    seen: list[tuple[int, int]] = []
+    reports: list[Progress] = []
 
     def window(*place: int) -> np.ndarray:
         requested.append(place)
         return window_of(maps)(*place)
 
-    write(
-        tmp_path / f"a.{suffix}",
-        maps,
-        window=window,
-        on_progress=lambda progress: seen.append((progress.done, progress.total)),
-    )
+    write(path, maps, window=window, on_progress=reports.append)
     rows = [(y, min(y + TILE, H)) for y in range(0, H, TILE)]
     columns = [(x, min(x + TILE, W)) for x in range(0, W, TILE)]
     assert requested == [(k, *row, *column) for k in range(K) for row in rows for column in columns]
     total = K * len(rows) * len(columns)
-    assert seen == [(n + 1, total) for n in range(total)]
+    assert reports == [Progress(n + 1, total) for n in range(total)]
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
 def test_large_copies_use_a_temporary_file_that_is_removed(
-    tmp_path: Path, maps: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "memory" / f"a.{suffix}", maps)
+    in_memory, on_disk = (path.parent / name for name in ("memory", "disk"))
+    write(in_memory / path.name, maps)
     monkeypatch.setattr(pyramid, "IN_MEMORY", 100)
     mapped: list[int] = []
     memmap = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *args, **options: mapped.append(1) or memmap(*args, **options))
-    write(tmp_path / "disk" / f"a.{suffix}", maps)
+    write(on_disk / path.name, maps)
     assert len(mapped) == K
-    assert contents(tmp_path / "disk") == contents(tmp_path / "memory")
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == [f"a.{suffix}"]
+    assert contents(on_disk) == contents(in_memory)
+    assert list(on_disk.iterdir()) == [on_disk / path.name]
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_the_same_maps_give_the_same_bytes(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
-    for name in ("one", "two"):
-        write(tmp_path / name / f"a.{suffix}", maps, metadata={"b": 1, "a": 2})
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+def test_the_same_maps_give_the_same_bytes(path: Path, maps: np.ndarray) -> None:
+    for folder in ("one", "two"):
+        write(path.parent / folder / path.name, maps, metadata={"b": 1, "a": 2})
+    assert contents(path.parent / "one") == contents(path.parent / "two")
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 def test_an_error_keeps_the_existing_file(
-    tmp_path: Path, maps: np.ndarray, suffix: str, error: type[BaseException], existing: bool
+    path: Path, maps: np.ndarray, error: type[BaseException], existing: bool
 ) -> None:
     if existing:
-        write(tmp_path / f"a.{suffix}", maps)
-    before = contents(tmp_path)
+        write(path, maps)
+    before = contents(path.parent)
 
     def window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         if k == 1 and y0 == 2 * TILE:
@@ -178,18 +176,17 @@ def test_an_error_keeps_the_existing_file(
         return 255 - maps[k, y0:y1, x0:x1]
 
     with pytest.raises(error, match="failed"):
-        write(tmp_path / f"a.{suffix}", maps, window=window)
-    assert contents(tmp_path) == before
-    assert len(list(tmp_path.iterdir())) == existing
+        write(path, maps, window=window)
+    assert contents(path.parent) == before
+    assert len(list(path.parent.iterdir())) == existing
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_existing_files_are_replaced(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
-    write(tmp_path / f"a.{suffix}", maps)
-    write(tmp_path / f"a.{suffix}", maps[:1] // 2)
-    write(tmp_path / "fresh" / f"a.{suffix}", maps[:1] // 2)
-    fresh = contents(tmp_path / "fresh")
-    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("fresh")} == fresh
+def test_existing_files_are_replaced(path: Path, maps: np.ndarray) -> None:
+    write(path, maps)
+    write(path, maps[:1] // 2)
+    replaced = contents(path.parent)
+    write(path.parent / "fresh" / path.name, maps[:1] // 2)
+    assert contents(path.parent / "fresh") == replaced
 
 
 def test_a_file_that_may_exceed_4_gb_is_a_bigtiff(
@@ -215,13 +212,8 @@ def test_memory_is_a_few_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write(tmp_path / "warm.tif", np.zeros((1, 16, 16), np.uint8))
     tracemalloc.start()
     try:
-        pyramid.write(
-            tmp_path / "a.tif",
-            lambda *_: np.zeros((tile, tile), np.uint8),
-            shape=(1, side, side),
-            names=["a"],
-            tile=tile,
-        )
+        window = np.zeros((tile, tile), np.uint8)
+        pyramid.write(tmp_path / "a.tif", lambda *_: window.copy(), shape=(1, side, side), names=["a"], tile=tile)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -439,7 +439,7 @@ def test_a_write_that_fails_leaves_nothing_of_its_picture(
     folder: Path, ssa: SSA, classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, full: bool
 ) -> None:
     """A full disk ends the run, since every other write would fail too; another error is its picture's own."""
-    module, name = (cam_files, "write") if broken == "cams" else (localize, "save_mask")
+    module, name = (cam_files, "write_cam") if broken == "cams" else (localize, "save_mask")
     works = getattr(module, name)
     calls = []
 

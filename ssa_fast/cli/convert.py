@@ -27,47 +27,29 @@ __all__ = ["command"]
 Format = Literal["ssa", "psa", "irn", "clip-es", "wsol"]
 SUFFIXES = (".npy", ".npz")
 SUMMARY = ("done", "failed", "seconds", "files/s", "outputs")
-OUTPUT = "Output"
+PICKLE_HELP = "Allow psa, irn and clip-es files: pickles, which can run code when they are read."
+CLASS_HELP = "The class stored in a wsol file, by name or index; default: highest logit, else the first."
+
+
+def _output(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Output")
 
 
 def command(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="CAM files, and folders of them.")],
-    to: Annotated[Format, typer.Option("--to", help="Format to write.", rich_help_panel=OUTPUT)],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Output folder; subfolders of the input are kept.", rich_help_panel=OUTPUT),
-    ],
-    dtype: Annotated[
-        Literal["float16", "uint8"], typer.Option(help="Data type in ssa files.", rich_help_panel=OUTPUT)
-    ] = "float16",
-    class_: Annotated[
-        str | None,
-        typer.Option(
-            "--class",
-            help="The one class that a wsol file stores, by name or index; default: the highest logit, or the first.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files.", rich_help_panel=OUTPUT)
-    ] = False,
-    source: Annotated[
-        Format | None,
-        typer.Option("--from", help="Read only this format; default: detect it."),
-    ] = None,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Read and write psa, irn and clip-es files, which are pickles and can run code when read.",
-        ),
-    ] = False,
+    to: Annotated[Format, _output("--to", help="Format to write.")],
+    out: Annotated[Path, _output("--out", "-o", help="Output folder; subfolders of the input are kept.")],
+    dtype: Annotated[Literal["float16", "uint8"], _output(help="Data type in ssa files.")] = "float16",
+    class_: Annotated[str | None, _output("--class", help=CLASS_HELP)] = None,
+    overwrite: Annotated[bool, _output("--overwrite", help="Replace existing files.")] = False,
+    source: Annotated[Format | None, typer.Option("--from", help="Read only this format; default: any.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=PICKLE_HELP)] = False,
     debug: Debug = False,
 ) -> None:
     """Convert CAM files between the formats of ssa_fast, PSA, IRN, CLIP-ES and wsolevaluation.
 
-    Files that cannot be converted are listed at the end; the others are converted. Formats other than ssa store CAMs at
-    the image's size. Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C.
+    A file that cannot be converted does not stop the others. Formats other than ssa store CAMs at the image's size.
+    Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C.
 
     Example: ssa-fast convert out/cams --to irn --out irn_cams --allow-pickle
     """

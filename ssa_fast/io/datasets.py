@@ -6,8 +6,10 @@ No image is opened here.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -223,20 +225,14 @@ def output_names(sources: Sequence[ImageSource]) -> list[PurePosixPath]:
     back after an underscore (``a.png``, ``a.jpg`` -> ``a_png``, ``a_jpg``) and, if still not unique, a number.
     """
 
-    def bare(source: ImageSource) -> str:
-        return str(source.relative.with_suffix("")) if source.relative.suffix else str(source.relative)
-
-    sharing: dict[str, list[int]] = {}
+    stems = [str(source.relative.with_suffix("") if source.relative.suffix else source.relative) for source in sources]
+    counts = Counter(stem.casefold() for stem in stems)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    names = list(stems)
     for index in sorted(range(len(sources)), key=lambda i: (sources[i].relative, str(sources[i].path))):
-        sharing.setdefault(bare(sources[index]).casefold(), []).append(index)
-    names = {group[0]: bare(sources[group[0]]) for group in sharing.values() if len(group) == 1}
-    taken = {name.casefold() for name in names.values()}
-    for index in (i for group in sharing.values() if len(group) > 1 for i in group):
-        stem = f"{bare(sources[index])}{sources[index].relative.suffix.lower().replace('.', '_')}"
-        name, count = stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        names[index] = name
-        taken.add(name.casefold())
-    return [PurePosixPath(names[index]) for index in range(len(sources))]
+        if counts[stems[index].casefold()] > 1:
+            stem = stems[index] + sources[index].relative.suffix.lower().replace(".", "_")
+            candidates = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+            names[index] = next(name for name in candidates if name.casefold() not in taken)
+            taken.add(names[index].casefold())
+    return [PurePosixPath(name) for name in names]

@@ -23,7 +23,6 @@ MAX_PIXELS = 89_478_485
 
 WHITE = (255, 255, 255)
 ORIENTATION = 274  # tag of EXIF and TIFF
-NOT_AN_IMAGE = "it is not an image in any format that Pillow can read."
 
 
 class ImageError(ValueError):
@@ -61,25 +60,10 @@ def read_image(
     """
     path = Path(path)
     check_file(path)
-    with _warnings_as_notes(max_pixels) as notes:
-        try:
-            with Image.open(path) as image:
-                frames = _frame_count(image)
-                image.load()
-                rgb = _to_rgb(_upright(image, notes), backdrop, notes)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ImageError(
-                f"it has more than {max_pixels:,} pixels, which may be a decompression bomb: "
-                "raise --max-pixels if you trust the file, or make the image smaller."
-            ) from None
-        except UnidentifiedImageError:
-            raise ImageError(NOT_AN_IMAGE) from None
-        except ImageError:
-            raise
-        except MemoryError:
-            raise ImageError("there is not enough memory to decode it.") from None
-        except Exception as error:  # decoders raise nearly every exception on damaged data
-            raise ImageError(f"it is damaged or cut short ({_one_line(error)}).") from error
+    with _pillow(max_pixels) as notes, Image.open(path) as image:
+        frames = _frame_count(image)
+        image.load()
+        rgb = _to_rgb(_upright(image, notes), backdrop, notes)
     if frames > 1:
         notes.append(f"the first of its {frames} frames is used.")
     return DecodedImage(rgb, tuple(dict.fromkeys(notes)))
@@ -92,19 +76,9 @@ def read_size(path: Path) -> tuple[int, int]:
         ImageError: The file is missing, empty, not an image, or damaged.
     """
     check_file(path)
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                rotated = exif_orientation(image) >= 5
-                return (image.width, image.height) if rotated else (image.height, image.width)
-    except UnidentifiedImageError:
-        raise ImageError(NOT_AN_IMAGE) from None
-    except Exception as error:  # a damaged header raises nearly every exception
-        raise ImageError(f"it is damaged or cut short ({type(error).__name__}).") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    with _pillow(None), Image.open(path) as image:
+        rotated = exif_orientation(image) >= 5
+        return (image.width, image.height) if rotated else (image.height, image.width)
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -132,8 +106,8 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def _warnings_as_notes(max_pixels: int) -> Iterator[list[str]]:
-    """Make Pillow's size limit ``max_pixels`` an error, and collect its other warnings as notes."""
+def _pillow(max_pixels: int | None) -> Iterator[list[str]]:
+    """Make Pillow's size limit ``max_pixels``, its errors ImageErrors, and its warnings notes."""
     notes: list[str] = []
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
@@ -142,6 +116,19 @@ def _warnings_as_notes(max_pixels: int) -> Iterator[list[str]]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield notes
         notes.extend(f"Pillow warns: {_one_line(warning.message)}." for warning in caught)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"it has more than {max_pixels:,} pixels, which may be a decompression bomb: "
+            "raise --max-pixels if you trust the file, or make the image smaller."
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError("it is not an image in any format that Pillow can read.") from None
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("there is not enough memory to decode it.") from None
+    except Exception as error:  # decoders raise nearly every exception on damaged data
+        raise ImageError(f"it is damaged or cut short ({_one_line(error)}).") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 

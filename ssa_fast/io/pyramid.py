@@ -204,19 +204,17 @@ def _write_tiff(
                 )
                 pyramid.fill(copies)
                 for copy in copies:
-                    file.write(_tiles_of(copy, pyramid.tile), shape=copy.shape, subfiletype=1, **common)
-
-
-def _tiles_of(array: np.ndarray, tile: int) -> Iterator[np.ndarray]:
-    for y0, y1, x0, x1 in _grid(array.shape, tile):
-        yield _pad(np.asarray(array[y0:y1, x0:x1]), tile)
+                    tiles = (
+                        _pad(copy[y0:y1, x0:x1], pyramid.tile) for y0, y1, x0, x1 in _grid(copy.shape, pyramid.tile)
+                    )
+                    file.write(tiles, shape=copy.shape, subfiletype=1, **common)
 
 
 def _pad(block: np.ndarray, tile: int) -> np.ndarray:
     """Pad a block at the border to a whole tile, as TIFF stores it."""
     if block.shape == (tile, tile):
         return np.ascontiguousarray(block)
-    return np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1])))
+    return np.pad(np.asarray(block), ((0, tile - block.shape[0]), (0, tile - block.shape[1])))
 
 
 def _write_zarr(path: Path, pyramid: _Pyramid, names: Sequence[str], metadata: Mapping[str, Any]) -> None:

@@ -39,8 +39,8 @@ class WindowReader(ABC):
 
     premultiplied = False
 
-    def __init__(self, size: tuple[int, int], backdrop: Color) -> None:
-        self.size, self.backdrop = size, backdrop
+    def __init__(self, size: tuple[int, int], backdrop: Color, *, owned: Any = None) -> None:
+        self.size, self.backdrop, self._owned = size, backdrop, owned
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return a window as uint8 RGB (y1 − y0, x1 − x0, 3).
@@ -72,8 +72,10 @@ class WindowReader(ABC):
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return the stored pixels of a window, (h, w) or (h, w, channels)."""
 
-    def close(self) -> None:  # noqa: B027 - most readers hold nothing open
-        """Close the files that this reader opened."""
+    def close(self) -> None:
+        """Close what this reader opened."""
+        if self._owned is not None:
+            self._owned.close()
 
     def __enter__(self) -> WindowReader:
         return self
@@ -83,7 +85,10 @@ class WindowReader(ABC):
 
 
 class CustomReader(WindowReader):
-    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed."""
+    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed.
+
+    ``read`` raises ValueError, too, if the caller's reader returns something other than uint8 RGB.
+    """
 
     def __init__(self, reader: SupportsWindows, backdrop: Color) -> None:
         size = tuple(reader.size)
@@ -93,11 +98,7 @@ class CustomReader(WindowReader):
         self.reader = reader
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return a window as uint8 RGB (y1 − y0, x1 − x0, 3).
-
-        Raises:
-            ValueError: The window is not inside the image, or the caller's reader returned something else.
-        """
+        """Return a window as uint8 RGB (y1 − y0, x1 − x0, 3)."""
         self._check_window(y0, y1, x0, x1)
         pixels = self._window(y0, y1, x0, x1)
         shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)

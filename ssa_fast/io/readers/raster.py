@@ -16,18 +16,11 @@ if TYPE_CHECKING:
 
 
 class RasterioReader(WindowReader):
-    """A rasterio dataset: its first band or first three, and its alpha band.
-
-    Args:
-        dataset: The open dataset.
-        memory: Bytes that a decoded block may take; None for no limit.
-        backdrop: RGB colour behind transparent parts.
-        owns: Close the dataset together with the reader.
-    """
+    """A rasterio dataset: its first band or first three, and alpha; closed with a reader that ``owns`` it."""
 
     def __init__(self, dataset: Any, memory: int | None, backdrop: Color, *, owns: bool = False) -> None:
-        super().__init__((dataset.height, dataset.width), backdrop)
-        self.dataset, self.owns = dataset, owns
+        super().__init__((dataset.height, dataset.width), backdrop, owned=dataset if owns else None)
+        self.dataset = dataset
         meanings = [each.name for each in dataset.colorinterp]
         alpha = [meanings.index("alpha") + 1] if "alpha" in meanings else []
         colors = [band for band in range(1, dataset.count + 1) if band not in alpha]
@@ -48,11 +41,6 @@ class RasterioReader(WindowReader):
         if self.white_is_zero:
             bands[0] = np.iinfo(bands.dtype).max - bands[0]
         return np.moveaxis(bands, 0, -1)
-
-    def close(self) -> None:
-        """Close the dataset if the reader owns it."""
-        if self.owns:
-            self.dataset.close()
 
 
 def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioReader:

@@ -14,20 +14,15 @@ if TYPE_CHECKING:
 
 
 class OpenSlideReader(WindowReader):
-    """An OpenSlide at its full resolution; closed together with the reader if the reader ``owns`` it."""
+    """An OpenSlide at its full resolution; closed with a reader that ``owns`` it."""
 
     def __init__(self, slide: Any, backdrop: Color, *, owns: bool = False) -> None:
         width, height = slide.dimensions
-        super().__init__((height, width), backdrop)
-        self.slide, self.owns = slide, owns
+        super().__init__((height, width), backdrop, owned=slide if owns else None)
+        self.slide = slide
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return np.asarray(self.slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0)))
-
-    def close(self) -> None:
-        """Close the slide if the reader owns it."""
-        if self.owns:
-            self.slide.close()
 
 
 def open_slide(path: Path, backdrop: Color) -> OpenSlideReader:

@@ -18,7 +18,7 @@ _counter = itertools.count()
 
 
 class Transaction:
-    """Several files that belong together: written under temporary names, then moved into place by ``commit``.
+    """Several files, written under temporary names, then moved into place together by ``commit``.
 
     Args:
         writers: Target path -> function that writes the file at the path it is given (same suffix as the target).

@@ -1,4 +1,4 @@
-"""Read and write CAM files, in this project's format (compact, no pickle) and in those of other codebases.
+"""Read and write CAM files: this project's format (compact, no pickle) and those of other codebases.
 
 | format | written by | content |
 |---|---|---|

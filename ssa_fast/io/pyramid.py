@@ -47,7 +47,7 @@ def write(
     palette: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Write K maps (H, W) to a tiled TIFF (``.tif``, one page per map) or OME-Zarr (``.zarr``), atomically.
+    """Write K maps (H, W) atomically to a tiled TIFF (``.tif``, one page each) or OME-Zarr (``.zarr``).
 
     Args:
         path: The file; a TIFF stores the reduced copies as sub-pages.

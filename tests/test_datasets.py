@@ -1,4 +1,4 @@
-"""Test which images a run finds in files, folders, globs, lists and datasets, and how outputs are named."""
+"""Test which images are found in files, folders, globs, lists and datasets, and the output names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test reading windows: equal to a crop of the whole image, decoded in parts, or refused with a remedy."""
+"""Test reading windows: equal to a crop of the image, decoded in parts, or refused with a remedy."""
 
 from __future__ import annotations
 

@@ -130,9 +130,9 @@ class PolishCams:
 def polish_images(
     paths: Sequence[str | Path], *, batch_size: int = 16, concurrency: int = 1, num_gpus: float = 0, **options: Any
 ) -> Dataset:
-    """Return a ``ray.data.Dataset`` of images with their polished CAMs: "path", "notes" and ``PolishCams``' columns.
+    """Return a ``ray.data.Dataset`` of images with their polished CAMs.
 
-    A file that cannot be read gets an "error", where ``ray.data.read_images`` would stop.
+    Its columns are "path", "notes" and those of ``PolishCams``. A file that cannot be read gets an "error", where ``ray.data.read_images`` would stop.
 
     Args:
         paths: Files, folders and globs, see ``io.datasets.find_images``; valid on every node, as each reads its own.

@@ -87,7 +87,7 @@ def test_everything_promised_is_written_and_fits_together(folder: Path, ssa: SSA
         assert saved["classes"].tolist() == [3, 281]
         assert json.loads(str(saved["settings"]))["model"] == "resnet18"
         # What was saved, through the library's own functions, gives the other outputs.
-        cams = torch.from_numpy(cam_files.full_size(cam_files.read(out / "cams" / f"{image['output']}.npz")))
+        cams = torch.from_numpy(cam_files.full_size(cam_files.read_cam(out / "cams" / f"{image['output']}.npz")))
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
@@ -314,7 +314,7 @@ def test_batches_hold_pictures_of_one_size_and_change_nothing(
     assert sorted(seen) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64), (4, 3, 48, 64)]
     runs.run([folder], ssa, tmp_path / "one", classifier=classifier)
     for name in ("a", "d3", "d4"):
-        mine, other = (cam_files.read(tmp_path / where / f"cams/{name}.npz") for where in ("out", "one"))
+        mine, other = (cam_files.read_cam(tmp_path / where / f"cams/{name}.npz") for where in ("out", "one"))
         np.testing.assert_allclose(mine.cams, other.cams, atol=2e-3)
     assert len(json.loads((tmp_path / "out/boxes.json").read_text())["images"]) == 8
     # A batch is complete or not as a whole: without its record all of it is done again, in the same company.
@@ -351,8 +351,8 @@ def test_the_datasets_labels(ssa: SSA, classifier, tmp_path: Path) -> None:
     options = RunOptions(classes="labels")
     report = runs.run([tmp_path / "in"], ssa, tmp_path / "out", classifier=classifier, options=options)
     assert "has no output called 'unknown'" in report.failures[0].reason
-    assert cam_files.read(tmp_path / "out/cams/tabby/a.npz").classes.tolist() == [281]
-    assert cam_files.read(tmp_path / "out/cams/tiger shark/b.npz").names == ("tiger shark",)
+    assert cam_files.read_cam(tmp_path / "out/cams/tabby/a.npz").classes.tolist() == [281]
+    assert cam_files.read_cam(tmp_path / "out/cams/tiger shark/b.npz").names == ("tiger shark",)
 
 
 def test_labels_by_their_place_in_the_class_list(classifier) -> None:
@@ -368,7 +368,7 @@ def test_cam_files_of_other_codebases(folder: Path, ssa: SSA, classifier, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cam_files.PickleWarning)
         report = runs.run([folder / "a.png"], ssa, tmp_path / "out", classifier=classifier, options=options)
-        cam = cam_files.read(tmp_path / "out/cams/a.npy", format=kind, allow_pickle=True)
+        cam = cam_files.read_cam(tmp_path / "out/cams/a.npy", format=kind, allow_pickle=True)
     assert report.exit_code == 0
     assert cam.size == (48, 64)
     assert tree(tmp_path / "out") == {"cams/a.npy", "masks/a.png", "records/a.json", *ENDS}
@@ -439,7 +439,7 @@ def test_a_write_that_fails_leaves_nothing_of_its_picture(
     folder: Path, ssa: SSA, classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, full: bool
 ) -> None:
     """A full disk ends the run, since every other write would fail too; another error is its picture's own."""
-    module, name = (cam_files, "write") if broken == "cams" else (localize, "save_mask")
+    module, name = (cam_files, "write_cam") if broken == "cams" else (localize, "save_mask")
     works = getattr(module, name)
     calls = []
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.disk_map import FusedMap
     from ssa_fast.localize import PostprocessOptions
 
@@ -90,7 +90,7 @@ def names_and_labels(
 
 def write_outputs(
     fused: FusedMap,
-    reader: Reader,
+    reader: WindowReader,
     paths: OutputPaths,
     *,
     names: list[str],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.io.progress import OnProgress
-    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.io.readers import WindowReader
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
@@ -252,7 +252,7 @@ class LargeImageSSA:
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
         )
 
-    def _tiles(self, reader: Reader, folder: Path, *, with_seed: bool) -> TileExtractor:
+    def _tiles(self, reader: WindowReader, folder: Path, *, with_seed: bool) -> TileExtractor:
         tiling = make_tiling(
             self.ssa, reader.size, tile=self.tile, halo=self.halo, memory=self.memory, with_seed=with_seed
         )

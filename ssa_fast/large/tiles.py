@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.tiling import Tiling
     from ssa_fast.ssa import SSA
 
@@ -67,7 +67,7 @@ class TileExtractor:
     def __init__(
         self,
         ssa: SSA,
-        reader: Reader,
+        reader: WindowReader,
         tiling: Tiling,
         *,
         with_seed: bool,

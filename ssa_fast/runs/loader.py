@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssa_fast.io.datasets import Source
-    from ssa_fast.io.images import Picture
+    from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.images import DecodedImage
     from ssa_fast.runs.options import RunOptions
 
 WINDOWED = (".zarr", ".npy")
@@ -36,13 +36,13 @@ class Loaded:
     """
 
     index: int
-    picture: Picture | None = None
+    picture: DecodedImage | None = None
     labels: tuple[str, ...] = ()
     error: Exception | None = None
 
 
 class _Pictures(Dataset[Loaded]):
-    def __init__(self, sources: Sequence[Source], wanted: Sequence[int], options: RunOptions) -> None:
+    def __init__(self, sources: Sequence[ImageSource], wanted: Sequence[int], options: RunOptions) -> None:
         self.sources, self.wanted, self.options = sources, wanted, options
 
     def __len__(self) -> int:
@@ -55,13 +55,13 @@ class _Pictures(Dataset[Loaded]):
             labels = labels_of(source) if options.classes == "labels" else ()
             if options.size is None and _is_large(source, options):
                 return Loaded(index, labels=labels)
-            picture = images.read(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
+            picture = images.read_image(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
             return Loaded(index, picture, labels)
         except Exception as error:  # a reader's error is the picture's, and no reason to end the reading process
             return Loaded(index, error=error)
 
 
-def _is_large(source: Source, options: RunOptions) -> bool:
+def _is_large(source: ImageSource, options: RunOptions) -> bool:
     from ssa_fast.io.readers import size_of
 
     try:
@@ -82,7 +82,7 @@ def _keep(loaded: Any) -> Any:
 
 
 def load(
-    sources: Sequence[Source], wanted: Sequence[int], options: RunOptions, device: torch.device
+    sources: Sequence[ImageSource], wanted: Sequence[int], options: RunOptions, device: torch.device
 ) -> Generator[Loaded, None, None]:
     """The pictures at the indices `wanted`, one after the other, read ahead by `options.workers` processes."""
     workers = options.workers if options.workers is not None else default_workers(len(wanted), device)

@@ -20,7 +20,7 @@ from ssa_fast.io.atomic import atomic_write
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
 
 MANIFEST, RECORDS, BOXES, REPORT, DRAFTS = "run.json", "records", "boxes.json", "report.json", ".drafts"
 
@@ -78,7 +78,7 @@ class Ledger:
         """Whether a target is a file that was there before the run, and is not its to replace."""
         return self._relative(target) in self.kept and target.exists()
 
-    def is_done(self, source: Source, name: PurePosixPath) -> bool:
+    def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
         """Whether a picture is complete.
 
         Raises:

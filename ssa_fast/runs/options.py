@@ -35,10 +35,10 @@ class RunOptions:
         precision: of the network: "float32", or mixed precision in "float16" or "bfloat16"; "auto" is float16 on a GPU.
         background, alpha, ignore: of the masks, see `localize.masks`.
         box_threshold, components: of the boxes, see `localize.boxes`.
-        cams: format of the CAM files, see `camfiles.write`; "ssa" is the project's own.
+        cams: format of the CAM files, see `cam_files.write_cam`; "ssa" is the project's own.
         store: numbers of the CAMs in the project's own format: "float16" or "uint8".
         overlays: whether panels to look at are drawn.
-        max_pixels, backdrop: of reading, see `pictures.read`.
+        max_pixels, backdrop: of reading, see `images.read_image`.
         large_above: pictures that go into the network with more pixels than this are done in tiles, see `SSA.large`.
         overwrite: replace outputs that exist; without it they make their picture fail.
         batch: most pictures of one size that go through the network together; None: 1 on a CPU, 16 on a GPU.

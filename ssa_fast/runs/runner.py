@@ -85,7 +85,7 @@ class _Run:
     def over(self, paths: Sequence[str | Path], split: str | None, watch: Callable[[Step], None] | None) -> RunReport:
         out = self.ledger.out
         own = [out / folder for folder in (*self.kinds, *large_images.KINDS, RECORDS)]
-        found = datasets.find(paths, split=split, leave_out=own)
+        found = datasets.find_images(paths, split=split, exclude=own)
         found = _without(found, {out / name for name in (BOXES, REPORT, MANIFEST)})
         if not found.sources:
             seen = [f"{path}: {reason}" for path, reason in (*found.missing, *found.skipped)]
@@ -329,7 +329,7 @@ class _NoSpace(Exception):
     """Nothing more can be written."""
 
 
-def _without(found: datasets.Found, files: set[Path]) -> datasets.Found:
+def _without(found: datasets.Listing, files: set[Path]) -> datasets.Listing:
     """Less what a run itself writes beside its folders, which is no picture and no news."""
     kept = tuple((path, reason) for path, reason in found.skipped if path not in files)
-    return datasets.Found(found.sources, found.missing, kept)
+    return datasets.Listing(found.sources, found.missing, kept)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import Ledger, Record
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.runs.predictor import Prediction
@@ -38,7 +38,7 @@ WAITING = 2
 class Job:
     """A picture that was computed and is to be written."""
 
-    source: Source
+    source: ImageSource
     name: PurePosixPath
     rgb: np.ndarray
     notes: tuple[str, ...]
@@ -183,7 +183,7 @@ class Writer:
             settings=self.settings,
             version=self.version,
         )
-        cam_files.write(
+        cam_files.write_cam(
             path, content, format=self.options.cams, dtype=self.options.store, allow_pickle=self.options.allow_pickle
         )
 

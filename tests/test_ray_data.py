@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssa_fast import SSA, runs
 from ssa_fast.integrations.ray import NOTHING, PolishCams, polish_images
+from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run writes for them, one picture at a time."""
     classifier = zoo.load(HOW["model"], HOW["weights"])
-    options = runs.RunOptions(classes=HOW["classes"], background=HOW["background"], batch=1)
+    options = runs.RunOptions(classes=HOW["classes"], postprocess=PostprocessOptions(background=0.4), batch=1)
     out = tmp_path_factory.mktemp("runs") / "out"
     paths = [folder / name for name in SIZES]
     runs.run(paths, SSA(classifier.model, size="stage"), out, classifier=classifier, options=options)

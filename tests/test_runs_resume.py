@@ -1,4 +1,4 @@
-"""Runs that are killed: whatever the moment, the same command goes on and ends with the bytes of one that was not."""
+"""Runs that are killed: run again, the same command ends with the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_runs import contents
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that can be handled")
 
 KILLS = 25
-PICTURES = 14
+IMAGES = 14
 
-# One process imports and builds everything, with one thread, and forks the runs that are to be killed.
-KILLED = f"""
+# One process imports and builds everything, with one thread, and forks the runs that are killed.
+KILLER = f"""
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
@@ -32,7 +34,7 @@ from ssa_fast import SSA, runs
 from ssa_fast.models import zoo
 
 folder, out, whole = map(Path, sys.argv[1:4])
-classifier = classifiers.load("demo")
+classifier = zoo.load("demo")
 ssa = SSA(classifier.model, size="stage")
 
 def run(where, workers):
@@ -71,52 +73,35 @@ print(json.dumps({{"kills": kills, "records": counts, "runs": attempt}}))
 """
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """What a run made, its report aside, which tells of one start."""
-    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "report.json"}
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
-    for n in range(PICTURES):
+    for n in range(IMAGES):
         size = (96, 80) if n % 3 else (64, 64)
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"in/{n:02d}.png")
     return tmp_path / "in"
 
 
 def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), str(tmp_path / "whole")]
+    command = [sys.executable, "-c", KILLER, str(folder), str(tmp_path / "out"), str(tmp_path / "whole")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert told["kills"] == KILLS
-    assert len(set(told["records"])) > 3, f"the moments were all alike: {told['records']}"
+    result = json.loads(ended.stdout)
+    assert result["kills"] == KILLS
+    assert len(set(result["records"])) > 3, f"the moments were all alike: {result['records']}"
     expected = contents(tmp_path / "whole")
-    assert len([name for name in expected if name.startswith("cams/")]) == PICTURES
+    assert len([name for name in expected if name.startswith("cams/")]) == IMAGES
     for out in sorted((tmp_path / "out").iterdir()):
         assert contents(out) == expected, out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop(folder: Path, tmp_path: Path, number: int, code: int) -> None:
-    """A signal lets what is being written be finished, and is told in the exit code and in the report."""
+    """After a signal, outputs in writing are completed; the exit code and the report name the signal."""
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "ssa_fast",
-        "run",
-        str(folder),
-        "--model",
-        "demo",
-        "--size",
-        "448",
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-m", "ssa_fast", "run", str(folder), "--model", "demo", "--size", "448"]
+    command += ["--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not list(out.rglob("records/*.json")) and time.monotonic() < deadline:
@@ -125,10 +110,10 @@ def test_asked_to_stop(folder: Path, tmp_path: Path, number: int, code: int) -> 
         _, stderr = process.communicate(timeout=300)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
-    told = json.loads((out / "report.json").read_text())
-    assert told["stopped"] == ("interrupted" if number == signal.SIGINT else "ended by SIGTERM")
+    report = json.loads((out / "report.json").read_text())
+    assert report["stopped"] == ("interrupted" if number == signal.SIGINT else "ended by SIGTERM")
     names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays", "records")}
     assert names["cams"] == names["masks"] == names["overlays"] == names["records"]
-    assert 1 <= len(names["cams"]) == told["done"] < PICTURES
+    assert 1 <= len(names["cams"]) == report["done"] < IMAGES
     assert not list(out.rglob(".*"))
     assert json.loads((out / "run.json").read_text())["complete"] is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 from ssa_fast import SSA, localize
 from ssa_fast.io import datasets, images
+from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 from ssa_fast.runs import Prediction, Predictor, RunOptions
-from ssa_fast.runs.report import reason
+from ssa_fast.runs.report import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
     from ray.data import Dataset
 
-OPTIONS = {"classes", "size", "precision", "background", "alpha", "ignore", "box_threshold", "components", "store"}
-OPTIONS |= {"large_above"}
+POSTPROCESS = {field.name for field in fields(PostprocessOptions)}
+OPTIONS = {"classes", "size", "precision", "store", "large_above", *POSTPROCESS}
 FLOATS, INDICES, BYTES = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.uint8)
 NOTHING: dict[str, Any] = {"cams": FLOATS.reshape(0, 0, 0), "mask": BYTES.reshape(0, 0), "classes": INDICES}
 NOTHING |= {"names": [], "labels": BYTES, "scores": FLOATS, "boxes": FLOATS.reshape(0, 4), "box_classes": INDICES}
@@ -76,7 +78,7 @@ class PolishCams:
             results = self.predictor([np.require(images[b], requirements=["C", "W"]) for b in group])
             for b, result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
-                    errors[b] = reason(result)
+                    errors[b] = describe_error(result)
                 else:
                     rows[b] = self._row(result)
         kept = {name: column for name, column in batch.items() if name not in ("image", "error")}
@@ -90,8 +92,7 @@ class PolishCams:
         return large if height * width > most else ""
 
     def _row(self, made: Prediction) -> dict[str, Any]:
-        threshold, components = self.options.box_threshold, self.options.components
-        boxes = localize.boxes(made.full, box_threshold=threshold, components=components)[0]
+        boxes = localize.boxes(made.full, self.options.postprocess)[0]
         classes = np.array(made.classes, np.int64)
         row = {"cams": made.cams, "mask": made.mask, "classes": classes, "names": made.names, "scores": made.scores}
         row |= {"labels": np.array(made.labels, np.uint8), "boxes": torch.cat(boxes).numpy()}
@@ -129,7 +130,7 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     try:
         picture = images.read(row["path"])
     except images.ImageError as error:
-        return {**row, "image": np.zeros((0, 0, 3), np.uint8), "notes": "", "error": reason(error)}
+        return {**row, "image": np.zeros((0, 0, 3), np.uint8), "notes": "", "error": describe_error(error)}
     return {**row, "image": picture.rgb, "notes": " ".join(picture.notes), "error": ""}
 
 
@@ -138,7 +139,9 @@ def _run_options(options: Mapping[str, Any]) -> RunOptions:
     if unknown or options.get("classes") == "labels":
         got = ", ".join(unknown) or "classes='labels', which only ssa-fast run knows"
         raise TypeError(f"options: expected some of {', '.join(sorted(OPTIONS))}, got {got}; leave it out")
-    return RunOptions(overlays=False, **options)
+    postprocess = PostprocessOptions(**{name: options[name] for name in options.keys() & POSTPROCESS})
+    rest = {name: options[name] for name in options.keys() - POSTPROCESS}
+    return RunOptions(overlays=False, postprocess=postprocess, **rest)
 
 
 def _own_device() -> str:

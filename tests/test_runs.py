@@ -6,7 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
 
 Run = Callable[..., RunReport]
+POSTPROCESS = {field.name for field in fields(PostprocessOptions)}
 KINDS = {"cams": ".npz", "masks": ".png", "overlays": ".png", "records": ".json"}
 COMMON = {"boxes.json", "report.json", "run.json"}
 
@@ -46,12 +47,13 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(classifier: zoo.Classifier, ssa: SSA, out: Path) -> Run:
-    """``runs.run`` into ``out`` with the module's network; further keywords are fields of ``RunOptions``."""
+    """``runs.run`` into ``out`` with the module's network; further keywords are options of the run or its masks."""
     arguments = {"ssa": ssa, "out": out, "classifier": classifier}
 
     def call(*paths: Path, **given: Any) -> RunReport:
         own = {name: given.pop(name) for name in (*arguments, "settings", "on_progress") if name in given}
-        return runs.run(paths, **{**arguments, **own}, options=RunOptions(**given))
+        postprocess = PostprocessOptions(**{name: given.pop(name) for name in POSTPROCESS & given.keys()})
+        return runs.run(paths, **{**arguments, **own}, options=RunOptions(postprocess=postprocess, **given))
 
     return call
 
@@ -95,24 +97,20 @@ def stop_if(condition: Callable[[Progress], bool]) -> OnProgress:
     return interrupt
 
 
-class Wrapped:
-    """An SSA with another call."""
-
-    def __init__(self, ssa: SSA, call: Callable[..., object]) -> None:
-        self.align_corners, self.call = ssa.align_corners, call
-
-    def __call__(self, images: torch.Tensor, classes: object) -> object:
-        return self.call(images, classes)
+def replace_call(ssa: SSA, call: Callable[..., object]) -> Callable[..., object]:
+    """Return ``call`` as an SSA that a run accepts."""
+    call.align_corners = ssa.align_corners
+    return call
 
 
-def recording(ssa: SSA, shapes: list[tuple[int, ...]]) -> Wrapped:
-    """An SSA that appends the shape of each batch."""
+def recording(ssa: SSA, shapes: list[tuple[int, ...]]) -> Callable[..., object]:
+    """Return an SSA that appends the shape of each batch to ``shapes``."""
 
     def call(images: torch.Tensor, classes: object) -> object:
         shapes.append(tuple(images.shape))
         return ssa(images, classes=classes)
 
-    return Wrapped(ssa, call)
+    return replace_call(ssa, call)
 
 
 def never(images: torch.Tensor, classes: object) -> None:
@@ -120,8 +118,7 @@ def never(images: torch.Tensor, classes: object) -> None:
 
 
 def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Path) -> None:
-    postprocess = PostprocessOptions(background=0.4)
-    report = run(folder, classes="3,tabby", postprocess=postprocess, settings={"model": "resnet18"})
+    report = run(folder, classes="3,tabby", background=0.4, settings={"model": "resnet18"})
     assert report.exit_code == 0
     assert [Path(name).name for name in report.done] == ["a.png", "b.jpg", "c.png"]
     assert report.images_per_second > 0
@@ -144,7 +141,7 @@ def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Pat
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
-            assert np.array_equal(np.asarray(mask), localize.masks(cams, postprocess)[0].numpy())
+            assert np.array_equal(np.asarray(mask), localize.masks(cams, background=0.4)[0].numpy())
         found = [a["bbox"] for a in boxes["annotations"] if a["image_id"] == image["id"] and a["category_id"] == 281]
         x1, y1, x2, y2 = localize.boxes(cams)[0][1][0].tolist()
         assert found[0] == [x1, y1, x2 - x1, y2 - y1]
@@ -182,8 +179,7 @@ def test_masks_of_small_networks_hold_class_indices(folder: Path, run: Run, out:
 
     torch.save(resnet18(num_classes=20).state_dict(), tmp_path / "voc.pth")
     small = zoo.load("resnet18", str(tmp_path / "voc.pth"))
-    postprocess = PostprocessOptions(background=0.1, ignore=0.0)
-    run(folder / "a.png", ssa=SSA(small.model), classifier=small, classes="14,6", postprocess=postprocess)
+    run(folder / "a.png", ssa=SSA(small.model), classifier=small, classes="14,6", background=0.1, ignore=0.0)
     with np.load(out / "cams/a.npz") as saved:
         assert saved["labels"].tolist() == [15, 7]
     with Image.open(out / "masks/a.png") as mask:
@@ -271,7 +267,7 @@ def test_a_resumed_run_computes_what_is_pending_and_no_more(
     assert (second.exit_code, second.resumed, len(second.done)) == (0, len(before), 4)
     assert [(step.done, step.resumed) for step in steps] == [(n, len(before)) for n in range(len(before), 5)]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    third = run(folder, ssa=Wrapped(ssa, never))
+    third = run(folder, ssa=replace_call(ssa, never))
     assert (third.exit_code, third.resumed) == (0, 4)
     run(folder, out=tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
@@ -280,7 +276,7 @@ def test_a_resumed_run_computes_what_is_pending_and_no_more(
 def test_changed_settings_are_refused_by_name(folder: Path, run: Run, out: Path) -> None:
     run(folder, settings={"model": "resnet18"})
     before = contents(out)
-    options = {"postprocess": PostprocessOptions(background=0.4), "batch": 3, "workers": 0}
+    options = {"background": 0.4, "batch": 3, "workers": 0}
     with pytest.raises(ValueError, match=r"^out: .* other settings \(background: there 0.25, here 0.4\); use them"):
         run(folder, settings={"model": "resnet18"}, **options)
     with pytest.raises(ValueError, match=r"\(model: there resnet18, here None; classes: there predicted, here top2\)"):
@@ -355,7 +351,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(run: Run, ssa: SSA, 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return ssa(images, classes=classes)
 
-    report = run(tmp_path, ssa=Wrapped(ssa, limited), batch=4)
+    report = run(tmp_path, ssa=replace_call(ssa, limited), batch=4)
     assert report.exit_code == 0
     assert counts == [4, 2, 2, 2, 1]
     assert report.notes == {"batches were cut to 2 where memory ran out, at 40x40.": ["process 0"]}
@@ -407,7 +403,7 @@ def test_large_images_are_processed_in_tiles(
     pixels = np.repeat(np.repeat(rng.integers(0, 256, (20, 25, 3), dtype=np.uint8), 20, axis=0), 20, axis=1)
     tifffile.imwrite(folder / "wide.tif", pixels, tile=(128, 128), photometric="rgb")
     np.save(folder / "array.npy", pixels)
-    options = {"classes": "3,281", "large_above": 100_000, "postprocess": PostprocessOptions(background=0.4)}
+    options = {"classes": "3,281", "large_above": 100_000, "background": 0.4}
     report = run(folder, folder / "array.npy", **options)
     assert report.exit_code == 0, report.failures
     large = {
@@ -423,7 +419,7 @@ def test_large_images_are_processed_in_tiles(
     image = next(image for image in boxes_json(out)["images"] if image["output"] == "wide")
     assert (image["width"], image["height"]) == (500, 400)
     before = contents(out)
-    assert run(folder, folder / "array.npy", ssa=Wrapped(ssa, never), **options).resumed == 5
+    assert run(folder, folder / "array.npy", ssa=replace_call(ssa, never), **options).resumed == 5
     assert contents(out) == before
 
 
@@ -486,7 +482,7 @@ def test_networks_that_give_nan_are_named(folder: Path, run: Run, ssa: SSA) -> N
         result = ssa(images, classes=classes)
         return replace(result, logits=result.logits * float("nan"))
 
-    report = run(folder / "a.png", ssa=Wrapped(ssa, with_nan))
+    report = run(folder / "a.png", ssa=replace_call(ssa, with_nan))
     assert report.failures[0].reason == "resnet18 gave NaN for it; check the weights."
 
 
@@ -502,7 +498,7 @@ def test_running_out_of_memory_comes_with_advice(folder: Path, run: Run, ssa: SS
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
 
-    report = run(folder, ssa=Wrapped(ssa, exhausted))
+    report = run(folder, ssa=replace_call(ssa, exhausted))
     assert [failure.reason.split(";")[0] for failure in report.failures] == [
         "the GPU ran out of memory",
         *["the machine ran out of memory"] * 2,
@@ -514,6 +510,11 @@ def test_running_out_of_memory_comes_with_advice(folder: Path, run: Run, ssa: SS
     ("options", "message"),
     [
         (dict(classes="5000"), r"^classes: expected an index from 0 to 999"),
+        (dict(background=1.5), r"^background: expected a number in \[0, 1\]"),
+        (dict(background=0.5, alpha=2.0), r"^alpha: expected either"),
+        (dict(ignore=0.9), r"^ignore: "),
+        (dict(box_threshold=-0.1), r"^box_threshold: "),
+        (dict(components="some"), r"^components: "),
         (dict(precision="half"), r"^precision: expected one of auto, float32"),
         (dict(cams="npy"), r"^cams: expected one of ssa, psa"),
         (dict(store="int4"), r"^store: expected one of float16, uint8"),
@@ -528,21 +529,6 @@ def test_wrong_options_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         run(folder, **options)
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(background=1.5), r"^background: expected a number in \[0, 1\]"),
-        (dict(background=0.5, alpha=2.0), r"^alpha: expected either"),
-        (dict(ignore=0.9), r"^ignore: "),
-        (dict(box_threshold=-0.1), r"^box_threshold: "),
-        (dict(components="some"), r"^components: "),
-    ],
-)
-def test_wrong_postprocessing_is_refused_when_made(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RunOptions(postprocess=PostprocessOptions(**options))
 
 
 def test_a_network_of_one_size_takes_no_other(folder: Path, run: Run, out: Path, classifier: zoo.Classifier) -> None:

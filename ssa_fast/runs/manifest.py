@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ssa_fast.io.datasets import Source
 
@@ -51,7 +51,7 @@ class Manifest:
         self.done: dict[str, tuple[str, int]] = {}
         self.preexisting: set[str] = set()
 
-    def open(self, targets: Sequence[Path], *, overwrite: bool) -> None:
+    def open(self, targets: Iterable[Path], *, overwrite: bool) -> None:
         """Start a run in the folder, or resume the one that is there.
 
         Args:

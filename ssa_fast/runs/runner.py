@@ -88,16 +88,22 @@ class _Images:
     """All images of a run, the same in every process.
 
     Attributes:
-        sources, names: N each: the files, and the names of their outputs.
-        targets: N lists of the files that each image may write.
+        sources, names: The files, and the names of their outputs.
         missing, skipped: Paths that cannot be read, and those inside folders that are not images, with the reason.
+        out, folders: The output folder, and its folders with a file per image.
     """
 
     sources: Sequence[datasets.Source]
     names: Sequence[PurePosixPath]
-    targets: Sequence[list[Path]]
     missing: tuple[tuple[Path, str], ...]
     skipped: tuple[tuple[Path, str], ...]
+    out: Path
+    folders: dict[str, str]
+
+    def targets(self, name: PurePosixPath) -> list[Path]:
+        """Return the files that the image called ``name`` may write."""
+        kinds = (self.folders, large_images.KINDS)
+        return [path for each in kinds for path in output_paths(self.out, name, each).values()]
 
 
 def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, folders: dict[str, str]) -> _Images:
@@ -109,10 +115,7 @@ def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, fold
     if not found.sources:
         reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
         raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
-    names = datasets.output_names(found.sources)
-    kinds = (folders, large_images.KINDS)
-    targets = [[path for each in kinds for path in output_paths(out, name, each).values()] for name in names]
-    return _Images(found.sources, names, targets, found.missing, skipped)
+    return _Images(found.sources, datasets.output_names(found.sources), found.missing, skipped, out, folders)
 
 
 def _open(manifest: Manifest, images: _Images, group: SingleProcess | Distributed, *, overwrite: bool) -> None:
@@ -120,7 +123,8 @@ def _open(manifest: Manifest, images: _Images, group: SingleProcess | Distribute
     error = None
     if group.rank == 0:
         try:
-            manifest.open([path for targets in images.targets for path in targets], overwrite=overwrite)
+            targets = (target for name in images.names for target in images.targets(name))
+            manifest.open(targets, overwrite=overwrite)
         except (ValueError, OSError) as failure:
             error = str(failure)
     group.wait_for_rank0(error)
@@ -177,9 +181,8 @@ class _Run:
             failures = [[failure.name, failure.reason] for failure in report.failures]
             self.group.finish({"failures": failures, "notes": report.notes, "stopped": report.stopped})
             return report
-        report.processes, others = self.group.gather(
-            2 * distributed.HEARTBEAT_S if report.interrupted else float("inf")
-        )
+        timeout = 2 * distributed.HEARTBEAT_S if report.interrupted else float("inf")
+        report.processes, others = self.group.gather(timeout)
         for other in others:
             report.failures += [Failure(name, reason) for name, reason in other["failures"]]
             report.stopped = report.stopped or other["stopped"]
@@ -209,7 +212,7 @@ class _Run:
                     self.report.resumed += 1
                     self.report.done.append(str(source.path))
                     continue
-                self._check_targets(self.images.targets[index], originals)
+                self._check_targets(self.images.targets(name), originals)
             except (ValueError, OSError) as error:
                 failures.append(Failure.from_error(source.path, error))
             else:
@@ -238,11 +241,11 @@ class _Run:
                     if jobs := self._compute(batch):
                         writer.submit(jobs)
                     for outcome in writer.outcomes():
-                        self._record(outcome.name, outcome.notes, outcome.failure)
+                        self._record(*outcome)
         finally:
             for outcome in writer.outcomes():
                 with suppress(DiskFull):
-                    self._record(outcome.name, outcome.notes, outcome.failure)
+                    self._record(*outcome)
 
     def _batches(self, images: Iterable[Loaded]) -> Iterator[list[tuple[Loaded, list[int] | None]]]:
         """Yield images with their classes in batches of one size and number of classes, window by window.
@@ -293,17 +296,10 @@ class _Run:
 
     def _large_image(self, index: int, classes: list[int] | None) -> None:
         """Process an image in tiles, in this thread: one at a time."""
-        source, settings = self.images.sources[index], self.manifest.settings
+        source, name = self.images.sources[index], self.images.names[index]
+        settings, bars = self.manifest.settings, self.options.progress
         try:
-            notes = large_images.polish(
-                source,
-                self.images.names[index],
-                self.predictor,
-                self.manifest,
-                classes,
-                settings,
-                progress=self.options.progress,
-            )
+            notes = large_images.polish(source, name, self.predictor, self.manifest, classes, settings, progress=bars)
         except Exception as error:
             self._record_error(index, error)
         else:

@@ -1,4 +1,4 @@
-"""Runs over images: outputs are complete and consistent, bad images are named, no image is written in part."""
+"""Runs over images: outputs are complete and consistent, and bad images are named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(classifier: zoo.Classifier, ssa: SSA, out: Path) -> Run:
-    """``runs.run`` into ``out`` with the module's network; further keywords are options of the run or its masks."""
+    """``runs.run`` into ``out`` with the module's network; further keywords are options."""
     arguments = {"ssa": ssa, "out": out, "classifier": classifier}
 
     def call(*paths: Path, **given: Any) -> RunReport:
@@ -448,7 +448,7 @@ def test_outputs_never_replace_the_images(tmp_path: Path, run: Run) -> None:
 def test_a_failed_write_leaves_nothing_of_its_image(
     folder: Path, run: Run, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, full: bool
 ) -> None:
-    """A full disk ends the run, since every other write would fail too; another error concerns its image only."""
+    """A full disk ends the run, as all further writes would fail; another error is its image's only."""
     module, name = (cam_files, "write") if broken == "cams" else (localize, "save_mask")
     write = getattr(module, name)
     calls = []

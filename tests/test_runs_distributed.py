@@ -1,4 +1,4 @@
-"""Runs by several processes: the bytes of a single process; a dead process is named, and its share is made up for."""
+"""Runs by several processes: the outputs of a single one; a dead process is named, its share resumed."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def command(
 
 
 def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
-    """Run under a progress bar; print each failure once, as it happens or when other processes report theirs."""
+    """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
     from ssa_fast import runs
 
     columns = (
@@ -179,7 +179,7 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
 
 
 def progress_callback(bar: rich_progress.Progress) -> OnProgress:
-    """Return a callback that shows a run on ``bar``; images that earlier starts finished do not count as speed."""
+    """Return a callback that shows a run on ``bar``; resumed images do not count for the time left."""
     task = bar.add_task("", total=None, name="")
     resumed = 0
 

@@ -122,7 +122,7 @@ class Distributed:
             ) from None
 
     def gather(self, timeout: float = float("inf")) -> tuple[list[Process], list[dict[str, Any]]]:
-        """On rank 0, wait until every other process has finished or died; return all processes and their reports.
+        """Wait on rank 0 for all other processes; return every process, and the others' reports.
 
         Args:
             timeout: Seconds after which processes still at work count as "stopped".

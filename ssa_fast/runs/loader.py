@@ -102,7 +102,7 @@ def load(
 
 
 def default_workers(count: int, device: torch.device) -> int:
-    """Return the number of reading processes: half the cores beside a network on the CPU, else all but one."""
+    """Return the number of reading processes: half the cores if the network needs the CPU, else more."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count < MIN_FOR_WORKERS:
         return 0

@@ -1,4 +1,4 @@
-"""Track on disk which images are complete: the run's settings, a record per image, and ``boxes.json`` from them.
+"""Track on disk which images are complete: settings, a record per image, and ``boxes.json``.
 
 An image is complete when its record exists, which is written after all its files. The records of a batch are one
 file, so a batch is complete as a whole or not at all. A resumed run therefore forms the same batches as an
@@ -201,5 +201,5 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def output_paths(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:
-    """Return where the files of the image called ``name`` go: one path per folder of ``kinds`` (folder -> suffix)."""
+    """Return the output files of the image called ``name``, by folder; ``kinds`` maps folder -> suffix."""
     return {folder: out / folder / name.with_name(name.name + suffix) for folder, suffix in kinds.items()}

@@ -78,7 +78,7 @@ class Predictor:
         return next(self.classifier.model.parameters()).device
 
     def size(self, rgb: np.ndarray) -> tuple[int, int]:
-        """Return (height, width) at which an image enters the network; images of one such size can share a batch."""
+        """Return (height, width) at which an image enters the network; a batch has one such size."""
         return self.classifier.fitted(rgb.shape[0], rgb.shape[1], self.options.size)
 
     def __call__(
@@ -152,7 +152,7 @@ class Predictor:
         )
 
     def _resize(self, stored: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return stored CAMs (K, h, w) at the image's size, float32 in [0, 1], as ``cam_files.full_size`` does."""
+        """Return stored CAMs (K, h, w) at the image's size, float32 in [0, 1], as ``cam_files`` does."""
         cams = stored.float() / 255.0 if stored.dtype == torch.uint8 else stored.float()
         if cams.shape[-2:] == size:
             return cams

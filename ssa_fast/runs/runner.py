@@ -1,4 +1,4 @@
-"""Run SSA over many images: list them, open the output folder, execute, close; a bad image never stops a run."""
+"""Run SSA over many images: list them, open the output folder, execute, close."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def run(
     values are class indices + 1 if the network has at most 254 classes, else positions in the image's list of classes
     + 1; the CAM file gives them under ``labels``.
 
-    A run is resumable: started again, it skips images with a record and makes everything else anew. Under
-    ``torchrun`` the images are distributed over all processes; ``out`` must be the same folder for all of them.
+    A bad image never stops a run. A run is resumable: started again, it skips images with a record. Under ``torchrun``
+    the images are distributed over all processes; ``out`` must be the same folder for all of them.
 
     Args:
         paths: Images, folders, globs and lists, see ``datasets.find``.

@@ -150,7 +150,7 @@ def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Pat
 def test_scores_and_logits_are_the_networks(folder: Path, run: Run, out: Path, classifier: zoo.Classifier) -> None:
     run(folder / "a.png", classes="top3")
     with Image.open(folder / "a.png") as image, torch.no_grad():
-        logits = classifier.model(classifier.prepare(np.array(image)))[0]
+        logits = classifier.model(classifier.preprocess(np.array(image)))[0]
     best = logits.topk(3)
     with np.load(out / "cams/a.npz") as saved:
         assert saved["classes"].tolist() == best.indices.tolist()
@@ -413,7 +413,7 @@ def test_large_images_are_processed_in_tiles(
     }
     assert files(out) == complete("a", "b", "sub/c") | large | COMMON
     assert any(note.startswith("done in tiles of") for note in report.notes)
-    whole = SSA(classifier.model)(classifier.prepare(pixels), classes=[3, 281])
+    whole = SSA(classifier.model)(classifier.preprocess(pixels), classes=[3, 281])
     cams = tifffile.imread(out / "cams/wide.tif", key=range(2))
     np.testing.assert_allclose(cams / 255, whole.cams[0], atol=0.502 / 255)
     image = next(image for image in boxes_json(out)["images"] if image["output"] == "wide")

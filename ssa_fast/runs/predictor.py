@@ -79,7 +79,7 @@ class Predictor:
 
     def size(self, rgb: np.ndarray) -> tuple[int, int]:
         """Return (height, width) at which an image enters the network; a batch has one such size."""
-        return self.classifier.fitted(rgb.shape[0], rgb.shape[1], self.options.size)
+        return self.classifier.input_shape(rgb.shape[0], rgb.shape[1], self.options.size)
 
     def __call__(
         self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None = None
@@ -117,7 +117,7 @@ class Predictor:
     def _predict(
         self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
     ) -> list[Prediction | Exception]:
-        batch = torch.cat([self.classifier.prepare(rgb, self.options.size) for rgb in images])
+        batch = torch.cat([self.classifier.preprocess(rgb, self.options.size) for rgb in images])
         dtype = AUTOCAST_DTYPES.get(self.options.precision_on(self.device))
         chosen: Any = self.classes if classes is None else [list(each) for each in classes]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):

@@ -41,7 +41,7 @@ def pictures(folder: Path, count: int) -> None:
 def backbone_alone(folder: Path, classifier: zoo.Classifier, options: runs.RunOptions) -> float:
     """Seconds to read all files and take each through the network."""
     begin = time.perf_counter()
-    found = datasets.find([folder]).sources
+    found = datasets.find_images([folder]).sources
     with torch.inference_mode():
         for loaded in loader.load(found, range(len(found)), options, torch.device("cpu")):
             assert loaded.image is not None

@@ -137,7 +137,7 @@ def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Pat
         assert saved["classes"].tolist() == [3, 281]
         assert json.loads(str(saved["settings"]))["model"] == "resnet18"
         # The library's own functions make the other outputs from the saved CAMs.
-        cams = torch.from_numpy(cam_files.full_size(cam_files.read(out / "cams" / f"{image['output']}.npz")))
+        cams = torch.from_numpy(cam_files.full_size(cam_files.read_cam(out / "cams" / f"{image['output']}.npz")))
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
@@ -328,7 +328,7 @@ def test_batches_hold_images_of_one_size_and_change_nothing(
     assert sorted(shapes) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64), (4, 3, 48, 64)]
     run(folder, out=tmp_path / "one")
     for name in ("a", "d3", "d4"):
-        batched, single = (cam_files.read(where / f"cams/{name}.npz") for where in (out, tmp_path / "one"))
+        batched, single = (cam_files.read_cam(where / f"cams/{name}.npz") for where in (out, tmp_path / "one"))
         np.testing.assert_allclose(batched.cams, single.cams, atol=2e-3)
     assert len(boxes_json(out)["images"]) == 8
     # A batch is complete or not as a whole: without its record all of it is computed again, as the same batch.
@@ -363,8 +363,8 @@ def test_the_datasets_labels(run: Run, out: Path, tmp_path: Path) -> None:
         Image.new("RGB", (40, 40), "green").save(tmp_path / "in" / name)
     report = run(tmp_path / "in", classes="labels")
     assert "has no output called 'unknown'" in report.failures[0].reason
-    assert cam_files.read(out / "cams/tabby/a.npz").classes.tolist() == [281]
-    assert cam_files.read(out / "cams/tiger shark/b.npz").names == ("tiger shark",)
+    assert cam_files.read_cam(out / "cams/tabby/a.npz").classes.tolist() == [281]
+    assert cam_files.read_cam(out / "cams/tiger shark/b.npz").names == ("tiger shark",)
 
 
 def test_labels_by_their_place_in_the_class_list(classifier: zoo.Classifier) -> None:
@@ -379,7 +379,7 @@ def test_cam_files_of_other_codebases(folder: Path, run: Run, out: Path, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cam_files.PickleWarning)
         report = run(folder / "a.png", cams=kind, overlays=False, allow_pickle=kind != "wsol")
-        cam = cam_files.read(out / "cams/a.npy", format=kind, allow_pickle=True)
+        cam = cam_files.read_cam(out / "cams/a.npy", format=kind, allow_pickle=True)
     assert report.exit_code == 0
     assert cam.size == (48, 64)
     assert files(out) == {"cams/a.npy", "masks/a.png", "records/a.json", *COMMON}
@@ -449,7 +449,7 @@ def test_a_failed_write_leaves_nothing_of_its_image(
     folder: Path, run: Run, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, full: bool
 ) -> None:
     """A full disk ends the run, as all further writes would fail; another error is its image's only."""
-    module, name = (cam_files, "write") if broken == "cams" else (localize, "save_mask")
+    module, name = (cam_files, "write_cam") if broken == "cams" else (localize, "save_mask")
     write = getattr(module, name)
     calls = []
 

@@ -13,7 +13,7 @@ from ssa_fast.runs.manifest import output_paths
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import Manifest
     from ssa_fast.runs.predictor import Predictor
 
@@ -22,7 +22,7 @@ KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
 
 
 def polish(
-    source: Source,
+    source: ImageSource,
     name: PurePosixPath,
     predictor: Predictor,
     manifest: Manifest,

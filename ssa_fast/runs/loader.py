@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssa_fast.io.datasets import Source
-    from ssa_fast.io.images import Picture
+    from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.images import DecodedImage
     from ssa_fast.runs.options import RunOptions
 
 TILED_SUFFIXES = (".zarr", ".npy")
@@ -40,13 +40,13 @@ class Loaded:
     """
 
     index: int
-    image: Picture | None = None
+    image: DecodedImage | None = None
     labels: tuple[str, ...] = ()
     error: Exception | None = None
 
 
 class _ImageDataset(Dataset[Loaded]):
-    def __init__(self, sources: Sequence[Source], indices: Sequence[int], options: RunOptions) -> None:
+    def __init__(self, sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions) -> None:
         self.sources, self.indices, self.options = sources, indices, options
 
     def __len__(self) -> int:
@@ -59,13 +59,13 @@ class _ImageDataset(Dataset[Loaded]):
             labels = labels_of(source) if options.classes == "labels" else ()
             if options.size is None and _is_large(source, options):
                 return Loaded(index, labels=labels)
-            image = images.read(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
+            image = images.read_image(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
             return Loaded(index, image, labels)
         except Exception as error:  # an unreadable image must not end the worker
             return Loaded(index, error=error)
 
 
-def _is_large(source: Source, options: RunOptions) -> bool:
+def _is_large(source: ImageSource, options: RunOptions) -> bool:
     from ssa_fast.io.readers import size_of
 
     try:
@@ -86,7 +86,7 @@ def _identity(loaded: Any) -> Any:
 
 
 def load(
-    sources: Sequence[Source], indices: Sequence[int], options: RunOptions, device: torch.device
+    sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions, device: torch.device
 ) -> Generator[Loaded, None, None]:
     """Yield the images at ``indices`` one by one, read ahead by ``options.workers`` processes."""
     workers = options.workers if options.workers is not None else default_workers(len(indices), device)

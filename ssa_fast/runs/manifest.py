@@ -20,7 +20,7 @@ from ssa_fast.io.atomic import atomic_write
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
 
 MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
 IMAGE_KEYS = ("file_name", "width", "height", "output")
@@ -90,7 +90,7 @@ class Manifest:
         """Return True if a target is a file that is older than the run, which must not replace it."""
         return self._relative(target) in self.preexisting and target.exists()
 
-    def is_done(self, source: Source, name: PurePosixPath) -> bool:
+    def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
         """Return True if the image that is written under ``name`` is complete.
 
         Raises:

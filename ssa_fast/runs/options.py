@@ -34,10 +34,10 @@ class RunOptions:
         precision: Of the network: "float32", or mixed precision in "float16" or "bfloat16"; "auto" is float16 on a
             GPU.
         postprocess: How CAMs become masks and boxes.
-        cams: Format of the CAM files, see ``cam_files.write``; "ssa" is this project's own.
+        cams: Format of the CAM files, see ``cam_files.write_cam``; "ssa" is this project's own.
         store: Number type of the CAMs in this project's format: "float16" or "uint8".
         overlays: Whether to draw a panel per image.
-        max_pixels, backdrop: Of reading, see ``images.read``.
+        max_pixels, backdrop: Of reading, see ``images.read_image``.
         large_above: Images that enter the network with more pixels than this are processed in tiles.
         overwrite: Replace existing outputs; otherwise an existing output is its image's failure.
         batch: Most images of one size in a batch; None: 1 on a CPU, 16 on a GPU.

@@ -57,12 +57,12 @@ def run(
     the images are distributed over all processes; ``out`` must be the same folder for all of them.
 
     Args:
-        paths: Images, folders, globs and lists, see ``datasets.find``.
+        paths: Images, folders, globs and lists, see ``datasets.find_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.
         options: Outputs per image, and how to execute.
-        split: Of VOC folders, see ``datasets.find``.
+        split: Of VOC folders, see ``datasets.find_images``.
         settings: Further JSON values for the outputs; a run is only resumed with the same ones.
         on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes.
 
@@ -93,7 +93,7 @@ class _Images:
         out, folders: The output folder, and its folders with a file per image.
     """
 
-    sources: Sequence[datasets.Source]
+    sources: Sequence[datasets.ImageSource]
     names: Sequence[PurePosixPath]
     missing: tuple[tuple[Path, str], ...]
     skipped: tuple[tuple[Path, str], ...]
@@ -110,7 +110,7 @@ def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, fold
     """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
     own_folders = [out / folder for folder in (*folders, *large_images.KINDS, RECORDS)]
     own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
-    found = datasets.find(paths, split=split, leave_out=own_folders)
+    found = datasets.find_images(paths, split=split, exclude=own_folders)
     skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
     if not found.sources:
         reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import ImageRecord, Manifest
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.runs.predictor import Prediction
@@ -39,7 +39,7 @@ MAX_WAITING = 2
 class Job:
     """An image's prediction, to be written."""
 
-    source: Source
+    source: ImageSource
     name: PurePosixPath
     rgb: np.ndarray
     notes: tuple[str, ...]
@@ -179,7 +179,7 @@ class Writer:
             settings=self.manifest.settings,
             version=self.manifest.version,
         )
-        cam_files.write(path, content, format=options.cams, dtype=options.store, allow_pickle=options.allow_pickle)
+        cam_files.write_cam(path, content, format=options.cams, dtype=options.store, allow_pickle=options.allow_pickle)
 
 
 def output_folders(options: RunOptions) -> dict[str, str]:

@@ -16,7 +16,7 @@ def positive_weights(layer: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A strided and a residual convolution; the last addition and ReLU are in place, as in torchvision's ResNet."""
+    """A strided and a residual convolution; the last addition and ReLU are in place, as in ResNet."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Strides 2, 4, 8, 16 in a ``ModuleList``, then global average pooling and a linear layer: a CAM is exact."""
+    """Strides 2, 4, 8, 16 in a ``ModuleList``, then pooling and a linear layer: a CAM is exact."""
 
     def __init__(self, classes: int = 5, channels: int = 3) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TokenBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention in explicit steps: a module returns its matrix (B, heads, N, N), which resembles a fine map."""
+    """Attention in explicit steps: its matrix (B, heads, N, N), a module's output, resembles a map."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
 
 class ExplicitAttention(nn.Module):
-    """A plain transformer with a class token and 14 x 14 patches of a 224 x 224 image, built of ``Attention``."""
+    """A plain transformer of ``Attention``: a class token and 14 x 14 patches of a 224 x 224 image."""
 
     def __init__(self) -> None:
         super().__init__()

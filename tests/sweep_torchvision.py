@@ -1,7 +1,7 @@
-"""Run SSA on torchvision's classifiers with random weights: ``python -m tests.sweep_torchvision [NAME ...] [--all]``.
+"""Run SSA on torchvision's classifiers with random weights.
 
-Prints the table of ``ssa-fast models``, but also polishes two seeds in every stage of each network. Exit code: 0 if SSA
-works on all of them, 1 if it fails on some, 2 for wrong usage.
+``python -m tests.sweep_torchvision [NAME ...] [--all]`` prints the table of ``ssa-fast models``, but also polishes two
+seeds in every stage of each network. Exit code 0 if SSA works on all, 1 if it fails on some, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sweep(names: Sequence[str]) -> Iterator[models.NetworkRow]:
 
 
 def check_polishing(model: nn.Module) -> None:
-    """Polish the seeds of two classes in every stage; raise ArithmeticError unless all maps are finite and >= 0."""
+    """Polish two seeds in every stage; raise ArithmeticError unless all maps are finite and >= 0."""
     info = inspect_model(model)
     extracted = info.forward(model, make_trace_image(model, info.trace_size))
     seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))

@@ -1,4 +1,4 @@
-"""Test stages and seeds on every torchvision family, and on small networks with one difficult trait each."""
+"""Test stages and seeds on every torchvision family and on small networks with difficult traits."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def cams(model: nn.Module, images: Tensor, classes: list[int], **options: object
 
 
 def double(model: nn.Module, batch: int = 2, size: tuple[int, int] = (64, 96)) -> tuple[nn.Module, Tensor]:
-    """Return the model in evaluation mode and random images, both float64, so that default tolerances suffice."""
+    """Return the model in evaluation mode and images, both float64 for tight default tolerances."""
     return model.double().eval(), torch.randn(batch, 3, *size, dtype=torch.float64)
 
 
@@ -180,7 +180,7 @@ def test_grad_cam_of_a_pooled_linear_head_is_its_cam_over_the_number_of_pixels()
 
 @pytest.mark.parametrize("layer", ["blocks.3", "blocks.2.conv", "blocks.1"])
 def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
-    """``blocks.2.conv`` is overwritten by the residual addition; Grad-CAM reads what the convolution returned."""
+    """``blocks.2.conv`` is overwritten in place; Grad-CAM reads what the convolution returned."""
     model, images = double(DeepHead())
     taken: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Test loading classifiers by name and weights, their preprocessing, and the parsing of classes and sizes."""
+"""Test loading classifiers, their preprocessing, and the parsing of classes and sizes."""
 
 from __future__ import annotations
 

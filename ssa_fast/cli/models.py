@@ -27,7 +27,7 @@ COLUMNS = ("model", "input", "stages", "C x h x w", "features", "method at K = 2
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One network of the table: its description or the error, and the seconds taken, including those to build it."""
+    """One network of the table: its description or the error, and the seconds, building included."""
 
     name: str
     description: ModelDescription | None
@@ -42,7 +42,7 @@ def command(
     everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Inspect networks with random weights: their stages with sizes and signs, the methods, and the kind of seed.
+    """Inspect networks with random weights: stages with sizes and signs, methods, kind of seed.
 
     Exit code: 0 if SSA works on all of them, 1 if it fails on some, 2 for wrong usage.
     """
@@ -51,7 +51,7 @@ def command(
 
 
 def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
-    """Return ``names``, every classification model of torchvision, or by default the half with fewer parameters.
+    """Return ``names``, or all of torchvision's classifiers, or the half with fewer parameters.
 
     Raises:
         ValueError: A name that torchvision does not know, or names together with ``everything``.
@@ -71,7 +71,7 @@ def select_networks(names: Sequence[str] | None, *, everything: bool = False) ->
 
 
 def light_half() -> list[str]:
-    """Return the half of torchvision's classification models with fewer parameters, by the weights' metadata."""
+    """Return the half of torchvision's classifiers with fewer parameters, by the weights' metadata."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -101,7 +101,7 @@ def describe_network(name: str, check: Callable[[nn.Module], None] | None = None
 
 
 def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | None = None) -> None:
-    """Describe the networks one by one, print their table and the failures, and exit with 1 if there are any."""
+    """Print the table of the networks and the failures; exit with 1 if there are any."""
     screen = console.err()
     shown = track(names, "inspecting networks", console=screen, disable=not screen.is_terminal)
     rows = [describe_network(name, check) for name in shown]

@@ -22,7 +22,7 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequenti
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with a shortcut and a final ReLU, so that a stage's features are never negative."""
+    """Two 3×3 convolutions with a shortcut and a final ReLU: the features are never negative."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class SceneClassifier(nn.Module):
-    """Multi-label classifier of scenes: ``(B, 3, H, W)`` from :func:`preprocess` to logits ``(B, num_classes)``.
+    """Multi-label classifier: ``(B, 3, H, W)`` from ``preprocess`` to logits ``(B, num_classes)``.
 
     Stages ``layer1`` … ``layer4`` have strides 2, 4, 8 and 16. The head is global average pooling and one linear layer,
     so the CAM of Zhou et al. (CVPR 2016) is exact: the mean of ``fc.weight · layer4`` over pixels, plus the bias,
@@ -63,7 +63,7 @@ def preprocess(images: NDArray[np.uint8]) -> Tensor:
 
 
 def export_weights(model: nn.Module) -> dict[str, NDArray[np.float16]]:
-    """Return the network's parameters and running statistics as float16 arrays, the content of ``weights.npz``."""
+    """Return the parameters and running statistics as float16 arrays, as stored in ``weights.npz``."""
     return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in _stored_state(model).items()}
 
 

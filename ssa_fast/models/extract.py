@@ -1,4 +1,4 @@
-"""Run a network once and keep the maps of its stages, with a gradient path from one layer on if the seed needs it."""
+"""Run a network once and keep its stage maps, with gradients from one layer on if asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerRef:
-    """Reference to a module whose output is a map: its name, its layout, and whether the network overwrites it."""
+    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
 
     name: str
     layout: TensorLayout
@@ -40,7 +40,7 @@ class LayerRef:
 
     @property
     def needs_copy(self) -> bool:
-        """Whether the output must be copied, because the network overwrites it with something other than its ReLU."""
+        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
         return self.modified_inplace and not self.relu_inplace
 
 
@@ -64,7 +64,7 @@ class Features:
 def extract_features(
     model: nn.Module, images: Tensor, refs: Mapping[str, LayerRef], gradient_from: LayerRef | None = None
 ) -> Features:
-    """Run ``images`` (B, C, H, W) through the model once, in evaluation mode, and keep the outputs of ``refs``.
+    """Run ``images`` (B, C, H, W) once, in evaluation mode, and keep the outputs of ``refs``.
 
     The graph begins at ``gradient_from``, whose hook enables gradients: up to that layer the pass needs no memory for
     gradients, and frozen parameters do not matter. The model's modes, hooks and gradients are restored.

@@ -59,7 +59,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage on the sample image: its module, (C, H, W), the features' sign, and the method that polishes it."""
+    """One stage on the sample image: module, (C, H, W), sign of the features, polishing method."""
 
     name: str
     shape: tuple[int, int, int]

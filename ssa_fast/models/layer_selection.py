@@ -63,7 +63,7 @@ def check_returns_map(model: nn.Module, trace: ForwardTrace, name: str, *, argum
 
 
 def select_automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
-    """Select the last output at each of the four coarsest resolutions; with one resolution, four spaced blocks.
+    """Select the last output of each of the four coarsest resolutions, or four blocks of a single one.
 
     Raises:
         ValueError: No module returns a map of more than one pixel.
@@ -84,7 +84,7 @@ def select_automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
 
 
 def _chains(model: nn.Module, trace: ForwardTrace) -> Iterator[list[LayerTrace]]:
-    """Yield for each module, outermost first, its children's maps of more than one pixel, in order of return."""
+    """Yield for each module, outermost first, its children's maps (> 1 pixel) in order of return."""
     order = {name: position for position, name in enumerate(trace.layers)}
     for name, module in model.named_modules():
         children = sorted(_called_children(name, module, trace), key=order.__getitem__)
@@ -101,7 +101,7 @@ def _called_children(prefix: str, module: nn.Module, trace: ForwardTrace) -> Ite
 
 
 def _pyramid(chain: list[LayerTrace], trace: ForwardTrace) -> list[list[LayerTrace]]:
-    """Group the chain's maps by stride, to the nearest power of two; maps finer than an earlier one are left out."""
+    """Group maps by stride, to the nearest power of two; drop maps finer than an earlier one."""
     levels: dict[int, list[LayerTrace]] = {}
     area = trace.image_size[0] * trace.image_size[1]
     for layer in chain:
@@ -118,7 +118,7 @@ def _drop_pooled_tail(model: nn.Module, levels: list[list[LayerTrace]]) -> list[
 
 
 def _evenly_spaced_blocks(model: nn.Module, chains: list[list[LayerTrace]]) -> list[LayerTrace]:
-    """Select four evenly spaced blocks of a network of one resolution (ViT): of its longest row of like modules."""
+    """Select four evenly spaced modules of the longest row of like ones, for one resolution (ViT)."""
 
     def has_children(layer: LayerTrace) -> bool:
         return any(True for _ in model.get_submodule(layer.name).children())

@@ -85,7 +85,7 @@ def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: T
 
 
 def grad_cam_seed(seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
-    """Return the seeds as ``cam_seed`` does, with one backward pass for each of the K classes of all images."""
+    """Return the seeds as ``cam_seed`` does, with one backward pass per class position, K in all."""
     leaf = extracted.leaf
     if leaf is None:
         raise ValueError("extracted: expected a forward with gradient_from, got one without; pass the seed's ref")
@@ -106,7 +106,7 @@ def _at_least_float32(features: Tensor) -> Tensor:
 
 
 def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
-    """Return a seed whose pooled map gives the traced logits through the head, or the reason why there is none."""
+    """Return a seed whose pooled map and head give the traced logits, or why there is none."""
     refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
     usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
     usable.sort(key=lambda name: name not in stages)  # if one map has several names, prefer that of a stage
@@ -148,7 +148,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerTrace:
-    """Return the last stage or, if its gradient is zero, the last earlier map of its shape with a gradient.
+    """Return the last stage or, if its gradient is zero, the last map of its shape with a gradient.
 
     In a network whose head reads the class token alone (ViT), the patches after the last block have no gradient. The
     layer is then that block's first normalisation, the target that pytorch-grad-cam recommends.
@@ -168,9 +168,10 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
 
 
 def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[LayerTrace]) -> list[LayerTrace]:
-    """Return those of the layers (in order) on whose maps the logits depend; takes one forward and backward pass.
+    """Return those of the layers (in order) on whose maps the logits depend.
 
-    The gradient starts at the input of the head, because a head of zeros (as of a new ViT) would make it zero.
+    This takes one forward and one backward pass. The gradient starts at the input of the head, because a head of zeros
+    (as of a new ViT) would make it zero.
     """
     head = _find_head(trace)
     outputs: dict[str, Tensor] = {}

@@ -153,7 +153,7 @@ def choose_trace_size(model: nn.Module, input_size: int | tuple[int, int] | None
 
 
 def find_fixed_size(model: nn.Module) -> int | None:
-    """Return the side of the only square image that the model accepts (as torchvision's ViT), if it names one."""
+    """Return the side of the only square image that the model accepts (ViT), if it names one."""
     sizes = (getattr(module, "image_size", None) for module in model.modules())
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
@@ -169,7 +169,7 @@ def find_input_channels(model: nn.Module) -> int:
 
 
 def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """Draw an image (1, C, H, W) in the model's dtype, on its device; the global random state is not changed."""
+    """Draw an image (1, C, H, W) in the model's dtype, on its device, with a generator of its own."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, find_input_channels(model), *image_size, generator=generator)

@@ -235,7 +235,7 @@ def _download(name: str, weights: Any) -> nn.Module:
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
-    """Load the state dict in ``path`` into the model; return it and its number of outputs, read off the file."""
+    """Return the model with the state dict in ``path``, and its number of outputs by the file."""
     state = _read_state(path)
     model = build_random(name)
     shapes = {key: value.shape for key, value in model.state_dict().items()}

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from ssa_fast import SSA, runs
-from ssa_fast.integrations.ray import EMPTY, PolishCams, polish_images
-from ssa_fast.integrations.ray import _column as column
+from ssa_fast.integrations.ray import EMPTY, PolishCams, object_column, polish_images
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 
@@ -82,7 +81,7 @@ def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
     pixels, names = load_images(folder), list(SIZES)
     for lo in range(0, len(names), size):
         chosen = slice(lo, lo + size)
-        got = polish({"image": column(pixels[chosen]), "path": np.array(names[chosen])})
+        got = polish({"image": object_column(pixels[chosen]), "path": np.array(names[chosen])})
         assert list(got) == ["path", *EMPTY, "error"]
         for i, name in enumerate(names[chosen]):
             row = {key: values[i] for key, values in got.items()}
@@ -93,7 +92,7 @@ def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
 def test_images_of_one_size_share_a_forward_pass(folder: Path) -> None:
     polish, shapes = PolishCams(**OPTIONS), []
     polish.predictor.ssa.model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    polish({"image": column(load_images(folder))})
+    polish({"image": object_column(load_images(folder))})
     assert sorted(set(shapes)) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64)]
 
 
@@ -103,7 +102,9 @@ def test_a_bad_image_gets_its_own_error(folder: Path, recwarn: pytest.WarningsRe
     bad = [np.zeros((5, 5), np.uint8), np.zeros((0, 4, 3), np.uint8), good.astype(np.float32), np.array(None)]
     polish = PolishCams(**OPTIONS, store="uint8", large_above=64 * 64)
     errors = ["", "", "", "", "gone", "", ""]
-    got = polish({"image": column([*bad, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": column(errors)})
+    got = polish(
+        {"image": object_column([*bad, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": object_column(errors)}
+    )
     assert [error != "" for error in got["error"]] == [True] * 5 + [False, True]
     assert "got float32 (48, 64, 3)" in got["error"][2]
     assert got["error"][4] == "gone"
@@ -123,7 +124,7 @@ def test_an_image_that_the_network_refuses_gets_the_error(folder: Path) -> None:
 
     polish = PolishCams(**OPTIONS, components="all")
     polish.predictor.ssa.model.register_forward_pre_hook(refuse)
-    got = polish({"image": column(load_images(folder))})
+    got = polish({"image": object_column(load_images(folder))})
     assert [error != "" for error in got["error"]] == [False, True, False, False]
     assert "failed at 70 x 41 (41 is too few)" in got["error"][1]
     assert [len(classes) for classes in got["classes"]] == [2, 0, 2, 2]
@@ -140,7 +141,7 @@ def test_stacked_batches_and_wrong_usage(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match='expected a column "image"'):
         polish({"path": np.array(["a"])})
     with pytest.raises(ValueError, match=r"none of cams, .*rename"):
-        polish({"image": column(load_images(folder)), "scores": np.zeros(4)})
+        polish({"image": object_column(load_images(folder)), "scores": np.zeros(4)})
     for wrong in ({"overwrite": True}, {"classes": "labels"}):
         with pytest.raises(TypeError, match="expected some of alpha"):
             PolishCams(**{**OPTIONS, **wrong})

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-tifffile = pytest.importorskip("tifffile", reason="maps are written by tifffile (the extra large)")
-zarr = pytest.importorskip("zarr", reason="stores are written by zarr (the extra large)")
+tifffile = pytest.importorskip("tifffile", reason="needs the extra 'large'")
+zarr = pytest.importorskip("zarr", reason="needs the extra 'large'")
 
 K, H, W, TILE = 2, 301, 1230, 64
 HALF = (151, 615)

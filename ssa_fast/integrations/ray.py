@@ -97,7 +97,11 @@ class PolishCams:
                 else:
                     rows[b] = self._row(result)
         kept = {name: column for name, column in batch.items() if name not in ("image", "error")}
-        return {**kept, **{name: _column([row[name] for row in rows]) for name in EMPTY}, "error": _column(errors)}
+        return {
+            **kept,
+            **{name: object_column([row[name] for row in rows]) for name in EMPTY},
+            "error": object_column(errors),
+        }
 
     def _input_error(self, image: np.ndarray) -> str:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
@@ -186,7 +190,7 @@ def _assigned_device() -> str:
     return "cuda" if assigned.get("GPU") else "cpu"
 
 
-def _column(values: Sequence[Any]) -> np.ndarray:
+def object_column(values: Sequence[Any]) -> np.ndarray:
     """Return an object array, which Ray stores as arrays of different sizes even if all sizes are equal."""
     column = np.empty(len(values), dtype=object)
     for b, value in enumerate(values):

@@ -162,6 +162,10 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
         rich_progress.TextColumn("{task.fields[name]}", markup=False),
     )
     screen, printed = console.err(), set[str]()
+
+    def print_failure(name: str, reason: str) -> None:
+        screen.print(Text("failed: ", "red").append(f"{name}: {reason}", "default"), soft_wrap=True)
+
     with rich_progress.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         show = progress_callback(bar)
 
@@ -169,12 +173,12 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
             show(progress)
             if progress.error is not None:
                 printed.add(progress.name)
-                _print_failure(progress.name, progress.error)
+                print_failure(progress.name, progress.error)
 
         report = runs.run(paths, ssa, out, on_progress=on_progress, **options)
     for failure in report.failures:
         if report.rank == 0 and failure.name not in printed:
-            _print_failure(failure.name, failure.reason)
+            print_failure(failure.name, failure.reason)
     return report
 
 
@@ -191,10 +195,6 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
         bar.update(task, completed=progress.done, total=progress.total, name=progress.name)
 
     return show
-
-
-def _print_failure(name: str, reason: str) -> None:
-    console.err().print(Text("failed: ", "red").append(f"{name}: {reason}", "default"), soft_wrap=True)
 
 
 def _print_summary(report: RunReport, out: Path) -> None:

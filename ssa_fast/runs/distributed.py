@@ -69,7 +69,7 @@ class Distributed:
     def __init__(self, store: dist.TCPStore, rank: int, members: list[dict[str, Any]]) -> None:
         self.store, self.rank, self.members = store, rank, members
         self._heartbeats: dict[int, tuple[int, float]] = {}  # rank -> last heartbeat, and when it was first seen
-        self._reported = (0, 0, 0)
+        self._reported = (0, 0)  # images finished and resumed
 
     def owns(self, window: int) -> bool:
         """Return True if a window of images is this process's to do."""
@@ -97,13 +97,11 @@ class Distributed:
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
         """Publish this process's counts; return how many images all processes finished, and resumed of them."""
         finished, before = done + failed, self._reported
-        self._reported = (done, failed, resumed)
+        self._reported = (finished, resumed)
         try:
             self.store.set(f"count/{self.rank}", f"{done} {failed}")
-            return (
-                int(self.store.add("finished", finished - before[0] - before[1])),
-                int(self.store.add("resumed", resumed - before[2])),
-            )
+            finished_by_all = int(self.store.add("finished", finished - before[0]))
+            return finished_by_all, int(self.store.add("resumed", resumed - before[1]))
         except (RuntimeError, dist.DistError):
             return finished, resumed  # rank 0 exited; this process finishes its share all the same
 
@@ -155,8 +153,6 @@ class Distributed:
         return now - self._heartbeats[rank][1] > TIMEOUT_S
 
     def _counts(self, rank: int) -> tuple[int, int]:
-        if rank == self.rank:
-            return self._reported[:2]
         if not self.store.check([f"count/{rank}"]):
             return 0, 0
         done, failed = self.store.get(f"count/{rank}").split()

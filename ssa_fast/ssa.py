@@ -169,7 +169,7 @@ class SSA:
 
         Args:
             image: a path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
-                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers.WindowReader``).
+                zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers.open``).
             classes: as for a call; of one image.
             out: the CAMs' file, ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; 255 times the
                 CAM as uint8. Beside it come ``NAME.mask.tif`` (or .zarr) and ``NAME.preview.png``.

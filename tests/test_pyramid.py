@@ -22,7 +22,6 @@ tifffile = pytest.importorskip("tifffile", reason="needs the extra 'large'")
 zarr = pytest.importorskip("zarr", reason="needs the extra 'large'")
 
 K, H, W, TILE = 2, 301, 1230, 64
-HALF = (151, 615)
 NAMES = ["cat", "café"]
 
 

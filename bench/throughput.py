@@ -44,8 +44,8 @@ def backbone_alone(folder: Path, classifier: zoo.Classifier, options: runs.RunOp
     found = datasets.find_images([folder]).sources
     with torch.inference_mode():
         for loaded in loader.load(found, range(len(found)), options, torch.device("cpu")):
-            assert loaded.picture is not None
-            classifier.model(classifier.preprocess(loaded.picture.rgb, options.size))
+            assert loaded.image is not None
+            classifier.model(classifier.preprocess(loaded.image.rgb, options.size))
     return time.perf_counter() - begin
 
 

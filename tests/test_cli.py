@@ -134,7 +134,6 @@ def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
     result = call("run", folder, *SMALL, "--max-pixels", 10000, "--out", tmp_path / "out")
     assert result.exit_code == 1, result.output
     for name, reason in (("empty", "0 bytes"), ("text", "Pillow"), ("cut", "damaged"), ("large", "--max-pixels")):
-        assert re.search(rf"│ {re.escape(str(folder))}/{name}\.png +│ .*{reason}", result.stdout), name
         assert re.search(rf"failed: {re.escape(str(folder))}/{name}\.png: .*{reason}", result.stderr), name
     assert f"notice: {folder}/alpha.png: its transparent parts" in result.stderr
     written = {path.stem for path in (tmp_path / "out/masks").iterdir()}
@@ -193,7 +192,7 @@ def test_wrong_usage_that_typer_finds(tmp_path: Path) -> None:
         assert call("run", source, *SMALL, "--out", tmp_path / "out", *options).exit_code == 2
     assert call("run", source).exit_code == 2
     assert call("walk").exit_code == 2
-    assert "no picture to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
+    assert "no image to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
 
 
 def test_explain_at_a_size_too_large_to_run() -> None:
@@ -282,7 +281,7 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_complete(tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "interrupted; what is complete was kept" in stdout
+    assert "interrupted; complete images were kept" in stdout
     assert "Traceback" not in stderr
     names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays")}
     boxes = json.loads((out / "boxes.json").read_text())
@@ -300,8 +299,8 @@ def test_console_script_exits_with_the_runs_code(tmp_path: Path) -> None:
     arguments = ["run", str(tmp_path / "bad.png"), *SMALL, "--out", str(tmp_path / "out")]
     ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
     assert ended.returncode == 1, ended.stderr
-    assert "bad.png" in ended.stdout
-    assert "0 bytes" in ended.stdout
+    assert "bad.png" in ended.stderr
+    assert "0 bytes" in ended.stderr
 
 
 def test_interrupt_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

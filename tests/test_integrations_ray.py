@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssa_fast import SSA, runs
 from ssa_fast.integrations.ray import EMPTY, PolishCams, object_column, polish_images
+from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the outputs of a run over them, one image at a time."""
     classifier = zoo.load(OPTIONS["model"], OPTIONS["weights"])
-    options = runs.RunOptions(classes=OPTIONS["classes"], background=OPTIONS["background"], batch=1)
+    postprocess = PostprocessOptions(background=OPTIONS["background"])
+    options = runs.RunOptions(classes=OPTIONS["classes"], postprocess=postprocess, batch=1)
     out = tmp_path_factory.mktemp("runs") / "out"
     paths = [folder / name for name in SIZES]
     runs.run(paths, SSA(classifier.model, size="stage"), out, classifier=classifier, options=options)

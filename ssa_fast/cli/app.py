@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run.command)
+app.command("run", epilog=run.EPILOG)(run.command)
 app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)

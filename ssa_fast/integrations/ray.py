@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 from ssa_fast.runs import Prediction, Predictor, RunOptions
-from ssa_fast.runs.report import reason
+from ssa_fast.runs.report import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from ray.data import Dataset
 
-OPTIONS = {"classes", "size", "precision", "background", "alpha", "ignore", "box_threshold", "components", "store"}
-OPTIONS |= {"large_above"}
+POSTPROCESS = {field.name for field in fields(PostprocessOptions)}
+OPTIONS = {"classes", "size", "precision", "store", "large_above", *POSTPROCESS}
 EMPTY: dict[str, Any] = {
     "cams": np.zeros((0, 0, 0), np.float32),
     "mask": np.zeros((0, 0), np.uint8),
@@ -68,9 +69,6 @@ class PolishCams:
         self, model: str = "resnet50", weights: str = "DEFAULT", *, ssa: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
         self.options = _run_options(options)
-        self.postprocess = PostprocessOptions(
-            box_threshold=self.options.box_threshold, components=self.options.components
-        )
         classifier = zoo.load(model, weights, device=_assigned_device())
         self.options.check(classifier)
         self.predictor = Predictor(classifier, SSA(classifier.model, size="stage", **(ssa or {})), self.options)
@@ -95,7 +93,7 @@ class PolishCams:
             results = self.predictor([np.require(images[b], requirements=["C", "W"]) for b in group])
             for b, result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
-                    errors[b] = reason(result)
+                    errors[b] = describe_error(result)
                 else:
                     rows[b] = self._row(result)
         kept = {name: column for name, column in batch.items() if name not in ("image", "error")}
@@ -113,7 +111,7 @@ class PolishCams:
         return too_large if height * width > limit else ""
 
     def _row(self, prediction: Prediction) -> dict[str, Any]:
-        boxes = localize.boxes(prediction.full, self.postprocess)[0]
+        boxes = localize.boxes(prediction.full, self.options.postprocess)[0]
         classes = np.array(prediction.classes, np.int64)
         return {
             "cams": prediction.cams,
@@ -166,7 +164,7 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     try:
         image = read_image(row["path"])
     except ImageError as error:
-        return {**row, "image": np.zeros((0, 0, 3), np.uint8), "notes": "", "error": reason(error)}
+        return {**row, "image": np.zeros((0, 0, 3), np.uint8), "notes": "", "error": describe_error(error)}
     return {**row, "image": image.rgb, "notes": " ".join(image.notes), "error": ""}
 
 
@@ -175,7 +173,9 @@ def _run_options(options: Mapping[str, Any]) -> RunOptions:
     if unknown or options.get("classes") == "labels":
         got = ", ".join(unknown) or "classes='labels', which only ssa-fast run supports"
         raise TypeError(f"options: expected some of {', '.join(sorted(OPTIONS))}, got {got}; leave it out")
-    return RunOptions(overlays=False, **options)
+    postprocess = PostprocessOptions(**{name: options[name] for name in options.keys() & POSTPROCESS})
+    rest = {name: options[name] for name in options.keys() - POSTPROCESS}
+    return RunOptions(overlays=False, postprocess=postprocess, **rest)
 
 
 def _assigned_device() -> str:

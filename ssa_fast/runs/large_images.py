@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ssa_fast.io import atomic
 from ssa_fast.large import LargeImageSSA, OutputPaths
-from ssa_fast.localize import PostprocessOptions
 from ssa_fast.runs.manifest import output_paths
-from ssa_fast.runs.options import LABELS
+from ssa_fast.runs.options import MAX_LABEL
 
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
     from ssa_fast.io.datasets import ImageSource
-    from ssa_fast.runs.manifest import Ledger
+    from ssa_fast.runs.manifest import Manifest
     from ssa_fast.runs.predictor import Predictor
 
 KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
@@ -25,7 +24,7 @@ def polish(
     source: ImageSource,
     name: PurePosixPath,
     predictor: Predictor,
-    ledger: Ledger,
+    manifest: Manifest,
     classes: list[int] | None,
     settings: dict[str, Any],
     *,
@@ -33,11 +32,11 @@ def polish(
 ) -> list[str]:
     """Write one large image's files and its record; return notes for the user."""
     options, classifier = predictor.options, predictor.classifier
-    targets = output_paths(ledger.out, name, KINDS)
-    temporary = {kind: ledger.drafts / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
-    ledger.drafts.mkdir(parents=True, exist_ok=True)
+    targets = output_paths(manifest.out, name, KINDS)
+    temporary = {kind: manifest.tmp_dir / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
+    manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
     polish_large = LargeImageSSA(
-        predictor.ssa, memory=options.memory, scratch=ledger.drafts, mean=classifier.mean, std=classifier.std
+        predictor.ssa, memory=options.memory, scratch=manifest.tmp_dir, mean=classifier.mean, std=classifier.std
     )
     count = len(classifier.categories)
     result = polish_large(
@@ -45,11 +44,9 @@ def polish(
         predictor.classes if classes is None else classes,
         out=OutputPaths(temporary["cams"], temporary["masks"], temporary["previews"]),
         overwrite=True,
-        postprocess=PostprocessOptions(
-            **options.mask_options, box_threshold=options.box_threshold, components=options.components
-        ),
+        postprocess=options.postprocess,
         names=classifier.categories,
-        labels=range(1, count + 1) if count <= LABELS else None,
+        labels=range(1, count + 1) if count <= MAX_LABEL else None,
         metadata={"settings": settings},
         progress=progress,
     )
@@ -61,7 +58,7 @@ def polish(
     ]
     H, W = result.size
     atomic.Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
-    ledger.commit(
+    manifest.commit(
         [
             {
                 "output": str(name),

@@ -29,10 +29,9 @@ PRECISIONS = ("default", "high")
 
 @dataclass(frozen=True, eq=False)
 class StageRequest:
-    """One stage to polish: features ``(B, C, H, W)`` and how.
+    """One stage to polish: features ``(B, C, H, W)`` and the options of ``polish``.
 
-    ``K`` classes of the CAM and ``dtype`` of the computation belong to the request; the CAM itself does not. The
-    options are those of ``polish``.
+    ``K`` classes of the CAM and ``dtype`` of the computation belong to the request; the CAM itself does not.
     """
 
     features: Tensor
@@ -48,7 +47,7 @@ class StageRequest:
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """How the stages' polished CAMs become one; the options are those of ``polish``.
+    """Options of the fusion of polished CAMs, as in ``polish``.
 
     ``weights`` holds one number per stage, in the stages' order. ``size`` None is that of the stage with most pixels.
     """

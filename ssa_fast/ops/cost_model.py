@@ -20,7 +20,7 @@ WORKSPACE = 256 << 20  # bytes of partial sums that the tiled kernels may hold
 
 @dataclass(frozen=True)
 class Problem:
-    """One stage to polish, by its numbers alone.
+    """Numbers of a stage to polish.
 
     Attributes:
         B, K, C, L: Images, CAM classes, channels, pixels.
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class FusionProblem:
-    """The fusion of several stages' maps, by its numbers alone.
+    """Numbers of a fusion of several stages' maps.
 
     Attributes:
         B, K: Images and CAM classes.
@@ -73,7 +73,7 @@ class FusionProblem:
 
 
 class Cost(NamedTuple):
-    """What one method does.
+    """Cost of one method on one problem.
 
     ``flops`` counts a multiply and an add as two. ``bytes_moved`` goes through the device's memory. ``extra_memory`` is
     held beyond the features, the CAM at the stage's size and the result, in bytes. ``launches`` are library calls or
@@ -89,7 +89,7 @@ class Cost(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """How much of each term of ``Cost`` a kind of device does per second; only the ratios matter."""
+    """Speed of a kind of device, per second of each term of ``Cost``; only the ratios matter."""
 
     flops: float
     bytes_moved: float

@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """How a stage is polished or the stages are fused, the predicted cost, and the reason.
+    """Decision for one stage or for the fusion, with its predicted cost and the reason.
 
     ``config`` holds the tiles of a Triton method's main kernel. ``fallback`` is the method of images that turn out to
     have a negative feature, where the GPU itself reads the sign.

@@ -22,7 +22,7 @@ COLUMNS = ("stage", "C", "L", "method", "GFLOP", "moved", "extra")
 
 
 class Explanation(dict[str, Choice]):
-    """The ``Choice`` of every stage, by name, and that of the fusion in ``fusion``; ``str()`` is a table."""
+    """Choices by stage name, and that of the fusion in ``fusion``; ``str()`` is a table."""
 
     def __init__(self, plans: Mapping[str, StagePlan], options: FusionOptions) -> None:
         super().__init__({name: plan.choice for name, plan in plans.items()})

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, by what the dispatcher and the tile tables need.
+    """A GPU's properties that the dispatcher and the tile tables need.
 
     Attributes:
         name: As the driver gives it.

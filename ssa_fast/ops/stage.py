@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """A stage's request, its numbers, and the choice that was made for it."""
+    """A planned stage: the request, its numbers, and the choice made."""
 
     request: StageRequest
     problem: Problem

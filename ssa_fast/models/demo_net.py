@@ -14,7 +14,7 @@ from ssa_fast.demo.creatures import CLASSES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WEIGHTS = Path(__file__).with_name("weights.npz")
+WEIGHTS = Path(__file__).parents[1] / "demo" / "weights.npz"
 WIDTHS = (32, 64, 96, 128)
 
 

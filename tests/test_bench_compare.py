@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,29 +15,12 @@ import torch
 pytest.importorskip("resource", reason="the guard reads the scheduler's counts, which Windows does not give")
 
 from bench import compare
-from bench.guard import cases, gates, plain, timing, trees
+from bench.guard import cases, gates, plain, self_check, timing, trees, worker
 from bench.guard.verdict import CONFIRMED, LEAST, Times
 from bench.measure import ROOT
 from ssa_fast import Affinity, reference
 
 CASE = "tiny/49"
-SLOWER = """
-def _planted(inner):
-    import time
-
-    def polish(*arguments, **options):
-        begin = time.perf_counter()
-        out = inner(*arguments, **options)
-        end = begin + 1.2 * (time.perf_counter() - begin)
-        while time.perf_counter() < end:
-            pass
-        return out
-
-    return polish
-
-
-polish = _planted(polish)
-"""
 WRONG = """
 def _planted(inner):
     def polish(*arguments, **options):
@@ -58,8 +42,7 @@ def tree(tmp_path):
     def make(name, planted=""):
         with trees.copied(ROOT) as copy:
             shutil.copytree(copy, tmp_path / name)
-        with (tmp_path / name / "ssa_fast" / "__init__.py").open("a") as file:
-            file.write(planted)
+        self_check.plant(tmp_path / name, planted)
         return tmp_path / name
 
     return make
@@ -121,11 +104,11 @@ from pathlib import Path
 from bench.guard import trees
 tree = Path(sys.argv[1])
 package = trees.import_from(tree)
-for name in ("kernels.config", "kernels.configs", "models", "cli", "demo.network"):
+for name in ("kernels.config", "kernels.configs", "models", "cli", "models.demo_net"):
     importlib.import_module(f"ssa_fast.{name}")
 trees.assert_unmixed(tree)
 assert all(str(tree) in str(each.__spec__.origin or each.__path__) for each in trees.modules().values())
-for missing in ("pictures", "kernels.tiled"):
+for missing in ("io.images", "kernels.tiled"):
     try:
         importlib.import_module(f"ssa_fast.{missing}")
     except ModuleNotFoundError as error:
@@ -141,7 +124,7 @@ trees.assert_unmixed(tree)
 
 def test_a_process_has_one_tree_only(tree):
     made = tree("lacking")
-    (made / "ssa_fast" / "pictures.py").unlink()
+    (made / "ssa_fast" / "io" / "images.py").unlink()
     (made / "kernels" / "tiled.py").unlink()
     done = subprocess.run(
         [sys.executable, "-c", UNMIXED, str(made)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -225,7 +208,7 @@ def test_a_wrong_result_gets_no_ratio(tree, capsys):
 
 def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_cannot_is_red(tree, capsys):
     without, broken = tree("without"), tree("broken", "raise ValueError('broken')")
-    shutil.rmtree(without / "ssa_fast" / "demo")
+    (without / "ssa_fast" / "models" / "demo_net.py").unlink()
     code, said = run(capsys, "--base-tree", tree("wrong", WRONG), "--tree", tree("whole"), "--case", CASE)
     assert code == 0
     assert "tiny/49 – – – – – the base is wrong" in " ".join(said.split())
@@ -234,28 +217,102 @@ def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_
     assert "ssa/demo – – – – – new" in " ".join(said.split())
     code, said = run(capsys, "--base-tree", ROOT, "--tree", without, "--case", "ssa/demo")
     assert code == 2
-    assert "RED ssa/demo: ModuleNotFoundError: no module named 'ssa_fast.demo' in this tree" in said
+    assert "RED ssa/demo: ModuleNotFoundError: no module named 'ssa_fast.models.demo_net' in this tree" in said
     code, said = run(capsys, "--base-tree", ROOT, "--tree", broken, "--case", CASE)
     assert code == 2
     assert "RED tiny/49: the package does not import: ValueError: broken" in said
 
 
+class MadeUpWorker:
+    """Stand in for a process that times a tree: the times are made up, and take no time.
+
+    A tree with a planted slow-down takes ``slower`` as long as others. The noise is seeded; ``noise`` is its size.
+    """
+
+    generator, noise, slower = np.random.default_rng(0), 0.01, 1.2
+
+    def __init__(self, tree, stand):
+        self.seconds = 1e-3 * (self.slower if "_planted" in (tree / "ssa_fast" / "__init__.py").read_text() else 1.0)
+
+    def begin(self, case):
+        pass
+
+    def sample(self, bursts, calls):
+        return self.seconds * np.exp(self.noise * self.generator.standard_normal()), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def made_up_times(monkeypatch):
+    """Time every tree by ``MadeUpWorker``; the results are still computed, and checked, in real processes."""
+    monkeypatch.setattr(MadeUpWorker, "generator", np.random.default_rng(0))
+    monkeypatch.setattr(timing, "Worker", MadeUpWorker)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("made_up_times")
 def test_a_slow_down_of_20_percent_is_caught(tree, capsys, tmp_path):
-    base, slower, file = tree("base"), tree("slower", SLOWER), tmp_path / "saved.json"
-    code, said = run(capsys, "--base-tree", base, "--tree", slower, "--case", CASE, "--budget", 40, "--save", file)
+    base, slower, file = tree("base"), tree("slower", self_check.SLOWER), tmp_path / "saved.json"
+    code, said = run(capsys, "--base-tree", base, "--tree", slower, "--case", CASE, "--save", file)
     assert code == 1, said
     assert f"Got slower: {CASE} (ratio " in said
     assert "report: kernels unchanged" in said
     (row,) = (row for row in json.loads(file.read_text())["rows"] if row["part"] == "time")
     assert row["verdict"] == "slower"
-    assert 1.15 < row["ratio"] < 1.3, said
+    assert row["ratio"] == pytest.approx(1.2, rel=0.02), said
     assert row["band"] <= 0.1, said
+    assert row["sessions"] == CONFIRMED
 
 
+@pytest.mark.usefixtures("made_up_times")
 def test_a_tree_beside_its_copy_is_not(tree, capsys):
-    code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("copy"), "--case", CASE, "--budget", 40)
+    code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("copy"), "--case", CASE)
     assert code == 0, said
     assert "No slower" in said
+
+
+def test_times_that_stay_noisy_end_with_the_budget(made_up_times, tree):
+    """The clock advances by a second whenever it is read."""
+    made_up_times.setattr(MadeUpWorker, "noise", 3.0)
+    made_up_times.setattr(timing.time, "monotonic", itertools.count().__next__)
+    base = tree("base")
+    (times,) = timing.measure(base, base, cases.chosen("small", CASE), None, 30.0, lambda *_: None).values()
+    assert times.judge().verdict == "too noisy"
+    assert len(times.sessions) == 16  # the first needs no look at the clock, each of the others two
+
+
+@pytest.mark.usefixtures("made_up_times")
+def test_the_self_check_says_whether_the_guard_works(capsys):
+    code, said = run(capsys, "--self-check")
+    assert code == 0, said
+    assert said.endswith("self-check passed\n")
+    assert self_check.run(lambda given: 0) == 1
+    assert capsys.readouterr().out.endswith("self-check failed: a slow-down of 20 %: exit code 0, expected 1\n")
+
+
+def test_a_sample_is_the_median_of_its_bursts_per_call(monkeypatch):
+    """Each call advances the clock by as much as it is said to take."""
+    now, takes = [0.0], iter([0.1, 0.1, 5.0, 5.0, 0.3, 0.3])
+    served = worker._Served.__new__(worker._Served)
+    served.device, served.call = "cpu", lambda: now.__setitem__(0, now[0] + next(takes))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    seconds, switches = served.sample((3, 2))
+    assert seconds == pytest.approx(0.3)
+    assert switches >= 0
+
+
+def test_the_planted_slow_down_takes_a_fifth_longer(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now.__setitem__(0, now[0] + 2**-10) or now[0])
+    planted = {"polish": lambda: now.__setitem__(0, now[0] + 1.0)}
+    exec(self_check.SLOWER, planted)
+    planted["polish"]()
+    assert now[0] == pytest.approx(1.2, abs=2**-7)
 
 
 def row(kernel="symmetric_kernel", **numbers):
@@ -296,14 +353,19 @@ def test_the_traffic_gate():
 def test_only_what_a_gate_reads_makes_it_run(tree):
     base, other = tree("base"), tree("other")
     (other / "ssa_fast" / "cli" / "__init__.py").write_text("")
-    (other / "ssa_fast" / "outputs.py").write_text("")
+    (other / "ssa_fast" / "localize" / "boxes.py").write_text("")
     assert "unchanged" in gates.report(base, other).summary
     assert "unchanged" in gates.traffic(base, other).summary
-    (other / "ssa_fast" / "launch.py").write_text("")
+    (other / "ssa_fast" / "ops" / "triton_backend.py").write_text("")
     assert "unchanged" in gates.report(base, other).summary
     assert gates.fingerprint(base, "ssa_fast/api.py") != gates.fingerprint(other, "ssa_fast/api.py")
     read = gates.fingerprint(base)
-    assert {"ssa_fast/tuning.py", "ssa_fast/gpus.py", "ssa_fast/affinity.py", "kernels/configs/sm_90.json"} <= set(read)
+    assert {
+        "ssa_fast/ops/tile_tables.py",
+        "ssa_fast/ops/gpu_info.py",
+        "ssa_fast/affinity.py",
+        "kernels/configs/sm_90.json",
+    } <= set(read)
     assert "ssa_fast/api.py" not in read
 
 

@@ -187,7 +187,7 @@ def dies(_):
 
 
 def hangs(_):
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def breaks_the_context(_):
@@ -198,13 +198,13 @@ def test_workers_outlive_what_they_run():
     found = {}
     functions = ["fine", "dies", "hangs", "breaks_the_context", "fine"]
     jobs = [
-        workers.job(f"{__name__}:{name}", f"test: {at} {name}", 2.0 if name == "hangs" else 60.0)
+        workers.job(f"{__name__}:{name}", f"test: {at} {name}", 2.0 if name == "hangs" else 600.0)
         for at, name in enumerate(functions)
     ]
     workers.run(
         jobs,
         count=2,
-        until=time.monotonic() + 60,
+        until=time.monotonic() + 3600,
         report=lambda task, rows: found.update({task["name"]: rows[0]}),
         rehearse=True,
     )
@@ -216,7 +216,7 @@ def test_workers_outlive_what_they_run():
 def test_workers_stop_when_the_time_is_up(monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 0.1)
     found = []
-    jobs = [workers.job(f"{__name__}:hangs", f"test: {at}", 60.0) for at in range(2)]
+    jobs = [workers.job(f"{__name__}:hangs", f"test: {at}", 600.0) for at in range(2)]
     workers.run(jobs, count=1, until=time.monotonic() + 0.5, report=lambda _, rows: found.extend(rows), rehearse=True)
     assert [row["status"] for row in found] == ["not reached"] * 2
 

@@ -1,4 +1,4 @@
-"""Runs that are killed: whatever the moment, the same command goes on and ends with the bytes of one that was not."""
+"""Runs that are killed: the same command goes on, and ends with the bytes of a run that was not."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered")
 
-KILLS = 25
+KILLS = 24
 PICTURES = 14
 
-# One process imports and builds everything, with one thread, and forks the runs that are to be killed.
+# One process imports and builds everything, with one thread, and forks the runs that are to be killed: each at one of
+# its file operations below the output folder, which Python announces before it does them.
 KILLED = f"""
-import json, os, random, signal, sys, time
+import itertools, json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -32,42 +29,38 @@ from ssa_fast import SSA, runs
 from ssa_fast.models import zoo
 
 folder, out, whole = map(Path, sys.argv[1:4])
-classifier = classifiers.load("demo")
+classifier = zoo.load("demo")
 ssa = SSA(classifier.model, size="stage")
+operations, last, watcher = itertools.count(1), None, os.getpid()
+
+def watch(event, arguments):
+    if event in ("open", "os.mkdir", "os.rename", "os.remove") and os.getpid() == watcher:
+        if str(arguments[0]).startswith((str(out), str(whole))) and next(operations) == last:
+            os.killpg(0, signal.SIGKILL)
 
 def run(where, workers):
     options = runs.RunOptions(batch=2, workers=workers)
     return runs.run([folder], ssa, where, classifier=classifier, options=options)
 
-start = time.perf_counter()
+sys.addaudithook(watch)
 assert run(whole, 0).exit_code == 0
-length = time.perf_counter() - start
-dice, kills, attempt, counts = random.Random(7), 0, 0, []
-while kills < {KILLS}:
-    attempt += 1
-    here = out / str(attempt)
-    while True:
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            report = run(here, attempt % 2)
-            os._exit(report.exit_code)
-        time.sleep(dice.uniform(0, 1.1 * length))
-        before = len(list((here / "records").rglob("*.json")))
-        os.killpg(child, signal.SIGKILL) if os.waitpid(child, os.WNOHANG) == (0, 0) else None
-        try:
-            _, status = os.waitpid(child, 0)
-        except ChildProcessError:
-            break  # it had ended before the signal came
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-        if not os.WIFSIGNALED(status):
-            break
-        kills += 1
-        counts.append(before)
-        if kills == {KILLS}:
-            break
-    assert run(here, 0).exit_code == 0
-print(json.dumps({{"kills": kills, "records": counts, "runs": attempt}}))
+total = next(operations)
+kills = []
+for attempt in range({KILLS}):
+    number, again = divmod(attempt, 2)  # each folder's run is killed, killed again soon after its start, and finished
+    here = out / str(number)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        watcher, operations = os.getpid(), itertools.count(1)
+        last = 1 + number % 3 * 5 if again else 1 + 2 * number * total // {KILLS}
+        os._exit(run(here, number % 2).exit_code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (attempt, total, status)
+    kills.append(len(list((here / "records").rglob("*.json"))))
+    if again:
+        assert run(here, 0).exit_code == 0
+print(json.dumps(kills))
 """
 
 
@@ -87,13 +80,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
+def test_killed_at_any_file_operation(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), str(tmp_path / "whole")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert told["kills"] == KILLS
-    assert len(set(told["records"])) > 3, f"the moments were all alike: {told['records']}"
+    records = json.loads(ended.stdout)
+    assert len(records) == KILLS
+    assert len(set(records)) > 3, f"the moments were all alike: {records}"
     expected = contents(tmp_path / "whole")
     assert len([name for name in expected if name.startswith("cams/")]) == PICTURES
     for out in sorted((tmp_path / "out").iterdir()):
@@ -104,27 +97,11 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path) -> None:
 def test_asked_to_stop(folder: Path, tmp_path: Path, number: int, code: int) -> None:
     """A signal lets what is being written be finished, and is told in the exit code and in the report."""
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "ssa_fast",
-        "run",
-        str(folder),
-        "--model",
-        "demo",
-        "--size",
-        "448",
-        "--out",
-        str(out),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not list(out.rglob("records/*.json")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=300)
-    assert process.returncode == code, stderr
-    assert "Traceback" not in stderr
+    program = [sys.executable, str(Path(__file__).with_name("stopped_run.py")), signal.Signals(number).name, "0"]
+    command = [*program, "run", str(folder), "--model", "demo", "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
     told = json.loads((out / "report.json").read_text())
     assert told["stopped"] == ("interrupted" if number == signal.SIGINT else "ended by SIGTERM")
     names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays", "records")}

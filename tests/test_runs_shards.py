@@ -8,19 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 from tests.test_runs_resume import contents
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+KILLS_RANK_2 = (str(Path(__file__).with_name("stopped_run.py")), "SIGKILL", "2")
 PICTURES = 30  # in windows of 8: two processes have two each, three have 2, 1, 1
 
 
@@ -37,14 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("alone")
-    assert start(folder, out).wait(timeout=300) == 1, "one picture is bad"
+    assert start(folder, out).wait(timeout=600) == 1, "one picture is bad"
     return contents(out)
 
 
 def start(
-    folder: Path, out: Path, rank: int = 0, world: int = 1, port: int = 0, size: int = 64
+    folder: Path, out: Path, rank: int = 0, world: int = 1, port: int = 0, program: Sequence[str] = ("-m", "ssa_fast")
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ssa_fast", "run", str(folder), "--model", "demo", "--size", str(size)]
+    command = [sys.executable, *program, "run", str(folder), "--model", "demo", "--size", "64"]
     place = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
         [*command, "--out", str(out)],
@@ -65,7 +67,7 @@ def free_port() -> int:
 def test_processes_share_the_pictures(world: int, folder: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     port = free_port()
     ranks = [start(folder, tmp_path, rank, world, port) for rank in range(world)]
-    said = [rank.communicate(timeout=300) for rank in ranks]
+    said = [rank.communicate(timeout=600) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1] + [int("bad.png" in out) for out, _ in said[1:]], said
     assert contents(tmp_path) == alone
     told = json.loads((tmp_path / "report.json").read_text())
@@ -78,12 +80,8 @@ def test_processes_share_the_pictures(world: int, folder: Path, alone: dict[str,
 
 def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     port = free_port()
-    ranks = [start(folder, tmp_path, rank, 3, port) for rank in range(3)]
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    ranks[2].send_signal(signal.SIGKILL)
-    said = [rank.communicate(timeout=300) for rank in ranks]
+    ranks = [start(folder, tmp_path, rank, 3, port, program=KILLS_RANK_2) for rank in range(3)]
+    said = [rank.communicate(timeout=600) for rank in ranks]
     assert ranks[2].returncode == -signal.SIGKILL
     assert ranks[0].returncode == 1
     assert "process 2 on" in said[0][1]
@@ -92,7 +90,7 @@ def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, alone: dict[
     assert [process["state"] for process in told["processes"]] == ["finished", "finished", "died"]
     assert told["done"] < PICTURES
     again = start(folder, tmp_path)
-    said_again = again.communicate(timeout=300)
+    said_again = again.communicate(timeout=600)
     assert again.returncode == 1, said_again
     assert contents(tmp_path) == alone
 
@@ -101,7 +99,7 @@ def test_what_rank_0_refuses_all_refuse(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text("precious")
     port = free_port()
     ranks = [start(folder, tmp_path, rank, 2, port) for rank in range(2)]
-    said = [rank.communicate(timeout=300) for rank in ranks]
+    said = [rank.communicate(timeout=600) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], said
     assert all("boxes.json exists" in err for _, err in said)
 
@@ -111,16 +109,10 @@ def test_under_torchrun_a_process_that_dies_ends_all_well(
 ) -> None:
     """torchrun ends the others with SIGTERM: what they had written is complete, and the dead one is named."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command += ["-m", "ssa_fast", "run", str(folder), "--model", "demo", "--size", "64"]
-    command += ["--out", str(tmp_path)]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    ranks = {psutil.Process(launcher.pid).children()[n].environ()["RANK"]: n for n in range(3)}
-    psutil.Process(launcher.pid).children()[ranks["2"]].kill()
-    _, stderr = launcher.communicate(timeout=300)
-    assert launcher.returncode == 1
+    command += [*KILLS_RANK_2, "run", str(folder), "--model", "demo", "--size", "64", "--out", str(tmp_path)]
+    launched = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    stderr = launched.stderr
+    assert launched.returncode == 1
     assert "process 2 on" in stderr
     assert "died after" in stderr
     told = json.loads((tmp_path / "report.json").read_text())
@@ -128,6 +120,6 @@ def test_under_torchrun_a_process_that_dies_ends_all_well(
     assert told["processes"][2]["state"] == "died"
     assert not told["failed"] or [failed["reason"] for failed in told["failed"]] == ["the file is empty (0 bytes)."]
     again = start(folder, tmp_path)
-    said_again = again.communicate(timeout=300)
+    said_again = again.communicate(timeout=600)
     assert again.returncode == 1, said_again
     assert contents(tmp_path) == alone

@@ -122,6 +122,7 @@ trees.assert_unmixed(tree)
 """
 
 
+@pytest.mark.slow
 def test_a_process_has_one_tree_only(tree):
     made = tree("lacking")
     (made / "ssa_fast" / "io" / "images.py").unlink()
@@ -197,6 +198,7 @@ def run(capsys, *arguments):
     return code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_wrong_result_gets_no_ratio(tree, capsys):
     code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("wrong", WRONG), "--case", CASE)
     assert code == 2
@@ -206,6 +208,7 @@ def test_a_wrong_result_gets_no_ratio(tree, capsys):
     assert "ratio" not in said
 
 
+@pytest.mark.slow
 def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_cannot_is_red(tree, capsys):
     without, broken = tree("without"), tree("broken", "raise ValueError('broken')")
     (without / "ssa_fast" / "models" / "demo_net.py").unlink()
@@ -255,6 +258,7 @@ def made_up_times(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up_times")
 def test_a_slow_down_of_20_percent_is_caught(tree, capsys, tmp_path):
     base, slower, file = tree("base"), tree("slower", self_check.SLOWER), tmp_path / "saved.json"
@@ -269,6 +273,7 @@ def test_a_slow_down_of_20_percent_is_caught(tree, capsys, tmp_path):
     assert row["sessions"] == CONFIRMED
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up_times")
 def test_a_tree_beside_its_copy_is_not(tree, capsys):
     code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("copy"), "--case", CASE)
@@ -286,6 +291,7 @@ def test_times_that_stay_noisy_end_with_the_budget(made_up_times, tree):
     assert len(times.sessions) == 16  # the first needs no look at the clock, each of the others two
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up_times")
 def test_the_self_check_says_whether_the_guard_works(capsys):
     code, said = run(capsys, "--self-check")
@@ -369,6 +375,7 @@ def test_only_what_a_gate_reads_makes_it_run(tree):
     assert "ssa_fast/api.py" not in read
 
 
+@pytest.mark.interpreter
 def test_a_kernel_that_loads_twice_is_caught(tree):
     pytest.importorskip("triton")
     twice = tree("twice")

@@ -44,6 +44,7 @@ def rehearse(tmp_path, **options):
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_every_step_is_rehearsed_and_labelled(tmp_path, capsys):
     code, saved = rehearse(tmp_path, out=tmp_path / "unused")
@@ -69,6 +70,7 @@ def test_every_step_is_rehearsed_and_labelled(tmp_path, capsys):
     assert next(row for row in rows if "machine" in row)["machine"]["torch"] == torch.__version__
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_a_wrong_kernel_fails_its_row_and_the_run(tmp_path, monkeypatch, capsys):
     right = ours.write
@@ -84,6 +86,7 @@ def test_a_wrong_kernel_fails_its_row_and_the_run(tmp_path, monkeypatch, capsys)
     assert "WRONG failed correctness: prototypes" in capsys.readouterr().out
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_a_kernel_that_writes_too_little_or_too_much_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "write", lambda *given: given[5].view(-1)[1:].fill_(0.5))
@@ -96,6 +99,7 @@ def test_a_kernel_that_writes_too_little_or_too_much_fails(tmp_path, monkeypatch
     assert "beyond its output" in saved["rows"][0]["why"]
 
 
+@pytest.mark.interpreter
 def test_a_peer_without_memory_or_right_answer_is_a_result(monkeypatch):
     def without_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
@@ -194,6 +198,7 @@ def breaks_the_context(_):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+@pytest.mark.slow
 def test_workers_outlive_what_they_run():
     found = {}
     functions = ["fine", "dies", "hangs", "breaks_the_context", "fine"]
@@ -213,6 +218,7 @@ def test_workers_outlive_what_they_run():
     assert "illegal memory access" in found["test: 3 breaks_the_context"]["why"]
 
 
+@pytest.mark.slow
 def test_workers_stop_when_the_time_is_up(monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 0.1)
     found = []
@@ -282,6 +288,7 @@ def test_candidates_fit_and_begin_with_the_present_tiles():
         assert len({json.dumps(each, sort_keys=True) for each in found}) == len(found)
 
 
+@pytest.mark.interpreter
 def test_tuning_rehearsed_writes_a_table_that_is_read(tmp_path, monkeypatch, capsys):
     small = Problem(B=1, K=3, C=20, H=6, W=7, values="rand")
     kernels = ("gather", "apply", "tiled", "resident")
@@ -302,6 +309,7 @@ def test_tuning_rehearsed_writes_a_table_that_is_read(tmp_path, monkeypatch, cap
     assert report.REHEARSAL in capsys.readouterr().out
 
 
+@pytest.mark.interpreter
 def test_candidates_that_fail_or_are_wrong_are_dropped(monkeypatch, tmp_path, capsys):
     small = Problem(B=1, K=3, C=20, H=6, W=7, values="rand")
     monkeypatch.setattr(tune, "problems", lambda: [("apply", small)])

@@ -119,6 +119,7 @@ def test_auto_and_what_is_followed_are_chosen_along():
 # Providers.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_provider_is_right_or_says_why_not(kind):
     problem = problems.problem(f"resnet50/32/layer1{kind}")
@@ -177,6 +178,7 @@ def test_the_truth_of_centred_features():
     assert relative_error(sampled_truth(problem, cam, f, at, sources=10), truth(problem, cam, f)[-1][:, at]) < 1e-12
 
 
+@pytest.mark.slow
 def test_whole_networks():
     problem = problems.problem("resnet50/32/K2")
     cam, net = problem.draw(CPU.device, 3)
@@ -334,6 +336,7 @@ def ran(tmp_path, *given, providers_of=providers.of):
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
+@pytest.mark.slow
 def test_every_end_is_a_result_and_a_curve_ends_once(tmp_path, capsys):
     names = ("resnet50/64/layer1", "resnet50/96/layer1")
     code, saved = ran(tmp_path, *(f"--problem={name}" for name in names), providers_of=planted)
@@ -366,6 +369,7 @@ def test_every_end_is_a_result_and_a_curve_ends_once(tmp_path, capsys):
     assert all(len(line) <= table.WIDTH for line in printed.out.splitlines()[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_wrong_answer_of_ours_fails_the_run(tmp_path, capsys):
     def mine(problem, stand):
@@ -378,6 +382,7 @@ def test_a_wrong_answer_of_ours_fails_the_run(tmp_path, capsys):
     assert "resnet50/32/layer1: mine is wrong: relative error 1 against float64" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_what_is_written(tmp_path, capsys):
     given = ["--problem", "resnet50/64/layer1", "--problem", "resnet50/64"]
@@ -413,6 +418,7 @@ def test_what_is_written(tmp_path, capsys):
     assert product["share"] > 0
 
 
+@pytest.mark.slow
 def test_a_call_longer_than_its_limit_ends_its_process():
     problem = problems.problem("resnet50/32/layer1")
     given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "at": 0, "seed": 1, "right": None}
@@ -450,6 +456,7 @@ def with_filling(problem, stand):
     return [*providers.AUTO, plant("fills", build_filling)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system resets no process's peak")
 def test_memory_given_back_counts_at_its_peak(tmp_path):
     code, saved = ran(tmp_path, "--problem", "resnet50/32/layer1", providers_of=with_filling)
@@ -504,6 +511,7 @@ def then_for_ever(problem, stand):
     return [*providers.AUTO, *([plant("sleeper", pid_and_sleep)] if problem.H > 8 else [])]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_keeps_what_it_has(tmp_path):
     path, pid = tmp_path / "grid.json", tmp_path / "pid"
     given = ["--problem=resnet50/32/layer1", "--problem=resnet50/64/layer1", f"--save={path}", "--rounds=2"]
@@ -550,6 +558,7 @@ def sleeps(_):
     time.sleep(FOREVER)
 
 
+@pytest.mark.slow
 def test_a_lone_worker_is_replaced():
     place = workers.Lone(rehearse=True)
     try:

@@ -70,6 +70,7 @@ def assert_as_whole(ssa: SSA, image: np.ndarray, classes: Any, out: Path, **opti
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("classes", [[3, 0], "predicted", "top2"])
 def test_tiles_give_the_whole_images_cams(tmp_path: Path, align_corners: bool, classes: Any) -> None:
@@ -484,6 +485,7 @@ def test_too_many_classes_and_wrong_looks(tmp_path: Path) -> None:
     assert len(many.boxes) == 254
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "halo"), [("resnet18", 224), ("resnet50", 224)])
 def test_how_far_residual_networks_feel(name: str, halo: int) -> None:
     import torchvision

@@ -135,6 +135,7 @@ def test_windows_come_plane_by_plane_and_row_by_row_once_each(tmp_path: Path, ma
     assert seen == [(n + 1, total) for n in range(total)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["tif", "zarr"])
 def test_large_copies_lie_in_a_scratch_file_that_is_gone_afterwards(
     tmp_path: Path, maps: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +151,7 @@ def test_large_copies_lie_in_a_scratch_file_that_is_gone_afterwards(
     assert [path.name for path in (tmp_path / "disk").iterdir()] == [f"a.{suffix}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["tif", "zarr"])
 def test_the_same_maps_give_the_same_bytes(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
     for name in ("one", "two"):

@@ -9,6 +9,8 @@ import torch
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import fusion, triton_backend
 
+pytestmark = pytest.mark.interpreter
+
 
 @pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
 def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, method):

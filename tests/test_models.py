@@ -95,6 +95,7 @@ FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_family(name: str) -> None:
     stages, sides, signs, kind, layer = FAMILIES[name]
@@ -115,6 +116,7 @@ def test_the_light_half_is_half_and_light() -> None:
     assert "vit_h_14" not in names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", light_half())
 def test_ssa_takes_a_light_classifier_as_it_is(name: str) -> None:
@@ -501,6 +503,7 @@ def test_logits_are_found_by_their_name(first: str) -> None:
     assert inspect_model(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_hide_an_exact_cam(dtype: torch.dtype) -> None:
     assert inspect_model(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"

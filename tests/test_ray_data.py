@@ -84,6 +84,7 @@ def rows_of(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["error"]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_plain_calls_give_what_a_run_gives(folder: Path, made: Path, size: int) -> None:
     polish = PolishCams(**HOW)
@@ -175,6 +176,7 @@ class Seeing(PolishCams):
         return {**super().__call__(batch), "threads": threads}
 
 
+@pytest.mark.distributed
 def test_map_batches_over_ray_gives_what_a_run_gives(ray: Any, folder: Path, made: Path) -> None:
     rows = ray.data.read_images([str(folder / name) for name in SIZES], mode="RGB", include_paths=True)
     actors = ray.data.ActorPoolStrategy(size=1)
@@ -186,6 +188,7 @@ def test_map_batches_over_ray_gives_what_a_run_gives(ray: Any, folder: Path, mad
         same(row, name, made, exact=True)
 
 
+@pytest.mark.distributed
 def test_a_folder_with_a_bad_file_and_one_that_is_missing(ray: Any, folder: Path, made: Path) -> None:
     polished = polish_images([folder, folder / "gone.png"], batch_size=2, **HOW)
     got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered"),
+]
 
 KILLS = 24
 PICTURES = 14

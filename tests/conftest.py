@@ -1,4 +1,4 @@
-"""What every test shares: a fixed seed, and Triton's interpreter, asked for before Triton is first imported."""
+"""Fix the seed of every test, and ask for Triton's interpreter before Triton is first imported."""
 
 from __future__ import annotations
 

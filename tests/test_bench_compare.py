@@ -1,4 +1,4 @@
-"""The guard against getting slower: its statistics, its two trees, its gates, and all of it on planted faults."""
+"""Test the guard against slow-downs: its statistics, its two trees, its gates, and the whole on planted faults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ polish = _planted(polish)
 
 @pytest.fixture
 def tree(tmp_path):
-    """Makes copies of the package, with code planted at the end of ``ssa_fast/__init__.py``."""
+    """Return a function that copies the package, with code planted at the end of ``ssa_fast/__init__.py``."""
 
     def make(name, planted=""):
         with trees.copied(ROOT) as copy:
@@ -49,7 +49,7 @@ def tree(tmp_path):
 
 
 def times(generator, *, sessions, slower=1.0, luck=0.01, noise=0.02, hit=0.1):
-    """Synthetic times: each process has its luck, each sample its noise, some are hit by whoever else is there."""
+    """Make up times: each process has a bias, each sample noise, and some samples are disturbed by other processes."""
     found = Times()
     for _ in range(sessions):
         process = np.exp(luck * generator.standard_normal(3)) * [1, slower, 1]
@@ -140,7 +140,7 @@ def test_a_process_has_one_tree_only(tree):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A git repository whose one commit holds a package."""
+    """Make a git repository whose only commit holds a package."""
     folder = tmp_path / "repository"
     (folder / "ssa_fast").mkdir(parents=True)
     (folder / "ssa_fast" / "__init__.py").write_text("")
@@ -193,7 +193,7 @@ def test_every_set_has_its_names_once():
 
 
 def run(capsys, *arguments):
-    """Exit code and text of the command."""
+    """Return exit code and output of the command."""
     code = compare.main([str(argument) for argument in arguments])
     return code, capsys.readouterr().out
 
@@ -227,7 +227,7 @@ def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_
 
 
 class MadeUpWorker:
-    """Stand in for a process that times a tree: the times are made up, and take no time.
+    """A process that times a tree, except that the times are made up.
 
     A tree with a planted slow-down takes ``slower`` as long as others. The noise is seeded; ``noise`` is its size.
     """
@@ -282,13 +282,13 @@ def test_a_tree_beside_its_copy_is_not(tree, capsys):
 
 
 def test_times_that_stay_noisy_end_with_the_budget(made_up_times, tree):
-    """The clock advances by a second whenever it is read."""
+    """Advance the clock by a second whenever it is read."""
     made_up_times.setattr(MadeUpWorker, "noise", 3.0)
     made_up_times.setattr(timing.time, "monotonic", itertools.count().__next__)
     base = tree("base")
     (times,) = timing.measure(base, base, cases.chosen("small", CASE), None, 30.0, lambda *_: None).values()
     assert times.judge().verdict == "too noisy"
-    assert len(times.sessions) == 16  # the first needs no look at the clock, each of the others two
+    assert len(times.sessions) == 16  # the first session does not read the clock, each of the others reads it twice
 
 
 @pytest.mark.slow
@@ -302,7 +302,7 @@ def test_the_self_check_says_whether_the_guard_works(capsys):
 
 
 def test_a_sample_is_the_median_of_its_bursts_per_call(monkeypatch):
-    """Each call advances the clock by as much as it is said to take."""
+    """Advance the clock by a given time in each call."""
     now, takes = [0.0], iter([0.1, 0.1, 5.0, 5.0, 0.3, 0.3])
     served = worker._Served.__new__(worker._Served)
     served.device, served.call = "cpu", lambda: now.__setitem__(0, now[0] + next(takes))
@@ -322,7 +322,7 @@ def test_the_planted_slow_down_takes_a_fifth_longer(monkeypatch):
 
 
 def row(kernel="symmetric_kernel", **numbers):
-    """A row of the ahead-of-time report."""
+    """Return a row of the ahead-of-time report."""
     common = dict(target="sm_90", kernel=kernel, config="BLOCK=128", what="float16", problems=[])
     return common | dict(registers=128, shared=1 << 16, matrix={"wgmma.mma_async": 8}) | numbers
 

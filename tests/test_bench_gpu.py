@@ -1,4 +1,4 @@
-"""The GPU benchmarks, rehearsed on the CPU: every step runs, failures are told, nothing pretends to be a figure."""
+"""Rehearse the GPU benchmarks on the CPU: every step runs, failures are reported, and no figure is claimed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ssa_fast.ops import gpu_info, tile_tables
 
 H200 = gpu_info.Gpu("NVIDIA H200", "sm_90", 132)
 TINY = correctness.SMALL
-PEERS = [name for name in peers.PEERS if name != "KeOps"]  # a package that nobody asks for
+PEERS = [name for name in peers.PEERS if name != "KeOps"]  # not installed with any extra
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """One job of a kind, so that a rehearsal takes seconds."""
+    """Keep one job of each kind, so that a rehearsal takes seconds."""
     cases = [
         ("prototypes", TINY),
         ("symmetric", replace(TINY, values="randn")),
@@ -64,7 +64,7 @@ def test_every_step_is_rehearsed_and_labelled(tmp_path, capsys):
             assert {"what", "value", "must", "moonshot", "direction"} <= goal.keys()
     everyone = next(row for row in rows if row["part"] == "timing" and row["what"].startswith("tiled"))
     assert [each["name"] for each in everyone["providers"]] == ["ours", *PEERS]
-    for each in everyone["providers"]:  # the algebra of prototypes is wrong for signed features, and not timed there
+    for each in everyone["providers"]:  # prototypes are wrong for signed features, so they are not timed
         assert each["status"] == ("wrong" if "algebra" in each["name"] else "ok"), each
         assert ("us" in each) == (each["status"] == "ok")
     assert next(row for row in rows if "machine" in row)["machine"]["torch"] == torch.__version__
@@ -143,7 +143,7 @@ def test_a_goal_without_a_moonshot():
 
 
 def test_the_share_of_a_copy_counts_two_reads_of_the_features():
-    problem = Problem(B=1, K=2, C=64, H=32, W=32)  # features are 1 / 2^13 of the copy's numbers, of two bytes both
+    problem = Problem(B=1, K=2, C=64, H=32, W=32)  # the features are 2^-13 of the copied numbers, both of two bytes
     mine, peer = (
         timing.Provider("ours", times=[1.0, 1.0, 1.0]),
         timing.Provider("copy", times=[2.0**12, 2.0**13, 2.0**14]),
@@ -181,7 +181,7 @@ def test_the_report_is_whole_after_every_row(tmp_path):
     assert kept.exit_code() == 1
 
 
-# What workers are given below: functions of this file.
+# Jobs for the workers below.
 def fine(_, number=1):
     return [{"part": "test", "what": "fine", "status": "ok", "number": number}]
 

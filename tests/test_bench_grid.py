@@ -1,4 +1,4 @@
-"""The grid of `python -m bench`: names, providers, the ways in which a provider can end, and what is written."""
+"""Test the grid of ``python -m bench``: names, providers, the ways in which a provider ends, and the files written."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from bench.stand import Stand
 CPU = Stand(device="cpu")
 KINDS = ("", "/signed", "/centred", "/nhwc", "/K3/B2")
 TINY_CEILINGS = (1 << 16, 64)
-HANGS = 600  # seconds after which what is waited for will not come: a test then fails instead of hanging
-FOREVER = 3600  # seconds: no limit that a test can reach, and no call that ends by itself
+HANGS = 600  # seconds after which a test that waits fails
+FOREVER = 3600  # seconds that no test takes
 
 ROW = {
     *("problem", "B", "K", "C", "H", "W", "L", "dtype", "layout", "values", "affinity", "provider", "ours", "variant"),
@@ -81,7 +81,7 @@ def test_suites(suite):
     assert len(names) == len(set(names)) > 3
     assert all(str(problems.parse(name)) == name and problems.problem(name) for name in names)
     sizes = {}
-    for name in names:  # an end at one size can only be carried on to those that come later
+    for name in names:  # a curve that ended at one size has ended at all larger ones
         label = problems.parse(name)
         sizes.setdefault(label.curve(), []).append(label.size)
     assert all(each == sorted(each) for each in sizes.values())
@@ -192,7 +192,7 @@ def test_whole_networks():
     assert [stage.shape[1] for stage in net.stages("contiguous")] == [C for C, _ in problems.STAGES.values()]
 
 
-# What is known without trying.
+# Results that are predicted.
 
 
 def fresh(**more):
@@ -226,7 +226,7 @@ def test_shares_are_of_the_ceiling_that_binds():
 
 
 def test_a_ceiling_that_was_not_measured_is_missing():
-    assert ceilings.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # however slow, it is no 0
+    assert ceilings.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # slow, but not 0
     assert ceilings.giga_per_second(10**9, [0.0]) is None
     missing = {"copy_gb_s": 10.0, "product_gflop_s": None}
     assert grid.share(StagePlan(10**11, 10**9, 0), missing, 2000.0) == {"share": None, "bound": ""}
@@ -251,7 +251,7 @@ def test_slow_calls_take_part_in_fewer_rounds():
     assert rounds == [15, 5, 3, 3, 1]
 
 
-# Whole runs. What is planted: functions of this module, which processes import by name.
+# Complete runs, with planted providers: functions of this module, which the processes import by name.
 
 
 def plant(name, build, ours=False):
@@ -267,7 +267,7 @@ def build_wrong(stand, problem, cam, f):
 
 
 def build_hungry(stand, problem, cam, f):
-    bound, _ = resource.getrlimit(resource.RLIMIT_DATA)  # set by the fork: the pages stay untouched, and take nothing
+    bound, _ = resource.getrlimit(resource.RLIMIT_DATA)  # set by the fork; untouched pages take no memory
     gib = bound // 2**30 + 1
     yield "hungry", lambda: [torch.empty(1 << 28) for _ in range(gib)]
 
@@ -310,7 +310,7 @@ def planted(problem, stand):
 
 
 class Here:
-    """Jobs in this process: for what the process has no part in."""
+    """Do jobs in this process, for tests that need no other."""
 
     def do(self, task):
         return workers.perform(task, CPU)
@@ -341,7 +341,7 @@ def test_every_end_is_a_result_and_a_curve_ends_once(tmp_path, capsys):
     names = ("resnet50/64/layer1", "resnet50/96/layer1")
     code, saved = ran(tmp_path, *(f"--problem={name}" for name in names), providers_of=planted)
     printed = capsys.readouterr()
-    assert code == 0, printed.err  # all that went wrong is theirs
+    assert code == 0, printed.err  # only peers went wrong
     first, second = ([row for row in saved["rows"] if row["problem"] == name] for name in names)
     for name, (_, status, why) in ENDS.items():
         row, later = (next(row for row in rows if row["provider"] == name) for rows in (first, second))
@@ -463,7 +463,7 @@ def test_memory_given_back_counts_at_its_peak(tmp_path):
     assert code == 0
     auto, _, fills = saved["rows"]
     cpus = os.cpu_count()
-    uncounted = cpus * max(64, 2 * cpus) * mmap.PAGESIZE / 2**20  # Linux adds up each processor's pages in such lots
+    uncounted = cpus * max(64, 2 * cpus) * mmap.PAGESIZE / 2**20  # Linux counts each CPU's pages in batches
     written = 2 * FILLED / 2**20  # the bytes object, and the pages
     assert written - uncounted <= fills["peak_extra_mib"] <= written + uncounted + 4
     assert auto["peak_extra_mib"] <= uncounted + 4
@@ -543,7 +543,7 @@ def _runs(pid):
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-# Places.
+# Executors.
 
 
 def works(_, number):

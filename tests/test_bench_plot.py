@@ -1,4 +1,4 @@
-"""``python -m bench plot``: what is drawn is what the files say, curves end where they end, errors are one sentence."""
+"""Test ``python -m bench plot``: it draws the figures in the files, ends curves where they end, and explains errors."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_all_pictures_are_drawn_before_one_is_written(file, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_committed_pictures_show_the_committed_data(tmp_path):
-    """Compares what was drawn, not the bytes: Matplotlib's versions differ in those."""
+    """Compare the drawings, not the bytes, which depend on Matplotlib's version."""
     for path in [each for kind in ("time", "memory", "backbone") for each in RESULTS.glob(f"{kind}-*.png")]:
         said = Image.open(path).info
         main([*(str(path.parent / name) for name in said["Source"].split("\n")), "--out", str(tmp_path)])

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered"),
 ]
 
-KILLS = 24
+KILLS = 16
 PICTURES = 14
 
 # One process imports and builds everything, with one thread, and forks the runs that are to be killed: each at one of

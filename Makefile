@@ -28,8 +28,8 @@ lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports,
 bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals
 	$(BIN)/python -m bench paths
 
-models: $(FOR_DEMO) ## list every torchvision classifier: its stages, seed and method
-	$(BIN)/ssa-fast models --all
+models: $(FOR_DEMO) ## run SSA on every torchvision classifier: stages, methods, seed
+	$(BIN)/python -m tests.sweep_torchvision --all
 
 clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) demo-out build *.egg-info

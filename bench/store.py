@@ -25,7 +25,7 @@ from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import masks
-from ssa_fast.models.demo_net import load_classifier, prepare
+from ssa_fast.models.demo_net import load_classifier, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 
 
 
 class Layout(NamedTuple):
-    """How ``camfiles.write`` is called; ``full``: the CAMs are brought to the picture's size before."""
+    """How ``cam_files.write_cam`` is called; ``full``: the CAMs are brought to the picture's size before."""
 
     name: str
     format: str
@@ -62,7 +62,7 @@ def demo_cams(images: int) -> Iterator[CamFile]:
     """The demo's trained classifier on scenes of 256 × 256: its finest stage has stride 2, and edges are sharp."""
     ssa = SSA(load_classifier(), size="stage", **OPTIONS)
     for scene in make_scenes(images, SEED, 256):
-        yield _polished(ssa, prepare(scene.image[None]), scene)
+        yield _polished(ssa, preprocess(scene.image[None]), scene)
 
 
 def voc_cams(images: int) -> Iterator[CamFile]:
@@ -137,9 +137,9 @@ def _stored(cam: CamFile, truth: np.ndarray, layout: Layout) -> tuple[int, int, 
         warnings.simplefilter("ignore", cam_files.PickleWarning)
         path = Path(folder, "a" + cam_files.suffix(layout.format))
         given = replace(cam, cams=truth) if layout.full else cam
-        cam_files.write(path, given, format=layout.format, dtype=layout.dtype, allow_pickle=True)
+        cam_files.write_cam(path, given, format=layout.format, dtype=layout.dtype, allow_pickle=True)
         content = path.read_bytes()
-        again = cam_files.full_size(cam_files.read(path, allow_pickle=True))
+        again = cam_files.full_size(cam_files.read_cam(path, allow_pickle=True))
     error = float(np.abs(again - truth).max())
     return len(content), len(zlib.compress(content)), error, float((_mask(again) != _mask(truth)).mean())
 

@@ -41,11 +41,11 @@ def pictures(folder: Path, count: int) -> None:
 def backbone_alone(folder: Path, classifier: zoo.Classifier, options: runs.RunOptions) -> float:
     """Seconds to read all files and take each through the network."""
     begin = time.perf_counter()
-    found = datasets.find([folder]).sources
+    found = datasets.find_images([folder]).sources
     with torch.inference_mode():
         for loaded in loader.load(found, range(len(found)), options, torch.device("cpu")):
-            assert loaded.picture is not None
-            classifier.model(classifier.prepare(loaded.picture.rgb, options.size))
+            assert loaded.image is not None
+            classifier.model(classifier.preprocess(loaded.image.rgb, options.size))
     return time.perf_counter() - begin
 
 

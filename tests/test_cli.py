@@ -126,7 +126,7 @@ def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
     with np.load(tmp_path / "out/cams/a.npz") as saved:
         assert saved["labels"].tolist() == [saved["classes"][0] + 1]
         assert not str(saved["names"][0]).startswith("class")
-    assert "knows no 'zebra'" in refused(
+    assert "has no class 'zebra'" in refused(
         "run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x"
     )
 
@@ -160,7 +160,6 @@ def test_bad_files_of_every_kind_in_one_folder(tmp_path: Path) -> None:
     result = call("run", folder, *SMALL, "--max-pixels", 10000, "--out", tmp_path / "out")
     assert result.exit_code == 1, result.output
     for name, reason in (("empty", "0 bytes"), ("text", "Pillow"), ("cut", "damaged"), ("large", "--max-pixels")):
-        assert re.search(rf"│ {re.escape(str(folder))}/{name}\.png +│ .*{reason}", result.stdout), name
         assert re.search(rf"failed: {re.escape(str(folder))}/{name}\.png: .*{reason}", result.stderr), name
     assert f"notice: {folder}/alpha.png: its transparent parts" in result.stderr
     written = {path.stem for path in (tmp_path / "out/masks").iterdir()}
@@ -222,7 +221,7 @@ def test_wrong_usage_that_typer_finds(tmp_path: Path) -> None:
         assert call("run", source, *SMALL, "--out", tmp_path / "out", *options).exit_code == 2
     assert call("run", source).exit_code == 2
     assert call("walk").exit_code == 2
-    assert "no picture to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
+    assert "no image to read" in refused("run", tmp_path / "gone.png", *SMALL, "--out", tmp_path / "out")
 
 
 def test_explain_at_a_size_no_one_would_run() -> None:
@@ -304,7 +303,7 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_complete(tmp_path: Path) -> None
     command = [*program, "run", str(tmp_path / "in"), *SMALL, "--out", str(out)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 130, ended.stderr
-    assert "interrupted; what is complete was kept" in ended.stdout
+    assert "interrupted; complete images were kept" in ended.stdout
     assert "Traceback" not in ended.stderr
     names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays")}
     boxes = json.loads((out / "boxes.json").read_text())
@@ -323,8 +322,8 @@ def test_console_script_exits_with_the_runs_code(tmp_path: Path) -> None:
     arguments = ["run", str(tmp_path / "bad.png"), *SMALL, "--out", str(tmp_path / "out")]
     ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
     assert ended.returncode == 1, ended.stderr
-    assert "bad.png" in ended.stdout
-    assert "0 bytes" in ended.stdout
+    assert "bad.png" in ended.stderr
+    assert "0 bytes" in ended.stderr
 
 
 def test_interrupt_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

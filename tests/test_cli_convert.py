@@ -1,4 +1,4 @@
-"""`ssa-fast convert`: what it writes and where, what it refuses, and how it ends."""
+"""Test ``ssa-fast convert``: outputs, refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -30,37 +30,30 @@ CAMS = CamFile(
 )
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["convert", *(str(argument) for argument in arguments)])
-
-
-def converted(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
+def call(*arguments: object, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["convert", *map(str, arguments)])
+    assert result.exit_code == exit_code, result.output
     return result
 
 
 def refused(*arguments: object) -> str:
-    """The one line that a wrong call ends in."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
+    """Return the one line on stderr after a wrong call."""
+    result = call(*arguments, exit_code=2)
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     return line
 
 
 def failed(*arguments: object) -> str:
-    """What is told of files that fail."""
-    result = call(*arguments)
-    assert result.exit_code == 1, result.output
-    return result.stderr
+    """Return stderr of a call in which files fail."""
+    return call(*arguments, exit_code=1).stderr
 
 
 def cam_file(path: Path, format: str = "ssa", cam: CamFile = CAMS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "wsol":
         cam = CamFile(cam.cams[:1])
-    cam_files.write(path, cam, format=format, allow_pickle=True)
+    cam_files.write_cam(path, cam, format=format, allow_pickle=True)
     return path
 
 
@@ -72,9 +65,9 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("source", FORMATS[:4])
 def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> None:
     cam_file(tmp_path / f"in/a{suffix(source)}", source)
-    converted(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
+    call(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
     assert files(tmp_path / "out") == [f"a{suffix(to)}"]
-    cam = cam_files.read(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
+    cam = cam_files.read_cam(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
     first = 1 if to == "wsol" and source == "ssa" else 0  # only ssa has logits
     expected = MAPS[first : first + 1] if to == "wsol" else MAPS
     np.testing.assert_allclose(cam.cams, expected, rtol=0, atol=2**-11)
@@ -87,39 +80,39 @@ def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> 
 
 def test_wsol_becomes_ssa_and_lacks_classes_for_the_others(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npy", "wsol")
-    converted(path, "--to", "ssa", "--out", tmp_path / "out")
-    assert cam_files.read(tmp_path / "out/a.npz").classes is None
+    call(path, "--to", "ssa", "--out", tmp_path / "out")
+    assert cam_files.read_cam(tmp_path / "out/a.npz").classes is None
     for to in PICKLED:
-        assert "files name their classes" in failed(path, "--to", to, "--out", tmp_path / to, "--allow-pickle")
+        assert "files need classes" in failed(path, "--to", to, "--out", tmp_path / to, "--allow-pickle")
 
 
-def test_paths_below_a_folder_are_kept_and_only_the_last_suffix_goes(tmp_path: Path) -> None:
+def test_subfolders_are_kept_and_only_the_last_suffix_is_replaced(tmp_path: Path) -> None:
     for name in ("top.npz", "val/n01/a.JPEG.npz", "val/2007.x.npz", ".hidden.npz", ".ssa-fast/b.npz"):
         cam_file(tmp_path / "in" / name)
     (tmp_path / "in/readme.txt").write_text("hello")
     single = cam_file(tmp_path / "other/deep/single.npz")
-    result = converted(tmp_path / "in", single, "--to", "wsol", "--out", tmp_path / "out")
+    result = call(tmp_path / "in", single, "--to", "wsol", "--out", tmp_path / "out")
     assert files(tmp_path / "out") == ["single.npy", "top.npy", "val/2007.x.npy", "val/n01/a.JPEG.npy"]
     assert "│    4 │      0 │" in result.stdout
 
 
-def test_a_folder_is_not_read_from_where_it_is_written_to(tmp_path: Path) -> None:
+def test_outputs_inside_the_input_folder_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "cams"
     cam_file(folder / "a.npz")
     for _ in range(2):
-        converted(folder, "--to", "ssa", "--out", folder / "small", "--dtype", "uint8", "--overwrite")
+        call(folder, "--to", "ssa", "--out", folder / "small", "--dtype", "uint8", "--overwrite")
     assert files(folder) == ["a.npz", "small/a.npz"]
     with np.load(folder / "small/a.npz") as saved:
         assert saved["cams"].dtype == np.uint8
 
 
-def test_strided_cams_are_written_at_the_pictures_size(tmp_path: Path) -> None:
+def test_strided_cams_are_written_at_the_images_size(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz", cam=replace(CAMS, cams=MAPS[:, ::2, ::2].copy()))
-    converted(path, "--to", "wsol", "--out", tmp_path)
+    call(path, "--to", "wsol", "--out", tmp_path)
     assert np.load(tmp_path / "a.npy").shape == (H, W)
 
 
-def test_a_bad_file_never_stops_the_others(tmp_path: Path) -> None:
+def test_bad_files_do_not_stop_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "[bold] in"
     good = cam_file(folder / "good.npz")
     cam_file(folder / "zz.npz")
@@ -127,43 +120,39 @@ def test_a_bad_file_never_stops_the_others(tmp_path: Path) -> None:
     (folder / "empty.npy").touch()
     np.save(folder / "other.npy", np.zeros((2, 3), np.int64))
     missing = tmp_path / "missing.npz"
-    result = call(folder, missing, "--to", "wsol", "--out", tmp_path / "out")
-    assert result.exit_code == 1, result.output
+    result = call(folder, missing, "--to", "wsol", "--out", tmp_path / "out", exit_code=1)
     assert files(tmp_path / "out") == ["good.npy", "zz.npy"]
-    told = result.stderr.splitlines()
-    assert len(told) == 4
+    stderr = result.stderr.splitlines()
+    assert len(stderr) == 4
     for name, reason in {
-        folder / "cut.npz": "is damaged or no CAM file",
-        folder / "empty.npy": "is damaged or no CAM file",
-        folder / "other.npy": "holds int64 (2, 3); expected wsolevaluation's",
+        folder / "cut.npz": "is damaged or not a CAM file",
+        folder / "empty.npy": "is damaged or not a CAM file",
+        folder / "other.npy": "holds int64 (2, 3); expected one floating (H, W) map",
         missing: "No such file or directory",
     }.items():
-        assert any(line.startswith(f"failed: {name}: {reason}") for line in told), result.stderr
+        assert any(line.startswith(f"failed: {name}: {reason}") for line in stderr), result.stderr
         assert str(name) in result.stdout
     assert "│    2 │      4 │" in result.stdout
 
 
 def test_debug_prints_tracebacks(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_text("hello")
-    told = failed(tmp_path / "a.npz", "--to", "wsol", "--out", tmp_path, "--debug")
-    assert "Traceback" in told
+    stderr = failed(tmp_path / "a.npz", "--to", "wsol", "--out", tmp_path, "--debug")
+    assert "Traceback" in stderr
     assert "Traceback" not in failed(tmp_path / "a.npz", "--to", "wsol", "--out", tmp_path)
-
-
-# Pickles.
 
 
 @pytest.mark.parametrize("source", PICKLED)
 def test_pickles_are_read_only_with_the_flag(source: str, tmp_path: Path) -> None:
     for name in "abc":
         cam_file(tmp_path / f"in/{name}.npy", source)
-    wish = (tmp_path / "in", "--to", "ssa", "--out", tmp_path / "out")
-    told = failed(*wish)
-    assert told.count("is a pickle: reading a pickle runs whatever code its author put in") == 3
-    assert "--allow-pickle" in told
-    assert "warning" not in told
+    arguments = (tmp_path / "in", "--to", "ssa", "--out", tmp_path / "out")
+    stderr = failed(*arguments)
+    assert stderr.count("is a pickle: reading a pickle runs whatever code its author put in") == 3
+    assert "--allow-pickle" in stderr
+    assert "warning" not in stderr
     assert files(tmp_path) == ["in/a.npy", "in/b.npy", "in/c.npy"]
-    result = converted(*wish, "--allow-pickle")
+    result = call(*arguments, "--allow-pickle")
     assert result.stderr.count("warning: ") == 1
     assert "runs whatever code its author put in" in result.stderr
     assert files(tmp_path / "out") == ["a.npz", "b.npz", "c.npz"]
@@ -172,23 +161,20 @@ def test_pickles_are_read_only_with_the_flag(source: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("to", PICKLED)
 def test_pickles_are_written_only_with_the_flag(to: str, tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz")
-    told = refused(path, "--to", to, "--out", tmp_path / "out")
-    assert f"'{to}' files are pickles" in told
-    assert "--allow-pickle" in told
+    stderr = refused(path, "--to", to, "--out", tmp_path / "out")
+    assert f"'{to}' files are pickles" in stderr
+    assert "--allow-pickle" in stderr
     assert not (tmp_path / "out").exists()
-    assert converted(path, "--to", to, "--out", tmp_path / "out", "--allow-pickle").stderr.count("warning: ") == 1
+    assert call(path, "--to", to, "--out", tmp_path / "out", "--allow-pickle").stderr.count("warning: ") == 1
 
 
-def test_no_warning_where_no_pickle_is(tmp_path: Path) -> None:
+def test_no_warning_without_a_pickle(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz")
-    assert converted(path, "--to", "wsol", "--out", tmp_path, "--allow-pickle").stderr == ""
-
-
-# Of several classes, one.
+    assert call(path, "--to", "wsol", "--out", tmp_path, "--allow-pickle").stderr == ""
 
 
 @pytest.mark.parametrize(
-    ("wish", "logits", "expected"),
+    ("arguments", "logits", "expected"),
     [
         ((), (0.5, 2.5), 1),
         ((), (2.5, 0.5), 0),
@@ -199,23 +185,20 @@ def test_no_warning_where_no_pickle_is(tmp_path: Path) -> None:
         (("--class", "14"), None, 1),
     ],
 )
-def test_wsol_takes_the_class_asked_for_or_that_of_the_highest_logit(
-    wish: tuple[str, ...], logits: tuple[float, ...] | None, expected: int, tmp_path: Path
+def test_wsol_takes_the_requested_class_or_the_highest_logit(
+    arguments: tuple[str, ...], logits: tuple[float, ...] | None, expected: int, tmp_path: Path
 ) -> None:
     cam = replace(CAMS, logits=None if logits is None else np.array(logits, dtype=np.float32))
-    converted(cam_file(tmp_path / "a.npz", cam=cam), "--to", "wsol", "--out", tmp_path, *wish)
+    call(cam_file(tmp_path / "a.npz", cam=cam), "--to", "wsol", "--out", tmp_path, *arguments)
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), MAPS[expected], rtol=0, atol=2**-11)
 
 
-def test_a_class_that_a_file_lacks_makes_that_file_fail(tmp_path: Path) -> None:
+def test_a_file_without_the_class_fails(tmp_path: Path) -> None:
     cam_file(tmp_path / "in/a.npz")
     cam_file(tmp_path / "in/b.npz", cam=replace(CAMS, names=("bird", "cow"), classes=np.array([1, 2])))
-    told = failed(tmp_path / "in", "--to", "wsol", "--class", "dog", "--out", tmp_path / "out")
-    assert "class: expected a name or index that the file has (bird, cow, 1, 2), got 'dog'" in told
+    stderr = failed(tmp_path / "in", "--to", "wsol", "--class", "dog", "--out", tmp_path / "out")
+    assert "class: expected a name or index that the file has (bird, cow, 1, 2), got 'dog'" in stderr
     assert files(tmp_path / "out") == ["a.npy"]
-
-
-# Usage, and what is there already.
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
@@ -228,7 +211,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "found none in" in refused(tmp_path / "empty", "--to", "wsol", *out)
     for wrong in (("--to", "png"), ("--to", "ssa", "--from", "png"), ("--to", "ssa", "--dtype", "float64"), ()):
-        assert call(path, *wrong, *out).exit_code == 2
+        call(path, *wrong, *out, exit_code=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -236,54 +219,53 @@ def test_from_demands_a_format_and_its_suffix(tmp_path: Path) -> None:
     cam_file(tmp_path / "in/a.npz")
     cam_file(tmp_path / "in/b.npy", "irn")
     cam_file(tmp_path / "in/c.npy", "psa")
-    wish = ("--from", "irn", "--to", "ssa", "--out", tmp_path / "out", "--allow-pickle")
-    assert "to hold 'irn', it holds 'psa'" in failed(tmp_path / "in", *wish)
+    arguments = ("--from", "irn", "--to", "ssa", "--out", tmp_path / "out", "--allow-pickle")
+    assert "to hold 'irn', it holds 'psa'" in failed(tmp_path / "in", *arguments)
     assert files(tmp_path / "out") == ["b.npz"]
 
 
-def test_files_that_exist_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "in/a.npz")
     target = tmp_path / "out/a.npy"
     target.parent.mkdir()
     target.write_text("mine")
-    wish = (path, "--to", "wsol", "--out", tmp_path / "out")
-    assert f"{target} exists; pass --overwrite" in failed(*wish)
+    arguments = (path, "--to", "wsol", "--out", tmp_path / "out")
+    assert f"{target} exists; pass --overwrite" in failed(*arguments)
     assert target.read_text() == "mine"
-    converted(*wish, "--overwrite")
+    call(*arguments, "--overwrite")
     assert np.load(target).shape == (H, W)
 
 
-def test_no_output_replaces_a_file_of_the_call_or_another_output(tmp_path: Path) -> None:
+def test_no_output_replaces_an_input_or_another_output(tmp_path: Path) -> None:
     cam_file(tmp_path / "one/a.npz")
     cam_file(tmp_path / "two/a.npz")
     cam_file(tmp_path / "two/b.npz")
     before = (tmp_path / "one/a.npz").read_bytes()
-    told = failed(tmp_path / "one", "--to", "ssa", "--dtype", "uint8", "--out", tmp_path / "one", "--overwrite")
-    assert "would replace a file of this call" in told
+    stderr = failed(tmp_path / "one", "--to", "ssa", "--dtype", "uint8", "--out", tmp_path / "one", "--overwrite")
+    assert "would replace an input file" in stderr
     assert (tmp_path / "one/a.npz").read_bytes() == before
-    told = failed(tmp_path / "one", tmp_path / "two", "--to", "wsol", "--out", tmp_path / "out", "--overwrite")
-    assert f"is that of {tmp_path / 'one/a.npz'}, too" in told
+    stderr = failed(tmp_path / "one", tmp_path / "two", "--to", "wsol", "--out", tmp_path / "out", "--overwrite")
+    assert f"is also that of {tmp_path / 'one/a.npz'}" in stderr
     assert files(tmp_path / "out") == ["a.npy", "b.npy"]
 
 
 def test_a_file_named_twice_is_converted_once(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "in/a.npz")
-    result = converted(path, tmp_path / "in", path, "--to", "wsol", "--out", tmp_path / "out")
+    result = call(path, tmp_path / "in", path, "--to", "wsol", "--out", tmp_path / "out")
     assert "│    1 │      0 │" in result.stdout
 
 
-def test_ctrl_c_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_finished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         cam_file(tmp_path / f"in/{name}.npz")
-    read = cam_files.read
+    read = cam_files.read_cam
 
     def interrupted(path: Path, **options: object) -> CamFile:
         if path.name == "b.npz":
             raise KeyboardInterrupt
         return read(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cam_files, "read", interrupted)
-    result = call(tmp_path / "in", "--to", "wsol", "--out", tmp_path / "out")
-    assert result.exit_code == 130, result.output
-    assert "interrupted; what is complete was kept" in result.stdout
+    monkeypatch.setattr(cam_files, "read_cam", interrupted)
+    result = call(tmp_path / "in", "--to", "wsol", "--out", tmp_path / "out", exit_code=130)
+    assert "interrupted; finished files were kept" in result.stdout
     assert files(tmp_path / "out") == ["a.npy"]

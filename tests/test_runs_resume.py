@@ -1,4 +1,4 @@
-"""Runs that are killed: the same command goes on, and ends with the bytes of a run that was not."""
+"""Runs that are killed: run again, the same command ends with the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_runs import contents
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that are answered"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX: fork, and signals that can be handled"),
 ]
 
 KILLS = 16
-PICTURES = 14
+IMAGES = 14
 
-# One process imports and builds everything, with one thread, and forks the runs that are to be killed: each at one of
-# its file operations below the output folder, which Python announces before it does them.
-KILLED = f"""
+# One process imports and builds everything, with one thread, and forks the runs that are killed: each at one of its
+# file operations below the output folder, which Python announces (PEP 578) before it does them.
+KILLER = f"""
 import itertools, json, os, signal, sys
 from pathlib import Path
 import torch
@@ -67,48 +69,42 @@ print(json.dumps(kills))
 """
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """What a run made, its report aside, which tells of one start."""
-    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "report.json"}
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
-    for n in range(PICTURES):
+    for n in range(IMAGES):
         size = (96, 80) if n % 3 else (64, 64)
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"in/{n:02d}.png")
     return tmp_path / "in"
 
 
 def test_killed_at_any_file_operation(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), str(tmp_path / "whole")]
+    command = [sys.executable, "-c", KILLER, str(folder), str(tmp_path / "out"), str(tmp_path / "whole")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert ended.returncode == 0, ended.stderr
     records = json.loads(ended.stdout)
     assert len(records) == KILLS
     assert len(set(records)) > 3, f"the moments were all alike: {records}"
     expected = contents(tmp_path / "whole")
-    assert len([name for name in expected if name.startswith("cams/")]) == PICTURES
+    assert len([name for name in expected if name.startswith("cams/")]) == IMAGES
     for out in sorted((tmp_path / "out").iterdir()):
         assert contents(out) == expected, out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop(folder: Path, tmp_path: Path, number: int, code: int) -> None:
-    """A signal lets what is being written be finished, and is told in the exit code and in the report."""
+    """After a signal, outputs in writing are completed; the exit code and the report name the signal."""
     out = tmp_path / "out"
     program = [sys.executable, str(Path(__file__).with_name("stopped_run.py")), signal.Signals(number).name, "0"]
     command = [*program, "run", str(folder), "--model", "demo", "--out", str(out)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
-    told = json.loads((out / "report.json").read_text())
-    assert told["stopped"] == ("interrupted" if number == signal.SIGINT else "ended by SIGTERM")
+    report = json.loads((out / "report.json").read_text())
+    assert report["stopped"] == ("interrupted" if number == signal.SIGINT else "ended by SIGTERM")
     names = {kind: {path.stem for path in (out / kind).iterdir()} for kind in ("cams", "masks", "overlays", "records")}
     assert names["cams"] == names["masks"] == names["overlays"] == names["records"]
-    assert 1 <= len(names["cams"]) == told["done"] < PICTURES
+    assert 1 <= len(names["cams"]) == report["done"] < IMAGES
     assert not list(out.rglob(".*"))
     assert json.loads((out / "run.json").read_text())["complete"] is False

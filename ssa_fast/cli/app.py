@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run.command)
+app.command("run", epilog=run.EPILOG)(run.command)
 app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)

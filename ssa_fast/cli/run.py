@@ -1,14 +1,15 @@
-"""`ssa-fast run`: pictures in, CAMs, masks, overlays and boxes out."""
+"""``ssa-fast run``: polish the CAMs of images and write CAM files, masks, overlays and boxes."""
 
 from __future__ import annotations
 
 import traceback
-from pathlib import Path  # noqa: TC003 - typer reads the annotations when the command is made
+from functools import partial
+from pathlib import Path  # noqa: TC003 - typer evaluates the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from PIL import ImageColor
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich import progress as rich_progress
 from rich.text import Text
 
 from ssa_fast.cli import console
@@ -18,96 +19,98 @@ from ssa_fast.io.images import MAX_PIXELS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ssa_fast.runs import RunReport, Step
+    from ssa_fast.io.progress import OnProgress, Progress
+    from ssa_fast.runs import RunReport
 
-__all__ = ["command"]
+__all__ = ["EPILOG", "command"]
+
+PANELS = ("Model", "CAM", "Masks and boxes", "Execution", "Output")
+_model, _cam, _masks, _execution, _output = (partial(typer.Option, rich_help_panel=panel) for panel in PANELS)
+
+EPILOG = """Examples:
+
+ssa-fast run photos/ --out out
+
+ssa-fast run VOC2012/ --split train --classes labels --alpha 8 --out out
+
+torchrun --nproc-per-node 4 -m ssa_fast run slides/ --memory 16GB --out out
+"""  # an empty line is a line break on the terminal
 
 SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
-SHOWN = 3
-"""Names shown of the pictures that share a note."""
+NAMES_SHOWN = 3
 
 
 def command(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH", help="Pictures, folders, ImageFolders, VOC folders, globs, and lists (.txt)."),
+        typer.Argument(metavar="PATH", help="Images, folders, ImageFolders, VOC folders, globs, and lists (.txt)."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the outputs.")],
+    *,
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
+    size: Annotated[str | None, _model(help="Input size: shorter side or HEIGHTxWIDTH; default: the image's.")] = None,
+    precision: Annotated[
+        str, _model(help="float32, or mixed precision: float16 or bfloat16; 'auto' is float16 on a GPU.")
+    ] = "auto",
     classes: Annotated[
-        str,
-        typer.Option("--classes", "-c", help="'predicted', 'top5', names and indices, or 'labels': the dataset's own."),
+        str, _cam("--classes", "-c", help="'predicted', 'top5', names and indices, or 'labels': the dataset's own.")
     ] = "predicted",
-    split: Annotated[str | None, typer.Option(help="Of VOC folders: train, val, ..., or a file of ids.")] = None,
+    seed: Annotated[str, _cam(help="'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
     affinity: Affinity_ = "",
-    scales: Annotated[str, typer.Option(help="Factors at which each picture is seen, e.g. 0.5,1,1.5,2.")] = "1",
-    flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored too.")] = False,
-    fuse: Annotated[Literal["mean", "max", "sum", "product"], typer.Option(help="How stages become one map.")] = "mean",
-    align_corners: Annotated[
-        bool, typer.Option(help="Bilinear resizing as in PCM; without, pixels count by their centres.")
-    ] = True,
-    seed: Annotated[str, typer.Option(help="'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
-    size: Annotated[
-        str | None, typer.Option(help="Shorter side, or HEIGHTxWIDTH, at which pictures go in; else their own.")
-    ] = None,
-    device: Device = "auto",
-    precision: Annotated[
-        str, typer.Option(help="float32, or mixed: float16 or bfloat16; 'auto' is float16 on a GPU.")
-    ] = "auto",
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of one size taken together; 1 on a CPU, 16 on a GPU.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read pictures; by the cores.")] = None,
-    background: Annotated[
-        float | None, typer.Option(help="Masks: the background's constant score; 0.25 if not said.")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Masks: background score (1 - max)^alpha instead.")] = None,
+    scales: Annotated[str, _cam(help="Image scales, e.g. 0.5,1,1.5,2.")] = "1",
+    flip: Annotated[bool, _cam("--flip", help="Also use the horizontally flipped image.")] = False,
+    fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam(help="How to fuse the stages.")] = "mean",
+    align_corners: Annotated[bool, _cam(help="Align corner pixels when resizing bilinearly, as PCM does.")] = True,
+    background: Annotated[float | None, _masks(help="Masks: constant background score; default: 0.25.")] = None,
+    alpha: Annotated[float | None, _masks(help="Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
-        float | None, typer.Option(help="Masks: a lower background (higher alpha); unsure (255) between.")
+        float | None, _masks(help="Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[float, typer.Option(help="Boxes: share of the map's maximum.")] = 0.2,
-    components: Annotated[Literal["largest", "all"], typer.Option(help="Boxes: of which connected parts.")] = "largest",
-    cams: Annotated[
-        str, typer.Option(help="Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")
-    ] = "ssa",
-    store: Annotated[
-        Literal["float16", "uint8"], typer.Option(help="Numbers in ssa's CAM files, at the largest stage's size.")
-    ] = "float16",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Write psa, irn or clip-es files, which are pickles.")
-    ] = False,
-    overlays: Annotated[bool, typer.Option(help="Draw a panel to look at for every picture.")] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew and replace outputs that exist; else the run is taken up.")
-    ] = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")] = MAX_PIXELS,
+    box_threshold: Annotated[float, _masks(help="Boxes: share of the map's maximum.")] = 0.2,
+    components: Annotated[Literal["largest", "all"], _masks(help="Boxes: which connected regions.")] = "largest",
+    device: Device = "auto",
+    batch: Annotated[
+        int | None, _execution(min=1, help="Images of one size per batch; default: 1 on a CPU, 16 on a GPU.")
+    ] = None,
+    workers: Annotated[int | None, _execution(min=0, help="Processes that read images; default: by the cores.")] = None,
+    split: Annotated[str | None, _execution(help="Split of VOC folders: train, val, ..., or a file of ids.")] = None,
+    backdrop: Annotated[str, _execution(help="Colour behind transparent images.")] = "white",
+    max_pixels: Annotated[int, _execution(min=1, help="Refuse images with more pixels.")] = MAX_PIXELS,
     large_above: Annotated[
-        int, typer.Option(min=1, help="Pictures of more pixels are done in tiles, and written as TIFF.")
+        int, _execution(min=1, help="Process images with more pixels in tiles, and write TIFFs.")
     ] = 1 << 24,
-    memory: Annotated[str, typer.Option(help="What a picture done in tiles may take, e.g. 3GB.")] = "4GB",
-    backdrop: Annotated[str, typer.Option(help="Colour behind transparent pictures.")] = "white",
+    memory: Annotated[str, _execution(help="Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
     debug: Debug = False,
+    out: Annotated[Path, _output("--out", "-o", help="Output folder.")],
+    cams: Annotated[
+        str, _output(help="Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")
+    ] = "ssa",
+    store: Annotated[Literal["float16", "uint8"], _output(help="Number type of ssa's CAM files.")] = "float16",
+    allow_pickle: Annotated[
+        bool, _output("--allow-pickle", help="Write psa, irn or clip-es files, which are pickles.")
+    ] = False,
+    overlays: Annotated[bool, _output(help="Draw an overlay panel per image.")] = True,
+    overwrite: Annotated[
+        bool, _output("--overwrite", help="Start anew and replace existing outputs; default: resume.")
+    ] = False,
 ) -> None:
-    """Polish the CAMs of pictures: one .npz, mask and overlay for each, boxes.json and report.json for all.
+    """Polish the CAMs of images: a .npz, mask and overlay per image, boxes.json and report.json for all.
 
-    A run that was stopped goes on when the same command is started again. Under torchrun the pictures are dealt out to
-    all processes. Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+    Run the same command again to resume an interrupted run.
+    Under torchrun the images are distributed over all processes.
+    Exit codes: 0 all done, 1 failures, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
     with console.usage_errors(debug=debug):
         from ssa_fast import runs
+        from ssa_fast.localize.options import PostprocessOptions
         from ssa_fast.models import zoo
 
         options = runs.RunOptions(
             classes=classes,
             size=zoo.parse_size(size),
-            background=background,
-            alpha=alpha,
-            ignore=ignore,
-            box_threshold=box_threshold,
-            components=components,
             precision=precision,
+            postprocess=PostprocessOptions(background, alpha, ignore, box_threshold, components),
             batch=batch,
             workers=workers,
             cams=cams,
@@ -118,7 +121,7 @@ def command(
             memory=memory,
             overwrite=overwrite,
             max_pixels=max_pixels,
-            backdrop=_colour(backdrop),
+            backdrop=_parse_colour(backdrop),
         )
         how: dict[str, Any] = {"stages": stages, "affinity": affinity, "scales": scales, "flip": flip, "fuse": fuse}
         how["align_corners"] = align_corners
@@ -126,7 +129,7 @@ def command(
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
             console.err().print(
-                f"notice: {model} takes {only} only; pictures are resized to it, outputs back to their size"
+                f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
             )
         settings = {
             "model": model,
@@ -137,63 +140,90 @@ def command(
             "seed": ssa.seed_kind,
             "seed_layer": ssa.seed_layer,
         }
-        report = _watched(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
-    _close(report, out, debug=debug)
-    raise typer.Exit(report.exit_code)
-
-
-def _watched(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
-    """The run under a progress bar, failures told as they come."""
-    from ssa_fast import runs
-
-    columns = (TextColumn("polishing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = console.err()
-    name = TextColumn("{task.fields[name]}", markup=False)
-    with Progress(*columns, name, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("", total=None, name="")
-
-        def watch(step: Step) -> None:
-            bar.update(task, completed=step.through, total=step.total, name=step.name)
-            if step.failure is not None:
-                line = Text("failed: ", "red").append(f"{step.name}: {step.failure.reason}", "default")
-                bar.console.print(line, soft_wrap=True)
-
-        return runs.run(paths, ssa, out, watch=watch, **options)
-
-
-def _close(report: RunReport, out: Path, *, debug: bool) -> None:
-    """The closing tables: what was done, how fast, and what failed."""
-    screen = console.out()
-    for note, names in report.notes.items():
-        rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        console.err().print(f"notice: {', '.join(names[:SHOWN])}{rest}: {note}")
-    if report.skipped:
-        path, reason = report.skipped[0]
-        console.err().print(f"notice: {len(report.skipped)} passed over, the first being {path}: {reason}")
+        report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
     if debug:
         for failure in report.failures:
             if failure.error is not None:
                 traceback.print_exception(failure.error)
-    if report.failures:
-        rows = [(failure.name, failure.reason) for failure in report.failures]
-        screen.print(console.table("failed", ("picture", "reason"), rows))
-    done, failed = len(report.done), len(report.failures)
-    row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
+    if report.rank == 0:
+        _print_summary(report, out)
+    raise typer.Exit(report.exit_code)
+
+
+def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
+    """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
+    from ssa_fast import runs
+
+    columns = (
+        rich_progress.TextColumn("polishing"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[name]}", markup=False),
+    )
+    screen, printed = console.err(), set[str]()
+
+    def print_failure(name: str, reason: str) -> None:
+        screen.print(Text("failed: ", "red").append(f"{name}: {reason}", "default"), soft_wrap=True)
+
+    with rich_progress.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        show = progress_callback(bar)
+
+        def on_progress(progress: Progress) -> None:
+            show(progress)
+            if progress.error is not None:
+                printed.add(progress.name)
+                print_failure(progress.name, progress.error)
+
+        report = runs.run(paths, ssa, out, on_progress=on_progress, **options)
+    for failure in report.failures:
+        if report.rank == 0 and failure.name not in printed:
+            print_failure(failure.name, failure.reason)
+    return report
+
+
+def progress_callback(bar: rich_progress.Progress) -> OnProgress:
+    """Return a callback that shows a run on ``bar``; resumed images do not count for the time left."""
+    task = bar.add_task("", total=None, name="")
+    resumed = 0
+
+    def show(progress: Progress) -> None:
+        nonlocal resumed
+        if progress.resumed != resumed:
+            resumed = progress.resumed
+            bar.reset(task, completed=resumed)
+        bar.update(task, completed=progress.done, total=progress.total, name=progress.name)
+
+    return show
+
+
+def _print_summary(report: RunReport, out: Path) -> None:
+    """Print notices on stderr and the closing table on stdout."""
+    screen, done, failed = console.err(), len(report.done), len(report.failures)
+    for note, names in report.notes.items():
+        rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        screen.print(f"notice: {', '.join(names[:NAMES_SHOWN])}{rest}: {note}")
+    if report.skipped:
+        path, reason = report.skipped[0]
+        screen.print(f"notice: {len(report.skipped)} skipped, the first being {path}: {reason}")
+    if failed:
+        screen.print(f"notice: {failed} failed; all reasons are in {out / 'report.json'}")
     for process in report.processes:
         if process.state != "finished":
-            console.err().print(
-                f"process {process.rank} on {process.host} {process.state} after {process.done} pictures; start the "
-                "same command again for the rest of its share"
+            screen.print(
+                f"process {process.rank} on {process.host} {process.state} after {process.done} images; run the same "
+                "command again to process the rest of its share"
             )
     if report.stopped:
-        console.err().print(f"stopped: {report.stopped}")
-    title = "interrupted; what is complete was kept" if report.interrupted else "run"
+        screen.print(f"stopped: {report.stopped}")
+    title = "interrupted; complete images were kept" if report.interrupted else "run"
     if report.resumed:
         title += f" ({report.resumed} were complete before)"
-    screen.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
+    row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
+    console.out().print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
 
 
-def _colour(text: str) -> tuple[int, int, int]:
+def _parse_colour(text: str) -> tuple[int, int, int]:
     try:
         colour = ImageColor.getrgb(text)
     except ValueError:

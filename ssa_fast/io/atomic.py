@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old content or the new one, never a part of it."""
+"""Write files atomically: a reader sees the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Transaction:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 existed = target.exists()
                 if temporary.is_dir() and target.is_dir():
-                    shutil.rmtree(target)  # a folder can only be renamed to where none is
+                    shutil.rmtree(target)  # a folder cannot be renamed onto an existing one
                 os.replace(temporary, target)
                 if not existed:
                     created.append(target)
@@ -84,7 +84,7 @@ def atomic_write(
     Args:
         target: The file.
         content: Bytes, text (UTF-8), or a function that writes the file at the path it is given.
-        parents: Make the target's folder if it is missing; otherwise that is an error.
+        parents: Create the target's folder if it is missing; otherwise a missing folder is an error.
         tmp_dir: Folder for the temporary file, on the target's file system; default: the target's own folder.
 
     Raises:
@@ -117,7 +117,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: 
     transaction = Transaction(writers)
     try:
         if not overwrite:
-            _refuse_existing(writers)  # another process may have written its own meanwhile
+            _refuse_existing(writers)  # another process may have written one meanwhile
     except FileExistsError:
         transaction.rollback()
         raise

@@ -1,13 +1,15 @@
-"""Which pictures a run is over: files, folders, globs, text lists, and datasets laid out as the field does it.
+"""Find the images of a run: files, folders, globs, text lists, ImageFolder and PASCAL VOC layouts.
 
-Nothing here opens a picture: a source is a path, the name its outputs go by, and where its labels are told.
+No image is opened here.
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,23 +19,25 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["VOC_CLASSES", "Found", "Source", "find", "labels_of", "output_names"]
+__all__ = ["VOC_CLASSES", "ImageSource", "Listing", "find_images", "labels_of", "output_names"]
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-LISTS = (".txt", ".lst")
-ZARR = ".zarr"
-"""A folder that is one image: it is a source and never entered."""
+LIST_SUFFIXES = (".txt", ".lst")
+ZARR = ".zarr"  # a folder that is one image
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file to read, and the name it goes by: its path below the folder that was given, or its own name.
+class ImageSource:
+    """An image file (or zarr folder) and what its dataset says about it.
 
-    `dataset` is the class list of the dataset that it belongs to, and `annotation` its VOC annotation, where there is
-    one.
+    Attributes:
+        path: Where it is.
+        relative: Its path below the folder that was given, or its own name; outputs are named after it.
+        dataset: Class names of its dataset, None without one.
+        annotation: Its VOC annotation file, None outside VOC.
     """
 
     path: Path
@@ -43,59 +47,60 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `find` came upon.
+class Listing:
+    """The result of ``find_images``.
 
     Attributes:
-        sources: files to read, each once, in the order of the paths given and sorted inside each folder.
-        missing: paths that could not be looked at, with the reason.
-        skipped: things inside folders that were passed over, with the reason.
+        sources: Images, each once, in the order of the paths given and sorted inside each folder.
+        missing: Paths that do not exist or cannot be listed, with the reason.
+        skipped: Files and subfolders that were skipped, with the reason.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ImageSource, ...]
     missing: tuple[tuple[Path, str], ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
 
 
-def find(paths: Sequence[str | Path], *, split: str | None = None, leave_out: Sequence[Path] = ()) -> Found:
-    """The pictures that `paths` mean.
+def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclude: Sequence[Path] = ()) -> Listing:
+    """Return the images that ``paths`` stand for, each once.
 
-    A file is taken as it is, whatever its suffix, so that it is read or reported; a text list (.txt, .lst) stands for
-    the paths in it, one a line, beside the list or in the current folder. A folder is searched through for files with
-    a picture's suffix; its first level of subfolders are the classes of an ImageFolder. A folder with VOC's layout
-    (JPEGImages beside ImageSets or Annotations) stands for the pictures of `split`. A path that does not exist and
-    holds *, ? or [ is a glob, ** included. A file met twice is kept once.
+    - A file is taken whatever its suffix, so that it is read or reported.
+    - A text list (.txt, .lst) has one path per line, relative to the list or to the current folder.
+    - A folder is searched recursively by suffix; its first level of subfolders are the classes of an ImageFolder.
+    - A folder with VOC's layout (JPEGImages beside ImageSets or Annotations) stands for the images of ``split``.
+    - A path that does not exist and contains ``*``, ``?`` or ``[`` is a glob; ``**`` matches any folders.
 
     Args:
-        paths: files, folders, text lists and globs.
-        split: of VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main) or a file of ids;
-            None for all pictures.
-        leave_out: folders that are not entered when met inside another one (the folders a run writes to).
+        paths: Files, folders, text lists and globs.
+        split: For VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main), or a file of ids;
+            None for all images.
+        exclude: Folders to skip inside other folders (those that a run writes to).
 
     Raises:
-        ValueError: `split` is given and no VOC folder has it.
+        ValueError: ``split`` is given, but no path is a VOC folder.
     """
-    search = _Search({os.path.realpath(folder) for folder in leave_out}, split)
+    search = _Search({os.path.realpath(folder) for folder in exclude}, split)
     for path in map(Path, paths):
         search.add(path)
-    if split is not None and not search.split_found:
+    if split is not None and not search.split_used:
         raise ValueError(
             f"split: expected a folder with VOC's layout among the paths (JPEGImages, ImageSets), got {split!r} and "
             "none; leave it out"
         )
-    unique: dict[tuple[str, str], Source] = {}
+    unique: dict[tuple[str, str], ImageSource] = {}
     for source in search.sources:
-        unique.setdefault(_identity(source.path), source)
-    return Found(tuple(unique.values()), tuple(search.missing), tuple(search.skipped))
+        # A link to a file counts as an image of its own; the same file reached through a linked folder does not.
+        unique.setdefault((os.path.realpath(source.path.parent), source.path.name), source)
+    return Listing(tuple(unique.values()), tuple(search.missing), tuple(search.skipped))
 
 
-def labels_of(source: Source) -> tuple[str, ...]:
-    """The classes that the dataset says are in a picture, in the order of its class list.
+def labels_of(source: ImageSource) -> tuple[str, ...]:
+    """Return the classes that the dataset gives for an image, in the order of its class list.
 
     They are the objects of its VOC annotation, or the name of its ImageFolder's subfolder.
 
     Raises:
-        ValueError: the picture belongs to no dataset, or its annotation cannot be read.
+        ValueError: The image belongs to no dataset, or its annotation cannot be read.
     """
     if source.annotation is not None:
         try:
@@ -105,14 +110,14 @@ def labels_of(source: Source) -> tuple[str, ...]:
         present = {(node.text or "").strip() for node in tree.iterfind("object/name")}
         return tuple(name for name in source.dataset or () if name in present)
     if source.dataset is None or len(source.relative.parts) < 2:
-        raise ValueError("no dataset tells its labels: give an ImageFolder or a folder with VOC's layout.")
+        raise ValueError("it has no labels: they come from an ImageFolder or a folder with VOC's layout.")
     return source.relative.parts[:1]
 
 
 class _Search:
-    def __init__(self, barred: set[str], split: str | None) -> None:
-        self.barred, self.split, self.split_found = barred, split, False
-        self.sources: list[Source] = []
+    def __init__(self, excluded: set[str], split: str | None) -> None:
+        self.excluded, self.split, self.split_used = excluded, split, False
+        self.sources: list[ImageSource] = []
         self.missing: list[tuple[Path, str]] = []
         self.skipped: list[tuple[Path, str]] = []
 
@@ -120,21 +125,23 @@ class _Search:
         if path.is_dir() and path.suffix.lower() != ZARR:
             self.sources.extend(self._voc(path) if _is_voc(path) else self._folder(path))
         elif path.exists():
-            self.sources.extend(self._list(path) if path.suffix.lower() in LISTS else [_alone(path)])
+            is_list = path.suffix.lower() in LIST_SUFFIXES
+            self.sources.extend(self._list(path) if is_list else [ImageSource(path, PurePosixPath(path.name))])
         elif glob.has_magic(str(path)):
             self._glob(path)
         else:
             self.missing.append((path, "there is no such file or folder."))
 
     def _glob(self, pattern: Path) -> None:
-        fixed = Path(*_before_magic(pattern.parts))
+        first_magic = next(n for n, part in enumerate(pattern.parts) if glob.has_magic(part))
+        root = Path(*pattern.parts[:first_magic])
         matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
         files = [match for match in matches if not match.is_dir() or match.suffix.lower() == ZARR]
         if not files:
             self.missing.append((pattern, "no file matches it."))
-        self.sources.extend(Source(file, PurePosixPath(file.relative_to(fixed).as_posix())) for file in files)
+        self.sources.extend(_below(root, file) for file in files)
 
-    def _list(self, path: Path) -> Iterator[Source]:
+    def _list(self, path: Path) -> Iterator[ImageSource]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -144,41 +151,39 @@ class _Search:
             beside, written = path.parent / line, PurePosixPath(Path(line).as_posix())
             file = beside if beside.exists() else Path(line)
             if not file.exists():
-                self.missing.append((Path(line), f"{path} lists it, and there is no such file."))
+                self.missing.append((Path(line), f"{path} lists it, but there is no such file."))
                 continue
-            tame = not written.is_absolute() and ".." not in written.parts
-            yield Source(file, written if tame else PurePosixPath(file.name))
+            inside = not written.is_absolute() and ".." not in written.parts
+            yield ImageSource(file, written if inside else PurePosixPath(file.name))
 
-    def _voc(self, root: Path) -> Iterator[Source]:
-        pictures = root / "JPEGImages"
+    def _voc(self, root: Path) -> Iterator[ImageSource]:
+        images = root / "JPEGImages"
         if self.split is None:
-            names = [path.name for path in sorted(pictures.iterdir()) if path.suffix.lower() in _suffixes()]
+            names = [path.name for path in sorted(images.iterdir()) if path.suffix.lower() in _image_suffixes()]
         else:
-            names = [f"{identity}.jpg" for identity in self._ids(root, self.split)]
+            names = [f"{image_id}.jpg" for image_id in self._split_ids(root, self.split)]
         for name in names:
             annotation = root / "Annotations" / f"{Path(name).stem}.xml"
-            yield Source(pictures / name, PurePosixPath(name), VOC_CLASSES, annotation)
+            yield ImageSource(images / name, PurePosixPath(name), VOC_CLASSES, annotation)
 
-    def _ids(self, root: Path, split: str) -> list[str]:
+    def _split_ids(self, root: Path, split: str) -> list[str]:
+        self.split_used = True
         folders = (root / "ImageSets" / kind for kind in ("Segmentation", "Main"))
         for path in (*(folder / f"{split}.txt" for folder in folders), Path(split)):
             if path.is_file():
-                self.split_found = True
                 lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-                # One class's list has a flag behind each id; lists of pairs have the mask's path there.
+                # The second column is a flag in the list of one class (-1: absent), a mask's path in a list of pairs.
                 return [Path(first).stem for first, *rest in lines if rest[:1] != ["-1"]]
         self.missing.append((root, f"it has no split {split!r} in ImageSets/Segmentation or ImageSets/Main."))
-        self.split_found = True  # it was looked for, and its lack is told
         return []
 
-    def _folder(self, root: Path) -> list[Source]:
-        found = list(self._walk(root))
-        classes = tuple(sorted({source.relative.parts[0] for source in found if len(source.relative.parts) > 1}))
-        members = [replace(source, dataset=classes) if classes else source for source in found]
-        return sorted(members, key=lambda source: source.relative)
+    def _folder(self, root: Path) -> list[ImageSource]:
+        sources = sorted(self._walk(root), key=lambda source: source.relative)
+        classes = tuple(sorted({source.relative.parts[0] for source in sources if len(source.relative.parts) > 1}))
+        return [replace(source, dataset=classes) for source in sources] if classes else sources
 
-    def _walk(self, root: Path) -> Iterator[Source]:
-        suffixes, entered = _suffixes(), {os.path.realpath(root)}
+    def _walk(self, root: Path) -> Iterator[ImageSource]:
+        suffixes, visited = _image_suffixes(), {os.path.realpath(root)}
 
         def unreadable(error: OSError) -> None:
             self.missing.append((Path(error.filename), f"the folder cannot be listed: {error.strerror}."))
@@ -186,69 +191,48 @@ class _Search:
         for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
             for name in sorted(subfolders):
                 path = Path(folder, name)
-                place = os.path.realpath(path)
-                if place in self.barred:
-                    self.skipped.append((path, "the outputs of this run go there."))
-                elif path.suffix.lower() == ZARR:
-                    yield Source(path, PurePosixPath(path.relative_to(root).as_posix()))
-                if place in self.barred | entered or name.startswith(".") or path.suffix.lower() == ZARR:
+                real, is_zarr = os.path.realpath(path), path.suffix.lower() == ZARR
+                if real in self.excluded:
+                    self.skipped.append((path, "it is an output folder of this run."))
+                elif is_zarr:
+                    yield _below(root, path)
+                if is_zarr or real in self.excluded | visited or name.startswith("."):
                     subfolders.remove(name)
-                entered.add(place)
-            for name in files:
-                path = Path(folder, name)
-                if name.startswith("."):
-                    continue
+                visited.add(real)
+            for path in (Path(folder, name) for name in files if not name.startswith(".")):
                 if path.suffix.lower() in suffixes:
-                    yield Source(path, PurePosixPath(path.relative_to(root).as_posix()))
+                    yield _below(root, path)
                 else:
-                    self.skipped.append((path, "its suffix is not one of a picture."))
+                    self.skipped.append((path, "its suffix is not that of an image format."))
 
 
-def _alone(path: Path) -> Source:
-    return Source(path, PurePosixPath(path.name))
+def _below(root: Path, path: Path) -> ImageSource:
+    return ImageSource(path, PurePosixPath(path.relative_to(root).as_posix()))
 
 
 def _is_voc(path: Path) -> bool:
     return (path / "JPEGImages").is_dir() and ((path / "ImageSets").is_dir() or (path / "Annotations").is_dir())
 
 
-def _before_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            return
-        yield part
-
-
-def _suffixes() -> set[str]:
+def _image_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _identity(path: Path) -> tuple[str, str]:
-    # A link to a file is a picture under a name of its own; the same file by another road is not.
-    return os.path.realpath(path.parent), path.name
+def output_names(sources: Sequence[ImageSource]) -> list[PurePosixPath]:
+    """Return one unique name without suffix per source; names do not depend on the order of the sources.
 
-
-def output_names(sources: Sequence[Source]) -> list[PurePosixPath]:
-    """One name without suffix per source, no two alike (nor alike but for case), whatever the order of the sources.
-
-    A name is the source's relative path less its suffix. Where several sources share that, each gets its suffix
-    back behind an underscore (`a.png`, `a.jpg` -> `a_png`, `a_jpg`) and, where that is not enough, a number.
+    A name is the source's relative path without its suffix. Sources that share one (ignoring case) get their suffix
+    back after an underscore (``a.png``, ``a.jpg`` -> ``a_png``, ``a_jpg``) and, if still not unique, a number.
     """
 
-    def bare(source: Source) -> str:
-        return str(source.relative.with_suffix("")) if source.relative.suffix else str(source.relative)
-
-    sharing: dict[str, list[int]] = {}
+    stems = [str(source.relative.with_suffix("") if source.relative.suffix else source.relative) for source in sources]
+    counts = Counter(stem.casefold() for stem in stems)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    names = list(stems)
     for index in sorted(range(len(sources)), key=lambda i: (sources[i].relative, str(sources[i].path))):
-        sharing.setdefault(bare(sources[index]).casefold(), []).append(index)
-    names = {group[0]: bare(sources[group[0]]) for group in sharing.values() if len(group) == 1}
-    taken = {name.casefold() for name in names.values()}
-    for index in (i for group in sharing.values() if len(group) > 1 for i in group):
-        stem = f"{bare(sources[index])}{sources[index].relative.suffix.lower().replace('.', '_')}"
-        name, count = stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        names[index] = name
-        taken.add(name.casefold())
-    return [PurePosixPath(names[index]) for index in range(len(sources))]
+        if counts[stems[index].casefold()] > 1:
+            stem = stems[index] + sources[index].relative.suffix.lower().replace(".", "_")
+            candidates = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+            names[index] = next(name for name in candidates if name.casefold() not in taken)
+            taken.add(names[index].casefold())
+    return [PurePosixPath(name) for name in names]

@@ -1,7 +1,4 @@
-"""Pictures from files: read as 8-bit RGB whatever their kind, or refused with the reason.
-
-Nothing here knows a network: a picture is an array of pixels and a list of things worth telling its owner.
-"""
+"""Decode image files to 8-bit RGB, whatever their format, or refuse them with the reason."""
 
 from __future__ import annotations
 
@@ -19,69 +16,83 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_PIXELS", "ImageError", "Picture", "check_file", "read"]
+__all__ = ["MAX_PIXELS", "DecodedImage", "ImageError", "check_file", "exif_orientation", "read_image", "read_size"]
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels."""
 
 WHITE = (255, 255, 255)
+ORIENTATION = 274  # tag of EXIF and TIFF
 
 
 class ImageError(ValueError):
-    """A file that cannot be read as a picture; the message is one sentence and says why."""
+    """A file that cannot be read as an image; the message is one sentence that gives the reason."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pixels of one file, upright and opaque.
+class DecodedImage:
+    """The pixels of one file, upright and opaque.
 
     Attributes:
         rgb: uint8 array (H, W, 3), sRGB as stored.
-        notes: what was done to get there that its owner may want to know, one sentence each.
+        notes: Conversions that changed the stored values, one sentence each.
     """
 
     rgb: np.ndarray
     notes: tuple[str, ...] = ()
 
 
-def read(path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int, int, int] = WHITE) -> Picture:
-    """The picture in `path` as 8-bit RGB: turned upright by its EXIF tag, laid on `backdrop` where it is transparent.
+def read_image(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int, int, int] = WHITE
+) -> DecodedImage:
+    """Decode an image file to 8-bit RGB, upright according to its EXIF tag.
 
-    16-bit greyscale is scaled from its full range (0..65535 -> 0..255); wider integers and floats from their own
-    range, which is noted. Of several frames the first is taken, which is noted too.
+    16-bit greyscale is scaled from its full range (0..65535 -> 0..255); wider integers and floats are stretched from
+    their own range, with a note. The first of several frames is used, with a note.
+
+    Args:
+        path: The file.
+        max_pixels: Refuse images with more pixels.
+        backdrop: RGB colour behind transparent parts.
 
     Raises:
-        ImageError: the file is missing, empty, not a picture, damaged, or has more than `max_pixels` pixels.
+        ImageError: The file is missing, empty, not an image, damaged, or has more than ``max_pixels`` pixels.
     """
     path = Path(path)
     check_file(path)
-    with _warnings_as_notes(max_pixels) as notes:
-        try:
-            with Image.open(path) as image:
-                frames = _frame_count(image)
-                image.load()
-                upright = _upright(image, notes)
-                rgb = _to_rgb(upright, backdrop, notes)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ImageError(
-                f"it has more than {max_pixels:,} pixels, which may be a decompression bomb: "
-                "raise --max-pixels if you trust the file, or make the picture smaller."
-            ) from None
-        except UnidentifiedImageError:
-            raise ImageError("it is not a picture of any kind that Pillow can read.") from None
-        except ImageError:
-            raise
-        except MemoryError:
-            raise ImageError("there is not enough memory to decode it.") from None
-        except Exception as error:  # decoders meet damaged data with nearly every exception there is
-            raise ImageError(f"it is damaged or cut short ({_one_line(error)}).") from error
+    with _pillow(max_pixels) as notes, Image.open(path) as image:
+        frames = _frame_count(image)
+        image.load()
+        rgb = _to_rgb(_upright(image, notes), backdrop, notes)
     if frames > 1:
         notes.append(f"the first of its {frames} frames is used.")
-    return Picture(rgb, tuple(dict.fromkeys(notes)))
+    return DecodedImage(rgb, tuple(dict.fromkeys(notes)))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return (H, W) of the upright image in a file, from its header, however many pixels it has.
+
+    Raises:
+        ImageError: The file is missing, empty, not an image, or damaged.
+    """
+    check_file(path)
+    with _pillow(None), Image.open(path) as image:
+        rotated = exif_orientation(image) >= 5
+        return (image.width, image.height) if rotated else (image.height, image.width)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation tag, 1 to 8; 1 (upright) if there is none or its EXIF data are damaged."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole image to search for the tag behind the pixels
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF data raise nearly every exception; ``read_image`` ignores the tag then, too
+        return 1
 
 
 def check_file(path: Path) -> None:
-    """Raises ImageError unless `path` is a regular file that can be read and holds something."""
+    """Raise ImageError unless ``path`` is a readable, regular file that is not empty."""
     try:
         status = path.stat()
     except OSError as error:
@@ -95,17 +106,29 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def _warnings_as_notes(max_pixels: int) -> Iterator[list[str]]:
-    """Pillow's limit set to `max_pixels` and made binding; whatever else Pillow warns of becomes a note."""
+def _pillow(max_pixels: int | None) -> Iterator[list[str]]:
+    """Make Pillow's size limit ``max_pixels``, its errors ImageErrors, and its warnings notes."""
     notes: list[str] = []
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield notes
         notes.extend(f"Pillow warns: {_one_line(warning.message)}." for warning in caught)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"it has more than {max_pixels:,} pixels, which may be a decompression bomb: "
+            "raise --max-pixels if you trust the file, or make the image smaller."
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError("it is not an image in any format that Pillow can read.") from None
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("there is not enough memory to decode it.") from None
+    except Exception as error:  # decoders raise nearly every exception on damaged data
+        raise ImageError(f"it is damaged or cut short ({_one_line(error)}).") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
@@ -115,30 +138,30 @@ def _frame_count(image: Image.Image) -> int:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)
     except (OSError, EOFError, SyntaxError, ValueError):
-        return 1  # a later frame is damaged: no matter, the first one is read for itself
+        return 1  # a later frame is damaged, but only the first one is used
     return count
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # an EXIF block can be damaged in any way; the pixels are sound
-        notes.append(f"its EXIF data is damaged, so it was not turned upright ({_one_line(error)}).")
+    except Exception as error:  # damaged EXIF data raise nearly every exception; the pixels are intact
+        notes.append(f"its EXIF data is damaged, so it was not rotated upright ({_one_line(error)}).")
         return image
 
 
 def _to_rgb(image: Image.Image, backdrop: tuple[int, int, int], notes: list[str]) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        grey = _to_eight_bits(np.asarray(image), notes)
+        grey = _to_uint8(np.asarray(image), notes)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, (*backdrop, 255))
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
-        notes.append("its transparent parts are laid on rgb({}, {}, {}).".format(*backdrop))
+        background = Image.new("RGBA", image.size, (*backdrop, 255))
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+        notes.append("its transparent parts are shown on rgb({}, {}, {}).".format(*backdrop))
     return np.array(image.convert("RGB"))
 
 
-def _to_eight_bits(values: np.ndarray, notes: list[str]) -> np.ndarray:
+def _to_uint8(values: np.ndarray, notes: list[str]) -> np.ndarray:
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise ImageError("it holds NaN or infinite values.")

@@ -1,4 +1,4 @@
-"""One progress report for every long operation, and a terminal bar that shows it."""
+"""Report the progress of long operations, and show it as bars on a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Progress:
     Attributes:
         done: Items finished so far, failed ones included.
         total: Items in all.
-        phase: Name of the current phase, where an operation has several (``done`` and ``total`` are the phase's own).
+        phase: Name of the current phase if an operation has several; ``done`` and ``total`` count its items.
         name: The item just finished; empty for the first report.
         error: Why that item failed, in one sentence; None if it did not.
-        resumed: Of ``done``, the items that an earlier start had finished: they say nothing about speed.
+        resumed: Items of ``done`` that an earlier start had finished; they do not count towards the speed.
     """
 
     done: int

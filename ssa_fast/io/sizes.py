@@ -1,4 +1,4 @@
-"""Byte counts: read from text, written for people, and measured for this process."""
+"""Parse, format and measure byte counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 
 
 def parse_bytes(size: int | str, argument: str = "memory") -> int:
-    """Return the bytes that a number, or a text such as "4GB" (4·10⁹) or "4GiB" (4·2³⁰), stands for.
+    """Return bytes from a number, or from text such as "4GB" (4·10⁹) or "4GiB" (4·2³⁰).
 
     Raises:
         ValueError: Anything else, or a size that is not positive; the message names ``argument``.
@@ -22,7 +22,7 @@ def parse_bytes(size: int | str, argument: str = "memory") -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Return a byte count for people, for example "16.0 GiB"."""
+    """Return a byte count as text, for example "16.0 GiB"."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -32,7 +32,7 @@ def format_bytes(count: float) -> str:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, or an estimate where the system does not tell."""
+    """Return the resident memory of this process, or an estimate if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     except OSError:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.io.progress import OnProgress, Progress
+    from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.disk_map import Fused
 
 BOX_SIDE = 4096  # boxes are found on a map no larger than this, so that it fits in memory
@@ -88,7 +89,7 @@ class Written:
 
 def write(
     fused: Fused,
-    reader: Reader,
+    reader: WindowReader,
     classes: list[int],
     names: list[str],
     labels: list[int],
@@ -118,8 +119,11 @@ def write(
 
         return table[_labelled(rows, (K, y1 - y0, x1 - x0), look)]
 
-    def part(first: int, count: int) -> Callable[[int, int], None]:
-        return lambda through, total: watch(round(1000 * (first + count * through / total)), 1000 * (K + 1))
+    def part(first: int, count: int) -> OnProgress:
+        def report(progress: Progress) -> None:
+            watch(round(1000 * (first + count * progress.done / progress.total)), 1000 * (K + 1))
+
+        return report
 
     common: dict[str, Any] = {
         "metadata": {**(look.metadata or {}), "classes": classes, "names": names, "labels": labels}
@@ -133,9 +137,11 @@ def write(
     Transaction(
         {
             cams: lambda path: pyramid.write(
-                path, cam_window, shape=(K, H, W), names=names, watch=part(0, K), **common
+                path, cam_window, shape=(K, H, W), names=names, on_progress=part(0, K), **common
             ),
-            mask: lambda path: pyramid.write(path, mask_window, shape=(1, H, W), watch=part(K, 1), **masks, **common),
+            mask: lambda path: pyramid.write(
+                path, mask_window, shape=(1, H, W), on_progress=part(K, 1), **masks, **common
+            ),
             preview: draw,
         }
     ).commit()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ssa_fast.io.readers.open import Reader
+    from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.tiling import Cut
     from ssa_fast.ssa import SSA
 
@@ -50,7 +50,7 @@ class Tiles:
     def __init__(
         self,
         ssa: SSA,
-        reader: Reader,
+        reader: WindowReader,
         *,
         cut: Cut,
         seed_layer: str | None,
@@ -144,7 +144,7 @@ class Tiles:
         images = self._prepare(self.reader.read(*tile.window))
         sources = dict(self.ssa.info.stages)
         if self.seed_layer is not None:
-            sources.setdefault(self.seed_layer, self.ssa.info.seed.source)
+            sources.setdefault(self.seed_layer, self.ssa.info.seed.ref)
         extracted: Features = extract_features(self.ssa.model, images, sources)
         return extracted.maps
 

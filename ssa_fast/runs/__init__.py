@@ -1,8 +1,8 @@
-"""Runs over pictures: folders and datasets of any length, in batches, over processes, stopped and taken up again."""
+"""Runs over images: folders and datasets of any length, in batches, over several processes, resumable."""
 
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Prediction, Predictor
-from ssa_fast.runs.report import Failure, RunReport, Step
+from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.runner import run
 
-__all__ = ["Failure", "Prediction", "Predictor", "RunOptions", "RunReport", "Step", "run"]
+__all__ = ["Failure", "Prediction", "Predictor", "RunOptions", "RunReport", "run"]

@@ -1,8 +1,8 @@
-"""One run by several processes, on one machine or many: who does what, how far they are, and who is gone.
+"""Distribute one run over several processes: assignment, progress, failure detection.
 
-The processes meet by torch.distributed (`torchrun`, or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT). No collective is called once they have met, since a process that died would hold up all others: they tell
-each other by a key-value store at rank 0.
+The processes, on one machine or many, meet by torch.distributed (``torchrun``, or anything that sets RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT). After that no collective is called, since one dead process would block all
+others: they communicate through a key-value store at rank 0.
 """
 
 from __future__ import annotations
@@ -24,123 +24,135 @@ from ssa_fast.runs.report import Process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BEAT = 2.0
-"""Seconds between a process's signs of life."""
-SILENCE = 60.0
-"""Seconds without one after which a process on another machine counts as gone."""
-POLL = 0.2
+HEARTBEAT_S = 2.0
+"""Seconds between two heartbeats of a process."""
+TIMEOUT_S = 60.0
+"""Seconds without a heartbeat after which a process on another machine counts as dead."""
+POLL_S = 0.2
 
 
-class Alone:
-    """The run's only process: the same face as `Shards`, with nobody to talk to."""
+class SingleProcess:
+    """The run's only process, with the interface of ``Distributed``."""
 
-    rank, world = 0, 1
+    rank = 0
 
-    def mine(self, window: int) -> bool:
-        """Whether a window of pictures is this process's to do."""
+    def owns(self, window: int) -> bool:
+        """Return True: every window of images is this process's."""
         return True
 
-    def agree(self, error: str | None) -> None:
-        """Nobody else has to hear it."""
+    def wait_for_rank0(self, error: str | None) -> None:
+        """Raise ValueError if the run could not be opened."""
+        if error is not None:
+            raise ValueError(error)
 
-    def tell(self, done: int, failed: int) -> int:
-        """How many pictures are through in all processes."""
-        return done + failed
+    def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
+        """Return the number of images processed, and how many of them are resumed."""
+        return done + failed, resumed
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Nobody waits for it."""
+        """Do nothing: there is no other process to inform."""
 
-    def gather(self, patience: float = 0.0) -> tuple[list[Process], list[dict[str, Any]]]:
-        """There are no others."""
+    def gather(self, timeout: float = 0.0) -> tuple[list[Process], list[dict[str, Any]]]:
+        """Return nothing: there are no other processes."""
         return [], []
 
 
-class Shards:
-    """This process among the `world` of a run."""
+class Distributed:
+    """One process of a run by several.
 
-    def __init__(self, store: dist.TCPStore, rank: int, whos: list[dict[str, Any]]) -> None:
-        self.store, self.rank, self.world, self.whos = store, rank, len(whos), whos
-        self.host = whos[rank]["host"]
-        self._beats: dict[int, tuple[int, float]] = {}
-        self._count = (0, 0)
+    Args:
+        store: The key-value store at rank 0.
+        rank: This process's rank.
+        members: Host and process id of each rank.
+    """
 
-    def mine(self, window: int) -> bool:
-        """Whether a window of pictures is this process's to do."""
-        return window % self.world == self.rank
+    def __init__(self, store: dist.TCPStore, rank: int, members: list[dict[str, Any]]) -> None:
+        self.store, self.rank, self.members = store, rank, members
+        self._heartbeats: dict[int, tuple[int, float]] = {}  # rank -> last heartbeat, and when it was first seen
+        self._reported = (0, 0)  # images finished and resumed
 
-    def agree(self, error: str | None) -> None:
-        """Wait for rank 0, which has opened the run or says why not.
+    def owns(self, window: int) -> bool:
+        """Return True if a window of images is this process's to do."""
+        return window % len(self.members) == self.rank
+
+    def wait_for_rank0(self, error: str | None) -> None:
+        """Wait until rank 0 has opened the run; ``error`` is its own failure to do so.
 
         Raises:
-            ValueError: what rank 0 said.
+            ValueError: Rank 0 could not open the run; the message is its own, on every rank.
         """
         if self.rank == 0:
             self._set("open", {"error": error})
         while not self.store.check(["open"]):
-            time.sleep(POLL)
-        said = json.loads(self.store.get("open"))["error"]
-        if said is None:
+            time.sleep(POLL_S)
+        error = json.loads(self.store.get("open"))["error"]
+        if error is None:
             return
-        self.store.add("heard", 1)
-        end = time.monotonic() + SILENCE
-        while self.rank == 0 and self.store.add("heard", 0) < self.world and time.monotonic() < end:
-            time.sleep(POLL)  # the store goes with rank 0, and with it what it has to say
-        raise ValueError(said)
+        self.store.add("acknowledged", 1)
+        end = time.monotonic() + TIMEOUT_S
+        while self.rank == 0 and self.store.add("acknowledged", 0) < len(self.members) and time.monotonic() < end:
+            time.sleep(POLL_S)  # the store ends with rank 0, so the others must have read the error first
+        raise ValueError(error)
 
-    def tell(self, done: int, failed: int) -> int:
-        """Say how many pictures this process is through with, and hear (on rank 0) how many all are."""
-        mine, before = done + failed, sum(self._count)
-        self._count = (done, failed)
+    def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
+        """Publish this process's counts; return how many images all processes finished, and resumed of them."""
+        finished, before = done + failed, self._reported
+        self._reported = (finished, resumed)
         try:
             self.store.set(f"count/{self.rank}", f"{done} {failed}")
-            return int(self.store.add("through", mine - before))
+            finished_by_all = int(self.store.add("finished", finished - before[0]))
+            return finished_by_all, int(self.store.add("resumed", resumed - before[1]))
         except (RuntimeError, dist.DistError):
-            return mine  # rank 0 is gone: this shard is done all the same
+            return finished, resumed  # rank 0 exited; this process finishes its share all the same
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Leave what this process has to report; `gather` collects it."""
+        """Publish this process's report for ``gather``.
+
+        Raises:
+            RuntimeError: Rank 0 exited.
+        """
         try:
             self._set(f"report/{self.rank}", content)
         except (RuntimeError, dist.DistError):
             raise RuntimeError(
-                "process 0 is gone, and with it the common report; what this one did is complete on disk. "
-                "Start the same command again for the rest."
+                "Rank 0 exited, so no combined report was written. This rank's results are saved; run the same "
+                "command again to finish the rest."
             ) from None
 
-    def gather(self, patience: float = float("inf")) -> tuple[list[Process], list[dict[str, Any]]]:
-        """On rank 0: wait until every other process has finished or is gone; what each of them did, and its report.
+    def gather(self, timeout: float = float("inf")) -> tuple[list[Process], list[dict[str, Any]]]:
+        """Wait on rank 0 for all other processes; return every process, and the others' reports.
 
-        With `patience` (seconds) over, those still at work are "stopped".
+        Args:
+            timeout: Seconds after which processes still at work count as "stopped".
         """
-        waiting, end = set(range(1, self.world)), time.monotonic() + patience
-        states, reports = {}, {}
+        waiting, end = set(range(1, len(self.members))), time.monotonic() + timeout
+        states, reports = {0: "finished"}, {}
         while waiting:
             for rank in sorted(waiting):
                 if self.store.check([f"report/{rank}"]):
                     reports[rank], states[rank] = json.loads(self.store.get(f"report/{rank}")), "finished"
-                elif self._gone(rank):
+                elif self._is_dead(rank):
                     states[rank] = "died"
                 elif time.monotonic() > end:
                     states[rank] = "stopped"
             waiting -= set(states)
             if waiting:
-                time.sleep(POLL)
-        processes = [Process(0, self.host, *self._count, "finished")]
-        processes += [
-            Process(rank, self.whos[rank]["host"], *self._counted(rank), states[rank]) for rank in range(1, self.world)
+                time.sleep(POLL_S)
+        processes = [
+            Process(rank, member["host"], *self._counts(rank), states[rank]) for rank, member in enumerate(self.members)
         ]
         return processes, [reports[rank] for rank in sorted(reports)]
 
-    def _gone(self, rank: int) -> bool:
-        who = self.whos[rank]
-        if who["host"] == self.host:
-            return not _alive(who["pid"])
-        beat, now = int(self.store.add(f"beat/{rank}", 0)), time.monotonic()
-        if self._beats.get(rank, (-1, 0.0))[0] != beat:
-            self._beats[rank] = (beat, now)
-        return now - self._beats[rank][1] > SILENCE
+    def _is_dead(self, rank: int) -> bool:
+        member = self.members[rank]
+        if member["host"] == self.members[self.rank]["host"]:
+            return not _is_running(member["pid"])
+        heartbeat, now = int(self.store.add(f"heartbeat/{rank}", 0)), time.monotonic()
+        if self._heartbeats.get(rank, (-1, 0.0))[0] != heartbeat:
+            self._heartbeats[rank] = (heartbeat, now)
+        return now - self._heartbeats[rank][1] > TIMEOUT_S
 
-    def _counted(self, rank: int) -> tuple[int, int]:
+    def _counts(self, rank: int) -> tuple[int, int]:
         if not self.store.check([f"count/{rank}"]):
             return 0, 0
         done, failed = self.store.get(f"count/{rank}").split()
@@ -150,8 +162,8 @@ class Shards:
         self.store.set(key, json.dumps(value))
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended and was not waited for yet does not."""
+def _is_running(pid: int) -> bool:
+    """Return True if a process of this machine runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -163,48 +175,49 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def join() -> Iterator[Alone | Shards]:
-    """This process's place among those of the run: alone without WORLD_SIZE, else met by torch.distributed on gloo.
+def join() -> Iterator[SingleProcess | Distributed]:
+    """Yield this process's place in the run: a single process without WORLD_SIZE, else connected on gloo.
 
-    A process group that the caller has made already is used, and left as it is.
+    A process group that the caller has already made is used, and kept.
     """
     if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
-        yield Alone()
+        yield SingleProcess()
         return
-    own = not dist.is_initialized()
-    if own:
+    owned = not dist.is_initialized()
+    if owned:
         dist.init_process_group("gloo")
     stop = threading.Event()
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
         host = os.environ.get("MASTER_ADDR") or socket.getfqdn()
-        place: list[Any] = [None]
+        address: list[Any] = [None]
         if rank == 0:
             store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
-            place = [(host, store.port)]
-        dist.broadcast_object_list(place, src=0)
-        host, port = place[0]
+            address = [(host, store.port)]
+        dist.broadcast_object_list(address, src=0)
+        host, port = address[0]
         if rank != 0:
-            store = _client(host, port, world)
-        threading.Thread(target=_beat, args=(_client(host, port, world), rank, stop), daemon=True).start()
-        whos: list[Any] = [None] * world
-        dist.all_gather_object(whos, {"host": socket.gethostname(), "pid": os.getpid()})
-        yield Shards(store, rank, whos)
+            store = _connect(host, port, world)
+        threading.Thread(target=_send_heartbeats, args=(_connect(host, port, world), rank, stop), daemon=True).start()
+        members: list[Any] = [None] * world
+        dist.all_gather_object(members, {"host": socket.gethostname(), "pid": os.getpid()})
+        yield Distributed(store, rank, members)
     finally:
         stop.set()
-        if own:
+        if owned:
             dist.destroy_process_group()
 
 
-def _client(host: str, port: int, world: int) -> dist.TCPStore:
-    return dist.TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE))
+def _connect(host: str, port: int, world: int) -> dist.TCPStore:
+    timeout = timedelta(seconds=TIMEOUT_S)
+    return dist.TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
-def _beat(store: dist.TCPStore, rank: int, stop: threading.Event) -> None:
-    """Give signs of life until the end, this process's or rank 0's."""
+def _send_heartbeats(store: dist.TCPStore, rank: int, stop: threading.Event) -> None:
+    """Send heartbeats until this process stops or rank 0 exits."""
     while not stop.is_set():
         try:
-            store.add(f"beat/{rank}", 1)
+            store.add(f"heartbeat/{rank}", 1)
         except (RuntimeError, dist.DistError):
             return
-        stop.wait(BEAT)
+        stop.wait(HEARTBEAT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ssa_fast.io import atomic
@@ -12,8 +13,8 @@ from ssa_fast.runs.manifest import output_paths
 if TYPE_CHECKING:
     from pathlib import PurePosixPath
 
-    from ssa_fast.io.datasets import Source
-    from ssa_fast.runs.manifest import Ledger
+    from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.runs.manifest import Manifest
     from ssa_fast.runs.predictor import Predictor
 
 KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
@@ -21,10 +22,10 @@ KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
 
 
 def polish(
-    source: Source,
+    source: ImageSource,
     name: PurePosixPath,
     predictor: Predictor,
-    ledger: Ledger,
+    manifest: Manifest,
     classes: list[int] | None,
     settings: dict[str, Any],
     *,
@@ -32,13 +33,11 @@ def polish(
 ) -> list[str]:
     """Write one large picture's files and its record; what its owner may want to know of it."""
     options, classifier = predictor.options, predictor.classifier
-    targets = output_paths(ledger.out, name, KINDS)
-    drafts = {kind: ledger.drafts / f"giant-{kind}{target.suffix}" for kind, target in targets.items()}
-    ledger.drafts.mkdir(parents=True, exist_ok=True)
+    targets = output_paths(manifest.out, name, KINDS)
+    drafts = {kind: manifest.tmp_dir / f"giant-{kind}{target.suffix}" for kind, target in targets.items()}
+    manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
     look = Look(
-        **options.mask_options,
-        box_threshold=options.box_threshold,
-        components=options.components,
+        **asdict(options.postprocess),
         labels=predictor.labels,
         names=lambda chosen: [classifier.categories[index] for index in chosen],
         metadata={"settings": settings},
@@ -53,7 +52,7 @@ def polish(
             mask=drafts["masks"],
             preview=drafts["previews"],
             memory=options.memory,
-            scratch=ledger.drafts,
+            scratch=manifest.tmp_dir,
             mean=classifier.mean,
             std=classifier.std,
             look=look,
@@ -73,7 +72,7 @@ def polish(
     ]
     H, W = result.size
     atomic.Transaction.of_files({drafts[kind]: target for kind, target in targets.items()}).commit()
-    ledger.commit(
+    manifest.commit(
         [
             {
                 "output": str(name),

@@ -1,4 +1,4 @@
-"""Pictures read ahead by other processes, in the order in which they are wanted."""
+"""Read images ahead in worker processes, in the order in which they are asked for."""
 
 from __future__ import annotations
 
@@ -17,89 +17,93 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssa_fast.io.datasets import Source
-    from ssa_fast.io.images import Picture
+    from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.images import DecodedImage
     from ssa_fast.runs.options import RunOptions
 
-WINDOWED = (".zarr", ".npy")
-"""Suffixes of images that Pillow does not know, and that are read in windows whatever their size."""
+TILED_SUFFIXES = (".zarr", ".npy")
+"""Suffixes of images that Pillow cannot read: they are processed in tiles whatever their size."""
 
-FEW = 8
-"""Pictures for which no process is worth its start."""
+MIN_FOR_WORKERS = 8
+"""Fewer images than this are read faster without starting a process."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What came of reading the picture at `index`: the picture, None where it is one for tiles, or why it was not read.
+    """The image at ``index`` of the sources, or the reason why there is none.
 
-    `labels` are the dataset's class names, where they were asked for.
+    Attributes:
+        index: Position among the sources.
+        image: The pixels; None for an image that is to be processed in tiles, or after an error.
+        labels: The dataset's class names for it, if they were asked for.
+        error: Why it could not be read.
     """
 
     index: int
-    picture: Picture | None = None
+    image: DecodedImage | None = None
     labels: tuple[str, ...] = ()
     error: Exception | None = None
 
 
-class _Pictures(Dataset[Loaded]):
-    def __init__(self, sources: Sequence[Source], wanted: Sequence[int], options: RunOptions) -> None:
-        self.sources, self.wanted, self.options = sources, wanted, options
+class _ImageDataset(Dataset[Loaded]):
+    def __init__(self, sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions) -> None:
+        self.sources, self.indices, self.options = sources, indices, options
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.indices)
 
     def __getitem__(self, position: int) -> Loaded:
-        index = self.wanted[position]
+        index = self.indices[position]
         source, options = self.sources[index], self.options
         try:
             labels = labels_of(source) if options.classes == "labels" else ()
             if options.size is None and _is_large(source, options):
                 return Loaded(index, labels=labels)
-            picture = images.read(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
-            return Loaded(index, picture, labels)
-        except Exception as error:  # a reader's error is the picture's, and no reason to end the reading process
+            image = images.read_image(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
+            return Loaded(index, image, labels)
+        except Exception as error:  # an unreadable image must not end the worker
             return Loaded(index, error=error)
 
 
-def _is_large(source: Source, options: RunOptions) -> bool:
+def _is_large(source: ImageSource, options: RunOptions) -> bool:
     from ssa_fast.io.readers import size_of
 
     try:
         H, W = size_of(source.path)
     except ValueError:
-        return False  # whoever reads it says what is wrong with it
-    return options.large_above < H * W or source.path.suffix.lower() in WINDOWED
+        return False  # reading it raises the proper error
+    return options.large_above < H * W or source.path.suffix.lower() in TILED_SUFFIXES
 
 
-def _leave_signals(_: int) -> None:
-    """A signal to the whole group asks the run to end; whoever reads for it is needed until it has."""
+def _ignore_signals(_: int) -> None:
+    """Ignore SIGINT and SIGTERM in loader workers; the main process shuts them down."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _keep(loaded: Any) -> Any:
+def _identity(loaded: Any) -> Any:
     return loaded
 
 
 def load(
-    sources: Sequence[Source], wanted: Sequence[int], options: RunOptions, device: torch.device
+    sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions, device: torch.device
 ) -> Generator[Loaded, None, None]:
-    """The pictures at the indices `wanted`, one after the other, read ahead by `options.workers` processes."""
-    workers = options.workers if options.workers is not None else default_workers(len(wanted), device)
+    """Yield the images at ``indices`` one by one, read ahead by ``options.workers`` processes."""
+    workers = options.workers if options.workers is not None else default_workers(len(indices), device)
     loader = DataLoader(
-        _Pictures(sources, wanted, options),
+        _ImageDataset(sources, indices, options),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_keep,
-        worker_init_fn=_leave_signals,
+        collate_fn=_identity,
+        worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
     )
     yield from loader
 
 
-def default_workers(pictures: int, device: torch.device) -> int:
-    """Half the cores where the network needs the others, all but one where it runs on a GPU."""
+def default_workers(count: int, device: torch.device) -> int:
+    """Return the number of reading processes: half the cores if the network needs the CPU, else more."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if pictures < FEW:
+    if count < MIN_FOR_WORKERS:
         return 0
     return max(1, min(8, cores - 1)) if device.type == "cuda" else max(1, min(4, cores // 2))

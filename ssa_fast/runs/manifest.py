@@ -1,8 +1,8 @@
-"""What is complete, on disk: a run's settings, a record for every picture, and the `boxes.json` made of them.
+"""Track on disk which images are complete: settings, a record per image, and ``boxes.json``.
 
-A picture is complete when its record is there, which is written after all its files. The records of a batch are one
-file, so that a batch is complete or not as a whole: what is left after a stop falls into the same batches as it would
-have without one, and a batch's rounding is its own.
+An image is complete when its record exists, which is written after all its files. The records of a batch are one
+file, so a batch is complete as a whole or not at all. A resumed run therefore forms the same batches as an
+uninterrupted one, and its results round alike.
 """
 
 from __future__ import annotations
@@ -13,163 +13,175 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ssa_fast.io.datasets import Source
+    from ssa_fast.io.datasets import ImageSource
 
-MANIFEST, RECORDS, BOXES, REPORT, DRAFTS = "run.json", "records", "boxes.json", "report.json", ".drafts"
+MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
+IMAGE_KEYS = ("file_name", "width", "height", "output")
 
-Record = dict[str, Any]
+ImageRecord: TypeAlias = "dict[str, Any]"
+"""JSON object of one complete image: its file, size, classes, scores and boxes."""
 
 
-class Ledger:
-    """The records in one output folder.
+class Manifest:
+    """The state of the run in one output folder.
 
-    `settings` decide the outputs, and `version` is the package's that makes them. `done` maps a picture's output name
-    to what its record says of the file it was made from.
+    Args:
+        out: The folder.
+        settings: What decides the outputs, as JSON values; a run is only resumed with the same settings.
+        version: The package's version, which is one of the settings.
+
+    Attributes:
+        settings: The settings without the version.
+        tmp_dir: This process's folder for temporary files, inside ``out``.
+        done: Output name of each complete image -> name and size in bytes of the file it was made from.
+        preexisting: Output files that are older than the run, relative to ``out``.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], version: str) -> None:
-        self.out = out
-        self.settings = {"ssa_fast": version, **json.loads(json.dumps(settings))}
-        self.drafts = out / DRAFTS / f"{socket.gethostname()}-{os.getpid()}"
+        self.out, self.version = out, version
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.tmp_dir = out / TMP / f"{socket.gethostname()}-{os.getpid()}"
         self.done: dict[str, tuple[str, int]] = {}
-        self.kept: set[str] = set()
+        self.preexisting: set[str] = set()
 
-    def open(self, targets: Sequence[Path], *, overwrite: bool) -> None:
-        """Begin a run in the folder, or take up the one that is there.
+    def open(self, targets: Iterable[Path], *, overwrite: bool) -> None:
+        """Start a run in the folder, or resume the one that is there.
 
-        Files of `targets` that were there before the first start are none of ours, and are kept unless `overwrite` is
-        set. `overwrite` begins anew where the run that is there is complete or had other settings.
+        Args:
+            targets: All files that the run may write. Those that exist before its first start are not replaced.
+            overwrite: Replace existing files; start anew if the run that is there is complete or had other settings.
 
         Raises:
-            ValueError: `out` is no folder, or holds a foreign `boxes.json` or a run with other settings.
+            ValueError: ``out`` is not a folder, or holds a ``boxes.json`` of something else, or a run with other
+                settings.
         """
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, {self.out} is a file")
-        before = self._manifest()
+        before = self._read()
         if before is None and (self.out / BOXES).exists() and not overwrite:
             raise ValueError(f"out: {self.out / BOXES} exists; pass --overwrite, or another folder")
-        differences = [] if before is None else _differences(before["settings"], self.settings)
+        differences = [] if before is None else _differences(before["settings"], self._all_settings())
         if differences and not overwrite:
             raise ValueError(
                 f"out: the run in {self.out} was made with other settings ({'; '.join(differences)}); "
-                "use them, another folder, or --overwrite to begin anew"
+                "use them, another folder, or --overwrite to start anew"
             )
-        shutil.rmtree(self.out / DRAFTS, ignore_errors=True)  # of processes that were killed
+        shutil.rmtree(self.out / TMP, ignore_errors=True)  # of processes that were killed
         if before is None or (overwrite and (differences or before["complete"])):
             shutil.rmtree(self.out / RECORDS, ignore_errors=True)
             (self.out / BOXES).unlink(missing_ok=True)
-            before = {"kept": sorted(self._relative(target) for target in targets if target.exists())}
-        self._write_manifest([] if overwrite else before["kept"], complete=False)
+            before = {"preexisting": sorted(self._relative(target) for target in targets if target.exists())}
+        self._write([] if overwrite else before["preexisting"], complete=False)
 
-    def read(self) -> None:
-        """Learn from the disk what is complete."""
-        manifest = self._manifest()
-        self.kept = set(manifest["kept"]) if manifest else set()
+    def refresh(self) -> None:
+        """Update ``done`` and ``preexisting`` from the disk."""
+        manifest = self._read()
+        self.preexisting = set(manifest["preexisting"]) if manifest else set()
         self.done = {record["output"]: (record["file_name"], record["bytes"]) for record in self.records()}
 
-    def foreign(self, target: Path) -> bool:
-        """Whether a target is a file that was there before the run, and is not its to replace."""
-        return self._relative(target) in self.kept and target.exists()
+    def is_preexisting(self, target: Path) -> bool:
+        """Return True if a target is a file that is older than the run, which must not replace it."""
+        return self._relative(target) in self.preexisting and target.exists()
 
-    def is_done(self, source: Source, name: PurePosixPath) -> bool:
-        """Whether a picture is complete.
+    def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
+        """Return True if the image that is written under ``name`` is complete.
 
         Raises:
-            ValueError: another picture's outputs have its name, or the picture has changed since.
+            ValueError: The outputs of that name were made from another file, or the file has changed since.
         """
         found = self.done.get(str(name))
         if found is None:
             return False
-        mine = (source.relative.as_posix(), source.path.stat().st_size)
-        if found != mine:
+        file, size = source.relative.as_posix(), source.path.stat().st_size
+        if found != (file, size):
             raise ValueError(
-                f"{name} was made from {found[0]} of {found[1]:,} bytes, this is {mine[0]} of {mine[1]:,} bytes; "
-                "choose another --out, or pass --overwrite to begin anew."
+                f"{name} was made from {found[0]} of {found[1]:,} bytes, this is {file} of {size:,} bytes; "
+                "choose another --out, or pass --overwrite to start anew."
             )
         return True
 
-    def commit(self, records: Sequence[Record]) -> None:
-        """Make pictures complete, all of them in the same moment."""
+    def commit(self, records: Sequence[ImageRecord]) -> None:
+        """Mark images as complete, all at the same moment."""
         path = self.out / RECORDS / f"{records[0]['output']}.json"
-        atomic_write(path, json.dumps(list(records), indent=1), tmp_dir=self.drafts)
+        atomic_write(path, json.dumps(list(records), indent=1), tmp_dir=self.tmp_dir)
         self.done.update({record["output"]: (record["file_name"], record["bytes"]) for record in records})
 
-    def records(self) -> Iterator[Record]:
-        """All records, in the order of their batches' first output names."""
+    def records(self) -> Iterator[ImageRecord]:
+        """Yield all records, in the order of their batches' first output names."""
         root = self.out / RECORDS
         for path in sorted(root.rglob("*.json"), key=lambda path: path.relative_to(root).parts):
             yield from json.loads(path.read_text(encoding="utf-8"))
 
     def write_boxes(self) -> Path | None:
-        """Assemble `boxes.json` from the records; None if there is none."""
+        """Write ``boxes.json`` from the records and return its path; None without a record."""
         if not self.done:
             return None
         path = self.out / BOXES
-        atomic_write(path, self._boxes_into, tmp_dir=self.drafts)
+        atomic_write(path, self._save_boxes, tmp_dir=self.tmp_dir)
         return path
 
     def write_report(self, text: str) -> None:
-        """Replace `report.json`."""
-        atomic_write(self.out / REPORT, text, tmp_dir=self.drafts)
+        """Replace ``report.json``."""
+        atomic_write(self.out / REPORT, text, tmp_dir=self.tmp_dir)
 
     def close(self, *, complete: bool) -> None:
-        """End a start: the manifest tells whether anything is left to do; drafts are gone."""
-        self._write_manifest(sorted(self.kept), complete=complete)
-        shutil.rmtree(self.out / DRAFTS, ignore_errors=True)
+        """Record whether the run is complete, and remove the temporary files."""
+        self._write(sorted(self.preexisting), complete=complete)
+        shutil.rmtree(self.out / TMP, ignore_errors=True)
 
-    def _boxes_into(self, draft: Path) -> None:
-        """COCO's detection annotations, written as the records are read: there may be millions of them."""
+    def _save_boxes(self, path: Path) -> None:
+        """Stream COCO's detection annotations to a file: there may be millions of them."""
         categories: dict[int, str] = {}
         images = annotations = 0
-        with draft.open("w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
-            info = {"description": f"ssa_fast {self.settings['ssa_fast']}", "settings": self.settings}
+        with path.open("w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+            info = {"description": f"ssa_fast {self.version}", "settings": self._all_settings()}
             file.write(f'{{"info": {json.dumps(info)},\n"images": [')
             for record in self.records():
                 images += 1
-                _item(file, images, {"id": images, **{key: record[key] for key in IMAGE_KEYS}})
+                _write_item(file, images, {"id": images, **{key: record[key] for key in IMAGE_KEYS}})
                 categories.update(zip(record["classes"], record["names"], strict=True))
                 for annotation in _annotations(record, images):
                     annotations += 1
-                    _item(spool, annotations, {"id": annotations, **annotation})
+                    _write_item(spool, annotations, {"id": annotations, **annotation})
             file.write('\n],\n"annotations": [')
             spool.seek(0)
             shutil.copyfileobj(spool, file)
             named = [{"id": index, "name": name} for index, name in sorted(categories.items())]
             file.write(f'\n],\n"categories": {json.dumps(named)}}}\n')
 
-    def _manifest(self) -> dict[str, Any] | None:
+    def _all_settings(self) -> dict[str, Any]:
+        return {"ssa_fast": self.version, **self.settings}
+
+    def _read(self) -> dict[str, Any] | None:
         path = self.out / MANIFEST
         if not path.exists():
             return None
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: manifest[key] for key in ("settings", "kept", "complete")}
+            return {key: manifest[key] for key in ("settings", "preexisting", "complete")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: {path} is no run's manifest ({error}); remove it or use another folder") from None
 
-    def _write_manifest(self, kept: Sequence[str], *, complete: bool) -> None:
-        text = json.dumps({"settings": self.settings, "kept": list(kept), "complete": complete}, indent=1)
-        atomic_write(self.out / MANIFEST, text, tmp_dir=self.drafts)
+    def _write(self, preexisting: Sequence[str], *, complete: bool) -> None:
+        content = {"settings": self._all_settings(), "preexisting": list(preexisting), "complete": complete}
+        atomic_write(self.out / MANIFEST, json.dumps(content, indent=1), tmp_dir=self.tmp_dir)
 
     def _relative(self, target: Path) -> str:
         return PurePosixPath(target.relative_to(self.out)).as_posix()
 
 
-IMAGE_KEYS = ("file_name", "width", "height", "output")
-
-
-def _annotations(record: Record, image: int) -> Iterator[dict[str, Any]]:
-    for index, score, found in zip(record["classes"], record["scores"], record["boxes"], strict=True):
-        for x1, y1, x2, y2 in found:
+def _annotations(record: ImageRecord, image_id: int) -> Iterator[dict[str, Any]]:
+    for index, score, boxes in zip(record["classes"], record["scores"], record["boxes"], strict=True):
+        for x1, y1, x2, y2 in boxes:
             yield {
-                "image_id": image,
+                "image_id": image_id,
                 "category_id": index,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
@@ -178,16 +190,16 @@ def _annotations(record: Record, image: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def _item(file: TextIO, count: int, item: Mapping[str, Any]) -> None:
-    file.write(f"{',' if count > 1 else ''}\n {json.dumps(item)}")
+def _write_item(file: TextIO, number: int, item: Mapping[str, Any]) -> None:
+    file.write(f"{',' if number > 1 else ''}\n {json.dumps(item)}")
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs' settings, each as "name: there …, here …"."""
+    """Return the settings that differ, each as "name: there …, here …"."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return [f"{name}: there {before.get(name)}, here {now.get(name)}" for name in names]
 
 
 def output_paths(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:
-    """Return where the files of the image called ``name`` go: one path per folder of ``kinds`` (folder -> suffix)."""
+    """Return the output files of the image called ``name``, by folder; ``kinds`` maps folder -> suffix."""
     return {folder: out / folder / name.with_name(name.name + suffix) for folder, suffix in kinds.items()}

@@ -1,4 +1,4 @@
-"""How a run went: told picture by picture, at the end, and to machines."""
+"""Report how a run ended: as an object, as ``report.json``, and as one sentence per failure."""
 
 from __future__ import annotations
 
@@ -13,42 +13,32 @@ import torch
 if TYPE_CHECKING:
     from pathlib import Path
 
-NO_MEMORY = "not enough memory|can't allocate memory|Storage size calculation overflowed"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = "not enough memory|can't allocate memory|Storage size calculation overflowed"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that came to nothing: its name, why in one sentence, and the error where there was one."""
+    """An image without outputs: its name, the reason in one sentence, and the error if it is known."""
 
     name: str
     reason: str
     error: Exception | None = None
 
     @classmethod
-    def of(cls, name: str, error: Exception) -> Failure:
-        """The failure that an error means."""
-        return cls(name, reason(error), error)
+    def from_error(cls, path: str | Path, error: Exception) -> Failure:
+        """Return the failure of the image at ``path``."""
+        return cls(str(path), describe_error(error), error)
 
     @property
-    def no_space(self) -> bool:
-        """Whether nothing more can be written, so that going on would make every picture fail."""
-        return isinstance(self.error, OSError) and self.error.errno in NO_SPACE
-
-
-@dataclass(frozen=True)
-class Step:
-    """Handed to a run's watcher as pictures are done: how many are through, of how many, and which was the last."""
-
-    through: int
-    total: int
-    name: str
-    failure: Failure | None
+    def disk_full(self) -> bool:
+        """Return True if nothing more can be written, so that every further image would fail too."""
+        return isinstance(self.error, OSError) and self.error.errno in DISK_FULL
 
 
 @dataclass(frozen=True)
 class Process:
-    """What one of several processes did: its rank and host, pictures done and failed, and "finished" or what else."""
+    """One of several processes of a run: its images done and failed, and "finished", "died" or "stopped"."""
 
     rank: int
     host: str
@@ -62,16 +52,17 @@ class RunReport:
     """How a run ended.
 
     Attributes:
-        done: names of the pictures whose outputs are complete.
-        resumed: how many of them were complete before this start.
-        failures: the others, with the reason.
-        notes: what happened to pictures on the way, with their names.
-        skipped: files in folders that were passed over, with the reason.
-        boxes: the `boxes.json` written, None if no picture was completed.
-        seconds: wall-clock time of reading, computing and writing.
-        signal: 2 where Ctrl-C ended it, 15 where SIGTERM did, else 0.
-        stopped: what ended it before its time, in a sentence.
-        processes: where there were several, what each of them did.
+        done: Names of the images whose outputs are complete.
+        resumed: How many of them an earlier start had completed.
+        failures: The images that failed, with the reason.
+        notes: Remark -> names of the images that it is about.
+        skipped: Files and folders that were not read, with the reason.
+        boxes: The ``boxes.json`` written; None if no image is complete.
+        seconds: Wall-clock time of reading, computing and writing.
+        signal: 2 after Ctrl-C, 15 after SIGTERM, else 0.
+        stopped: Why the run ended early, in one sentence.
+        rank: The process that this report is about; rank 0's covers all processes.
+        processes: The single processes, if there were several (rank 0 only).
     """
 
     done: list[str] = field(default_factory=list)
@@ -83,35 +74,36 @@ class RunReport:
     seconds: float = 0.0
     signal: int = 0
     stopped: str | None = None
+    rank: int = 0
     processes: list[Process] = field(default_factory=list)
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it."""
+        """Return True if a signal ended the run."""
         return self.signal != 0
 
     @property
     def images_per_second(self) -> float:
-        """Pictures completed in this start per second of it."""
+        """Return the rate at which this start completed images."""
         return (len(self.done) - self.resumed) / self.seconds if self.seconds else 0.0
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return True if every image is done."""
         lost = any(process.state != "finished" for process in self.processes)
         return not (self.failures or self.signal or self.stopped or lost)
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is left to do, 1 if something failed, 130 after Ctrl-C and 143 after SIGTERM."""
+        """Return 0 if every image is done, 1 if something failed, 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal if self.signal else int(not self.complete)
 
-    def as_json(self) -> str:
-        """The report as the text of a `report.json`: everything but the pictures that are done, which are counted."""
+    def to_json(self) -> str:
+        """Return the text of ``report.json``; images that are done are only counted."""
         content: dict[str, Any] = {
             "done": len(self.done),
             "resumed": self.resumed,
-            "failed": [{"picture": failure.name, "reason": failure.reason} for failure in self.failures],
+            "failed": [{"image": failure.name, "reason": failure.reason} for failure in self.failures],
             "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
             "notes": self.notes,
             "stopped": self.stopped,
@@ -122,15 +114,15 @@ class RunReport:
         return json.dumps(content, indent=1)
 
 
-def reason(error: Exception) -> str:
-    """One line for the closing table: what went wrong and, where something can be done, what."""
+def describe_error(error: Exception) -> str:
+    """Return what went wrong in one line, with what to do about it where something can be done."""
     line = str(error).strip().split("\n")[0] or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU ran out of memory; pass a smaller --size, fewer --scales, no --flip, or --device cpu."
-    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+    if isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, str(error)):
         return "the machine ran out of memory; pass a smaller --size or fewer --scales."
     if isinstance(error, OSError) and error.strerror:
-        where = f" to {error.filename}" if error.filename else ""  # a full disk shows in write(), which knows no name
+        where = f" to {error.filename}" if error.filename else ""  # write() on a full disk gives no file name
         return f"its output cannot be written{where} ({error.strerror})."
     if isinstance(error, ValueError | OSError | RuntimeError):
         return line

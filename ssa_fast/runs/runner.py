@@ -1,34 +1,37 @@
-"""The run itself: what is left to do is read, computed in batches and written; a bad picture never stops it."""
+"""Run SSA over many images: list them, open the output folder, execute, close."""
 
 from __future__ import annotations
 
-import queue
 import signal
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ssa_fast.io import datasets
-from ssa_fast.runs import distributed, large_images, loader, writer
-from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Ledger, output_paths
+from ssa_fast.io.progress import Progress
+from ssa_fast.runs import distributed, large_images, loader
+from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest, output_paths
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
-from ssa_fast.runs.report import Failure, RunReport, Step
+from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.signals import Stopped, signals_as_interrupts
+from ssa_fast.runs.writer import Job, Writer, output_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
+    from ssa_fast.runs.distributed import Distributed, SingleProcess
     from ssa_fast.runs.loader import Loaded
-    from ssa_fast.runs.writer import Outcome
     from ssa_fast.ssa import SSA
 
 BATCH_ON_GPU = 16
 WINDOW = 8
-"""Batches' worth of pictures among which those of one size are sought for a batch, and which one process takes."""
+"""Batches' worth of consecutive images that one process takes, and forms batches of one size from."""
 
 
 def run(
@@ -40,296 +43,291 @@ def run(
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     split: str | None = None,
     settings: dict[str, Any] | None = None,
-    watch: Callable[[Step], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RunReport:
-    """Polish the CAMs of every picture in `paths` and write them below `out`.
+    """Polish the CAMs of every image in ``paths`` and write them below ``out``.
 
-    Per picture: `cams/NAME.npz` (`camfiles`; at the size that `ssa` gives), `masks/NAME.png` and `overlays/NAME.png`,
-    and a record of it in `records/`; for all of them `boxes.json`, in the layout of COCO's detection annotations, and
-    `report.json`. Pictures that are done in tiles have TIFFs and a preview instead (`SSA.large`). A mask's values are
-    class indices + 1 where the network has at most 254 classes, positions in the picture's list of classes + 1
-    otherwise; the CAM file says which under `labels`.
+    Per image: ``cams/NAME.npz`` (see ``cam_files``; at the size that ``ssa`` gives), ``masks/NAME.png``,
+    ``overlays/NAME.png`` and a record in ``records/``; for all of them ``boxes.json``, in the layout of COCO's
+    detection annotations, and ``report.json``. Images processed in tiles have TIFFs and a preview instead. A mask's
+    values are class indices + 1 if the network has at most 254 classes, else positions in the image's list of classes
+    + 1; the CAM file gives them under ``labels``.
 
-    A run that was stopped, however that happened, goes on when it is started again: pictures with a record are
-    complete and are not touched, whatever else is there is made again. Under `torchrun` the pictures are dealt out to
-    all processes; `out` must be one folder to all of them.
+    A bad image never stops a run. A run is resumable: started again, it skips images with a record. Under ``torchrun``
+    the images are distributed over all processes; ``out`` must be the same folder for all of them.
 
     Args:
-        paths, split: see `sources.find`.
-        ssa: built on `classifier.model`; `size="stage"` keeps CAM files small.
-        settings: go into the outputs beside the options, as JSON; a run is only taken up with the same ones.
-        watch: called as pictures are through; with several processes on rank 0 alone.
+        paths: Images, folders, globs and lists, see ``datasets.find_images``.
+        ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
+        out: The output folder.
+        classifier: The network with its preprocessing and class names.
+        options: Outputs per image, and how to execute.
+        split: Of VOC folders, see ``datasets.find_images``.
+        settings: Further JSON values for the outputs; a run is only resumed with the same ones.
+        on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes.
 
     Raises:
-        ValueError: an option is wrong, there is nothing to read, or `out` holds something else; nothing was written.
+        ValueError: An option is wrong, there is nothing to read, or ``out`` holds something else; nothing was written.
     """
-    return _Run(ssa, Path(out), classifier, options, settings or {}).over(paths, split, watch)
+    from ssa_fast import __version__
+
+    options.check(classifier)
+    predictor = Predictor(classifier, ssa, options)
+    settings = {**(settings or {}), **options.fingerprint(predictor.device)}
+    manifest = Manifest(Path(out), settings, __version__)
+    images = _list_images(paths, split, manifest.out, output_folders(options))
+    with distributed.join() as group, signals_as_interrupts():
+        _open(manifest, images, group, overwrite=options.overwrite)
+        process = _Run(images, predictor, manifest, group, on_progress)
+        process.execute()
+        return process.close()
+
+
+@dataclass(frozen=True)
+class _Images:
+    """All images of a run, the same in every process.
+
+    Attributes:
+        sources, names: The files, and the names of their outputs.
+        missing, skipped: Paths that cannot be read, and those inside folders that are not images, with the reason.
+        out, folders: The output folder, and its folders with a file per image.
+    """
+
+    sources: Sequence[datasets.ImageSource]
+    names: Sequence[PurePosixPath]
+    missing: tuple[tuple[Path, str], ...]
+    skipped: tuple[tuple[Path, str], ...]
+    out: Path
+    folders: dict[str, str]
+
+    def targets(self, name: PurePosixPath) -> list[Path]:
+        """Return the files that the image called ``name`` may write."""
+        kinds = (self.folders, large_images.KINDS)
+        return [path for each in kinds for path in output_paths(self.out, name, each).values()]
+
+
+def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, folders: dict[str, str]) -> _Images:
+    """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
+    own_folders = [out / folder for folder in (*folders, *large_images.KINDS, RECORDS)]
+    own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
+    found = datasets.find_images(paths, split=split, exclude=own_folders)
+    skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
+    if not found.sources:
+        reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
+        raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
+    return _Images(found.sources, datasets.output_names(found.sources), found.missing, skipped, out, folders)
+
+
+def _open(manifest: Manifest, images: _Images, group: SingleProcess | Distributed, *, overwrite: bool) -> None:
+    """Start or resume the run on disk, by rank 0 for all processes; raise ValueError if it cannot be."""
+    error = None
+    if group.rank == 0:
+        try:
+            targets = (target for name in images.names for target in images.targets(name))
+            manifest.open(targets, overwrite=overwrite)
+        except (ValueError, OSError) as failure:
+            error = str(failure)
+    group.wait_for_rank0(error)
+    manifest.refresh()
+
+
+class DiskFull(Exception):
+    """Nothing more can be written."""
 
 
 class _Run:
+    """This process's share of a run, and its report."""
+
     def __init__(
-        self, ssa: SSA, out: Path, classifier: Classifier, options: RunOptions, settings: dict[str, Any]
+        self,
+        images: _Images,
+        predictor: Predictor,
+        manifest: Manifest,
+        group: SingleProcess | Distributed,
+        on_progress: OnProgress | None,
     ) -> None:
-        from ssa_fast import __version__
+        self.images, self.predictor, self.manifest, self.group = images, predictor, manifest, group
+        self.options = predictor.options
+        self.on_progress = on_progress if group.rank == 0 else None
+        self.on_gpu = predictor.device.type == "cuda"
+        self.batch_size = self.options.batch or (BATCH_ON_GPU if self.on_gpu else 1)
+        self.window = WINDOW * self.batch_size
+        self.report = RunReport(rank=group.rank)
+        self.failed = 0  # images of this process; the report's failures also hold paths without an image
+        if group.rank == 0:
+            self.report.failures = [Failure(str(path), reason) for path, reason in images.missing]
+            self.report.skipped = images.skipped
 
-        options.check(classifier)
-        self.ssa, self.options = ssa, options
-        self.predictor = Predictor(classifier, ssa, options)
-        self.settings = {**settings, **options.settings(self.predictor.device)}
-        self.version = __version__
-        self.ledger = Ledger(out, self.settings, __version__)
-        self.kinds = writer.kinds(options)
-        self.report = RunReport()
-        self.failed = 0  # of this process's pictures
+    def execute(self) -> None:
+        """Process the pending images; a signal or a full disk ends that early."""
+        start, report = time.perf_counter(), self.report
+        try:
+            if pending := self._pending():
+                self._process(pending)
+        except DiskFull:
+            report.stopped = "the disk is full; free some space and run the same command again"
+        except KeyboardInterrupt as stop:
+            report.signal = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+            report.stopped = "interrupted" if report.signal == signal.SIGINT else "ended by SIGTERM"
+        report.seconds = time.perf_counter() - start
 
-    def over(self, paths: Sequence[str | Path], split: str | None, watch: Callable[[Step], None] | None) -> RunReport:
-        out = self.ledger.out
-        own = [out / folder for folder in (*self.kinds, *large_images.KINDS, RECORDS)]
-        found = datasets.find(paths, split=split, leave_out=own)
-        found = _without(found, {out / name for name in (BOXES, REPORT, MANIFEST)})
-        if not found.sources:
-            seen = [f"{path}: {reason}" for path, reason in (*found.missing, *found.skipped)]
-            raise ValueError(f"paths: no picture to read ({seen[0] if seen else 'the folders are empty'})")
-        self.sources, self.names = found.sources, datasets.output_names(found.sources)
-        self.originals = {source.path.resolve() for source in found.sources}
-        start = time.perf_counter()
-        with distributed.join() as self.shards, signals_as_interrupts():
-            self._open()
-            self.watch = watch if self.shards.rank == 0 else None
-            if self.shards.rank == 0:
-                self.report.failures.extend(Failure(str(path), reason) for path, reason in found.missing)
-                self.report.skipped = found.skipped
-            try:
-                self._work()
-            except Stopped as stop:
-                self.report.signal = stop.number
-                self.report.stopped = "interrupted" if stop.number == signal.SIGINT else "ended by SIGTERM"
-            except KeyboardInterrupt:
-                self.report.signal, self.report.stopped = signal.SIGINT, "interrupted"
-            self.report.seconds = time.perf_counter() - start
-            self._close()
-        return self.report
+    def close(self) -> RunReport:
+        """On rank 0, merge the reports of all processes and write the common files; else hand the report over."""
+        report = self.report
+        for (height, width), most in self.predictor.max_batch_by_size.items():
+            note = f"batches were cut to {most} where memory ran out, at {height}x{width}."
+            report.notes.setdefault(note, []).append(f"process {report.rank}")
+        if report.rank != 0:
+            failures = [[failure.name, failure.reason] for failure in report.failures]
+            self.group.finish({"failures": failures, "notes": report.notes, "stopped": report.stopped})
+            return report
+        timeout = 2 * distributed.HEARTBEAT_S if report.interrupted else float("inf")
+        report.processes, others = self.group.gather(timeout)
+        for other in others:
+            report.failures += [Failure(name, reason) for name, reason in other["failures"]]
+            report.stopped = report.stopped or other["stopped"]
+            for note, names in other["notes"].items():
+                report.notes.setdefault(note, []).extend(names)
+        if report.processes:
+            self.manifest.refresh()
+            named = zip(self.images.sources, self.images.names, strict=True)
+            report.done = [str(source.path) for source, name in named if str(name) in self.manifest.done]
+        try:
+            report.boxes = self.manifest.write_boxes()
+            self.manifest.write_report(report.to_json())
+            self.manifest.close(complete=report.complete)
+        except OSError as error:
+            report.failures.append(Failure.from_error(self.manifest.out, error))
+        return report
 
-    # What is there, and what is left.
-
-    def _open(self) -> None:
-        """Rank 0 begins the run on disk or takes it up; then all of them know what is complete."""
-        error = None
-        if self.shards.rank == 0:
-            try:
-                self.ledger.open(self._all_targets(), overwrite=self.options.overwrite)
-            except (ValueError, OSError) as failure:
-                error = str(failure)
-        if self.shards.world == 1 and error is not None:
-            raise ValueError(error)
-        self.shards.agree(error)
-        self.ledger.read()
-
-    def _all_targets(self) -> list[Path]:
-        return [path for name in self.names for path in self._targets(name)]
-
-    def _targets(self, name: PurePosixPath) -> list[Path]:
-        kinds = (self.kinds, large_images.KINDS)
-        return [path for each in kinds for path in output_paths(self.ledger.out, name, each).values()]
-
-    def _left(self) -> list[int]:
-        """The pictures of this process's windows that are not complete; what stands in a picture's way is told."""
-        left = []
-        for index, (source, name) in enumerate(zip(self.sources, self.names, strict=True)):
-            if not self.shards.mine(index // self._window):
+    def _pending(self) -> list[int]:
+        """Return the images of this process that are not complete; record the others."""
+        pending, failures = [], []
+        originals = {source.path.resolve() for source in self.images.sources}
+        for index, (source, name) in enumerate(zip(self.images.sources, self.images.names, strict=True)):
+            if not self.group.owns(index // self.window):
                 continue
             try:
-                if self.ledger.is_done(source, name):
+                if self.manifest.is_done(source, name):
                     self.report.resumed += 1
                     self.report.done.append(str(source.path))
                     continue
-                self._check_targets(name)
+                self._check_targets(self.images.targets(name), originals)
             except (ValueError, OSError) as error:
-                self._failed(Failure.of(str(source.path), error))
+                failures.append(Failure.from_error(source.path, error))
             else:
-                left.append(index)
-        return left
+                pending.append(index)
+        self._report_progress()
+        for failure in failures:
+            self._record(failure.name, failure=failure)
+        return pending
 
-    def _check_targets(self, name: PurePosixPath) -> None:
-        for target in self._targets(name):
-            if self.ledger.foreign(target):
+    def _check_targets(self, targets: list[Path], originals: set[Path]) -> None:
+        for target in targets:
+            if self.manifest.is_preexisting(target):
                 raise ValueError(f"{target} exists; pass --overwrite to replace it.")
-            if target.resolve() in self.originals:
-                raise ValueError(f"its output {target} would replace a picture of this run; choose another --out.")
+            if target.resolve() in originals:
+                raise ValueError(f"its output {target} would replace an image of this run; choose another --out.")
 
-    @property
-    def _batch(self) -> int:
-        return self.options.batch or (BATCH_ON_GPU if self.predictor.device.type == "cuda" else 1)
-
-    @property
-    def _window(self) -> int:
-        return WINDOW * self._batch
-
-    # The work.
-
-    def _work(self) -> None:
-        left = self._left()
-        self._tell(None)
-        if not left:
-            return
-        self.writer = writer.Writer(
-            4 if self.predictor.device.type == "cuda" else 1,
-            self.ledger,
-            self.options,
-            settings=self.settings,
-            version=self.version,
-            align_corners=self.ssa.align_corners,
-        )
-        cancelled = True
+    def _process(self, pending: list[int]) -> None:
+        """Read, compute and write the pending images."""
+        threads = 4 if self.on_gpu else 1
+        writer = Writer(threads, self.manifest, self.options, align_corners=self.predictor.ssa.align_corners)
+        images = loader.load(self.images.sources, pending, self.options, self.predictor.device)
         try:
-            with closing(loader.load(self.sources, left, self.options, self.predictor.device)) as loaded:
-                for _, window in groupby(loaded, key=lambda picture: picture.index // self._window):
-                    for batch in self._batches(window):
-                        self._compute(batch)
-                        self._collect()
-            cancelled = False
-        except _NoSpace:
-            pass
+            # After a first signal, batches in writing are still finished; a second one ends even that.
+            with writer, closing(images):
+                for batch in self._batches(images):
+                    if jobs := self._compute(batch):
+                        writer.submit(jobs)
+                    for outcome in writer.outcomes():
+                        self._record(*outcome)
         finally:
-            # A batch in writing is finished, whatever the signal: a second one ends even that.
-            self.writer.close(cancel=cancelled)
-            self._collect(last=True)
+            for outcome in writer.outcomes():
+                with suppress(DiskFull):
+                    self._record(*outcome)
 
-    def _batches(self, window: Iterator[Loaded]) -> Iterator[list[tuple[Loaded, list[int] | None]]]:
-        """A window's pictures by size and number of classes, in batches; what is not for batches is dealt with here."""
-        groups: dict[Any, list[tuple[Loaded, list[int] | None]]] = {}
-        for loaded in window:
-            try:
-                if loaded.error is not None:
-                    raise loaded.error
-                classes = self._classes(loaded)
-            except Exception as error:
-                self._failed(Failure.of(str(self.sources[loaded.index].path), error))
-                continue
-            if loaded.picture is None:
-                self._giant(loaded.index, classes)
-                continue
-            key = (self.predictor.size(loaded.picture.rgb), None if classes is None else len(classes))
-            groups.setdefault(key, []).append((loaded, classes))
-            if len(groups[key]) == self._batch:
-                yield groups.pop(key)
-        yield from groups.values()
+    def _batches(self, images: Iterable[Loaded]) -> Iterator[list[tuple[Loaded, list[int] | None]]]:
+        """Yield images with their classes in batches of one size and number of classes, window by window.
+
+        Large images are processed, and unreadable ones recorded, on the way.
+        """
+        for _, window in groupby(images, key=lambda image: image.index // self.window):
+            groups: dict[Any, list[tuple[Loaded, list[int] | None]]] = {}
+            for loaded in window:
+                try:
+                    if loaded.error is not None:
+                        raise loaded.error
+                    classes = self._classes(loaded)
+                except Exception as error:
+                    self._record_error(loaded.index, error)
+                    continue
+                if loaded.image is None:
+                    self._large_image(loaded.index, classes)
+                    continue
+                key = (self.predictor.size(loaded.image.rgb), None if classes is None else len(classes))
+                groups.setdefault(key, []).append((loaded, classes))
+                if len(groups[key]) == self.batch_size:
+                    yield groups.pop(key)
+            yield from groups.values()
 
     def _classes(self, loaded: Loaded) -> list[int] | None:
-        """The picture's own classes, where the dataset's labels are asked for."""
+        """Return the image's own classes if the dataset's labels are asked for, else None."""
         if self.options.classes != "labels":
             return None
-        source = self.sources[loaded.index]
+        source = self.images.sources[loaded.index]
         classes = self.predictor.classifier.resolve_labels(loaded.labels, source.dataset or ())
         if not classes:
             raise ValueError("the dataset names no class in it.")
         return classes
 
-    def _compute(self, batch: list[tuple[Loaded, list[int] | None]]) -> None:
-        pictures = [loaded.picture for loaded, _ in batch]
-        classes = [wanted for _, wanted in batch if wanted is not None]
-        results = self.predictor([picture.rgb for picture in pictures if picture is not None], classes or None)
+    def _compute(self, batch: list[tuple[Loaded, list[int] | None]]) -> list[Job]:
+        """Return the predictions of a batch, to be written; record the images that failed."""
+        images = [(loaded.index, loaded.image) for loaded, _ in batch if loaded.image is not None]
+        classes = [chosen for _, chosen in batch if chosen is not None]
+        results = self.predictor([image.rgb for _, image in images], classes or None)
         jobs = []
-        for (loaded, _), picture, result in zip(batch, pictures, results, strict=True):
-            source, name = self.sources[loaded.index], self.names[loaded.index]
+        for (index, image), result in zip(images, results, strict=True):
             if isinstance(result, Exception):
-                self._failed(Failure.of(str(source.path), result))
-            elif picture is not None:
-                jobs.append(writer.Job(source, name, picture.rgb, picture.notes, result))
-        if jobs:
-            self.writer.submit(jobs)
+                self._record_error(index, result)
+            else:
+                jobs.append(Job(self.images.sources[index], self.images.names[index], image.rgb, image.notes, result))
+        return jobs
 
-    def _giant(self, index: int, classes: list[int] | None) -> None:
-        """A picture done in tiles, in this thread: there is one at a time."""
-        source, name = self.sources[index], self.names[index]
+    def _large_image(self, index: int, classes: list[int] | None) -> None:
+        """Process an image in tiles, in this thread: one at a time."""
+        source, name = self.images.sources[index], self.images.names[index]
+        settings, bars = self.manifest.settings, self.options.progress
         try:
-            notes = large_images.polish(
-                source, name, self.predictor, self.ledger, classes, self.settings, progress=self.options.progress
-            )
+            notes = large_images.polish(source, name, self.predictor, self.manifest, classes, settings, progress=bars)
         except Exception as error:
-            failure = Failure.of(str(source.path), error)
-            self._failed(failure)
-            self._stop_without_space(failure)
+            self._record_error(index, error)
         else:
-            self._through(str(source.path), notes, None)
+            self._record(str(source.path), notes)
 
-    # What came of it.
+    def _record_error(self, index: int, error: Exception) -> None:
+        path = self.images.sources[index].path
+        self._record(str(path), failure=Failure.from_error(path, error))
 
-    def _collect(self, *, last: bool = False) -> None:
-        """Count what the writer is through with; a disk without space ends the run."""
-        while True:
-            try:
-                outcome: Outcome = self.writer.finished.get_nowait()
-            except queue.Empty:
-                return
-            self._through(outcome.name, outcome.notes, outcome.failure)
-            if outcome.failure is not None and not last:
-                self._stop_without_space(outcome.failure)
+    def _record(self, name: str, notes: Sequence[str] = (), failure: Failure | None = None) -> None:
+        """Add a finished image to the report and report progress.
 
-    def _stop_without_space(self, failure: Failure) -> None:
-        if failure.no_space:
-            self.report.stopped = "the disk is full; make room and start the same command again"
-            raise _NoSpace
-
-    def _failed(self, failure: Failure) -> None:
-        self._through(failure.name, (), failure)
-
-    def _through(self, name: str, notes: Sequence[str], failure: Failure | None) -> None:
-        if failure is not None:
+        Raises:
+            DiskFull: It failed because nothing more can be written.
+        """
+        if failure is None:
+            self.report.done.append(name)
+        else:
             self.report.failures.append(failure)
             self.failed += 1
-        else:
-            self.report.done.append(name)
         for note in notes:
             self.report.notes.setdefault(note, []).append(name)
-        self._tell(Step(0, 0, name, failure))
+        self._report_progress(name, failure)
+        if failure is not None and failure.disk_full:
+            raise DiskFull
 
-    def _tell(self, step: Step | None) -> None:
-        through = self.shards.tell(len(self.report.done), self.failed)
-        if self.watch is not None:
-            name, failure = ("", None) if step is None else (step.name, step.failure)
-            self.watch(Step(through, len(self.sources), name, failure))
-
-    def _close(self) -> None:
-        """Rank 0 hears the others and writes what belongs to all; the others leave their reports with it."""
-        for size, most in self.predictor.halved.items():
-            note = f"batches were cut to {most} where memory ran out, at {size[0]}x{size[1]}."
-            self.report.notes.setdefault(note, []).append(f"process {self.shards.rank}")
-        if self.shards.rank != 0:
-            failed = [[failure.name, failure.reason] for failure in self.report.failures]
-            self.shards.finish({"failures": failed, "notes": self.report.notes, "stopped": self.report.stopped})
-            return
-        patience = 2 * distributed.BEAT if self.report.interrupted else float("inf")
-        self.report.processes, others = self.shards.gather(patience)
-        for other in others:
-            self.report.failures += [Failure(name, reason) for name, reason in other["failures"]]
-            self.report.stopped = self.report.stopped or other["stopped"]
-            for note, names in other["notes"].items():
-                self.report.notes.setdefault(note, []).extend(names)
-        if others or self.report.processes:
-            self._count_all()
-        self._write_ends()
-
-    def _count_all(self) -> None:
-        """The pictures that are complete, whoever did them."""
-        self.ledger.read()
-        named = zip(self.sources, self.names, strict=True)
-        self.report.done = [str(source.path) for source, name in named if str(name) in self.ledger.done]
-
-    def _write_ends(self) -> None:
-        try:
-            self.report.boxes = self.ledger.write_boxes()
-            self.ledger.write_report(self.report.as_json())
-            self.ledger.close(complete=self.report.complete)
-        except OSError as error:
-            self.report.failures.append(Failure.of(str(self.ledger.out), error))
-
-
-class _NoSpace(Exception):
-    """Nothing more can be written."""
-
-
-def _without(found: datasets.Found, files: set[Path]) -> datasets.Found:
-    """Less what a run itself writes beside its folders, which is no picture and no news."""
-    kept = tuple((path, reason) for path, reason in found.skipped if path not in files)
-    return datasets.Found(found.sources, found.missing, kept)
+    def _report_progress(self, name: str = "", failure: Failure | None = None) -> None:
+        done, resumed = self.group.report(len(self.report.done), self.failed, self.report.resumed)
+        if self.on_progress is not None:
+            error = None if failure is None else failure.reason
+            self.on_progress(Progress(done, len(self.images.sources), name=name, error=error, resumed=resumed))

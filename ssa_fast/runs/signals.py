@@ -1,4 +1,4 @@
-"""Signals that ask a run to end, so that it can end well."""
+"""Turn termination signals into exceptions, so that a run can finish what it has begun to write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end."""
+    """A signal asked the run to end; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -22,24 +22,24 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM inside ends the work as Ctrl-C does; once it ends, only another Ctrl-C makes it end at once.
+    """Raise ``Stopped`` on the first SIGTERM or SIGINT, and on every further SIGINT.
 
-    Launchers send SIGTERM more than once, which must not keep what was written from being finished.
+    Further SIGTERMs are ignored: launchers send several, which must not keep written outputs from being completed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if not asked or number == signal.SIGINT:
-            asked = True
+        nonlocal stopping
+        if not stopping or number == signal.SIGINT:
+            stopping = True
             raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

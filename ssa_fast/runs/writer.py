@@ -1,4 +1,4 @@
-"""Writing off the main thread: drafts picture by picture, then a batch's files and records in one go."""
+"""Write outputs in threads: temporary files image by image, then a batch's files and records together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from ssa_fast import localize
-from ssa_fast.io import atomic, cam_files
+from ssa_fast.io import cam_files
+from ssa_fast.io.atomic import Transaction
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.overlay import Row
@@ -19,26 +21,25 @@ from ssa_fast.runs.manifest import output_paths
 from ssa_fast.runs.report import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path, PurePosixPath
 
-    import numpy as np
     from PIL.Image import Image
 
-    from ssa_fast.io.datasets import Source
-    from ssa_fast.runs.manifest import Ledger, Record
+    from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.runs.manifest import ImageRecord, Manifest
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.runs.predictor import Prediction
 
-WAITING = 2
-"""Batches that may wait to be written while the next are computed: more would only fill the memory."""
+MAX_WAITING = 2
+"""Batches that wait to be written while the next is computed; more would only fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A picture that was computed and is to be written."""
+    """An image's prediction, to be written."""
 
-    source: Source
+    source: ImageSource
     name: PurePosixPath
     rgb: np.ndarray
     notes: tuple[str, ...]
@@ -48,17 +49,12 @@ class Job:
 @dataclass
 class _Batch:
     jobs: Sequence[Job]
-    staged: dict[int, tuple[atomic.Transaction, Record]] = field(default_factory=dict)
-    failed: dict[int, Failure] = field(default_factory=dict)
+    results: dict[int, tuple[Transaction, ImageRecord] | Failure] = field(default_factory=dict)  # by position
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def is_last(self) -> bool:
-        return len(self.staged) + len(self.failed) == len(self.jobs)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A job that is through: its picture's name and notes, and why it failed if it did."""
+class Outcome(NamedTuple):
+    """The end of a job: the image's path and notes, and why it failed if it did."""
 
     name: str
     notes: tuple[str, ...]
@@ -66,94 +62,96 @@ class Outcome:
 
 
 class Writer:
-    """Threads that write what `submit` hands them; `finished` holds an `Outcome` for every job that is through.
+    """Threads that write what ``submit`` is given; a context that ends when everything is written.
+
+    After an exception inside the context only what has been begun is written.
 
     Args:
-        threads: how many.
-        settings, version: go into the CAM files.
-        align_corners: of the resizing from the stored size to the picture's.
+        threads: Number of threads.
+        manifest: Of the output folder; its settings and version go into the CAM files.
+        options: Of the run.
+        align_corners: How the stored CAMs are resized to the image's size.
     """
 
-    def __init__(
-        self,
-        threads: int,
-        ledger: Ledger,
-        options: RunOptions,
-        *,
-        settings: dict[str, Any],
-        version: str,
-        align_corners: bool,
-    ) -> None:
-        self.ledger, self.options = ledger, options
-        self.settings, self.version, self.align_corners = settings, version, align_corners
-        self.kinds = kinds(options)
-        self.finished: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    def __init__(self, threads: int, manifest: Manifest, options: RunOptions, *, align_corners: bool) -> None:
+        self.manifest, self.options, self.align_corners = manifest, options, align_corners
+        self.folders = output_folders(options)
+        self._finished: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ssa_fast-writer")
-        self._room = threading.Semaphore(WAITING)
-        self._commits = threading.Lock()
+        self._slots = threading.Semaphore(MAX_WAITING)
+        self._commit_lock = threading.Lock()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Have a batch written; waits while `WAITING` others are not done."""
-        self._room.acquire()
+        """Write a batch; waits while ``MAX_WAITING`` batches are unfinished."""
+        self._slots.acquire()
         batch = _Batch(jobs)
         for index in range(len(jobs)):
-            self._pool.submit(self._one, batch, index)
+            self._pool.submit(self._write, batch, index)
 
-    def close(self, *, cancel: bool = False) -> None:
-        """Wait until everything is written; with `cancel` for what has begun only."""
-        self._pool.shutdown(wait=True, cancel_futures=cancel)
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield the jobs that have finished since the last call, without waiting."""
+        while not self._finished.empty():
+            yield self._finished.get()
 
-    def _one(self, batch: _Batch, index: int) -> None:
+    def _write(self, batch: _Batch, index: int) -> None:
+        """Write one image's temporary files; the last image of a batch commits the batch."""
         job = batch.jobs[index]
+        result: tuple[Transaction, ImageRecord] | Failure
         try:
-            staged = self._stage(job)
+            result = self._stage(job)
         except Exception as error:
-            with batch.lock:
-                batch.failed[index] = Failure.of(str(job.source.path), error)
-                last = batch.is_last()
-        else:
-            with batch.lock:
-                batch.staged[index] = staged
-                last = batch.is_last()
+            result = Failure.from_error(job.source.path, error)
+        with batch.lock:
+            batch.results[index] = result
+            last = len(batch.results) == len(batch.jobs)
         if last:
             try:
                 self._commit(batch)
             finally:
-                self._room.release()
+                self._slots.release()
 
     def _commit(self, batch: _Batch) -> None:
-        """Make whole what could be written of a batch: files first, then the records, which make them count."""
-        placed = []
-        for index, (staged, record) in sorted(batch.staged.items()):
+        """Complete a batch: first all files move into place, then the records, which make them count."""
+        failures: dict[int, Failure] = {}
+        records: dict[int, ImageRecord] = {}
+        for index, result in sorted(batch.results.items()):
+            if isinstance(result, Failure):
+                failures[index] = result
+                continue
             try:
-                staged.commit()
-                placed.append((index, record))
+                result[0].commit()
+                records[index] = result[1]
             except Exception as error:
-                batch.failed[index] = Failure.of(str(batch.jobs[index].source.path), error)
-        if placed:
+                failures[index] = Failure.from_error(batch.jobs[index].source.path, error)
+        if records:
             try:
-                with self._commits:
-                    self.ledger.commit([record for _, record in placed])
+                with self._commit_lock:
+                    self.manifest.commit(list(records.values()))
             except Exception as error:
-                batch.failed.update(
-                    {index: Failure.of(str(batch.jobs[index].source.path), error) for index, _ in placed}
-                )
+                failures |= {index: Failure.from_error(batch.jobs[index].source.path, error) for index in records}
         for index, job in enumerate(batch.jobs):
-            self.finished.put(Outcome(str(job.source.path), job.notes, batch.failed.get(index)))
+            self._finished.put(Outcome(str(job.source.path), job.notes, failures.get(index)))
 
-    def _stage(self, job: Job) -> tuple[atomic.Transaction, Record]:
-        prediction, options = job.prediction, self.options
-        targets = output_paths(self.ledger.out, job.name, self.kinds)
-        boxes = localize.boxes(prediction.full, box_threshold=options.box_threshold, components=options.components)[0]
+    def _stage(self, job: Job) -> tuple[Transaction, ImageRecord]:
+        """Write the temporary files of an image; return them with its record."""
+        prediction, manifest = job.prediction, self.manifest
+        targets = output_paths(manifest.out, job.name, self.folders)
+        boxes = localize.boxes(prediction.full, self.options.postprocess)[0]
         writers: dict[Path, Callable[[Path], object]] = {
             targets["cams"]: lambda path: self._save_cams(path, prediction),
             targets["masks"]: lambda path: localize.save_mask(path, prediction.mask),
         }
-        if options.overlays:
-            writers[targets["overlays"]] = lambda path: panel(job.rgb, prediction, boxes).save(path)
-        staged = atomic.Transaction(writers, self.ledger.drafts)
+        if "overlays" in targets:
+            writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
+        transaction = Transaction(writers, manifest.tmp_dir)
         H, W = job.rgb.shape[:2]
-        return staged, {
+        return transaction, {
             "output": str(job.name),
             "file_name": job.source.relative.as_posix(),
             "bytes": job.source.path.stat().st_size,
@@ -168,10 +166,8 @@ class Writer:
         }
 
     def _save_cams(self, path: Path, prediction: Prediction) -> None:
-        import numpy as np
-
         H, W = prediction.mask.shape
-        stored = prediction.cams
+        stored, options = prediction.cams, self.options
         content = CamFile(
             cams=stored.astype(np.float32) / (255 if stored.dtype == np.uint8 else 1),
             classes=np.asarray(prediction.classes, dtype=np.int64),
@@ -180,31 +176,28 @@ class Writer:
             labels=np.asarray(prediction.labels, dtype=np.uint8),
             logits=prediction.logits,
             align_corners=self.align_corners,
-            settings=self.settings,
-            version=self.version,
+            settings=self.manifest.settings,
+            version=self.manifest.version,
         )
-        cam_files.write(
-            path, content, format=self.options.cams, dtype=self.options.store, allow_pickle=self.options.allow_pickle
-        )
+        cam_files.write_cam(path, content, format=options.cams, dtype=options.store, allow_pickle=options.allow_pickle)
 
 
-def kinds(options: RunOptions) -> dict[str, str]:
-    """The folders that a run writes a file per picture into, with the files' suffixes."""
-    drawn = {"overlays": ".png"} if options.overlays else {}
-    return {"cams": cam_files.suffix(options.cams), "masks": ".png", **drawn}
+def output_folders(options: RunOptions) -> dict[str, str]:
+    """Return the folders with a file per image: folder -> the files' suffix."""
+    overlays = {"overlays": ".png"} if options.overlays else {}
+    return {"cams": cam_files.suffix(options.cams), "masks": ".png", **overlays}
 
 
-def panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Tensor]) -> Image:
-    """The overlay: one row per class, with the very boxes and mask that are written."""
+def draw_panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Tensor]) -> Image:
+    """Return the overlay: one row per class, with the boxes and the mask that are written."""
     palette = voc_palette()
     mask = torch.from_numpy(prediction.mask)
     rows = []
     for k, (name, label) in enumerate(zip(prediction.names, prediction.labels, strict=True)):
-        before = {} if prediction.seed is None else {"seed": prediction.seed[k]}
-        stages = {stage: maps[k] for stage, maps in (prediction.stages or {}).items()}
+        maps = {} if prediction.seed is None else {"seed": prediction.seed[k]}
+        maps |= {stage: maps_k[k] for stage, maps_k in (prediction.stages or {}).items()}
         red, green, blue = palette[3 * label : 3 * label + 3]
         scores = localize.box_scores(prediction.full[k], [[boxes[k]]])[0][0]
-        maps = {**before, **stages}
         rows.append(Row(name, maps, prediction.full[k], boxes[k], scores, mask == label, (red, green, blue)))
     pixels = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255.0
     return localize.panel(pixels, rows)

@@ -1,40 +1,71 @@
-"""TIFF and BigTIFF by tifffile, tile by tile or strip by strip."""
+"""Read windows of TIFF and BigTIFF files with tifffile, tile by tile or strip by strip."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssa_fast.io.images import ImageError
-from ssa_fast.io.readers.adapters import WindowReader, check_dtype
+from ssa_fast.io.images import ORIENTATION, ImageError
+from ssa_fast.io.readers.base import Color, WindowReader, check_dtype, image_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders give RGB for YCbCr
-APERIO_YCBCR = 33003  # one whose decoder does not
-CONTIG, ORIENTATION, UPRIGHT = 1, 274, 1
+JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders convert YCbCr to RGB
+APERIO_YCBCR = 33003  # a compression whose decoder does not
+CONTIG, UPRIGHT = 1, 1
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
 
 
-class Undecodable(ImageError):
-    """A sound TIFF of a kind that tifffile cannot decode as it is installed; ``remedy`` says what would."""
+class UnsupportedTiff(ImageError):
+    """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
 
     def __init__(self, reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits") -> None:
         super().__init__(reason)
         self.remedy = remedy
 
 
-class TiffReader(WindowReader):
-    """The first page of a file; what a window touches is decoded, and kept while ``memory`` bytes allow.
+class _Layout(NamedTuple):
+    """The segments (tiles or strips) of a page: their size, and how many there are down and across."""
 
-    Without ``memory`` only the size may be asked for. ``decoded`` counts the tiles and strips decoded so far.
+    height: int
+    width: int
+    samples: int
+    down: int
+    across: int
+    contiguous: bool
+
+    @classmethod
+    def of(cls, page: Any) -> _Layout:
+        height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+        width = page.tilewidth if page.is_tiled else page.imagewidth
+        contiguous = page.planarconfig == CONTIG or page.samplesperpixel == 1
+        down, across = -(-page.imagelength // height), -(-page.imagewidth // width)
+        return cls(height, width, page.samplesperpixel if contiguous else 1, down, across, contiguous)
+
+
+class TiffReader(WindowReader):
+    """The first page of a TIFF; segments that a window touches are decoded and cached.
+
+    Attributes:
+        decoded: Number of segments decoded so far.
+
+    Args:
+        path: The file.
+        memory: Bytes that cached segments may take; with None only ``size`` may be used.
+        backdrop: RGB colour behind transparent parts.
+
+    Raises:
+        UnsupportedTiff: The installed tifffile cannot decode it.
+        ImageError: The file is damaged, or not an upright image of 8 or 16 bits, or one segment exceeds ``memory``.
     """
 
-    def __init__(self, path: Path, memory: int | None, backdrop: tuple[int, int, int]) -> None:
+    layout: _Layout
+
+    def __init__(self, path: Path, memory: int | None, backdrop: Color) -> None:
         import tifffile
 
         self.segments: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -46,88 +77,65 @@ class TiffReader(WindowReader):
             self.file = tifffile.TiffFile(path)
             self.page = self.file.pages.first
             super().__init__((self.page.imagelength, self.page.imagewidth), backdrop)
-            self._check()
+            _check_page(self.page)
+            self.channels, self.premultiplied = _channels(self.page)
             if memory is not None:
-                self._lay_out()
+                self.layout = _Layout.of(self.page)
+                self.mapped = self._map()
+                if self.mapped is None:
+                    self._check_memory()
+                    self._segment(0)  # fail now if the data cannot be decoded
         except (ImageError, MemoryError):
             self.close()
             raise
-        except Exception as error:  # damaged files meet the parser with any exception
+        except Exception as error:  # the parser raises nearly every exception on damaged files
             self.close()
-            raise ImageError(f"it is damaged or no TIFF ({type(error).__name__}: {error}).") from None
+            raise ImageError(f"it is damaged or not a TIFF ({type(error).__name__}: {error}).") from None
 
-    def _check(self) -> None:
-        page = self.page
-        if 0 in self.size:
-            raise ImageError(f"it is damaged: its size is {page.imagelength}x{page.imagewidth}.")
-        if page.imagedepth != 1:
-            raise ImageError(f"it is a volume of {page.imagedepth} planes: save the one to be read.")
-        tag = page.tags.get(ORIENTATION)
-        if tag is not None and tag.value != UPRIGHT:
-            raise ImageError("its orientation tag turns it: save it upright.")
-        raw = page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS)
-        if raw or page.photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR):
-            raise Undecodable(f"its colours are {getattr(page.photometric, 'name', page.photometric)}")
-        few = page.dtype is not None and page.dtype.kind in "bu" and page.dtype.itemsize <= 2
-        if few and page.bitspersample not in (8, 16):
-            raise Undecodable(f"its pixels have {page.bitspersample} bits")
-        try:
-            check_dtype(page.dtype)
-        except ValueError as error:
-            raise ImageError(f"{error}.") from None
-        self.channels, self.premultiplied = _channels(page)
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of one decoded segment."""
+        return self.layout.height * self.layout.width * self.layout.samples * int(self.page.dtype.itemsize)
 
-    def _lay_out(self) -> None:
-        """Where tiles or strips lie; one of them is decoded, to know now that they can be."""
-        page = self.page
-        self.contiguous = page.planarconfig == CONTIG or page.samplesperpixel == 1
-        self.tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-        self.wide = page.tilewidth if page.is_tiled else page.imagewidth
-        self.samples: int = page.samplesperpixel if self.contiguous else 1
-        self.across = -(-page.imagewidth // self.wide)
-        self.down = -(-page.imagelength // self.tall)
-        self.mapped = self._map()
-        if self.mapped is not None:
-            return
-        self.segment_bytes = self.tall * self.wide * self.samples * np.dtype(page.dtype).itemsize
+    def _check_memory(self) -> None:
         if self.segment_bytes > self.memory:
-            kind = "tiles" if page.is_tiled else "strips"
+            segments = f"{'tiles' if self.page.is_tiled else 'strips'} of {self.layout.height}x{self.layout.width}"
             raise ImageError(
-                f"its {kind} of {self.tall}x{self.wide} pixels take {self.segment_bytes:,} bytes each, more than the "
-                f"{self.memory:,} allowed: save it with tiles of 512x512, or raise memory."
+                f"its {segments} pixels take {self.segment_bytes:,} bytes each, more than the {self.memory:,} allowed: "
+                "save it with tiles of 512x512, or raise memory."
             )
-        self._segment(0)
 
     def _map(self) -> np.ndarray | None:
-        """A memory map, where the pixels lie in the file as they are."""
+        """Memory-map the pixels if they are stored uncompressed and in order."""
         import tifffile
 
-        if self.page.is_tiled or not self.contiguous or not self.page.is_memmappable:
+        if self.page.is_tiled or not self.layout.contiguous or not self.page.is_memmappable:
             return None
         try:
             mapped: np.ndarray = tifffile.memmap(self.file.filehandle.path, page=0, mode="r")
-        except ValueError as error:  # the file ends before the pixels do
+        except ValueError as error:  # the file ends before its pixels do
             raise ImageError(f"it is damaged or cut short ({error}).") from None
-        return mapped.reshape(*self.size, self.samples)
+        return mapped.reshape(*self.size, self.layout.samples)
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         if self.mapped is not None:
-            return self._coloured(np.asarray(self.mapped[y0:y1, x0:x1, self.channels]))
+            return self._to_colors(np.asarray(self.mapped[y0:y1, x0:x1, self.channels]))
+        height, width, _, down, across, contiguous = self.layout
         pixels = np.empty((y1 - y0, x1 - x0, len(self.channels)), dtype=self.page.dtype)
-        for row in range(y0 // self.tall, -(-y1 // self.tall)):
-            for column in range(x0 // self.wide, -(-x1 // self.wide)):
-                top, left = row * self.tall, column * self.wide
-                ya, yb = max(y0, top), min(y1, top + self.tall)
-                xa, xb = max(x0, left), min(x1, left + self.wide)
-                place = pixels[ya - y0 : yb - y0, xa - x0 : xb - x0]
+        for row in range(y0 // height, -(-y1 // height)):
+            for column in range(x0 // width, -(-x1 // width)):
+                top, left = row * height, column * width
+                ya, yb = max(y0, top), min(y1, top + height)
+                xa, xb = max(x0, left), min(x1, left + width)
+                target = pixels[ya - y0 : yb - y0, xa - x0 : xb - x0]
                 for n, channel in enumerate(self.channels):
-                    plane, sample = (0, channel) if self.contiguous else (channel, 0)
-                    segment = self._segment((plane * self.down + row) * self.across + column)
-                    place[..., n] = segment[ya - top : yb - top, xa - left : xb - left, sample]
-        return self._coloured(pixels)
+                    plane, sample = (0, channel) if contiguous else (channel, 0)
+                    segment = self._segment((plane * down + row) * across + column)
+                    target[..., n] = segment[ya - top : yb - top, xa - left : xb - left, sample]
+        return self._to_colors(pixels)
 
     def _segment(self, index: int) -> np.ndarray:
-        """A decoded tile or strip, (h, w, samples)."""
+        """Return a decoded segment (h, w, samples), from the cache or the file."""
         if index in self.segments:
             self.segments.move_to_end(index)
             return self.segments[index]
@@ -143,7 +151,7 @@ class TiffReader(WindowReader):
         page = self.page
         try:
             count, offset = page.databytecounts[index], page.dataoffsets[index]
-            if count == 0:  # a sparse file leaves empty tiles out
+            if count == 0:  # a sparse file omits empty tiles
                 return self._empty()
             self.file.filehandle.seek(offset)
             data = self.file.filehandle.read(count)
@@ -152,45 +160,62 @@ class TiffReader(WindowReader):
             return segment
         except MemoryError:
             raise
-        except Exception as error:  # a missing codec and damaged data are told apart by the text alone
+        except Exception as error:  # only the text distinguishes a missing codec from damaged data
             if "imagecodecs" in str(error):
                 reason = f"its {page.compression.name} data need the package imagecodecs"
-                raise Undecodable(reason, "pip install imagecodecs") from None
+                raise UnsupportedTiff(reason, "pip install imagecodecs") from None
             raise ImageError(f"its tile or strip {index} is damaged ({type(error).__name__}: {error}).") from None
 
     def _empty(self) -> np.ndarray:
         value, largest = self.page.nodata, np.iinfo(self.page.dtype).max
-        shape = (self.tall, self.wide, self.samples)
-        return np.full(shape, value if 0 <= value <= largest else 0, dtype=self.page.dtype)
+        return np.full(self.layout[:3], value if 0 <= value <= largest else 0, dtype=self.page.dtype)
 
-    def _coloured(self, pixels: np.ndarray) -> np.ndarray:
+    def _to_colors(self, pixels: np.ndarray) -> np.ndarray:
         if self.page.photometric == PALETTE:
-            colours = (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T
-            found: np.ndarray = colours[pixels[..., 0]]
-            return found
+            palette = (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T
+            colors: np.ndarray = palette[pixels[..., 0]]
+            return colors
         if self.page.photometric == MINISWHITE:
             pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
         return pixels
 
     def close(self) -> None:
-        """Close the file and forget what was decoded."""
+        """Close the file and clear the cache."""
         self.segments.clear()
         self.mapped = None
         if self.file is not None:
             self.file.close()
 
 
-def _channels(page: Any) -> tuple[list[int], bool]:
-    """Which of a page's samples are grey or RGB, and alpha, and whether alpha is in the colours already.
+def _check_page(page: Any) -> None:
+    if 0 in (page.imagelength, page.imagewidth):
+        raise ImageError(f"it is damaged: its size is {page.imagelength}x{page.imagewidth}.")
+    if page.imagedepth != 1:
+        raise ImageError(f"it is a volume of {page.imagedepth} planes: save the one to be read.")
+    tag = page.tags.get(ORIENTATION)
+    if tag is not None and tag.value != UPRIGHT:
+        raise ImageError("its orientation tag rotates it: save it upright.")
+    raw = page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS)
+    if raw or page.photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR):
+        raise UnsupportedTiff(f"its colours are {getattr(page.photometric, 'name', page.photometric)}")
+    small = page.dtype is not None and page.dtype.kind in "bu" and page.dtype.itemsize <= 2
+    if small and page.bitspersample not in (8, 16):
+        raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
+    with image_errors():
+        check_dtype(page.dtype)
 
-    Samples of no declared meaning, such as a satellite's near infrared, are left out; three or more that are
-    declared grey are taken as RGB, in their order, as rasters of bands are commonly stored.
+
+def _channels(page: Any) -> tuple[list[int], bool]:
+    """Return the samples that are grey or RGB, and alpha, and whether colours are premultiplied by alpha.
+
+    Samples without a declared meaning, such as a satellite's near infrared, are left out; three or more declared as
+    grey are taken as RGB, in their order, as rasters of bands are commonly stored.
     """
     if page.photometric == PALETTE:
         return [0], False
     extras = list(page.extrasamples)
     first = page.samplesperpixel - len(extras)
     alphas = [first + n for n, extra in enumerate(extras) if extra in (PREMULTIPLIED, STRAIGHT)]
-    colours = 3 if page.photometric != MINISWHITE and page.samplesperpixel - len(alphas) >= 3 else 1
+    colors = 3 if page.photometric != MINISWHITE and page.samplesperpixel - len(alphas) >= 3 else 1
     premultiplied = bool(alphas) and extras[alphas[0] - first] == PREMULTIPLIED
-    return [*range(colours), *alphas[:1]], premultiplied
+    return [*range(colors), *alphas[:1]], premultiplied

@@ -1,4 +1,4 @@
-"""PolishCams: what a run gives, from columns of a Ray dataset, with and without Ray."""
+"""Test that ``PolishCams`` gives the same results as a run, with and without Ray."""
 
 from __future__ import annotations
 
@@ -13,52 +13,47 @@ import torch
 from PIL import Image
 
 from ssa_fast import SSA, runs
-from ssa_fast.integrations.ray import NOTHING, PolishCams, polish_images
+from ssa_fast.integrations.ray import EMPTY, PolishCams, object_column, polish_images
+from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-HOW: dict[str, Any] = dict(model="resnet18", weights="none", classes="top2", background=0.4)
+OPTIONS: dict[str, Any] = dict(model="resnet18", weights="none", classes="top2", background=0.4)
 SIZES = {"a.png": (48, 64), "b.png": (70, 41), "c.png": (48, 64), "d.png": (33, 33)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures, two of them of one size, and a file that is none."""
-    path = tmp_path_factory.mktemp("pictures")
+    """Return a folder of four images, two of them of one size, and a file that is not an image."""
+    path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name, size in SIZES.items():
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path / name)
-    (path / "bad.png").write_text("no picture")
+    (path / "bad.png").write_text("not an image")
     return path
 
 
 @pytest.fixture(scope="module")
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run writes for them, one picture at a time."""
-    classifier = zoo.load(HOW["model"], HOW["weights"])
-    options = runs.RunOptions(classes=HOW["classes"], background=HOW["background"], batch=1)
+    """Return the outputs of a run over them, one image at a time."""
+    classifier = zoo.load(OPTIONS["model"], OPTIONS["weights"])
+    postprocess = PostprocessOptions(background=OPTIONS["background"])
+    options = runs.RunOptions(classes=OPTIONS["classes"], postprocess=postprocess, batch=1)
     out = tmp_path_factory.mktemp("runs") / "out"
     paths = [folder / name for name in SIZES]
     runs.run(paths, SSA(classifier.model, size="stage"), out, classifier=classifier, options=options)
     return out
 
 
-def images(folder: Path) -> list[np.ndarray]:
+def load_images(folder: Path) -> list[np.ndarray]:
     return [np.array(Image.open(folder / name)) for name in SIZES]
 
 
-def column(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        array[i] = value
-    return array
-
-
-def same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> None:
-    """Asserts that a row holds what the run wrote for the picture."""
+def assert_same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> None:
+    """Assert that a row equals what the run wrote for the image."""
     stem = name.split(".")[0]
     with np.load(out / f"cams/{stem}.npz") as saved:
         assert row["cams"].dtype == saved["cams"].dtype == np.float16
@@ -80,39 +75,38 @@ def same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> None:
     assert row["error"] == ""
 
 
-def rows_of(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["error"]))]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
-def test_plain_calls_give_what_a_run_gives(folder: Path, made: Path, size: int) -> None:
-    polish = PolishCams(**HOW)
-    pixels, names = images(folder), list(SIZES)
+def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
+    polish = PolishCams(**OPTIONS)
+    pixels, names = load_images(folder), list(SIZES)
     for lo in range(0, len(names), size):
         chosen = slice(lo, lo + size)
-        got = polish({"image": column(pixels[chosen]), "path": np.array(names[chosen])})
-        assert list(got) == ["path", *NOTHING, "error"]
-        for name, row in zip(names[chosen], rows_of(got), strict=True):
+        got = polish({"image": object_column(pixels[chosen]), "path": np.array(names[chosen])})
+        assert list(got) == ["path", *EMPTY, "error"]
+        for i, name in enumerate(names[chosen]):
+            row = {key: values[i] for key, values in got.items()}
             assert row["path"] == name
-            same(row, name, made, exact=size == 1)
+            assert_same(row, name, made, exact=size == 1)
 
 
-def test_pictures_of_one_size_share_a_forward(folder: Path) -> None:
-    polish, together = PolishCams(**HOW), []
-    polish.predictor.ssa.model.register_forward_pre_hook(lambda _, args: together.append(tuple(args[0].shape)))
-    polish({"image": column(images(folder))})
-    assert sorted(set(together)) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64)]
+def test_images_of_one_size_share_a_forward_pass(folder: Path) -> None:
+    polish, shapes = PolishCams(**OPTIONS), []
+    polish.predictor.ssa.model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    polish({"image": object_column(load_images(folder))})
+    assert sorted(set(shapes)) == [(1, 3, 33, 33), (1, 3, 70, 41), (2, 3, 48, 64)]
 
 
-def test_a_bad_picture_is_its_own_error(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
-    good = images(folder)[0]
-    good.flags.writeable = False  # as Ray's are
-    spoilt = [np.zeros((5, 5), np.uint8), np.zeros((0, 4, 3), np.uint8), good.astype(np.float32), np.array(None)]
-    polish = PolishCams(**HOW, store="uint8", large_above=64 * 64)
+def test_a_bad_image_gets_its_own_error(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    good = load_images(folder)[0]
+    good.flags.writeable = False  # like Ray's arrays
+    bad = [np.zeros((5, 5), np.uint8), np.zeros((0, 4, 3), np.uint8), good.astype(np.float32), np.array(None)]
+    polish = PolishCams(**OPTIONS, store="uint8", large_above=64 * 64)
     errors = ["", "", "", "", "gone", "", ""]
-    got = polish({"image": column([*spoilt, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": column(errors)})
-    assert [row["error"] != "" for row in rows_of(got)] == [True] * 5 + [False, True]
+    got = polish(
+        {"image": object_column([*bad, good, good, np.zeros((65, 64, 3), np.uint8)]), "error": object_column(errors)}
+    )
+    assert [error != "" for error in got["error"]] == [True] * 5 + [False, True]
     assert "got float32 (48, 64, 3)" in got["error"][2]
     assert got["error"][4] == "gone"
     assert "65 x 64 is more than 4096 pixels" in got["error"][6]
@@ -124,14 +118,14 @@ def test_a_bad_picture_is_its_own_error(folder: Path, recwarn: pytest.WarningsRe
     assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
 
 
-def test_what_the_network_refuses_is_that_pictures_error(folder: Path) -> None:
+def test_an_image_that_the_network_refuses_gets_the_error(folder: Path) -> None:
     def refuse(_: object, args: tuple[torch.Tensor]) -> None:
         if args[0].shape[-1] == 41:
             raise RuntimeError("41 is too few")
 
-    polish = PolishCams(**HOW, components="all")
+    polish = PolishCams(**OPTIONS, components="all")
     polish.predictor.ssa.model.register_forward_pre_hook(refuse)
-    got = polish({"image": column(images(folder))})
+    got = polish({"image": object_column(load_images(folder))})
     assert [error != "" for error in got["error"]] == [False, True, False, False]
     assert "failed at 70 x 41 (41 is too few)" in got["error"][1]
     assert [len(classes) for classes in got["classes"]] == [2, 0, 2, 2]
@@ -140,18 +134,18 @@ def test_what_the_network_refuses_is_that_pictures_error(folder: Path) -> None:
         assert set(owners) == set(classes)
 
 
-def test_batches_all_of_one_size_and_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    polish = PolishCams(**HOW, size=(32, 32), ssa={"fuse": "max"})
+def test_stacked_batches_and_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polish = PolishCams(**OPTIONS, size=(32, 32), ssa={"fuse": "max"})
     assert polish.predictor.ssa.fuse == "max"
-    stacked = polish({"image": np.stack([images(folder)[0]] * 2)})
+    stacked = polish({"image": np.stack([load_images(folder)[0]] * 2)})
     assert [cams.shape for cams in stacked["cams"]] == [(2, 8, 8)] * 2
     with pytest.raises(ValueError, match='expected a column "image"'):
         polish({"path": np.array(["a"])})
     with pytest.raises(ValueError, match=r"none of cams, .*rename"):
-        polish({"image": column(images(folder)), "scores": np.zeros(4)})
+        polish({"image": object_column(load_images(folder)), "scores": np.zeros(4)})
     for wrong in ({"overwrite": True}, {"classes": "labels"}):
         with pytest.raises(TypeError, match="expected some of alpha"):
-            PolishCams(**{**HOW, **wrong})
+            PolishCams(**{**OPTIONS, **wrong})
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(ModuleNotFoundError, match=r"ssa_fast\[ray\]"):
@@ -170,8 +164,8 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-class Seeing(PolishCams):
-    """Tells what its actor computes with."""
+class CountingThreads(PolishCams):
+    """PolishCams with a column of the actor's number of threads."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         threads = np.full(len(batch["image"]), torch.get_num_threads())
@@ -179,26 +173,28 @@ class Seeing(PolishCams):
 
 
 @pytest.mark.distributed
-def test_map_batches_over_ray_gives_what_a_run_gives(ray: Any, folder: Path, made: Path) -> None:
+def test_map_batches_over_ray_equals_a_run(ray: Any, folder: Path, made: Path) -> None:
     rows = ray.data.read_images([str(folder / name) for name in SIZES], mode="RGB", include_paths=True)
     actors = ray.data.ActorPoolStrategy(size=1)
-    polished = rows.map_batches(Seeing, fn_constructor_kwargs=HOW, batch_size=1, compute=actors, num_cpus=2)
+    polished = rows.map_batches(
+        CountingThreads, fn_constructor_kwargs=OPTIONS, batch_size=1, compute=actors, num_cpus=2
+    )
     got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}
     assert set(got) == set(SIZES)
     for name, row in got.items():
         assert row["threads"] == 2
-        same(row, name, made, exact=True)
+        assert_same(row, name, made, exact=True)
 
 
 @pytest.mark.distributed
 def test_a_folder_with_a_bad_file_and_one_that_is_missing(ray: Any, folder: Path, made: Path) -> None:
-    polished = polish_images([folder, folder / "gone.png"], batch_size=2, **HOW)
+    polished = polish_images([folder, folder / "gone.png"], batch_size=2, **OPTIONS)
     got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}
     assert set(got) == {*SIZES, "bad.png", "gone.png"}
     for name in SIZES:
-        same(got[name], name, made, exact=False)
-    assert "not a picture" in got["bad.png"]["error"]
+        assert_same(got[name], name, made, exact=False)
+    assert "not an image" in got["bad.png"]["error"]
     assert "cannot be opened" in got["gone.png"]["error"]
     assert got["bad.png"]["mask"].shape == (0, 0)
-    with pytest.raises(ValueError, match="paths: expected pictures, got none"):
+    with pytest.raises(ValueError, match="paths: expected images, got none"):
         polish_images([])

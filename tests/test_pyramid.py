@@ -1,4 +1,4 @@
-"""Maps written in windows: what is read back, the smaller copies, and that a file appears whole or not at all."""
+"""Test maps written in windows: content, reduced copies, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 
 from ssa_fast.io import pyramid
+from ssa_fast.io.progress import Progress
 from ssa_fast.localize.masks import voc_palette
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-tifffile = pytest.importorskip("tifffile", reason="maps are written by tifffile (the extra large)")
-zarr = pytest.importorskip("zarr", reason="stores are written by zarr (the extra large)")
+tifffile = pytest.importorskip("tifffile", reason="needs the extra 'large'")
+zarr = pytest.importorskip("zarr", reason="needs the extra 'large'")
 
 K, H, W, TILE = 2, 301, 1230, 64
-HALF = (151, 615)
 NAMES = ["cat", "café"]
 
 
@@ -30,17 +30,22 @@ def maps() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (K, H, W), dtype=np.uint8)
 
 
+@pytest.fixture(params=["tif", "zarr"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / f"a.{request.param}"
+
+
 def window_of(maps: np.ndarray) -> Callable[..., np.ndarray]:
     return lambda k, y0, y1, x0, x1: maps[k, y0:y1, x0:x1]
 
 
 def write(path: Path, maps: np.ndarray, **options: Any) -> None:
-    given = {"shape": maps.shape, "names": [f"map {k}" for k in range(len(maps))], "tile": TILE, **options}
-    pyramid.write(path, options.pop("window", window_of(maps)), **{k: v for k, v in given.items() if k != "window"})
+    defaults = {"shape": maps.shape, "names": [f"map {k}" for k in range(len(maps))], "tile": TILE}
+    pyramid.write(path, **{"window": window_of(maps), **defaults, **options})
 
 
 def halved(values: np.ndarray) -> np.ndarray:
-    """2×2 means in real numbers, halves rounded up; the last row or column of an odd number counts alone."""
+    """Return 2×2 means in float64, halves rounded up; an odd last row or column is repeated."""
     real = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2)), mode="edge").astype(np.float64)
     means = real.reshape(real.shape[0] // 2, 2, real.shape[1] // 2, 2).mean(axis=(1, 3))
     return np.floor(means + 0.5).astype(np.uint8)
@@ -78,7 +83,7 @@ def test_rasterio_reads_each_map(tmp_path: Path, maps: np.ndarray) -> None:
             np.testing.assert_array_equal(dataset.read(1), maps[k])
 
 
-def test_copies_go_on_until_one_is_small(tmp_path: Path) -> None:
+def test_copies_are_halved_until_one_is_small(tmp_path: Path) -> None:
     maps = np.random.default_rng(1).integers(0, 256, (1, 3, 4099), dtype=np.uint8)
     write(tmp_path / "a.tif", maps)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -90,7 +95,7 @@ def test_copies_go_on_until_one_is_small(tmp_path: Path) -> None:
         np.testing.assert_array_equal(copy, expected)
 
 
-def test_a_mask_has_its_palette_and_its_copies_only_its_own_labels(tmp_path: Path) -> None:
+def test_a_mask_has_its_palette_and_its_copies_have_no_new_labels(tmp_path: Path) -> None:
     mask = np.random.default_rng(2).choice(np.array([0, 15, 255], np.uint8), (1, H, W))
     write(tmp_path / "m.tif", mask, kind="mask", palette=voc_palette())
     with tifffile.TiffFile(tmp_path / "m.tif") as file:
@@ -103,7 +108,7 @@ def test_a_mask_has_its_palette_and_its_copies_only_its_own_labels(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["cam", "mask"])
-def test_a_zarr_group_is_ome_and_holds_every_level(tmp_path: Path, maps: np.ndarray, kind: str) -> None:
+def test_a_zarr_group_is_ome_zarr_with_every_level(tmp_path: Path, maps: np.ndarray, kind: str) -> None:
     write(tmp_path / "a.zarr", maps, names=NAMES, metadata={"classes": [3, 5]}, kind=kind)
     group = zarr.open(str(tmp_path / "a.zarr"), mode="r")
     (scales,) = group.attrs["multiscales"]
@@ -115,107 +120,101 @@ def test_a_zarr_group_is_ome_and_holds_every_level(tmp_path: Path, maps: np.ndar
     np.testing.assert_array_equal(group["0"][:], maps)
     for k in range(K):
         np.testing.assert_array_equal(group["1"][k], halved(maps[k]) if kind == "cam" else maps[k, ::2, ::2])
-    assert (tmp_path / "a.zarr" / "0" / "0" / "0" / "0").is_file()  # chunks in folders, as OME-Zarr 0.4 has them
+    assert (tmp_path / "a.zarr" / "0" / "0" / "0" / "0").is_file()  # nested chunks, as OME-Zarr 0.4 requires
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_windows_come_plane_by_plane_and_row_by_row_once_each(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
-    asked: list[tuple[int, ...]] = []
-    seen: list[tuple[int, int]] = []
+def test_windows_are_requested_once_map_by_map_and_row_by_row(path: Path, maps: np.ndarray) -> None:
+    requested: list[tuple[int, ...]] = []
+    reports: list[Progress] = []
 
     def window(*place: int) -> np.ndarray:
-        asked.append(place)
+        requested.append(place)
         return window_of(maps)(*place)
 
-    write(tmp_path / f"a.{suffix}", maps, window=window, watch=lambda *progress: seen.append(progress))
+    write(path, maps, window=window, on_progress=reports.append)
     rows = [(y, min(y + TILE, H)) for y in range(0, H, TILE)]
     columns = [(x, min(x + TILE, W)) for x in range(0, W, TILE)]
-    assert asked == [(k, *row, *column) for k in range(K) for row in rows for column in columns]
+    assert requested == [(k, *row, *column) for k in range(K) for row in rows for column in columns]
     total = K * len(rows) * len(columns)
-    assert seen == [(n + 1, total) for n in range(total)]
+    assert reports == [Progress(n + 1, total) for n in range(total)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_large_copies_lie_in_a_scratch_file_that_is_gone_afterwards(
-    tmp_path: Path, maps: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
+def test_large_copies_use_a_temporary_file_that_is_removed(
+    path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "memory" / f"a.{suffix}", maps)
+    in_memory, on_disk = (path.parent / name for name in ("memory", "disk"))
+    write(in_memory / path.name, maps)
     monkeypatch.setattr(pyramid, "IN_MEMORY", 100)
     mapped: list[int] = []
     memmap = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *args, **options: mapped.append(1) or memmap(*args, **options))
-    write(tmp_path / "disk" / f"a.{suffix}", maps)
+    write(on_disk / path.name, maps)
     assert len(mapped) == K
-    assert contents(tmp_path / "disk") == contents(tmp_path / "memory")
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == [f"a.{suffix}"]
+    assert contents(on_disk) == contents(in_memory)
+    assert list(on_disk.iterdir()) == [on_disk / path.name]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_the_same_maps_give_the_same_bytes(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
-    for name in ("one", "two"):
-        write(tmp_path / name / f"a.{suffix}", maps, metadata={"b": 1, "a": 2})
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+def test_the_same_maps_give_the_same_bytes(path: Path, maps: np.ndarray) -> None:
+    for folder in ("one", "two"):
+        write(path.parent / folder / path.name, maps, metadata={"b": 1, "a": 2})
+    assert contents(path.parent / "one") == contents(path.parent / "two")
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
-def test_an_error_on_the_way_leaves_what_was_there(
-    tmp_path: Path, maps: np.ndarray, suffix: str, error: type[BaseException], existing: bool
+def test_an_error_keeps_the_existing_file(
+    path: Path, maps: np.ndarray, error: type[BaseException], existing: bool
 ) -> None:
     if existing:
-        write(tmp_path / f"a.{suffix}", maps)
-    before = contents(tmp_path)
+        write(path, maps)
+    before = contents(path.parent)
 
     def window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         if k == 1 and y0 == 2 * TILE:
-            raise error("on the way")
+            raise error("failed")
         return 255 - maps[k, y0:y1, x0:x1]
 
-    with pytest.raises(error, match="on the way"):
-        write(tmp_path / f"a.{suffix}", maps, window=window)
-    assert contents(tmp_path) == before
-    assert len(list(tmp_path.iterdir())) == existing
+    with pytest.raises(error, match="failed"):
+        write(path, maps, window=window)
+    assert contents(path.parent) == before
+    assert len(list(path.parent.iterdir())) == existing
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
-def test_what_exists_is_replaced(tmp_path: Path, maps: np.ndarray, suffix: str) -> None:
-    write(tmp_path / f"a.{suffix}", maps)
-    write(tmp_path / f"a.{suffix}", maps[:1] // 2)
-    write(tmp_path / "fresh" / f"a.{suffix}", maps[:1] // 2)
-    fresh = contents(tmp_path / "fresh")
-    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("fresh")} == fresh
+def test_existing_files_are_replaced(path: Path, maps: np.ndarray) -> None:
+    write(path, maps)
+    write(path, maps[:1] // 2)
+    replaced = contents(path.parent)
+    write(path.parent / "fresh" / path.name, maps[:1] // 2)
+    assert contents(path.parent / "fresh") == replaced
 
 
-def test_a_file_that_may_pass_4_gb_is_a_bigtiff(
+def test_a_file_that_may_exceed_4_gb_is_a_bigtiff(
     tmp_path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = pyramid._Plan(window_of(maps), (1, 64_000, 64_000), 512, "cam", None)
-    assert plan.stored() > pyramid.CLASSIC
-    assert pyramid._Plan(window_of(maps), (1, 32_000, 32_000), 512, "cam", None).stored() < pyramid.CLASSIC
-    monkeypatch.setattr(pyramid, "CLASSIC", 1000)
+    large = pyramid._Pyramid(window_of(maps), (1, 64_000, 64_000), 512, "cam", None)
+    assert large.uncompressed_bytes() > pyramid.MAX_CLASSIC
+    assert (
+        pyramid._Pyramid(window_of(maps), (1, 32_000, 32_000), 512, "cam", None).uncompressed_bytes()
+        < pyramid.MAX_CLASSIC
+    )
+    monkeypatch.setattr(pyramid, "MAX_CLASSIC", 1000)
     write(tmp_path / "a.tif", maps)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.is_bigtiff
         np.testing.assert_array_equal(file.pages[1].asarray(), maps[1])
 
 
-def test_no_more_than_a_few_windows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_a_few_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyramid, "IN_MEMORY", 1 << 10)
     side, tile = 4096, 256
-    monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as where there are more cores
+    monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as on a machine with more cores
     write(tmp_path / "warm.tif", np.zeros((1, 16, 16), np.uint8))
     tracemalloc.start()
     try:
-        pyramid.write(
-            tmp_path / "a.tif",
-            lambda *_: np.zeros((tile, tile), np.uint8),
-            shape=(1, side, side),
-            names=["a"],
-            tile=tile,
-        )
+        window = np.zeros((tile, tile), np.uint8)
+        pyramid.write(tmp_path / "a.tif", lambda *_: window.copy(), shape=(1, side, side), names=["a"], tile=tile)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -245,8 +244,8 @@ def test_other_suffixes_are_refused(tmp_path: Path, maps: np.ndarray) -> None:
         write(tmp_path / "a.png", maps)
 
 
-class Whole:
-    """A reader of an array that remembers what was asked."""
+class RecordingReader:
+    """A reader of an array that records its largest window."""
 
     def __init__(self, rgb: np.ndarray) -> None:
         self.rgb, self.size, self.largest = rgb, rgb.shape[:2], 0
@@ -258,7 +257,7 @@ class Whole:
 
 @pytest.mark.parametrize(("longest", "factor"), [(100, 4), (57, 7), (1, 391), (391, 1), (1000, 1)])
 def test_a_thumbnail_is_the_mean_of_blocks_read_in_windows(longest: int, factor: int) -> None:
-    reader = Whole(np.random.default_rng(3).integers(0, 256, (203, 391, 3), dtype=np.uint8))
+    reader = RecordingReader(np.random.default_rng(3).integers(0, 256, (203, 391, 3), dtype=np.uint8))
     small: np.ndarray = pyramid.thumbnail(reader, longest, tile=64)  # type: ignore[arg-type]
     assert small.dtype == np.uint8
     assert small.shape == (-(-203 // factor), -(-391 // factor), 3)

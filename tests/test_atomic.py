@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole or not at all, never over something that is there."""
+"""Test atomic writes: all files appear, or none, and existing ones are kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def text(content: str):
     return lambda path: path.write_text(content)
 
 
-def test_place_writes_all(tmp_path: Path) -> None:
+def test_write_files_writes_all(tmp_path: Path) -> None:
     atomic.write_files({tmp_path / "x/a.txt": text("a"), tmp_path / "y/z/b.txt": text("b")}, overwrite=False)
     assert files(tmp_path) == {"x/a.txt": "a", "y/z/b.txt": "b"}
 
@@ -35,7 +35,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path, error: BaseExcept
     assert files(tmp_path) == {"old.txt": "old"}
 
 
-def test_an_error_while_renaming_takes_back_what_was_renamed(tmp_path: Path) -> None:
+def test_an_error_while_renaming_removes_what_was_renamed(tmp_path: Path) -> None:
     (tmp_path / "b.txt").mkdir()
     with pytest.raises(OSError, match=r"b\.txt"):
         atomic.write_files({tmp_path / "a.txt": text("a"), tmp_path / "b.txt": text("b")}, overwrite=True)

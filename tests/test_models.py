@@ -199,6 +199,7 @@ def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
     torch.testing.assert_close(cams(model, images, [2, 4], seed=layer), torch.stack(expected, 1).detach())
 
 
+@pytest.mark.slow
 def test_grad_cam_before_an_in_place_relu_reads_the_map_after_it() -> None:
     model, images = double(torchvision.models.vgg11(num_classes=5))
     before, after = (cams(model, images, [1], seed=layer) for layer in ("features.18", "features.19"))

@@ -80,6 +80,7 @@ def test_compiled_without_a_break_and_the_same():
     assert len(graphs) <= 2
 
 
+@pytest.mark.slow
 def test_exported_and_the_same():
     class Module(torch.nn.Module):
         def forward(self, cam, low, high):

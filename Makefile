@@ -1,33 +1,45 @@
-# Everything here sets itself up: a fresh clone needs Python >= 3.10, pip and make.
+# A fresh clone needs only Python >= 3.10, pip and make: each target installs what it needs, and no more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+FOR_DEMO := $(VENV)/.demo-installed
+FOR_ALL := $(VENV)/.installed
+FAST := not slow and not interpreter and not distributed and not browser
 
-.PHONY: demo test lint bench models clean
+.DEFAULT_GOAL := help
+.PHONY: demo test test-fast lint bench models clean help
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED) ## generate scenes, find and polish their CAMs, print the figures, write panels to demo-out/
+demo: $(FOR_DEMO) ## generate scenes, polish their CAMs, print the scores, write panels to demo-out/
 	$(BIN)/ssa-fast demo --out demo-out --overwrite
 
-test: $(INSTALLED) ## every test
+test: $(FOR_ALL) ## run every test (about 8 minutes on two cores)
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## formatting, lint and types, as CI checks them
+test-fast: $(FOR_ALL) ## run the quick tests (less than a minute)
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports, as CI does
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## the paths against dense PyTorch, with the goals
+bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals
 	$(BIN)/python -m bench paths
 
-models: $(INSTALLED) ## SSA on every torchvision classifier: stages, methods, seed
+models: $(FOR_DEMO) ## run SSA on every torchvision classifier: stages, methods, seed
 	$(BIN)/python -m tests.sweep_torchvision --all
 
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $@
-
-clean:
+clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) demo-out build *.egg-info
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(FOR_DEMO): EXTRA := app
+$(FOR_ALL): EXTRA := dev
+$(FOR_DEMO) $(FOR_ALL): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRA)]"
+	touch $@

@@ -16,6 +16,8 @@ from bench.stand import summary
 from bench.workers import Job, job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from bench.stand import Stand
@@ -108,14 +110,20 @@ def product_seconds(stand: Stand, dtype: torch.dtype, side: int, seed: int) -> l
 
 
 def both(stand: Stand, *, numel: int, side: int, seed: int) -> list[dict[str, Any]]:
-    """The float32 ceilings that the grid's shares are of: the best of their rounds.
+    """Measure the float32 ceilings that the grid's shares refer to: the best of several rounds.
 
-    ``numel`` numbers are copied, 0: enough to fill the last cache twice.
+    ``numel`` numbers are copied; 0 stands for enough to fill the last cache twice.
     """
     numel = numel or (1 << 28 if stand.on_gpu else memory.beyond_cache() // 4)
-    copied = 2 * numel * 4 / min(copy_seconds(stand, torch.ones(numel, device=stand.device)))
-    multiplied = 2 * side**3 / min(product_seconds(stand, torch.float32, side, seed))
-    return [{"status": "ok", "copy_gb_s": round(copied / 1e9, 2), "product_gflop_s": round(multiplied / 1e9, 1)}]
+    copied = giga_per_second(2 * numel * 4, copy_seconds(stand, torch.ones(numel, device=stand.device)))
+    multiplied = giga_per_second(2 * side**3, product_seconds(stand, torch.float32, side, seed))
+    return [{"status": "ok", "copy_gb_s": copied, "product_gflop_s": multiplied}]
+
+
+def giga_per_second(amount: float, seconds: Sequence[float]) -> float | None:
+    """Return the rate of the fastest round to four digits, in 10⁹ per second; None if the clock measured no time."""
+    fastest = min(seconds)
+    return float(f"{amount / fastest / 1e9:.4g}") if fastest > 0 else None
 
 
 def _ceiling(what: str, times: dict[str, Any], value: float, unit: str) -> dict[str, Any]:

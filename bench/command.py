@@ -130,7 +130,7 @@ class Run:
     def __init__(self, command: str, settings: dict[str, Any], path: Path | None) -> None:
         self.command, self.settings, self.path = command, settings, path
         self.machine: dict[str, Any] = {}
-        self.ceilings: dict[str, float] = {}
+        self.ceilings: dict[str, float | None] = {}
         self.rows: list[Row] = []
 
     def save(self) -> None:

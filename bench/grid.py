@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bench.providers import Provider, StagePlan
     from bench.stand import Stand
     from bench.workers import Job, Row
+
+    Ceilings: TypeAlias = dict[str, float | None]
 
 ENDED = ("out of memory", "over budget")  # how a curve ends
 COMPILING = 240.0  # seconds that a job may take beside its calls
@@ -43,7 +45,7 @@ class Grid:
     seed: int
     limit_s: float
     rounds: int
-    ceilings: dict[str, float]
+    ceilings: Ceilings
     tell: Callable[[str], None] = lambda text: None
     _ends: dict[tuple[Any, str], tuple[int, str]] = field(default_factory=dict)
 
@@ -88,8 +90,8 @@ class Grid:
         if work and work.held > (free := self.stand.free_bytes()):
             why = f"predicted: it would hold {in_bytes(work.held)} and {in_bytes(free)} are free"
             return _end(row, "out of memory", why)
-        seconds = work.flops / self.ceilings["product_gflop_s"] / 1e9 if work else 0.0
-        if work and not self.stand.on_gpu and seconds > HOPELESS * self.limit_s:
+        seconds = seconds_at(self.ceilings["product_gflop_s"], work.flops) if work else None
+        if work and seconds is not None and not self.stand.on_gpu and seconds > HOPELESS * self.limit_s:
             why = f"its {work.flops / 1e12:,.3g} TFLOP take {seconds:,.0f} s at the product's measured ceiling"
             return _end(row, "over budget", f"predicted: {why}")
         return False
@@ -198,12 +200,17 @@ def ratios(mine: Sequence[float], base: Sequence[float]) -> dict[str, float] | N
     return quantiles(np.array(mine[:both]) / np.array(base[:both]), 5)
 
 
-def share(work: StagePlan | None, ceilings: dict[str, float], p50_ms: float) -> Row:
-    """The roofline's time of the work over the time measured, and which ceiling it is."""
-    if work is None:
+def seconds_at(ceiling: float | None, amount: float) -> float | None:
+    """Return how long ``amount`` takes at a ceiling in 10⁹ per second; None if the ceiling could not be measured."""
+    return amount / ceiling / 1e9 if ceiling else None
+
+
+def share(work: StagePlan | None, ceilings: Ceilings, p50_ms: float) -> Row:
+    """Return the roofline's time of the work over the measured time, and which ceiling binds; None if unknown."""
+    product = seconds_at(ceilings["product_gflop_s"], work.flops) if work else None
+    copy = seconds_at(ceilings["copy_gb_s"], work.traffic) if work else None
+    if product is None or copy is None or not p50_ms:
         return {"share": None, "bound": ""}
-    product = work.flops / ceilings["product_gflop_s"] / 1e9
-    copy = work.traffic / ceilings["copy_gb_s"] / 1e9
     return {"share": round(max(product, copy) * 1e3 / p50_ms, 4), "bound": "product" if product > copy else "copy"}
 
 

@@ -22,11 +22,16 @@ HEAD = (
 )
 
 
-def head(machine: Mapping[str, Any], ceilings: Mapping[str, float], settings: Mapping[str, Any]) -> Iterator[str]:
+def head(
+    machine: Mapping[str, Any], ceilings: Mapping[str, float | None], settings: Mapping[str, Any]
+) -> Iterator[str]:
     """Where and how, before the tables."""
     yield measure.describe(dict(machine)) + (f", {machine['gpu']}" if machine.get("gpu") else "")
+    copy, product = (
+        "–" if each is None else f"{each:g}" for each in (ceilings["copy_gb_s"], ceilings["product_gflop_s"])
+    )
     yield (
-        f"ceilings: copy {ceilings['copy_gb_s']:g} GB/s, float32 product {ceilings['product_gflop_s']:g} GFLOP/s; "
+        f"ceilings: copy {copy} GB/s, float32 product {product} GFLOP/s; "
         f"limit {settings['limit_s']:g} s, seed {settings['seed']}"
     )
 
@@ -63,7 +68,7 @@ def _cut(text: str) -> str:
 
 
 def _share(row: Row) -> str:
-    return "" if row["share"] is None else f"{100 * row['share']:.0f} % {row['bound']}"
+    return "–" if row["share"] is None else f"{100 * row['share']:.0f} % {row['bound']}"
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Result files of ``python -m bench`` as a whole run writes them, with figures made up by formulas."""
+"""Write result files as a complete run of ``python -m bench`` does, with figures made up by formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ AMD = {"cpu": "AMD EPYC (family 25, model 17)", "cores": 2, "threads": 2, "memor
 H100 = AMD | {"gpu": "NVIDIA H100 80GB HBM3", "gpu_memory_gib": 79.2}
 SIZES = {size: size * size // 16 for size in (224, 512, 1024, 2048, 4096)}  # pixels of a first stage by input size
 
-# By provider: milliseconds and MiB at L pixels, and where and how it ends; of features ≥ 0, then of signed ones.
+# By provider: milliseconds and MiB at L pixels, and at which L and how it ends; for features ≥ 0, then for signed ones.
 QUADRATIC = {
     "dense PCM": (lambda L: 1500 * (L / 2**14) ** 2, lambda L: L * L / 2**17, (65536, "out of memory")),
     "dense PCM compiled": (lambda L: 1250 * (L / 2**14) ** 2, lambda L: L * L / 2**18, (65536, "out of memory")),
@@ -46,7 +46,7 @@ def row(problem, provider, L, **given):
 
 
 def grid():
-    """Rows as a whole run has them."""
+    """Yield the rows of a complete run."""
     for sign, providers in PROVIDERS.items():
         for size, L in SIZES.items():
             problem = f"resnet50/{size}/layer1{sign}"

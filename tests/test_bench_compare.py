@@ -1,7 +1,8 @@
-"""The guard against getting slower: its statistics, its two trees, its gates, and all of it on planted faults."""
+"""Test the guard against slow-downs: its statistics, its two trees, its gates, and the whole on planted faults."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,29 +15,12 @@ import torch
 pytest.importorskip("resource", reason="the guard reads the scheduler's counts, which Windows does not give")
 
 from bench import compare
-from bench.guard import cases, gates, plain, timing, trees
+from bench.guard import cases, gates, plain, self_check, timing, trees, worker
 from bench.guard.verdict import CONFIRMED, LEAST, Times
 from bench.measure import ROOT
 from ssa_fast import Affinity, reference
 
 CASE = "tiny/49"
-SLOWER = """
-def _planted(inner):
-    import time
-
-    def polish(*arguments, **options):
-        begin = time.perf_counter()
-        out = inner(*arguments, **options)
-        end = begin + 1.2 * (time.perf_counter() - begin)
-        while time.perf_counter() < end:
-            pass
-        return out
-
-    return polish
-
-
-polish = _planted(polish)
-"""
 WRONG = """
 def _planted(inner):
     def polish(*arguments, **options):
@@ -53,20 +37,19 @@ polish = _planted(polish)
 
 @pytest.fixture
 def tree(tmp_path):
-    """Makes copies of the package, with code planted at the end of ``ssa_fast/__init__.py``."""
+    """Return a function that copies the package, with code planted at the end of ``ssa_fast/__init__.py``."""
 
     def make(name, planted=""):
         with trees.copied(ROOT) as copy:
             shutil.copytree(copy, tmp_path / name)
-        with (tmp_path / name / "ssa_fast" / "__init__.py").open("a") as file:
-            file.write(planted)
+        self_check.plant(tmp_path / name, planted)
         return tmp_path / name
 
     return make
 
 
 def times(generator, *, sessions, slower=1.0, luck=0.01, noise=0.02, hit=0.1):
-    """Synthetic times: each process has its luck, each sample its noise, some are hit by whoever else is there."""
+    """Make up times: each process has a bias, each sample noise, and some samples are disturbed by other processes."""
     found = Times()
     for _ in range(sessions):
         process = np.exp(luck * generator.standard_normal(3)) * [1, slower, 1]
@@ -121,11 +104,11 @@ from pathlib import Path
 from bench.guard import trees
 tree = Path(sys.argv[1])
 package = trees.import_from(tree)
-for name in ("kernels.config", "kernels.configs", "models", "cli", "demo.network"):
+for name in ("kernels.config", "kernels.configs", "models", "cli", "models.demo_net"):
     importlib.import_module(f"ssa_fast.{name}")
 trees.assert_unmixed(tree)
 assert all(str(tree) in str(each.__spec__.origin or each.__path__) for each in trees.modules().values())
-for missing in ("pictures", "kernels.tiled"):
+for missing in ("io.images", "kernels.tiled"):
     try:
         importlib.import_module(f"ssa_fast.{missing}")
     except ModuleNotFoundError as error:
@@ -139,9 +122,10 @@ trees.assert_unmixed(tree)
 """
 
 
+@pytest.mark.slow
 def test_a_process_has_one_tree_only(tree):
     made = tree("lacking")
-    (made / "ssa_fast" / "pictures.py").unlink()
+    (made / "ssa_fast" / "io" / "images.py").unlink()
     (made / "kernels" / "tiled.py").unlink()
     done = subprocess.run(
         [sys.executable, "-c", UNMIXED, str(made)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -156,7 +140,7 @@ def test_a_process_has_one_tree_only(tree):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A git repository whose one commit holds a package."""
+    """Make a git repository whose only commit holds a package."""
     folder = tmp_path / "repository"
     (folder / "ssa_fast").mkdir(parents=True)
     (folder / "ssa_fast" / "__init__.py").write_text("")
@@ -209,11 +193,12 @@ def test_every_set_has_its_names_once():
 
 
 def run(capsys, *arguments):
-    """Exit code and text of the command."""
+    """Return exit code and output of the command."""
     code = compare.main([str(argument) for argument in arguments])
     return code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_wrong_result_gets_no_ratio(tree, capsys):
     code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("wrong", WRONG), "--case", CASE)
     assert code == 2
@@ -223,9 +208,10 @@ def test_a_wrong_result_gets_no_ratio(tree, capsys):
     assert "ratio" not in said
 
 
+@pytest.mark.slow
 def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_cannot_is_red(tree, capsys):
     without, broken = tree("without"), tree("broken", "raise ValueError('broken')")
-    shutil.rmtree(without / "ssa_fast" / "demo")
+    (without / "ssa_fast" / "models" / "demo_net.py").unlink()
     code, said = run(capsys, "--base-tree", tree("wrong", WRONG), "--tree", tree("whole"), "--case", CASE)
     assert code == 0
     assert "tiny/49 – – – – – the base is wrong" in " ".join(said.split())
@@ -234,32 +220,109 @@ def test_what_the_base_lacks_or_gets_wrong_is_not_judged_and_what_the_candidate_
     assert "ssa/demo – – – – – new" in " ".join(said.split())
     code, said = run(capsys, "--base-tree", ROOT, "--tree", without, "--case", "ssa/demo")
     assert code == 2
-    assert "RED ssa/demo: ModuleNotFoundError: no module named 'ssa_fast.demo' in this tree" in said
+    assert "RED ssa/demo: ModuleNotFoundError: no module named 'ssa_fast.models.demo_net' in this tree" in said
     code, said = run(capsys, "--base-tree", ROOT, "--tree", broken, "--case", CASE)
     assert code == 2
     assert "RED tiny/49: the package does not import: ValueError: broken" in said
 
 
+class MadeUpWorker:
+    """A process that times a tree, except that the times are made up.
+
+    A tree with a planted slow-down takes ``slower`` as long as others. The noise is seeded; ``noise`` is its size.
+    """
+
+    generator, noise, slower = np.random.default_rng(0), 0.01, 1.2
+
+    def __init__(self, tree, stand):
+        self.seconds = 1e-3 * (self.slower if "_planted" in (tree / "ssa_fast" / "__init__.py").read_text() else 1.0)
+
+    def begin(self, case):
+        pass
+
+    def sample(self, bursts, calls):
+        return self.seconds * np.exp(self.noise * self.generator.standard_normal()), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def made_up_times(monkeypatch):
+    """Time every tree by ``MadeUpWorker``; the results are still computed, and checked, in real processes."""
+    monkeypatch.setattr(MadeUpWorker, "generator", np.random.default_rng(0))
+    monkeypatch.setattr(timing, "Worker", MadeUpWorker)
+    return monkeypatch
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("made_up_times")
 def test_a_slow_down_of_20_percent_is_caught(tree, capsys, tmp_path):
-    base, slower, file = tree("base"), tree("slower", SLOWER), tmp_path / "saved.json"
-    code, said = run(capsys, "--base-tree", base, "--tree", slower, "--case", CASE, "--budget", 40, "--save", file)
+    base, slower, file = tree("base"), tree("slower", self_check.SLOWER), tmp_path / "saved.json"
+    code, said = run(capsys, "--base-tree", base, "--tree", slower, "--case", CASE, "--save", file)
     assert code == 1, said
     assert f"Got slower: {CASE} (ratio " in said
     assert "report: kernels unchanged" in said
     (row,) = (row for row in json.loads(file.read_text())["rows"] if row["part"] == "time")
     assert row["verdict"] == "slower"
-    assert 1.15 < row["ratio"] < 1.3, said
+    assert row["ratio"] == pytest.approx(1.2, rel=0.02), said
     assert row["band"] <= 0.1, said
+    assert row["sessions"] == CONFIRMED
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("made_up_times")
 def test_a_tree_beside_its_copy_is_not(tree, capsys):
-    code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("copy"), "--case", CASE, "--budget", 40)
+    code, said = run(capsys, "--base-tree", tree("base"), "--tree", tree("copy"), "--case", CASE)
     assert code == 0, said
     assert "No slower" in said
 
 
+def test_times_that_stay_noisy_end_with_the_budget(made_up_times, tree):
+    """Advance the clock by a second whenever it is read."""
+    made_up_times.setattr(MadeUpWorker, "noise", 3.0)
+    made_up_times.setattr(timing.time, "monotonic", itertools.count().__next__)
+    base = tree("base")
+    (times,) = timing.measure(base, base, cases.chosen("small", CASE), None, 30.0, lambda *_: None).values()
+    assert times.judge().verdict == "too noisy"
+    assert len(times.sessions) == 16  # the first session does not read the clock, each of the others reads it twice
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("made_up_times")
+def test_the_self_check_says_whether_the_guard_works(capsys):
+    code, said = run(capsys, "--self-check")
+    assert code == 0, said
+    assert said.endswith("self-check passed\n")
+    assert self_check.run(lambda given: 0) == 1
+    assert capsys.readouterr().out.endswith("self-check failed: a slow-down of 20 %: exit code 0, expected 1\n")
+
+
+def test_a_sample_is_the_median_of_its_bursts_per_call(monkeypatch):
+    """Advance the clock by a given time in each call."""
+    now, takes = [0.0], iter([0.1, 0.1, 5.0, 5.0, 0.3, 0.3])
+    served = worker._Served.__new__(worker._Served)
+    served.device, served.call = "cpu", lambda: now.__setitem__(0, now[0] + next(takes))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    seconds, switches = served.sample((3, 2))
+    assert seconds == pytest.approx(0.3)
+    assert switches >= 0
+
+
+def test_the_planted_slow_down_takes_a_fifth_longer(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now.__setitem__(0, now[0] + 2**-10) or now[0])
+    planted = {"polish": lambda: now.__setitem__(0, now[0] + 1.0)}
+    exec(self_check.SLOWER, planted)
+    planted["polish"]()
+    assert now[0] == pytest.approx(1.2, abs=2**-7)
+
+
 def row(kernel="symmetric_kernel", **numbers):
-    """A row of the ahead-of-time report."""
+    """Return a row of the ahead-of-time report."""
     common = dict(target="sm_90", kernel=kernel, config="BLOCK=128", what="float16", problems=[])
     return common | dict(registers=128, shared=1 << 16, matrix={"wgmma.mma_async": 8}) | numbers
 
@@ -296,17 +359,23 @@ def test_the_traffic_gate():
 def test_only_what_a_gate_reads_makes_it_run(tree):
     base, other = tree("base"), tree("other")
     (other / "ssa_fast" / "cli" / "__init__.py").write_text("")
-    (other / "ssa_fast" / "outputs.py").write_text("")
+    (other / "ssa_fast" / "localize" / "boxes.py").write_text("")
     assert "unchanged" in gates.report(base, other).summary
     assert "unchanged" in gates.traffic(base, other).summary
-    (other / "ssa_fast" / "launch.py").write_text("")
+    (other / "ssa_fast" / "ops" / "triton_backend.py").write_text("")
     assert "unchanged" in gates.report(base, other).summary
     assert gates.fingerprint(base, "ssa_fast/api.py") != gates.fingerprint(other, "ssa_fast/api.py")
-    read = gates.fingerprint(base)
-    assert {"ssa_fast/tuning.py", "ssa_fast/gpus.py", "ssa_fast/affinity.py", "kernels/configs/sm_90.json"} <= set(read)
+    read = gates.fingerprint(base, *gates.REPORTED)
+    assert {
+        "ssa_fast/ops/tile_tables.py",
+        "ssa_fast/ops/gpu_info.py",
+        "ssa_fast/affinity.py",
+        "kernels/configs/sm_90.json",
+    } <= set(read)
     assert "ssa_fast/api.py" not in read
 
 
+@pytest.mark.interpreter
 def test_a_kernel_that_loads_twice_is_caught(tree):
     pytest.importorskip("triton")
     twice = tree("twice")

@@ -1,4 +1,4 @@
-"""The GPU benchmarks, rehearsed on the CPU: every step runs, failures are told, nothing pretends to be a figure."""
+"""Rehearse the GPU benchmarks on the CPU: every step runs, failures are reported, and no figure is claimed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ssa_fast.ops import gpu_info, tile_tables
 
 H200 = gpu_info.Gpu("NVIDIA H200", "sm_90", 132)
 TINY = correctness.SMALL
-PEERS = [name for name in peers.PEERS if name != "KeOps"]  # a package that nobody asks for
+PEERS = [name for name in peers.PEERS if name != "KeOps"]  # not installed with any extra
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """One job of a kind, so that a rehearsal takes seconds."""
+    """Keep one job of each kind, so that a rehearsal takes seconds."""
     cases = [
         ("prototypes", TINY),
         ("symmetric", replace(TINY, values="randn")),
@@ -44,6 +44,7 @@ def rehearse(tmp_path, **options):
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_every_step_is_rehearsed_and_labelled(tmp_path, capsys):
     code, saved = rehearse(tmp_path, out=tmp_path / "unused")
@@ -63,12 +64,13 @@ def test_every_step_is_rehearsed_and_labelled(tmp_path, capsys):
             assert {"what", "value", "must", "moonshot", "direction"} <= goal.keys()
     everyone = next(row for row in rows if row["part"] == "timing" and row["what"].startswith("tiled"))
     assert [each["name"] for each in everyone["providers"]] == ["ours", *PEERS]
-    for each in everyone["providers"]:  # the algebra of prototypes is wrong for signed features, and not timed there
+    for each in everyone["providers"]:  # prototypes are wrong for signed features, so they are not timed
         assert each["status"] == ("wrong" if "algebra" in each["name"] else "ok"), each
         assert ("us" in each) == (each["status"] == "ok")
     assert next(row for row in rows if "machine" in row)["machine"]["torch"] == torch.__version__
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_a_wrong_kernel_fails_its_row_and_the_run(tmp_path, monkeypatch, capsys):
     right = ours.write
@@ -84,6 +86,7 @@ def test_a_wrong_kernel_fails_its_row_and_the_run(tmp_path, monkeypatch, capsys)
     assert "WRONG failed correctness: prototypes" in capsys.readouterr().out
 
 
+@pytest.mark.interpreter
 @pytest.mark.usefixtures("few")
 def test_a_kernel_that_writes_too_little_or_too_much_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "write", lambda *given: given[5].view(-1)[1:].fill_(0.5))
@@ -96,6 +99,7 @@ def test_a_kernel_that_writes_too_little_or_too_much_fails(tmp_path, monkeypatch
     assert "beyond its output" in saved["rows"][0]["why"]
 
 
+@pytest.mark.interpreter
 def test_a_peer_without_memory_or_right_answer_is_a_result(monkeypatch):
     def without_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
@@ -139,7 +143,7 @@ def test_a_goal_without_a_moonshot():
 
 
 def test_the_share_of_a_copy_counts_two_reads_of_the_features():
-    problem = Problem(B=1, K=2, C=64, H=32, W=32)  # features are 1 / 2^13 of the copy's numbers, of two bytes both
+    problem = Problem(B=1, K=2, C=64, H=32, W=32)  # the features are 2^-13 of the copied numbers, both of two bytes
     mine, peer = (
         timing.Provider("ours", times=[1.0, 1.0, 1.0]),
         timing.Provider("copy", times=[2.0**12, 2.0**13, 2.0**14]),
@@ -177,7 +181,7 @@ def test_the_report_is_whole_after_every_row(tmp_path):
     assert kept.exit_code() == 1
 
 
-# What workers are given below: functions of this file.
+# Jobs for the workers below.
 def fine(_, number=1):
     return [{"part": "test", "what": "fine", "status": "ok", "number": number}]
 
@@ -187,24 +191,25 @@ def dies(_):
 
 
 def hangs(_):
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def breaks_the_context(_):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+@pytest.mark.slow
 def test_workers_outlive_what_they_run():
     found = {}
     functions = ["fine", "dies", "hangs", "breaks_the_context", "fine"]
     jobs = [
-        workers.job(f"{__name__}:{name}", f"test: {at} {name}", 2.0 if name == "hangs" else 60.0)
+        workers.job(f"{__name__}:{name}", f"test: {at} {name}", 2.0 if name == "hangs" else 600.0)
         for at, name in enumerate(functions)
     ]
     workers.run(
         jobs,
         count=2,
-        until=time.monotonic() + 60,
+        until=time.monotonic() + 3600,
         report=lambda task, rows: found.update({task["name"]: rows[0]}),
         rehearse=True,
     )
@@ -213,10 +218,11 @@ def test_workers_outlive_what_they_run():
     assert "illegal memory access" in found["test: 3 breaks_the_context"]["why"]
 
 
+@pytest.mark.slow
 def test_workers_stop_when_the_time_is_up(monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 0.1)
     found = []
-    jobs = [workers.job(f"{__name__}:hangs", f"test: {at}", 60.0) for at in range(2)]
+    jobs = [workers.job(f"{__name__}:hangs", f"test: {at}", 600.0) for at in range(2)]
     workers.run(jobs, count=1, until=time.monotonic() + 0.5, report=lambda _, rows: found.extend(rows), rehearse=True)
     assert [row["status"] for row in found] == ["not reached"] * 2
 
@@ -282,6 +288,7 @@ def test_candidates_fit_and_begin_with_the_present_tiles():
         assert len({json.dumps(each, sort_keys=True) for each in found}) == len(found)
 
 
+@pytest.mark.interpreter
 def test_tuning_rehearsed_writes_a_table_that_is_read(tmp_path, monkeypatch, capsys):
     small = Problem(B=1, K=3, C=20, H=6, W=7, values="rand")
     kernels = ("gather", "apply", "tiled", "resident")
@@ -302,6 +309,7 @@ def test_tuning_rehearsed_writes_a_table_that_is_read(tmp_path, monkeypatch, cap
     assert report.REHEARSAL in capsys.readouterr().out
 
 
+@pytest.mark.interpreter
 def test_candidates_that_fail_or_are_wrong_are_dropped(monkeypatch, tmp_path, capsys):
     small = Problem(B=1, K=3, C=20, H=6, W=7, values="rand")
     monkeypatch.setattr(tune, "problems", lambda: [("apply", small)])

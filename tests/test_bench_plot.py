@@ -1,4 +1,4 @@
-"""``python -m bench plot``: what is drawn is what the files say, curves end where they end, errors are one sentence."""
+"""Test ``python -m bench plot``: it draws the figures in the files, ends curves where they end, and explains errors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def panel(path, quantity="warm_ms", at=0):
     return {curve.name: curve for curve in series.panels(results, quantity)[at].curves}
 
 
+@pytest.mark.slow
 def test_files_appear_and_are_the_same_bytes_again(file, tmp_path, capsys):
     for out in ("a", "b"):
         assert main([str(file), "--out", str(tmp_path / out)]) == 0
@@ -132,6 +133,7 @@ def test_a_single_point_is_drawn(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_later_files_override_and_devices_stand_apart(file, tmp_path):
     again = row("resnet50/512/layer1", "dense PCM", 16384, warm_ms=spread(1600.0))
     slow = row("resnet50/2048/layer1", "chunked PCM", 262144, status="over budget")
@@ -299,6 +301,7 @@ def test_without_matplotlib_the_tables_still_come(file, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == "Pictures need matplotlib, which is not here: pip install 'ssa_fast[bench]'.\n"
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn_before_one_is_written(file, tmp_path, monkeypatch, capsys):
     (tmp_path / "taken").touch()
     assert main([str(file), "--out", str(tmp_path / "taken")]) == 2
@@ -309,8 +312,9 @@ def test_all_pictures_are_drawn_before_one_is_written(file, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_committed_pictures_show_the_committed_data(tmp_path):
-    """Compares what was drawn, not the bytes: Matplotlib's versions differ in those."""
+    """Compare the drawings, not the bytes, which depend on Matplotlib's version."""
     for path in [each for kind in ("time", "memory", "backbone") for each in RESULTS.glob(f"{kind}-*.png")]:
         said = Image.open(path).info
         main([*(str(path.parent / name) for name in said["Source"].split("\n")), "--out", str(tmp_path)])

@@ -35,6 +35,7 @@ def arguments(**changed):
     return tuple((given | changed).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -62,6 +63,7 @@ def inputs(size=6):
     return torch.rand(B, K, 4, 4), torch.rand(B, C, size, size + 1), torch.rand(B, 2 * C, 3, 4)
 
 
+@pytest.mark.slow
 def test_compiled_without_a_break_and_the_same():
     graphs = []
 
@@ -79,6 +81,7 @@ def test_compiled_without_a_break_and_the_same():
     assert len(graphs) <= 2
 
 
+@pytest.mark.slow
 def test_exported_and_the_same():
     class Module(torch.nn.Module):
         def forward(self, cam, low, high):

@@ -112,6 +112,7 @@ def torch_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_threads")
 def test_training_learns_and_gives_the_same_file_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Recipe(scenes=48, held_out=40, epochs=3, batch=16, threads=1)
@@ -135,6 +136,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> DemoReport:
     return demo.run(tmp_path_factory.mktemp("demo") / "out", images=40, seed=FRESH_SEED, threads=1)
 
 
+@pytest.mark.slow
 def test_polishing_gains_on_fresh_scenes(report: DemoReport) -> None:
     seed, polished = report.scores["seed"], report.scores["polished"]
     assert polished.miou - seed.miou >= 0.10
@@ -143,6 +145,7 @@ def test_polishing_gains_on_fresh_scenes(report: DemoReport) -> None:
     assert report.average_precision > 0.97
 
 
+@pytest.mark.slow
 def test_report_is_complete(report: DemoReport) -> None:
     assert set(report.scores) == {"seed", "polished", "default", "layer1", "layer2", "layer3", "layer4"}
     for score in report.scores.values():

@@ -12,6 +12,7 @@ import pytest
 import ssa_fast
 from ssa_fast import kernels
 
+pytestmark = pytest.mark.slow  # fresh processes
 PACKAGE = Path(ssa_fast.__file__).parent
 KERNELS = sorted(Path(kernels.__file__).parent.glob("*.py"))
 STANDARD = {"typing", "dataclasses", "collections", "math", "functools"}

@@ -75,6 +75,7 @@ def assert_same(row: dict[str, Any], name: str, out: Path, *, exact: bool) -> No
     assert row["error"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_plain_calls_equal_a_run(folder: Path, made: Path, size: int) -> None:
     polish = PolishCams(**OPTIONS)
@@ -154,6 +155,8 @@ def test_stacked_batches_and_wrong_usage(folder: Path, monkeypatch: pytest.Monke
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    patience = ("gcs_server_request_timeout_seconds", "NUM_REDIS_GET_RETRIES", "worker_register_timeout_seconds")
+    os.environ.update({f"RAY_{name}": "600" for name in patience})  # a busy machine starts it slowly
     ray = pytest.importorskip("ray", reason="Ray has no wheel here; PolishCams itself is tested without it")
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -169,6 +172,7 @@ class CountingThreads(PolishCams):
         return {**super().__call__(batch), "threads": threads}
 
 
+@pytest.mark.distributed
 def test_map_batches_over_ray_equals_a_run(ray: Any, folder: Path, made: Path) -> None:
     rows = ray.data.read_images([str(folder / name) for name in SIZES], mode="RGB", include_paths=True)
     actors = ray.data.ActorPoolStrategy(size=1)
@@ -182,6 +186,7 @@ def test_map_batches_over_ray_equals_a_run(ray: Any, folder: Path, made: Path) -
         assert_same(row, name, made, exact=True)
 
 
+@pytest.mark.distributed
 def test_a_folder_with_a_bad_file_and_one_that_is_missing(ray: Any, folder: Path, made: Path) -> None:
     polished = polish_images([folder, folder / "gone.png"], batch_size=2, **OPTIONS)
     got = {row["path"].rsplit("/", 1)[1]: row for row in polished.take_all()}

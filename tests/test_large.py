@@ -99,6 +99,7 @@ def assert_as_whole(large: Run) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("classes", [[3, 0], "predicted", "top2"])
 def test_tiles_give_the_whole_images_cams(assert_as_whole: Run, align_corners: bool, classes: Any) -> None:
@@ -486,6 +487,7 @@ def test_too_many_classes_and_wrong_names_or_labels(large: Run, tmp_path: Path) 
     assert len(many.boxes) == 254
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "halo"), [("resnet18", 224), ("resnet50", 224)])
 def test_receptive_field_of_residual_networks(name: str, halo: int) -> None:
     model = getattr(torchvision.models, name)(weights=None)

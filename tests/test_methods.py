@@ -57,6 +57,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
 def test_features_of_every_kind_in_the_shipped_tiles(method, affinity, draw):
@@ -77,6 +78,7 @@ CAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("cams", CAMS.values(), ids=CAMS)
 @pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))

@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, Sequence[int], str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_family(name: str) -> None:
     stages, sides, signs, kind, layer = FAMILIES[name]
@@ -82,6 +83,7 @@ def test_light_half_holds_half_of_the_models() -> None:
     assert "vit_h_14" not in names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", light_half())
 def test_ssa_on_a_light_classifier(name: str) -> None:
@@ -197,6 +199,7 @@ def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
     torch.testing.assert_close(cams(model, images, [2, 4], seed=layer), torch.stack(expected, 1).detach())
 
 
+@pytest.mark.slow
 def test_grad_cam_before_an_in_place_relu_reads_the_map_after_it() -> None:
     model, images = double(torchvision.models.vgg11(num_classes=5))
     before, after = (cams(model, images, [1], seed=layer) for layer in ("features.18", "features.19"))
@@ -467,6 +470,7 @@ def test_logits_are_found_by_their_name(first: str) -> None:
     assert inspect_model(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_an_exact_cam_is_found_in_half_precision(dtype: torch.dtype) -> None:
     assert inspect_model(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"

@@ -139,6 +139,7 @@ def test_windows_are_requested_once_map_by_map_and_row_by_row(path: Path, maps: 
     assert reports == [Progress(n + 1, total) for n in range(total)]
 
 
+@pytest.mark.slow
 def test_large_copies_use_a_temporary_file_that_is_removed(
     path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_large_copies_use_a_temporary_file_that_is_removed(
     assert list(on_disk.iterdir()) == [on_disk / path.name]
 
 
+@pytest.mark.slow
 def test_the_same_maps_give_the_same_bytes(path: Path, maps: np.ndarray) -> None:
     for folder in ("one", "two"):
         write(path.parent / folder / path.name, maps, metadata={"b": 1, "a": 2})

@@ -316,6 +316,7 @@ def test_an_image_that_changed_is_not_taken_for_done(folder: Path, run: Run) -> 
     assert report.resumed == 2
 
 
+@pytest.mark.slow
 def test_batches_hold_images_of_one_size_and_change_nothing(
     folder: Path, run: Run, out: Path, ssa: SSA, tmp_path: Path
 ) -> None:
@@ -395,6 +396,7 @@ def test_eight_bit_cam_files(folder: Path, run: Run, out: Path) -> None:
         assert saved["cams"].max() == 255
 
 
+@pytest.mark.slow
 def test_large_images_are_processed_in_tiles(
     folder: Path, run: Run, out: Path, ssa: SSA, classifier: zoo.Classifier
 ) -> None:

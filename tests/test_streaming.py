@@ -160,6 +160,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
     with socket.socket() as free:
@@ -170,7 +171,7 @@ def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", SHARD, str(tmp_path)], env={**os.environ, **shared, "RANK": str(rank)})
         for rank in range(world)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0] * world
+    assert [rank.wait(timeout=600) for rank in ranks] == [0] * world
     cam, feats = draw(3)
     for rank in range(world):
         out, pixels = torch.load(tmp_path / f"{rank}.pt")
@@ -282,6 +283,7 @@ def peak_of(work: Callable[[], object], trace: Path) -> int:
     return max(accumulate(event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "dtype", "affinity", "tiles", "h", "w"),
     [

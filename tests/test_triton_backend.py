@@ -12,6 +12,8 @@ from ssa_fast import Affinity, polish
 from ssa_fast.ops import fusion, triton_backend
 from ssa_fast.validation import FusionOptions
 
+pytestmark = pytest.mark.interpreter
+
 
 @pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
 def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, method):

@@ -128,7 +128,7 @@ class Network:
 
     def _made(self, package: Any, device: str) -> tuple[Any, Tensor]:
         """SSA of the demo's network, and images normalised for it."""
-        network = importlib.import_module(f"{package.__name__}.demo.network")
+        network = importlib.import_module(f"{package.__name__}.models.demo_net")
         generator = torch.Generator().manual_seed(SEED)
         images = 4 * torch.rand(self.B, 3, self.side, self.side, generator=generator) - 2
         return package.SSA(network.load_classifier().to(device)), images.to(device)

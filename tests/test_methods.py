@@ -66,6 +66,19 @@ def test_features_of_every_kind_in_the_shipped_tiles(method, affinity, draw):
         assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_two_threads(method, affinity):
+    """The suite runs on one thread; with two, PyTorch sums in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with shipped_tiles():
+            cam, f = torch.rand(2, 5, 61, 47), torch.rand(2, 32, 61, 47)
+            assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def one_hot(K, H, W):
     return torch.nn.functional.one_hot(torch.randperm(H * W)[:K], H * W).float().view(1, K, H, W)
 

@@ -284,7 +284,7 @@ def polish(
     out: Tensor,
     gather: Gather,
     apply: Apply,
-    processors: int,
+    num_sms: int,
     signed: Tensor | None = None,
 ) -> None:
     """Polish along non-negative features, in ``2·steps`` reads of them and ``O(K·C)`` memory.
@@ -297,7 +297,7 @@ def polish(
         out: ``(B, K, H·W)`` float32, contiguous; written.
         gather: tiles of pass A.
         apply: tiles of pass B.
-        processors: multiprocessors of the GPU; pass A starts about twice as many programs.
+        num_sms: multinum_sms of the GPU; pass A starts about twice as many programs.
         signed: ``(B,)`` int32 zeros; set to 1 for an image with a feature that is not ≥ 0 (NaN is not); its ``out`` is
             then left as it is.
     """
@@ -310,7 +310,7 @@ def polish(
     read |= dict(norm_eps=float(affinity.norm_eps), **layout(features))
     for step in range(affinity.steps):
         source = out.view(B, K, H, W) if step else cam
-        prototypes = _prototypes(source, read, resizing(source, H, W, align_corners), step == 0, gather, processors)
+        prototypes = _prototypes(source, read, resizing(source, H, W, align_corners), step == 0, gather, num_sms)
         rows = _rows(K + (step == 0), apply.rows)
         grid = (triton.cdiv(K, rows - (step == 0)) * triton.cdiv(L, apply.block_l), B)
         tiles = dict(FIRST=step == 0, BLOCK_L=apply.block_l, BLOCK_C=apply.block_c, ROWS=rows)
@@ -321,7 +321,7 @@ def polish(
 
 
 def _prototypes(
-    source: Tensor, read: dict[str, Any], resize: dict[str, Any], first: bool, config: Gather, processors: int
+    source: Tensor, read: dict[str, Any], resize: dict[str, Any], first: bool, config: Gather, num_sms: int
 ) -> dict[str, Tensor]:
     """G of a CAM as two float16 halves ``(B, K + first, C)`` and their scale ``(B, K + first)``: pass A and its sum."""
     C, L = read["C"], read["L"]
@@ -330,7 +330,7 @@ def _prototypes(
     rows = _rows(n, config.rows)
     chunks = triton.cdiv(n, rows)
     parts = triton.cdiv(C, block_c := min(config.block_c, max(16, triton.next_power_of_2(C))))
-    programs = max(2 * processors // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
+    programs = max(2 * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
     slabs = max(1, min(programs, triton.cdiv(L, config.block_l), SLAB_BYTES // (4 * B * n * C)))
     partial = dict(slabs_ptr=source.new_empty((slabs, B, n, C)), bounds_ptr=source.new_empty((slabs, B, n)))
     tiles = dict(PARTS=parts, BLOCK_C=block_c, BLOCK_L=config.block_l, ROWS=rows)

@@ -37,7 +37,7 @@ def polish(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(cam: Tensor, features: Tensor, affinity: Affinity = Affinity(), **options: Any) -> Tensor:  # noqa: B008
         (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
         out = guarded(B, K, H * W)
-        options = dict(align_corners=True, gather=GATHER, apply=APPLY, processors=2) | options
+        options = dict(align_corners=True, gather=GATHER, apply=APPLY, num_sms=2) | options
         prototypes.polish(cam, features, affinity=affinity, out=out, **options)
         return out.view(B, K, H, W)
 
@@ -173,7 +173,7 @@ def test_untouched_where_signed(guarded: Callable[..., Tensor]) -> None:
     cam, features = draw(2, 3, 20, 5, 7)
     features[0] -= 0.5
     out = guarded(2, 3, 35).fill_(7.0)
-    options = dict(affinity=Affinity(), align_corners=True, gather=GATHER, apply=APPLY, processors=2)
+    options = dict(affinity=Affinity(), align_corners=True, gather=GATHER, apply=APPLY, num_sms=2)
     prototypes.polish(cam, features, out=out, signed=torch.zeros(2, dtype=torch.int32), **options)
     assert (out[0] == 7.0).all()
     assert (out[1] < 1.0).all()
@@ -199,12 +199,12 @@ def test_not_a_number_stays_in_its_image(polish: Callable[..., Tensor], dtype: t
     assert_as_accurate(out[:1], cam[:1], features[:1], Affinity())
 
 
-@pytest.mark.parametrize("processors", [1, 3, 1000])
-def test_any_number_of_programs(polish: Callable[..., Tensor], processors: int) -> None:
+@pytest.mark.parametrize("num_sms", [1, 3, 1000])
+def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int) -> None:
     cam, features = draw(1, 5, 20, 23, 29)
-    out = polish(cam, features, processors=processors)
+    out = polish(cam, features, num_sms=num_sms)
     assert_as_accurate(out, cam, features, Affinity())
-    assert torch.equal(out, polish(cam, features, processors=processors))
+    assert torch.equal(out, polish(cam, features, num_sms=num_sms))
 
 
 def test_one_slab_where_memory_is_short(polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l:
             align_corners=True,
             gather=Gather(block_l=block_l, rows=32, num_warps=8),
             apply=Apply(block_l=64, block_c=64, rows=32, num_warps=4, num_stages=2),
-            processors=4,
+            num_sms=4,
             signed=signed,
         )
     assert counted.loaded["features"] <= 2.05 * tensors["features"].nbytes

@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time and report registers, spills and matrix instructions: ``python -m bench aot``."""
+"""Compile every kernel ahead of time; report registers, spills and matrix instructions."""
 
 from __future__ import annotations
 

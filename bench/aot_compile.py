@@ -53,7 +53,7 @@ PRODUCT = re.compile(r"\btt\.dot\b")
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU architecture: Triton's target, KiB of shared memory per program, the first Triton that supports it."""
+    """A GPU architecture: Triton's target, KiB of shared memory per program, the first Triton for it."""
 
     gpu: GPUTarget
     shared: int
@@ -76,7 +76,7 @@ DEFAULT_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 
 @dataclass
 class Row:
-    """One compiled kernel: registers, bytes spilled, local-memory accesses (AMD: bytes), bytes of shared memory."""
+    """One compiled kernel; spilled and shared memory in bytes, local memory in accesses (AMD: bytes)."""
 
     target: str
     kernel: str
@@ -142,7 +142,7 @@ def _constants(kernel: Any, arguments: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """Properties of a representative stage beyond its sizes; ``ragged``: row lengths that prevent vector loads."""
+    """A representative stage without its sizes; ``ragged``: its row length prevents vector loads."""
 
     affinity: Affinity
     dtype: str
@@ -160,7 +160,7 @@ EXP = Affinity(phi="exp", temperature=0.1, center=True)
 
 
 def stages(method: str, entry: tile_tables.Entry) -> list[Stage]:
-    """Return stages that together cover the entry's dtypes, both memory formats, both φ, and one and two steps."""
+    """Return stages that cover the entry's dtypes, both memory formats, both φ, and one and two steps."""
     other = Affinity() if method == "prototypes" else EXP
     found: list[Any] = []
     if entry.dtype is None or tile_tables.ITEMSIZES[entry.dtype] == 2:
@@ -175,7 +175,7 @@ def stages(method: str, entry: tile_tables.Entry) -> list[Stage]:
 
 
 def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield a description of each representative launch of an entry, and a call that launches it."""
+    """Yield a description and a call of each representative launch of an entry."""
     method = next(method for method, parts in PARTS.items() if entry.kernel in parts)
     precisions = (
         [entry.precision] if entry.precision else ["default"] if method == "prototypes" else tile_tables.PRECISIONS
@@ -223,7 +223,7 @@ def _polish(method: str, entry: tile_tables.Entry, stage: Stage, precision: str,
 
 
 def fusion_launches() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield a description of each representative launch of the fusion kernels, and a call that launches it."""
+    """Yield a description and a call of each representative launch of the fusion kernels."""
     maps = [torch.empty(2, 20, side, side, device="meta") for side in (64, 32, 16)]
     options: Any = dict(weights=[1.0, 1.0, 0.5], align_corners=True, out=torch.empty(2, 20, 64, 64, device="meta"))
     for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
@@ -232,7 +232,7 @@ def fusion_launches() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def compile_rows(name: str, calls: Iterable[tuple[str, Callable[[], None]]]) -> list[Row]:
-    """Compile the kernels that the calls would launch on target ``name``, each once, and return their rows."""
+    """Compile the kernels that the calls would launch on target ``name``; return a row for each."""
     rows, seen = [], set()
     for what, call in calls:
         try:
@@ -293,7 +293,7 @@ def find_tables(name: str) -> list[Path]:
 
 
 def compile_targets(names: Sequence[str], jobs: int, table: Path | None = None) -> Iterator[list[Row]]:
-    """Yield the rows of each target that this Triton supports; ``jobs`` processes compile one entry at a time."""
+    """Yield the rows of each target that this Triton supports, compiled by ``jobs`` processes."""
     work: list[tuple[str, Any]] = []
     for name in (name for name in names if TARGETS[name].since <= TRITON):
         for path in [table] if table else find_tables(name):

@@ -69,7 +69,7 @@ def assert_as_accurate(
 
 
 def extended_reference(cam: Any, features: Any, affinity: Affinity) -> Any:
-    """Return ``reference.polish_stage`` in 80-bit floats where NumPy has them, for φ = relu(c)^power, no threshold."""
+    """Return ``reference.polish_stage`` for φ = relu(c)^power in 80-bit floats, where NumPy has them."""
     cam, features = cam.astype(np.longdouble), features.astype(np.longdouble)
     x = features / (np.sqrt((features**2).sum(1, keepdims=True)) + np.longdouble(affinity.norm_eps))
     a = np.maximum(x.swapaxes(1, 2) @ x, 0) ** np.longdouble(affinity.power)

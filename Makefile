@@ -21,8 +21,8 @@ lint: $(INSTALLED) ## formatting, lint and types, as CI checks them
 bench: $(INSTALLED) ## the paths against dense PyTorch, with the goals
 	$(BIN)/python -m bench paths
 
-models: $(INSTALLED) ## every torchvision classifier: stages, seed, path
-	$(BIN)/ssa-fast models --all
+models: $(INSTALLED) ## SSA on every torchvision classifier: stages, methods, seed
+	$(BIN)/python -m tests.sweep_torchvision --all
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

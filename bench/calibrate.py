@@ -54,7 +54,7 @@ def timings() -> Iterator[dict[str, Any]]:
 
 def fit(rows: list[dict[str, Any]]) -> cost_model.Rates:
     """Rates whose predicted times have the least squared relative error, all times ≥ 0."""
-    terms = np.array([[row["cost"].flops, row["cost"].traffic, row["cost"].calls] for row in rows], float)
+    terms = np.array([[row["cost"].flops, row["cost"].bytes_moved, row["cost"].launches] for row in rows], float)
     times = np.array([row["ms"] / 1e3 for row in rows])
     scale = terms.max(axis=0)
     per_unit, _ = nnls(terms / scale / times[:, None], np.ones(len(rows)))
@@ -78,7 +78,7 @@ def main(save: Path | None) -> None:
     rows = list(timings())
     rates = fit(rows)
     print(f"fitted to this machine: {rates}")
-    for label, used in (("fitted", rates), ("costs.RATES['cpu', 'torch']", cost_model.RATES["cpu", "torch"])):
+    for label, used in (("fitted", rates), ("cost_model.RATES['cpu', 'torch']", cost_model.RATES["cpu", "torch"])):
         found = regrets(rows, used)
         misses = sorted((regret for regret in found if regret[3] > 1.1), key=lambda regret: -regret[3])
         print(f"{label}: the pick is within 10 % of the fastest in {len(found) - len(misses)} of {len(found)} problems")

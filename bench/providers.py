@@ -127,7 +127,7 @@ def work_way(method: str, backend: str, problem: Problem, stand: Stand) -> Stage
     given = counted(problem, stand)
     cost = cost_model.cost(method, given, backend)
     if method != "prototypes":
-        return StagePlan(cost.flops, cost.traffic, cost.extra_memory)
+        return StagePlan(cost.flops, cost.bytes_moved, cost.extra_memory)
     flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
     maps = 2 * problem.B * problem.K * problem.L * FLOAT
     return StagePlan(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)

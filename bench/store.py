@@ -25,7 +25,7 @@ from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import masks
-from ssa_fast.models.demo_net import load_classifier, prepare
+from ssa_fast.models.demo_net import load_classifier, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def demo_cams(images: int) -> Iterator[CamFile]:
     """The demo's trained classifier on scenes of 256 × 256: its finest stage has stride 2, and edges are sharp."""
     ssa = SSA(load_classifier(), size="stage", **OPTIONS)
     for scene in make_scenes(images, SEED, 256):
-        yield _polished(ssa, prepare(scene.image[None]), scene)
+        yield _polished(ssa, preprocess(scene.image[None]), scene)
 
 
 def voc_cams(images: int) -> Iterator[CamFile]:

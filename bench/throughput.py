@@ -45,7 +45,7 @@ def backbone_alone(folder: Path, classifier: zoo.Classifier, options: runs.RunOp
     with torch.inference_mode():
         for loaded in loader.load(found, range(len(found)), options, torch.device("cpu")):
             assert loaded.picture is not None
-            classifier.model(classifier.prepare(loaded.picture.rgb, options.size))
+            classifier.model(classifier.preprocess(loaded.picture.rgb, options.size))
     return time.perf_counter() - begin
 
 

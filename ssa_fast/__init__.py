@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ssa_fast._version import __version__
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import correlation, explain, polish
 
 if TYPE_CHECKING:
-    from ssa_fast.ssa import SSA, SSAResult
+    from ssa_fast.large import LargeImageResult, LargeImageSSA
+    from ssa_fast.result import SSAResult
+    from ssa_fast.ssa import SSA
     from ssa_fast.streaming import PixelBank, Prototypes
 
-__version__ = "0.1.0"
-__all__ = ["SSA", "Affinity", "PixelBank", "Prototypes", "SSAResult", "__version__", "correlation", "explain", "polish"]
+__all__ = [
+    "SSA",
+    "Affinity",
+    "LargeImageResult",
+    "LargeImageSSA",
+    "PixelBank",
+    "Prototypes",
+    "SSAResult",
+    "__version__",
+    "correlation",
+    "explain",
+    "polish",
+]
+
+# Imported on first use, so that `import ssa_fast` needs torch and NumPy only.
+_LAZY = {
+    "SSA": "ssa",
+    "SSAResult": "result",
+    "LargeImageSSA": "large",
+    "LargeImageResult": "large",
+    "PixelBank": "streaming",
+    "Prototypes": "streaming",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """SSA on whole models is imported when first asked for: ``import ssa_fast`` needs torch and NumPy only."""
-    if name in ("SSA", "SSAResult"):
-        from ssa_fast import ssa
-
-        return getattr(ssa, name)
-    if name in ("PixelBank", "Prototypes"):
-        from ssa_fast import streaming
-
-        return getattr(streaming, name)
+    """Import a public name on first use."""
+    if name in _LAZY:
+        return getattr(import_module(f"ssa_fast.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'ssa_fast' has no attribute {name!r}")

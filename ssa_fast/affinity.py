@@ -1,4 +1,4 @@
-"""What makes two pixels alike: the pointwise function φ of the cosine of their features, and its parameters."""
+"""Affinity of two pixels: a pointwise function φ of the cosine of their features, and its parameters."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Affinity:
     Args:
         phi: ``"relu"`` for ``φ(c) = relu(c)^power``; ``"exp"`` for ``φ(c) = exp((c − 1) / temperature)``, a softmax
             over cosines (c ≤ 1, so it needs no running maximum).
-        power: exponent of the ReLU form, > 0. Larger is more selective.
-        threshold: cosine in [0, 1] below which the ReLU form is 0, applied before ``power``.
-        temperature: of the exp form, > 0; required there, refused with ``phi="relu"``.
-        center: subtract each image's mean feature before normalising. Sharpens, and makes features signed.
-        steps: how often the affinity is applied, ≥ 1. The denominator is the same in every step.
-        norm_eps: added to the norm, outside the root, ≥ 0.
-        sum_eps: added to each pixel's sum of affinities, ≥ 0.
+        power: Exponent of the ReLU form, > 0. Larger is more selective.
+        threshold: Cosine in [0, 1] below which the ReLU form is 0, applied before ``power``.
+        temperature: Of the exp form, > 0; required there, refused with ``phi="relu"``.
+        center: Subtract each image's mean feature before normalising. Sharpens, and makes features signed.
+        steps: Number of times the affinity is applied, ≥ 1. The denominator is the same in every step.
+        norm_eps: Added to the norm, outside the root, ≥ 0.
+        sum_eps: Added to each pixel's sum of affinities, ≥ 0.
 
-    A pixel whose feature is zero has affinity 0 under the ReLU form and gets 0, also with both eps at 0.
+    A pixel whose feature is zero has affinity 0 under the ReLU form and becomes 0, even if both eps are 0.
 
     Raises:
-        ValueError: a parameter is out of range, or does not belong to the chosen ``phi``.
-        TypeError: a parameter is of the wrong type.
+        ValueError: A parameter is out of range, or does not belong to the chosen ``phi``.
+        TypeError: A parameter is of the wrong type.
     """
 
     phi: Literal["relu", "exp"] = "relu"
@@ -82,17 +82,17 @@ class Affinity:
 
     @property
     def degree(self) -> int | None:
-        """Degree of φ as a polynomial of the cosine where features are non-negative (1 or 2), else None.
+        """Degree (1 or 2) of φ as a polynomial of the cosine where features are non-negative, else None.
 
         With f ≥ 0 no cosine is negative, so the ReLU never acts and ``relu(c)^power`` is ``c`` or ``c²``: the sum over
-        pixels can then be taken before the product with the target pixel, in linear time.
+        source pixels can be taken before the product with the target pixel, in linear time.
         """
         if self.phi == "relu" and self.threshold == 0.0 and not self.center and self.power in (1.0, 2.0):
             return int(self.power)
         return None
 
     def apply_(self, cosine: Tensor) -> Tensor:
-        """φ of a tensor of cosines (any shape, floating), in place. NaN stays NaN."""
+        """Apply φ to a tensor of cosines (any shape, floating) in place; NaN stays NaN."""
         if self.phi == "exp":
             assert self.temperature is not None
             return cosine.sub_(1.0).div_(self.temperature).exp_()
@@ -106,10 +106,10 @@ class Affinity:
 
     @classmethod
     def parse(cls, text: str) -> Affinity:
-        """Read ``"power=2,center"``: comma-separated ``name=value``; a bare ``center`` means True; ``""`` the defaults.
+        """Read ``"power=2,center"``: comma-separated ``name=value``; a bare ``center`` is True, ``""`` the defaults.
 
         Raises:
-            ValueError: an unknown name, a name given twice, or a value that is not of the parameter's type.
+            ValueError: An unknown name, a name given twice, or a value that is not of the parameter's type.
         """
         kinds = {f.name: f.type for f in fields(cls)}
         given: dict[str, object] = {}
@@ -123,13 +123,13 @@ class Affinity:
         return cls(**given)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        """The parameters that differ from the defaults, in the form that ``parse`` reads; ``"phi=relu"`` for none."""
+        """Return the parameters that differ from the defaults, as ``parse`` reads them; ``"phi=relu"`` if none do."""
         differing = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return ",".join(differing) or "phi=relu"
 
 
 def _value(name: str, text: str, kind: str) -> object:
-    """One parameter's value from text; ``kind`` is its annotation in ``Affinity``."""
+    """Convert one parameter's text to its type; ``kind`` is its annotation in ``Affinity``."""
     if kind == "bool":
         if text.lower() in ("", "true", "1", "yes"):
             return True

@@ -1,7 +1,7 @@
-"""The definition: one stage polished the way the mathematics is written, with the L×L affinity in memory.
+"""The definition of the result: one stage polished as the mathematics is written, with the L×L affinity in memory.
 
-Every other method is tested against this one in float64. It is differentiable, takes any floating dtype, and imports
-torch alone. Symbols: B images, K CAM classes, C channels, L pixels; i a source pixel, j a target pixel.
+Every method is tested against this one in float64. It is differentiable, takes any floating dtype, and imports torch
+alone. Symbols: B images, K CAM classes, C channels, L pixels; i a source pixel, j a target pixel.
 
     x_i    = f_i / (‖f_i‖₂ + norm_eps)
     a_ij   = φ(x_iᵀ x_j)
@@ -40,7 +40,7 @@ def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:
 
 
 def unit_features(features: Tensor, affinity: Affinity) -> Tensor:
-    """``(B, C, L)`` features, centred if asked, divided by their norm plus ``norm_eps``."""
+    """Return the ``(B, C, L)`` features, centred if asked, divided by their norm plus ``norm_eps``."""
     if affinity.center:
         features = features - features.mean(dim=2, keepdim=True)
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
@@ -48,7 +48,7 @@ def unit_features(features: Tensor, affinity: Affinity) -> Tensor:
 
 
 def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
-    """φ of any tensor of cosines, out of place."""
+    """Return φ of a tensor of cosines."""
     if affinity.temperature is not None:
         return torch.exp((cosine - 1.0) / affinity.temperature)
     cosine = cosine.clamp_min(0.0)
@@ -58,5 +58,5 @@ def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
 
 
 def positive(denominator: Tensor) -> Tensor:
-    """Keep a sum of non-negative numbers off zero, so that a zero feature gives 0 and not 0/0 when its eps is 0."""
+    """Keep a sum of non-negative numbers off zero, so that a zero feature gives 0 instead of 0/0 when eps is 0."""
     return denominator.clamp_min(torch.finfo(denominator.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Small classifiers, each with one trait that finding stages and seeds must cope with."""
+"""Define small classifiers, each with one trait that the selection of stages and seeds must handle."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def evident(layer: nn.Module) -> nn.Module:
-    """The layer with mostly positive weights, so that every class has evidence and no CAM is 0 everywhere."""
+def positive_weights(layer: nn.Module) -> nn.Module:
+    """Return the layer with mostly positive weights, so that no class has a CAM of zeros."""
     nn.init.uniform_(layer.weight, -0.5, 1.0)
     return layer
 
 
 class Block(nn.Module):
-    """A strided convolution and a residual one; the last addition and ReLU are in place, as in torchvision's ResNet."""
+    """A strided and a residual convolution; the last addition and ReLU are in place, as in ResNet."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class Block(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Strides 2, 4, 8, 16 in a ModuleList, then global average pooling and a linear layer: a CAM is exact."""
+    """Strides 2, 4, 8, 16 in a ``ModuleList``, then pooling and a linear layer: a CAM is exact."""
 
     def __init__(self, classes: int = 5, channels: int = 3) -> None:
         super().__init__()
         widths = (channels, 8, 12, 16, 20)
         self.blocks = nn.ModuleList(Block(a, b, 2) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(0.5)
-        self.fc = evident(nn.Linear(widths[-1], classes))
+        self.fc = positive_weights(nn.Linear(widths[-1], classes))
 
     def features(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -51,11 +51,11 @@ class Pyramid(nn.Module):
 
 
 class DeepHead(Pyramid):
-    """Two linear layers after the pooling: no CAM is exact."""
+    """Two linear layers after the pooling, so that no CAM is exact."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = evident(nn.Linear(20, 20))
+        self.hidden = positive_weights(nn.Linear(20, 20))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.gelu(self.hidden(self.features(x).mean((2, 3)))))
@@ -66,7 +66,7 @@ class ConvHead(Pyramid):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = evident(nn.Conv2d(20, 5, 1))
+        self.fc = positive_weights(nn.Conv2d(20, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1)).flatten(1)
@@ -77,14 +77,14 @@ class ClassMap(Pyramid):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = evident(nn.Conv2d(20, 5, 1))
+        self.fc = positive_weights(nn.Conv2d(20, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x)).mean((2, 3))
 
 
-class ChannelLast(Pyramid):
-    """Its second half speaks (B, H, W, C)."""
+class ChannelsLast(Pyramid):
+    """Its last map is (B, H, W, C)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class ChannelLast(Pyramid):
 
 
 class TokenBlock(nn.Module):
-    """Attention over tokens, then a ReLU; returns a tuple, as many transformer libraries do."""
+    """Attention over tokens; returns a tuple, as many transformer libraries do."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TokenBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention written out: its matrix (B, heads, N, N) looks like a fine map."""
+    """Attention in explicit steps: its matrix (B, heads, N, N), a module's output, resembles a map."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Attention(nn.Module):
         return x + self.out((self.softmax(q @ k.mT) @ v).transpose(1, 2).flatten(2))
 
 
-class WrittenOut(nn.Module):
-    """A plain transformer on 14 x 14 patches of a 224 x 224 image, with a class token and written-out attention."""
+class ExplicitAttention(nn.Module):
+    """A plain transformer of ``Attention``: a class token and 14 x 14 patches of a 224 x 224 image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class WrittenOut(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A plain transformer with a class token and ``registers`` on patches of 8 pixels, any image size."""
+    """A plain transformer with a class token and ``registers`` on patches of 8 pixels, for any image size."""
 
     def __init__(self, registers: int = 0, pooled: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Affinity: checked when made, read from text and written back."""
+"""Affinity: checked at construction, parsed from text and printed."""
 
 from __future__ import annotations
 

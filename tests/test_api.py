@@ -1,6 +1,8 @@
-"""What polish, correlation and explain return, and what they refuse."""
+"""Results and refusals of polish, correlation and explain."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
@@ -153,10 +155,22 @@ def test_explain_says_what_polish_will_do(stages, capsys):
     choices = explain(torch.rand(2, 3, 8, 10), stages | {"layer1": torch.rand(2, 16, 64, 80)})
     printed = capsys.readouterr().out
     assert (choices["layer1"].method, choices["layer2"].method) == ("prototypes", "dense")
-    assert "layer1: C=16, L=5,120, K=3, B=2" in printed
-    assert "the features are not all known to be ≥ 0" in choices["layer2"].why
-    assert choices["layer2"].why in printed
+    assert "B=2, K=3" in printed
+    assert re.search(r"^layer1 +16 +5,120 +prototypes/torch ", printed, re.MULTILINE)
+    assert "the features are not all known to be >= 0" in choices["layer2"].why
+    assert choices["layer2"].why in " ".join(printed.split())
     assert choices["layer1"].cost.flops > 0
+    assert (choices.fusion.method, choices.fusion.backend) == ("fuse", "torch")
+    assert explain(torch.rand(2, 3, 8, 10), stages["layer1"]).fusion is None
+
+
+def test_the_table_of_explain_fits_80_columns_and_breaks_no_word(capsys):
+    names = ("features.denseblock4.denselayer16.conv2", "layer1", "the/longest.name" * 6)
+    choices = explain(torch.rand(1, 20, 4, 4), {name: torch.randn(1, 64, 40, 40) for name in names})
+    lines = capsys.readouterr().out.splitlines()
+    words = {word for choice in (*choices.values(), choices.fusion) for word in choice.why.split()}
+    assert words <= {word for line in lines for word in line.split()}
+    assert all(len(line) <= 80 or names[2] in line for line in lines)
 
 
 CAM, F1 = torch.rand(2, 3, 4, 4), torch.rand(2, 8, 6, 6)
@@ -194,13 +208,14 @@ BAD = {
     "denied sign": (dict(nonnegative=False, method="prototypes"), ValueError, r"'prototypes'.*nonnegative=False"),
     "centred": (dict(affinity=Affinity(center=True), method="prototypes"), ValueError, r"centred features are signed"),
     "wrong power": (dict(method="second_order"), ValueError, r"power must be 2, it is 1"),
+    "precision": (dict(precision="low"), ValueError, r"precision: expected one of default, high, got 'low'"),
     "affinity": (dict(affinity="relu"), TypeError, r"affinity: expected one value, a sequence or a dict.*got str"),
     "affinities": (dict(affinity=[Affinity()] * 3), ValueError, r"affinity: expected 1, one per stage, got 3"),
     "affinity names": (dict(affinity={"b": Affinity()}), ValueError, r"affinity: expected the stages 0, got b"),
     "affinity items": (dict(affinity=["relu"]), TypeError, r"affinity: expected Affinity for stage '0', got str"),
     "numpy promise": (dict(nonnegative=np.False_), TypeError, r"nonnegative: expected True, False or None, got"),
     "tensor promise": (dict(nonnegative=torch.tensor(False)), TypeError, r"nonnegative: expected True, False or None"),
-    "rescale": (dict(rescale="no"), TypeError, r"rescale: expected True or False, got 'no'"),
+    "rescale": (dict(rescale="no"), TypeError, r"rescale: expected True, False or None, got 'no'"),
     "align_corners": (dict(align_corners="no"), TypeError, r"align_corners: expected True or False, got 'no'"),
     "fuse": (dict(fuse="median"), ValueError, r"fuse: expected one of mean, max, sum, product, got 'median'"),
     "weights": (dict(weights=[-1.0]), ValueError, r"weights: expected finite numbers >= 0.*got \[-1.0\]"),

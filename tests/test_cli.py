@@ -127,7 +127,7 @@ def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
     with np.load(tmp_path / "out/cams/a.npz") as saved:
         assert saved["labels"].tolist() == [saved["classes"][0] + 1]
         assert not str(saved["names"][0]).startswith("class")
-    assert "knows no 'zebra'" in refused(
+    assert "has no class 'zebra'" in refused(
         "run", source, "--model", "demo", "--classes", "zebra", "--out", tmp_path / "x"
     )
 

@@ -14,7 +14,7 @@ from ssa_fast import demo
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scene, make_scenes
 from ssa_fast.demo.train import Recipe, per_class_precision, train
 from ssa_fast.evaluate import component_boxes
-from ssa_fast.models.demo_net import WEIGHTS, load_classifier, prepare, weights_of
+from ssa_fast.models.demo_net import WEIGHTS, export_weights, load_classifier, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def test_its_cam_is_exact_and_its_stages_are_not_negative() -> None:
     for name in ("layer1", "layer2", "layer3", "layer4"):
         model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: stages.update({name: out}))
     with torch.no_grad():
-        logits = model(prepare(make_scenes(1, FRESH_SEED)[0].image[None]))
+        logits = model(preprocess(make_scenes(1, FRESH_SEED)[0].image[None]))
     assert [stage.shape[-1] for stage in stages.values()] == [64, 32, 16, 8]
     assert all(stage.min() >= 0 for stage in stages.values())
     cam = torch.einsum("kc,bchw->bkhw", model.fc.weight.double(), stages["layer4"].double())
@@ -104,7 +104,7 @@ def test_its_cam_is_exact_and_its_stages_are_not_negative() -> None:
 
 
 def test_foreign_weights_are_refused_by_name(tmp_path: Path) -> None:
-    arrays = weights_of(load_classifier())
+    arrays = export_weights(load_classifier())
     arrays["fc.bias"] = arrays["fc.bias"][:2]
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match=r"path: .*fc\.bias"):

@@ -1,4 +1,4 @@
-"""The dispatcher: a pure function whose choices can be read off its formulas."""
+"""The dispatcher: a pure function whose choices follow from its formulas."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ssa_fast import Affinity, polish
-from ssa_fast.ops.cost_model import Problem, Rates, cost, seconds
-from ssa_fast.ops.dispatch import METHODS, TORCH_METHODS, not_supported_reasons, plan, reads_sign
+from ssa_fast.ops.cost_model import FusionProblem, Problem, Rates, cost, fusion_cost, seconds
+from ssa_fast.ops.dispatch import TORCH_METHODS, needs_sign, not_supported_reasons, plan, plan_fusion
 from ssa_fast.ops.gpu_info import Gpu
 from ssa_fast.ops.torch_backend import PROPAGATE
+from ssa_fast.validation import METHODS
 
 RELU, SQUARE, CENTERED = Affinity(), Affinity(power=2), Affinity(center=True)
 
@@ -47,7 +48,7 @@ def test_auto_compares_cost_not_only_signs(given, method):
         assert other == method or other in choice.why
 
 
-def test_the_reason_names_what_ruled_a_path_out():
+def test_the_reason_names_what_ruled_a_method_out():
     why = plan(problem(affinity=Affinity(power=3, threshold=0.2), nonnegative=False, L=65_536)).why
     assert "prototypes no: power must be 1, it is 3; threshold must be 0, it is 0.2; the features are not all" in why
     assert "dense no: it would hold" in why
@@ -56,12 +57,12 @@ def test_the_reason_names_what_ruled_a_path_out():
 def test_an_unknown_sign_is_not_a_non_negative_one():
     assert plan(problem(nonnegative=None)).method == "tiled"
     assert not_supported_reasons("prototypes", "torch", problem(nonnegative=None)) == [
-        "nobody has checked that the features are non-negative"
+        "it is not known whether all features are >= 0; pass nonnegative=True or use method='auto'"
     ]
 
 
 @pytest.mark.parametrize("method", TORCH_METHODS)
-def test_a_named_path_is_taken_or_refused(method):
+def test_a_named_method_is_taken_or_refused(method):
     affinity = SQUARE if method == "second_order" else RELU
     assert plan(problem(affinity=affinity), method=method).method == method
     if method in ("prototypes", "second_order"):
@@ -76,10 +77,8 @@ def test_the_reference_is_dense():
     )
 
 
-def test_every_path_there_is_can_be_named():
+def test_every_method_can_be_named():
     assert set(PROPAGATE) == set(TORCH_METHODS) == set(METHODS) - {"auto", "resident"}
-    with pytest.raises(ValueError, match="method: expected one of"):
-        cost("auto", problem())
 
 
 def test_costs_are_the_formulas_of_the_design():
@@ -100,28 +99,28 @@ def test_costs_are_the_formulas_of_the_design():
 
 def test_seconds_weigh_the_three_terms():
     counted = cost("dense", problem(L=100))
-    rates = Rates(flops=1e9, traffic=1e8, calls=1e4)
+    rates = Rates(flops=1e9, bytes_moved=1e8, launches=1e4)
     assert seconds(counted, rates) == pytest.approx(
-        counted.flops / 1e9 + counted.traffic / 1e8 + counted.calls / 1e4, rel=1e-12
+        counted.flops / 1e9 + counted.bytes_moved / 1e8 + counted.launches / 1e4, rel=1e-12
     )
 
 
 def test_a_broken_promise_is_the_callers_own(monkeypatch):
-    """``nonnegative=True`` is believed: the features are not read for their sign."""
+    """``nonnegative=True`` is trusted: the features' sign is not read."""
     f = torch.rand(1, 4, 40, 40)
-    monkeypatch.setattr("ssa_fast.ops.torch_backend.Pixels.nonnegative", lambda self: pytest.fail("the sign was read"))
+    monkeypatch.setattr("ssa_fast.ops.features.UnitFeatures.nonnegative", lambda self: pytest.fail("the sign was read"))
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=True)
     polish(torch.rand(1, 2, 40, 40), f, nonnegative=False)
     polish(torch.rand(1, 2, 40, 40), f, affinity=CENTERED)
 
 
-H200 = Gpu("NVIDIA H200", "sm_90", processors=132)
+H200 = Gpu("NVIDIA H200", "sm_90", num_sms=132)
 TURING = dict(gpu=None, no_gpu="Tesla T4 is sm_75; the kernels need the matrix instructions of sm_80 or newer")
 
 
 @pytest.fixture
 def _untimed():
-    """The one warning that an H200 has no measured table is another test's subject."""
+    """Ignore the warning that an H200 has no measured table; another test checks it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -142,7 +141,7 @@ def on_gpu(**rest):
         (on_gpu(affinity=Affinity("exp", temperature=0.1)), "tiled", "triton"),
         (on_gpu(affinity=CENTERED, L=196, C=1024), "resident", "triton"),
         (on_gpu(L=49, C=2048), "resident", "triton"),
-        # what Triton has no kernel for, or no GPU that can run it
+        # no Triton kernel, or no GPU that can run it
         (on_gpu(affinity=SQUARE, K=1, C=64, L=65_536), "second_order", "torch"),
         (on_gpu(itemsize=8, dtype="float64"), "prototypes", "torch"),
         (on_gpu(**TURING), "prototypes", "torch"),
@@ -160,27 +159,27 @@ def test_auto_on_a_gpu(given, method, backend):
 def test_an_unknown_sign_is_read_on_the_gpu():
     given = on_gpu(nonnegative=None)
     choice = plan(given)
-    assert (choice.method, choice.backend, choice.otherwise) == ("prototypes", "triton", "tiled")
+    assert (choice.method, choice.backend, choice.fallback) == ("prototypes", "triton", "tiled")
     assert "the GPU reads the features' sign" in choice.why
-    # both ways are launched, and both hold their memory
+    # both methods are launched, and both hold their memory
     both = [cost(method, given, "triton") for method in ("prototypes", "tiled")]
-    assert choice.cost.calls == sum(each.calls for each in both)
+    assert choice.cost.launches == sum(each.launches for each in both)
     assert choice.cost.extra_memory == sum(each.extra_memory for each in both)
     assert choice.cost.flops == both[0].flops
-    assert not reads_sign(given, "auto", "auto"), "the host would wait for the GPU"
-    assert plan(on_gpu(nonnegative=True)).otherwise is None
+    assert not needs_sign(given, "auto", "auto"), "the host would wait for the GPU"
+    assert plan(on_gpu(nonnegative=True)).fallback is None
 
 
 def test_when_the_host_reads_the_sign():
-    assert reads_sign(problem(nonnegative=None), "auto", "auto")
-    assert reads_sign(on_gpu(nonnegative=None), "prototypes", "auto"), "a method that is named is taken or refused"
-    assert reads_sign(on_gpu(nonnegative=None, **TURING), "auto", "auto")
-    assert reads_sign(on_gpu(nonnegative=None), "auto", "torch")
+    assert needs_sign(problem(nonnegative=None), "auto", "auto")
+    assert needs_sign(on_gpu(nonnegative=None), "prototypes", "auto"), "a method that is named is taken or refused"
+    assert needs_sign(on_gpu(nonnegative=None, **TURING), "auto", "auto")
+    assert needs_sign(on_gpu(nonnegative=None), "auto", "torch")
     for known in (problem(), problem(nonnegative=False)):
-        assert not reads_sign(known, "auto", "auto")
-    assert not reads_sign(problem(nonnegative=None, affinity=CENTERED), "auto", "auto")
-    assert not reads_sign(problem(nonnegative=None), "dense", "auto")
-    assert not reads_sign(problem(nonnegative=None), "auto", "reference")
+        assert not needs_sign(known, "auto", "auto")
+    assert not needs_sign(problem(nonnegative=None, affinity=CENTERED), "auto", "auto")
+    assert not needs_sign(problem(nonnegative=None), "dense", "auto")
+    assert not needs_sign(problem(nonnegative=None), "auto", "reference")
 
 
 @pytest.mark.usefixtures("_untimed")
@@ -211,7 +210,7 @@ def test_the_reasons_against_triton():
         ("auto", "reference", ("dense", "reference")),
     ],
 )
-def test_named_ways_on_a_gpu(method, backend, taken):
+def test_named_candidates_on_a_gpu(method, backend, taken):
     choice = plan(on_gpu(), method=method, backend=backend)
     assert (choice.method, choice.backend, choice.why) == (*taken, "asked for")
 
@@ -223,16 +222,36 @@ def test_costs_of_kernels_are_the_formulas_of_the_design():
     tiled = cost("tiled", given, "triton")
     assert L * L * C < tiled.flops < 2 * L * L * C
     assert cost("tiled", on_gpu(L=16_384, precision="high"), "triton").flops == pytest.approx(3 * tiled.flops, rel=0.5)
-    assert cost("prototypes", given, "triton").traffic == 2 * L * C * 2 + 2 * given.K * L * 4
+    assert cost("prototypes", given, "triton").bytes_moved == 2 * L * C * 2 + 2 * given.K * L * 4
     for L in (4096, 65_536, 1 << 20):
         assert cost("prototypes", on_gpu(L=L), "triton").extra_memory <= 32 << 20
         unit = L * (C + 64) * 2
         assert cost("tiled", on_gpu(L=L), "triton").extra_memory <= (256 << 20) + 2 * unit
     resident = cost("resident", on_gpu(L=196), "triton")
-    assert resident.calls == 1
-    assert 0 < resident.busy < 0.2
+    assert resident.launches == 1
+    assert 0 < resident.occupancy < 0.2
 
 
-def test_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision: expected one of default, high, got 'fast'"):
-        plan(problem(precision="fast"))
+def fusion(**rest):
+    return FusionProblem(**dict(B=2, K=20, pixels=(16_384, 4096), out_pixels=16_384, rescale=True) | rest)
+
+
+def test_fusion_is_chosen_like_a_stage():
+    on_cpu, gpu = plan_fusion(fusion()), fusion(device="cuda", gpu=H200)
+    assert (on_cpu.backend, on_cpu.why) == ("torch", "the maps are on the CPU")
+    assert on_cpu.cost == fusion_cost(fusion(), "torch")
+    choice = plan_fusion(gpu)
+    assert choice.backend == "triton"
+    assert "fuse on torch" in choice.why
+    float64 = plan_fusion(fusion(device="cuda", gpu=H200, itemsize=8, unsuitable="the kernels take float32 maps"))
+    assert float64.backend == "torch"
+    assert "fuse on triton no: the kernels take float32 maps" in float64.why
+    assert "Tesla T4 is sm_75" in plan_fusion(fusion(device="cuda", **TURING)).why
+    for backend in ("torch", "reference"):
+        assert plan_fusion(gpu, backend).backend == "torch"
+
+
+def test_a_named_fusion_backend_is_taken_or_refused():
+    assert plan_fusion(fusion(gpu=H200), "triton").backend == "triton"
+    with pytest.raises(ValueError, match=r"backend='triton' cannot fuse these stages: .*Tesla T4"):
+        plan_fusion(fusion(device="cuda", **TURING), "triton")

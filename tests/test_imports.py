@@ -1,4 +1,4 @@
-"""What may import what, seen from fresh processes."""
+"""Imports: what works without optional packages, and which file may import which."""
 
 from __future__ import annotations
 
@@ -43,16 +43,20 @@ def test_reference_imports_torch_alone():
     assert imported(PACKAGE / "reference.py") <= {"torch", "typing", "__future__"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("paths/*.py")), ids=lambda path: path.name)
-def test_paths_never_look_up(path):
-    assert imported(path) <= {"torch", "typing", "functools", "__future__", "ssa_fast.ops.torch_backend"}
+METHODS = ("dense", "features", "numerics", "prototypes", "resize", "second_order", "tiled", "torch_backend")
 
 
-def test_kernels_and_paths_do_not_know_each_other():
+@pytest.mark.parametrize("name", METHODS)
+def test_pytorch_methods_know_neither_kernels_nor_dispatch(name):
+    modules = {f"ssa_fast.ops.{each}" for each in METHODS}
+    assert imported(PACKAGE / "ops" / f"{name}.py", depth=3) <= {"torch", "typing", "functools", "__future__"} | modules
+
+
+def test_kernels_import_only_triton_torch_and_kernels():
     assert {path.name for path in KERNELS} >= {"prototypes.py", "tiled.py", "resident.py", "primitives.py"}
     for path in KERNELS:
         allowed = {"torch", "triton", "ssa_fast.kernels", "__future__"} | STANDARD
-        assert path.name in ("report.py", "__main__.py") or imported(path) <= allowed, path.name
+        assert imported(path) <= allowed, path.name
 
 
 def test_what_decides_needs_no_triton():
@@ -76,13 +80,14 @@ def test_triton_is_imported_by_the_first_kernel_and_not_before():
     )
 
 
-def imported(path: Path) -> set[str]:
-    """Packages (of ours: modules) that a file imports at run time; imports for annotations only do not count."""
+def imported(path: Path, depth: int = 2) -> set[str]:
+    """Return what a file imports at run time: packages, of ours modules to ``depth`` names; not for annotations."""
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package, *rest = (node.module or "").split(".")
-            names.add(".".join([package, *rest[: package == "ssa_fast"]]))
+            for alias in node.names:
+                parts = f"{node.module or ''}.{alias.name}".split(".")
+                names.add(".".join(parts[: depth if parts[0] == "ssa_fast" else 1]))
     return names

@@ -1,8 +1,9 @@
-"""Stages and seeds of classifiers: every torchvision family, and small networks with one awkward trait each."""
+"""Test stages and seeds on every torchvision family and on small networks with difficult traits."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,84 +12,49 @@ import torchvision
 from torch import Tensor, nn
 
 from ssa_fast import SSA
-from ssa_fast.models import describe, inspect_model, light_half, sweep
+from ssa_fast.cli.models import light_half
+from ssa_fast.models import describe, inspect_model
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.layout import infer_layout
-from tests.networks import ChannelLast, ClassMap, ConvHead, DeepHead, Pyramid, Tokens, WrittenOut
+from tests.networks import ChannelsLast, ClassMap, ConvHead, DeepHead, ExplicitAttention, Pyramid, Tokens
+from tests.sweep_torchvision import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NN, SIGNED = "non-negative", "signed"
 
-# The lightest member of each family: stages with their side at 224 pixels and sign, seed kind and layer.
-FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
-    "alexnet": (["features.1", "features.4", "features.11"], [55, 27, 13], [NN] * 3, "grad-cam", "features.11"),
-    "convnext_tiny": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "features.7"),
+SIDES = (56, 28, 14, 7)
+# The lightest member of each family: its stages (prefix|suffixes), their sides for 224 pixels, their signs, and the
+# kind and layer of the seed.
+FAMILIES: dict[str, tuple[str, Sequence[int], str, str, str]] = {
+    "alexnet": ("features.|1 4 11", (55, 27, 13), "+++", "grad-cam", "features.11"),
+    "convnext_tiny": ("features.|1 3 5 7", SIDES, "±±±±", "grad-cam", "features.7"),
     "densenet121": (
-        [*(f"features.transition{i}.relu" for i in (1, 2, 3)), "features.norm5"],
-        [56, 28, 14, 7],
-        [NN] * 4,
+        "features.|transition1.relu transition2.relu transition3.relu norm5",
+        SIDES,
+        "++++",
         "cam",
         "features.norm5",
     ),
-    "efficientnet_b0": ([f"features.{i}" for i in (2, 3, 5, 8)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "features.8"),
-    "googlenet": (
-        ["conv3", "inception3b", "inception4e", "inception5b"],
-        [56, 28, 14, 7],
-        [NN] * 4,
-        "cam",
-        "inception5b",
-    ),
-    "inception_v3": (
-        ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"],
-        [52, 25, 12, 5],
-        [NN] * 4,
-        "cam",
-        "Mixed_7c",
-    ),
-    "maxvit_t": ([f"blocks.{i}" for i in range(4)], [56, 28, 14, 7], [SIGNED] * 4, "grad-cam", "blocks.3"),
-    "mnasnet0_5": (
-        [f"layers.{i}" for i in (8, 9, 11, 16)],
-        [56, 28, 14, 7],
-        [SIGNED] * 3 + [NN],
-        "cam",
-        "layers.16",
-    ),
-    "mobilenet_v2": (
-        [f"features.{i}" for i in (3, 6, 13, 18)],
-        [56, 28, 14, 7],
-        [SIGNED] * 3 + [NN],
-        "cam",
-        "features.18",
-    ),
-    "mobilenet_v3_small": (
-        [f"features.{i}" for i in (1, 3, 8, 12)],
-        [56, 28, 14, 7],
-        [SIGNED] * 4,
-        "grad-cam",
-        "features.12",
-    ),
-    "regnet_x_400mf": (
-        [f"trunk_output.block{i}" for i in (1, 2, 3, 4)],
-        [56, 28, 14, 7],
-        [NN] * 4,
-        "cam",
-        "trunk_output.block4",
-    ),
-    "resnet18": ([f"layer{i}" for i in (1, 2, 3, 4)], [56, 28, 14, 7], [NN] * 4, "cam", "layer4"),
-    "shufflenet_v2_x0_5": (["maxpool", "stage2", "stage3", "conv5"], [56, 28, 14, 7], [NN] * 4, "cam", "conv5"),
-    "squeezenet1_1": (
-        [f"features.{i}" for i in (1, 4, 7, 12)],
-        [111, 55, 27, 13],
-        [NN] * 4,
-        "cam",
-        "classifier.2",
-    ),
-    "swin_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
-    "swin_v2_t": ([f"features.{i}" for i in (1, 3, 5, 7)], [56, 28, 14, 7], [SIGNED] * 4, "cam", "permute"),
-    "vgg11": ([f"features.{i}" for i in (4, 9, 14, 19)], [112, 56, 28, 14], [NN] * 4, "grad-cam", "features.19"),
+    "efficientnet_b0": ("features.|2 3 5 8", SIDES, "±±±±", "cam", "features.8"),
+    "googlenet": ("|conv3 inception3b inception4e inception5b", SIDES, "++++", "cam", "inception5b"),
+    "inception_v3": ("|Conv2d_4a_3x3 Mixed_5d Mixed_6e Mixed_7c", (52, 25, 12, 5), "++++", "cam", "Mixed_7c"),
+    "maxvit_t": ("blocks.|0 1 2 3", SIDES, "±±±±", "grad-cam", "blocks.3"),
+    "mnasnet0_5": ("layers.|8 9 11 16", SIDES, "±±±+", "cam", "layers.16"),
+    "mobilenet_v2": ("features.|3 6 13 18", SIDES, "±±±+", "cam", "features.18"),
+    "mobilenet_v3_small": ("features.|1 3 8 12", SIDES, "±±±±", "grad-cam", "features.12"),
+    "regnet_x_400mf": ("trunk_output.block|1 2 3 4", SIDES, "++++", "cam", "trunk_output.block4"),
+    "resnet18": ("layer|1 2 3 4", SIDES, "++++", "cam", "layer4"),
+    "shufflenet_v2_x0_5": ("|maxpool stage2 stage3 conv5", SIDES, "++++", "cam", "conv5"),
+    "squeezenet1_1": ("features.|1 4 7 12", (111, 55, 27, 13), "++++", "cam", "classifier.2"),
+    "swin_t": ("features.|1 3 5 7", SIDES, "±±±±", "cam", "permute"),
+    "swin_v2_t": ("features.|1 3 5 7", SIDES, "±±±±", "cam", "permute"),
+    "vgg11": ("features.|4 9 14 19", (112, 56, 28, 14), "++++", "grad-cam", "features.19"),
     "vit_b_32": (
-        [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8, 11)],
-        [7] * 4,
-        [SIGNED] * 4,
+        "encoder.layers.encoder_layer_|2 5 8 11",
+        (7,) * 4,
+        "±±±±",
         "grad-cam",
         "encoder.layers.encoder_layer_11.ln_1",
     ),
@@ -98,17 +64,18 @@ FAMILIES: dict[str, tuple[list[str], list[int], list[str], str, str]] = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_family(name: str) -> None:
     stages, sides, signs, kind, layer = FAMILIES[name]
+    prefix, suffixes = stages.split("|")
     (row,) = sweep([name])
     assert row.error is None
     assert row.description is not None
     found = row.description.stages
-    assert [stage.name for stage in found] == stages
+    assert [stage.name for stage in found] == [prefix + suffix for suffix in suffixes.split()]
     assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
-    assert [stage.sign for stage in found] == signs
+    assert [stage.sign for stage in found] == [{"+": NN, "±": SIGNED}[sign] for sign in signs]
     assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
 
 
-def test_the_light_half_is_half_and_light() -> None:
+def test_light_half_holds_half_of_the_models() -> None:
     names = light_half()
     assert len(names) == len(torchvision.models.list_models(module=torchvision.models)) // 2
     assert "squeezenet1_1" in names
@@ -117,7 +84,7 @@ def test_the_light_half_is_half_and_light() -> None:
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", light_half())
-def test_ssa_takes_a_light_classifier_as_it_is(name: str) -> None:
+def test_ssa_on_a_light_classifier(name: str) -> None:
     ssa = SSA(torchvision.models.get_model(name, weights=None))
     height, width = ssa.info.trace_size
     result = ssa(torch.randn(1, 3, height, width), classes="top5")
@@ -141,7 +108,7 @@ def test_every_torchvision_classifier_belongs_to_a_family_above() -> None:
     assert [name for name in names if family(name) not in known] == []
 
 
-def test_sweep_tells_a_failure_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_reports_a_failure_and_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     build = torchvision.models.get_model
     monkeypatch.setattr(
         torchvision.models, "get_model", lambda name, **kw: nn.Identity() if name == "alexnet" else build(name, **kw)
@@ -153,8 +120,8 @@ def test_sweep_tells_a_failure_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert passed.error is None
 
 
-def test_sweep_refuses_unknown_names_at_once() -> None:
-    with pytest.raises(ValueError, match="got 'resnet51'; name others, such as resnet5"):
+def test_sweep_refuses_unknown_names() -> None:
+    with pytest.raises(ValueError, match="got 'resnet51'; did you mean 'resnet5"):
         sweep(["resnet51"])
 
 
@@ -165,7 +132,7 @@ def cams(model: nn.Module, images: Tensor, classes: list[int], **options: object
 
 
 def double(model: nn.Module, batch: int = 2, size: tuple[int, int] = (64, 96)) -> tuple[nn.Module, Tensor]:
-    """The model in evaluation mode and images, both float64, so that comparisons need no tolerance to speak of."""
+    """Return the model in evaluation mode and images, both float64 for tight default tolerances."""
     return model.double().eval(), torch.randn(batch, 3, *size, dtype=torch.float64)
 
 
@@ -180,8 +147,8 @@ def test_cam_is_the_heads_weights_on_the_last_map(network: type[Pyramid]) -> Non
     torch.testing.assert_close(cams(model, images, [3, 1], seed="cam"), expected[:, [3, 1]].relu())
 
 
-def test_cam_of_channel_last_features() -> None:
-    model, images = double(ChannelLast())
+def test_cam_of_channels_last_features() -> None:
+    model, images = double(ChannelsLast())
     with torch.no_grad():
         features = model.norm(model.features(images).permute(0, 2, 3, 1))  # type: ignore[operator]
         expected = (features @ model.fc.weight.T).permute(0, 3, 1, 2)  # type: ignore[union-attr, operator]
@@ -213,7 +180,7 @@ def test_grad_cam_of_a_pooled_linear_head_is_its_cam_over_the_number_of_pixels()
 
 @pytest.mark.parametrize("layer", ["blocks.3", "blocks.2.conv", "blocks.1"])
 def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
-    """``blocks.2.conv`` is overwritten by the residual addition: what counts is what the convolution returned."""
+    """``blocks.2.conv`` is overwritten in place; Grad-CAM reads what the convolution returned."""
     model, images = double(DeepHead())
     taken: list[Tensor] = []
 
@@ -230,7 +197,7 @@ def test_grad_cam_equals_the_definition_with_plain_autograd(layer: str) -> None:
     torch.testing.assert_close(cams(model, images, [2, 4], seed=layer), torch.stack(expected, 1).detach())
 
 
-def test_grad_cam_after_an_in_place_relu_weighs_the_rectified_map() -> None:
+def test_grad_cam_before_an_in_place_relu_reads_the_map_after_it() -> None:
     model, images = double(torchvision.models.vgg11(num_classes=5))
     before, after = (cams(model, images, [1], seed=layer) for layer in ("features.18", "features.19"))
     assert after.amax() > 0
@@ -238,22 +205,20 @@ def test_grad_cam_after_an_in_place_relu_weighs_the_rectified_map() -> None:
 
 
 @pytest.mark.parametrize("registers", [0, 4])
-def test_class_token_network_is_explained_before_its_last_block(registers: int) -> None:
+def test_seed_of_a_class_token_network_is_before_its_last_block(registers: int) -> None:
     model = Tokens(registers).eval()
     info = inspect_model(model, input_size=(64, 96))
     assert list(info.stages) == ["layers.0", "layers.2", "layers.3", "layers.5"]
     assert info.seed.layer == "layers.5.norm"
-    assert {(source.layout.prefix, source.layout.shape) for source in info.stages.values()} == {
-        (1 + registers, (16, 8, 12))
-    }
-    extracted = info.forward(model, torch.randn(2, 3, 128, 64))  # another patch grid than the trial's
+    assert {(ref.layout.prefix, ref.layout.shape) for ref in info.stages.values()} == {(1 + registers, (16, 8, 12))}
+    extracted = info.forward(model, torch.randn(2, 3, 128, 64))  # not the sample image's patch grid
     assert extracted.maps["layers.2"].shape == (2, 16, 16, 8)
     seeds = info.seed_maps(model, extracted, torch.tensor([[0, 1], [2, 3]]))
     assert (seeds.amax((2, 3)) > 0).any()
 
 
-def test_attention_matrices_are_no_stages() -> None:
-    info = inspect_model(WrittenOut())
+def test_attention_matrices_are_not_stages() -> None:
+    info = inspect_model(ExplicitAttention())
     assert list(info.stages) == [f"layers.{i}" for i in range(4)]
     assert (info.seed.kind, info.seed.layer) == ("grad-cam", "layers.3.0")
 
@@ -281,17 +246,17 @@ def test_grad_cam_at_the_image_itself(inference: bool) -> None:
     assert not images.requires_grad
 
 
-def test_token_map_holds_patch_i_j_at_i_j() -> None:
-    form = infer_layout((1, 1 + 6, 5), (32, 48), [(2, 3)])
-    assert form is not None
+def test_token_map_has_patch_i_j_at_i_j() -> None:
+    layout = infer_layout((1, 1 + 6, 5), (32, 48), [(2, 3)])
+    assert layout is not None
     tokens = torch.arange(7.0)[None, :, None].expand(1, 7, 5)
-    assert form.view(tokens, (32, 48))[0, 4].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert layout.view(tokens, (32, 48))[0, 4].tolist() == [[1, 2, 3], [4, 5, 6]]
     with pytest.raises(ValueError, match=r"expected 1 \+ 4 x 3 tokens for images of 64 x 48, got 7"):
-        form.view(tokens, (64, 48))
+        layout.view(tokens, (64, 48))
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout", "chw"),
+    ("shape", "kind", "chw"),
     [
         ((1, 64, 56, 56), "nchw", (64, 56, 56)),
         ((1, 56, 56, 96), "nhwc", (96, 56, 56)),
@@ -302,18 +267,18 @@ def test_token_map_holds_patch_i_j_at_i_j() -> None:
         ((1, 261, 384), "tokens", (384, 16, 16)),
     ],
 )
-def test_layouts_at_224(shape: tuple[int, ...], layout: str, chw: tuple[int, int, int]) -> None:
-    form = infer_layout(shape, (224, 224))
-    assert form is not None
-    assert (form.kind, form.shape) == (layout, chw)
+def test_layouts_at_224(shape: tuple[int, ...], kind: str, chw: tuple[int, int, int]) -> None:
+    layout = infer_layout(shape, (224, 224))
+    assert layout is not None
+    assert (layout.kind, layout.shape) == (kind, chw)
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (64, 49, 96), (4, 3, 14, 14), (1, 2, 3, 4, 5)])
-def test_what_is_no_map(shape: tuple[int, ...]) -> None:
+def test_outputs_that_are_not_maps(shape: tuple[int, ...]) -> None:
     assert infer_layout(shape, (224, 224)) is None
 
 
-def test_a_stage_is_what_the_module_returned_unless_a_relu_overwrote_it() -> None:
+def test_a_stage_is_the_output_of_its_module_unless_a_relu_overwrote_it() -> None:
     model = Pyramid().eval()
     images = torch.randn(1, 3, 64, 64)
     info = inspect_model(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_size=64)
@@ -327,7 +292,7 @@ def test_a_stage_is_what_the_module_returned_unless_a_relu_overwrote_it() -> Non
     assert info.signs == {"blocks.1.down": NN, "blocks.1.conv": SIGNED, "blocks.1": NN}
 
 
-def test_stages_share_memory_with_what_the_network_returned() -> None:
+def test_stages_share_memory_with_the_outputs_of_the_modules() -> None:
     model = torchvision.models.swin_t(num_classes=2)
     taken: list[Tensor] = []
     with model.features[3].register_forward_hook(lambda *seen: taken.append(seen[2])):
@@ -350,7 +315,7 @@ def _state(model: nn.Module) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("network", [Pyramid, DeepHead, Tokens])
-def test_the_model_and_the_random_state_are_left_alone(network: type[nn.Module]) -> None:
+def test_the_model_and_the_random_state_are_restored(network: type[nn.Module]) -> None:
     model = network().train()
     next(model.children()).eval()
     next(model.parameters()).requires_grad_(False)
@@ -361,20 +326,21 @@ def test_the_model_and_the_random_state_are_left_alone(network: type[nn.Module])
     assert _state(model) == before
 
 
-def test_the_model_is_left_alone_by_a_forward_that_fails() -> None:
+def test_the_model_is_restored_after_a_forward_that_fails() -> None:
     model = DeepHead().train()
     info = inspect_model(model, input_size=64)
     before = _state(model)
     with pytest.raises(RuntimeError, match="channels"):
         info.forward(model, torch.zeros(1, 4, 64, 64))
     with pytest.raises(
-        ValueError, match=r"its forward failed on a trial image of shape \(1, 3, 2, 2\) \(.*; pass input_size"
+        ValueError,
+        match=r"a forward pass on a sample image of shape \(1, 3, 2, 2\), got an error \(.*; pass input_size",
     ):
         inspect_model(nn.Sequential(nn.AvgPool2d(4), model).train(), input_size=2)
     assert _state(model) == before
 
 
-def test_frozen_parameters_do_not_hinder_grad_cam() -> None:
+def test_frozen_parameters_do_not_change_grad_cam() -> None:
     model, images = double(DeepHead())
     expected = cams(model, images, [0, 1])
     model.requires_grad_(False)
@@ -382,7 +348,7 @@ def test_frozen_parameters_do_not_hinder_grad_cam() -> None:
     assert expected.amax() > 0
 
 
-def test_a_cam_that_would_not_be_exact_is_refused_with_the_reason() -> None:
+def test_a_cam_that_is_not_exact_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"its last linear layer, 'fc', is not the mean of a map over its pixels; use"):
         inspect_model(DeepHead(), seed="cam", input_size=64)
 
@@ -396,7 +362,7 @@ def test_a_layer_without_gradient_is_refused() -> None:
     ("options", "error", "text"),
     [
         ({"stages": ["layer33"]}, ValueError, r"stages: .* got 'layer33'; name another, such as .*layer3"),
-        ({"stages": ["fc"]}, ValueError, r"'fc' gave \(1, 1000\) for one image"),
+        ({"stages": ["fc"]}, ValueError, r"'fc' returned \(1, 1000\) for one image"),
         ({"stages": []}, ValueError, "at least one module name"),
         ({"stages": ["layer1", "layer1"]}, ValueError, "distinct"),
         ({"stages": "layer1"}, ValueError, r"write \['layer1'\]"),
@@ -430,7 +396,7 @@ def test_models_that_cannot_be_used(model: nn.Module, error: type[Exception], te
         inspect_model(model, input_size=64)
 
 
-def test_a_flat_network_of_one_resolution_gives_its_rectified_maps() -> None:
+def test_the_stages_of_a_flat_network_of_one_resolution_follow_its_relus() -> None:
     layers: list[nn.Module] = [layer for _ in range(3) for layer in (nn.LazyConv2d(6, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     model(torch.randn(1, 3, 16, 16))
@@ -439,7 +405,7 @@ def test_a_flat_network_of_one_resolution_gives_its_rectified_maps() -> None:
     assert (info.seed.kind, info.seed.layer, info.seed.head) == ("cam", "5", "8")
 
 
-def test_describe_follows_the_given_stages_and_size() -> None:
+def test_describe_with_given_stages_and_size() -> None:
     description = describe(
         Pyramid(classes=7), stages=["blocks.2", "blocks.0.conv"], seed="grad-cam", input_size=(64, 96)
     )
@@ -452,7 +418,7 @@ def test_describe_follows_the_given_stages_and_size() -> None:
     assert description.parameters == sum(p.numel() for p in Pyramid(classes=7).parameters())
 
 
-def test_classes_in_every_spelling() -> None:
+def test_classes_in_every_form() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.0]])
     assert resolve_classes(None, logits).tolist() == resolve_classes("predicted", logits).tolist() == [[1], [0]]
     assert resolve_classes("top2", logits).tolist() == [[1, 2], [0, 2]]
@@ -472,9 +438,9 @@ def test_classes_in_every_spelling() -> None:
         ([], ValueError, "at least one class"),
         ([[0], [1, 2]], ValueError, r"equally many classes for every image, got \[1, 2\]"),
         ([[0], [1], [2]], ValueError, r"B = 2 images, got \(3, 1\)"),
-        ([0.5], TypeError, "whole numbers, got torch.float64"),
-        ([True], TypeError, "whole numbers, got torch.bool"),
-        (["cat"], TypeError, "whole numbers"),
+        ([0.5], TypeError, "integers, got torch.float64"),
+        ([True], TypeError, "integers, got torch.bool"),
+        (["cat"], TypeError, "expected integers"),
         (1, TypeError, r"write \[index\] for a single class"),
     ],
 )
@@ -483,8 +449,8 @@ def test_wrong_classes(classes: object, error: type[Exception], text: str) -> No
         resolve_classes(classes, torch.zeros(2, 3))  # type: ignore[arg-type]
 
 
-class Answer(nn.Module):
-    """A classifier whose answer is a mapping, with something else in front of the logits."""
+class MappingOutput(nn.Module):
+    """A classifier that returns a mapping in which another tensor precedes the logits."""
 
     def __init__(self, first: str) -> None:
         super().__init__()
@@ -497,16 +463,16 @@ class Answer(nn.Module):
 
 @pytest.mark.parametrize("first", ["vector", "map"])
 def test_logits_are_found_by_their_name(first: str) -> None:
-    model = Answer(first)
+    model = MappingOutput(first)
     assert inspect_model(model).num_classes == model.net(torch.zeros(1, 3, 64, 64)).shape[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_does_not_hide_an_exact_cam(dtype: torch.dtype) -> None:
+def test_an_exact_cam_is_found_in_half_precision(dtype: torch.dtype) -> None:
     assert inspect_model(torchvision.models.resnet18(weights=None).to(dtype)).seed.kind == "cam"
 
 
-def test_logits_written_over_are_no_proof_of_a_cam() -> None:
+def test_logits_modified_in_place_do_not_prove_a_cam() -> None:
     class Negated(Pyramid):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images).mul_(-1)

@@ -1,4 +1,4 @@
-"""What must hold for any CAM and any features, whatever the method (hypothesis)."""
+"""Properties that hold for any CAM, any features and every method (hypothesis)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from ssa_fast import Affinity, polish
 settings.register_profile("repeatable", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("repeatable")
 
-WAYS = {
+METHODS = {
     "dense": Affinity(sum_eps=0),
     "prototypes": Affinity(sum_eps=0),
     "second_order": Affinity(power=2, sum_eps=0),
     "tiled": Affinity(power=1.5, threshold=0.1, sum_eps=0),
     "tiled, exp": Affinity(phi="exp", temperature=0.3, sum_eps=0),
 }
-ways = pytest.mark.parametrize(("method", "affinity"), [(name.split(",")[0], a) for name, a in WAYS.items()], ids=WAYS)
+methods = pytest.mark.parametrize(
+    ("method", "affinity"), [(name.split(",")[0], a) for name, a in METHODS.items()], ids=METHODS
+)
 shapes = st.tuples(*(st.integers(1, n) for n in (2, 4, 40, 12, 12)), st.integers(0, 10_000))
 
 
 def draw(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 inputs, so that what is left to see is the mathematics; every pixel has some feature."""
+    """Draw float64 inputs, so that rounding does not hide the mathematics; no pixel's feature is zero."""
     B, K, C, H, W, seed = shape
     generator = torch.Generator().manual_seed(seed)
     cam = torch.randn(B, K, H, W, generator=generator, dtype=torch.float64)
     return cam, torch.rand(B, C, H, W, generator=generator, dtype=torch.float64) + 1e-3
 
 
-@ways
+@methods
 @given(shape=shapes)
 def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(method, affinity, shape):
     cam, f = draw(shape)
@@ -43,7 +45,7 @@ def test_a_constant_cam_is_a_fixed_point_and_others_stay_in_their_range(method, 
     assert (out >= cam.amin((2, 3), keepdim=True) - slack).all()
 
 
-@ways
+@methods
 @given(shape=shapes)
 def test_pixels_have_no_order(method, affinity, shape):
     cam, f = draw(shape)
@@ -58,7 +60,7 @@ def test_pixels_have_no_order(method, affinity, shape):
     torch.testing.assert_close(mirrored, out.flip(3))
 
 
-@ways
+@methods
 @given(shape=shapes, factor=st.floats(0.25, 8.0))
 def test_a_features_scale_does_not_matter_and_the_cam_enters_linearly(method, affinity, shape, factor):
     affinity = Affinity(**{**vars(affinity), "norm_eps": 0.0})
@@ -72,7 +74,7 @@ def test_a_features_scale_does_not_matter_and_the_cam_enters_linearly(method, af
 
 
 @given(shape=shapes, power=st.sampled_from([1, 2]), steps=st.integers(1, 3))
-def test_the_paths_agree(shape, power, steps):
+def test_the_methods_agree(shape, power, steps):
     cam, f = draw(shape)
     affinity = Affinity(power=power, steps=steps)
     expected = polish(cam, f, affinity=affinity, backend="reference")

@@ -1,4 +1,4 @@
-"""The reference against the code that the field copies, and against sums written out by hand."""
+"""The reference against SEAM's PCM code, and against sums written out one number at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_one_stage_is_seams_pcm(draw, method):
 
 
 def by_hand(cam, f, a: Affinity):
-    """The definition, a number at a time."""
+    """Compute the definition one number at a time."""
     C, L = len(f), len(f[0])
     if a.center:
         f = [[value - sum(row) / L for value in row] for row in f]

@@ -100,7 +100,7 @@ def test_everything_promised_is_written_and_fits_together(folder: Path, ssa: SSA
 def test_scores_and_logits_are_the_networks(folder: Path, ssa: SSA, classifier, tmp_path: Path) -> None:
     runs.run([folder / "a.png"], ssa, tmp_path / "out", classifier=classifier, options=RunOptions(classes="top3"))
     with Image.open(folder / "a.png") as picture, torch.no_grad():
-        logits = classifier.model(classifier.prepare(np.array(picture)))[0]
+        logits = classifier.model(classifier.preprocess(np.array(picture)))[0]
     best = logits.topk(3)
     with np.load(tmp_path / "out/cams/a.npz") as saved:
         assert saved["classes"].tolist() == best.indices.tolist()
@@ -401,7 +401,7 @@ def test_large_pictures_are_done_in_tiles_by_themselves(folder: Path, ssa: SSA, 
         == complete("a", "b", "sub/c") | large | {n.replace("wide", "array") for n in large} | ENDS
     )
     assert any(note.startswith("done in tiles of") for note in report.notes)
-    whole = SSA(classifier.model)(classifier.prepare(pixels), classes=[3, 281])
+    whole = SSA(classifier.model)(classifier.preprocess(pixels), classes=[3, 281])
     cams = tifffile.imread(tmp_path / "out/cams/wide.tif", key=range(2))
     np.testing.assert_allclose(cams / 255, whole.cams[0], atol=0.502 / 255)
     boxes = json.loads((tmp_path / "out/boxes.json").read_text())

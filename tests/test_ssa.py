@@ -1,4 +1,4 @@
-"""SSA on whole classifiers: equal to its parts written by hand, whatever mode the caller is in."""
+"""SSA on whole classifiers: equal to its parts composed by hand, in whatever mode it is called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ssa_fast
-from ssa_fast import SSA, Affinity, SSAResult
+from ssa_fast import SSA, Affinity, SSAResult, reference
 from tests.networks import ClassMap, DeepHead, Pyramid, Tokens
 
 ROUNDING = {"rtol": 0.0, "atol": 4 * torch.finfo(torch.float32).eps}  # of float64 numbers in [0, 1] to float32
@@ -18,7 +18,7 @@ IMAGES = torch.randn(2, 3, 64, 96, dtype=torch.float64)
 
 
 def trained(network: type[nn.Module] = Pyramid) -> nn.Module:
-    """A float64 network, so that a comparison sees the algorithm and not its rounding."""
+    """Return a float64 network, so that rounding does not hide the algorithm."""
     torch.manual_seed(1)
     return network().double()
 
@@ -37,7 +37,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def test_resnet_by_hand() -> None:
-    """CAM, PCM in every stage, min-max, resize, mean: written with nothing but torch."""
+    """Compose CAM, the reference in every stage, min-max, resize and mean."""
     model = torchvision.models.resnet18(num_classes=6).double().eval()
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     with torch.no_grad():
@@ -51,10 +51,8 @@ def test_resnet_by_hand() -> None:
         polished = {}
         for name, features in stages.items():
             size = tuple(features.shape[2:])
-            unit = features.flatten(2) / (features.flatten(2).norm(dim=1, keepdim=True) + 1e-5)
-            affinity = torch.relu(unit.mT @ unit)
             rows = upsample(seed, size).flatten(2)
-            polished[name] = minmax((rows @ affinity / (affinity.sum(1, keepdim=True) + 1e-5)).unflatten(2, size))
+            polished[name] = minmax(reference.polish_stage(rows, features.flatten(2), Affinity()).unflatten(2, size))
         fused = sum(upsample(maps, (96, 64)) for maps in polished.values())
 
     result = SSA(model)(images, "top2")
@@ -91,7 +89,7 @@ def test_each_image_and_class_is_as_if_alone() -> None:
     torch.testing.assert_close(both.seed[1:, 1:], alone.seed, **ROUNDING)
 
 
-def test_flip_makes_results_of_mirrored_images_mirrored() -> None:
+def test_flip_makes_results_of_flipped_images_flipped() -> None:
     run = ssa(trained(), flip=True, scales=(1.0, 0.5))
     straight, mirrored = run(IMAGES, [0, 1, 2]), run(IMAGES.flip(-1), [0, 1, 2])
     torch.testing.assert_close(mirrored.cams.flip(-1), straight.cams, **ROUNDING)
@@ -168,7 +166,7 @@ def test_results_do_not_depend_on_the_callers_mode(network: type[nn.Module]) -> 
     assert run(IMAGES.requires_grad_(False), "top2").cams.grad_fn is None
 
 
-def test_the_backbone_runs_once_per_scale_and_mirroring_whatever_the_number_of_classes() -> None:
+def test_the_backbone_runs_once_per_scale_and_flip_whatever_the_number_of_classes() -> None:
     model = DeepHead()
     run = ssa(model, flip=True, scales=(1.0, 0.5))
     calls: list[tuple[int, ...]] = []
@@ -298,6 +296,17 @@ def test_boxes_and_masks_of_a_result(result: SSAResult) -> None:
     assert (result.masks(alpha=4, ignore=16) == 255).any()
 
 
+def test_repr_of_a_result_is_a_line_per_field(result: SSAResult) -> None:
+    lines = repr(result).splitlines()
+    assert lines[0] == "SSAResult("
+    assert lines[1] == "  cams: 2 × 2 × 64 × 64, float32, cpu"
+    stages = [
+        f"  stages[{name!r}]: 2 × 2 × {s.shape[2]} × {s.shape[3]}, float32, cpu" for name, s in result.stages.items()
+    ]
+    assert lines[3:-3] == stages
+    assert lines[-3:] == ["  logits: 2 × 5, float32, cpu", "  classes: 2 × 2, int64, cpu", ")"]
+
+
 def test_overlay_of_a_result(result: SSAResult) -> None:
     panels = result.overlay(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
     assert len(panels) == 2
@@ -306,7 +315,7 @@ def test_overlay_of_a_result(result: SSAResult) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_network_is_the_network(in_place: bool) -> None:
-    """Also after its first call, when what was compiled no longer looks for hooks."""
+    """After its first call a compiled network no longer looks for hooks."""
     model = trained().eval()
     expected = ssa(model)(IMAGES, classes=[1]).cams
     if in_place:

@@ -14,6 +14,7 @@ from bench.stand import NotHere, poisoned
 from bench.workers import Job, job
 from ssa_fast import reference
 from ssa_fast.ops import fusion, gpu_info, triton_backend
+from ssa_fast.validation import FUSES, FusionOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ def jobs(seed: int, rehearse: bool) -> list[Job]:
             stages=stages,
             seed=seed,
         )
-        for fuse in fusion.FUSES
+        for fuse in FUSES
         for rescale, stages in ((True, 4), (False, 5), (True, 5), (False, 4))[: 1 if rehearse else 4]
     ]
     return found + fused
@@ -183,18 +184,10 @@ def fused(stand: Stand, *, fuse: str, rescale: bool, stages: int, seed: int) -> 
     }
     weights = [1.0, 2.0, 0.5, 1.0, 0.0][:stages]
     size = (2 * sides[0][0] + 1, 2 * sides[0][1])
-    right = fusion.fuse_stages(
-        {name: each.double() for name, each in maps.items()},
-        size=size,
-        fuse=fuse,  # type: ignore[arg-type]
-        weights=weights,
-        rescale=rescale,
-        backend="torch",
-    )
+    options = FusionOptions(fuse, tuple(weights), rescale, size)  # type: ignore[arg-type]
+    right = fusion.fuse({name: each.double() for name, each in maps.items()}, replace(options, backend="torch"))
     with poisoned():
-        out = triton_backend.fuse_stages(
-            list(maps.values()), weights=weights, fuse=fuse, rescale=rescale, size=size, align_corners=True
-        )
+        out = triton_backend.fuse(list(maps.values()), options, size)
     stand.synchronize()
     what = f"fusion {fuse} {stages} stages{' rescaled' if rescale else ''}"
     # One division by a small span magnifies a rounding: 16 of them are allowed for.

@@ -57,8 +57,8 @@ def _served(problem: Problem) -> dict[str, Any]:
 def _of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
     for stem in (tile_tables.slug(gpu.name), tile_tables.TABLES[gpu.arch]):
         for directory in (tile_tables.user_directory(), tile_tables.SHIPPED):
-            method = directory / f"{stem}.json"
-            table = tile_tables.entries(tile_tables.read(method), method) if method.is_file() else []
+            path = directory / f"{stem}.json"
+            table = tile_tables.entries(tile_tables.read(path), path) if path.is_file() else []
             table = [entry for entry in table if isinstance(entry.config, FORMS[form])]
             if found := tile_tables.nearest(table, "tiled", **_served(problem)):
                 return found.config
@@ -69,14 +69,14 @@ def write(way: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Ten
     """Call the host function of a way but "auto": ``out`` ``(B, K, L)``, ``given`` its tiles."""
     module = "tiled" if way in FORMS else way
     arguments = given | {"affinity": problem.phi, "align_corners": problem.align_corners, "out": out}
-    arguments |= {"num_sms": gpu.processors} if way == "prototypes" else {"precision": problem.precision}
+    arguments |= {"num_sms": gpu.num_sms} if way == "prototypes" else {"precision": problem.precision}
     importlib.import_module(f"ssa_fast.kernels.{module}").polish(cam, f, **arguments)
 
 
 def polish(way: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
     """``(B, K, L)`` between two guard bands, or through the package's own launch for "auto"."""
     if way == "auto":
-        return launched("prototypes", problem, cam, f, otherwise="tiled").flatten(2)
+        return launched("prototypes", problem, cam, f, fallback="tiled").flatten(2)
     given = tiles(way, stand.gpu, problem)
     numel = problem.B * problem.K * problem.L
     buffer = torch.full((numel + 2 * GUARD,), BAND, device=stand.device)
@@ -87,14 +87,14 @@ def polish(way: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> 
     return out
 
 
-def launched(method: str, problem: Problem, cam: Tensor, f: Tensor, otherwise: str | None = None) -> Tensor:
+def launched(method: str, problem: Problem, cam: Tensor, f: Tensor, fallback: str | None = None) -> Tensor:
     """``(B, K, H, W)`` the way the package launches it."""
     return triton_backend.polish_stage(
         cam,
         f,
         problem.phi,
         method=method,
-        otherwise=otherwise,
+        fallback=fallback,
         precision=problem.precision,
         align_corners=problem.align_corners,
     )

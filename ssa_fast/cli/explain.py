@@ -113,7 +113,7 @@ def _row(name: str, shape: tuple[int, int, int], problem: Problem, choice: Choic
         choice.method,
         choice.backend,
         _giga(choice.cost.flops),
-        format_bytes(choice.cost.traffic),
+        format_bytes(choice.cost.bytes_moved),
         format_bytes(choice.cost.extra_memory),
         format_bytes((h * w) ** 2 * problem.itemsize),
         _giga(cost("dense", problem).flops),

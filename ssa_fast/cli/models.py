@@ -1,7 +1,10 @@
-"""`ssa-fast models`: what SSA finds in torchvision's classification networks."""
+"""``ssa-fast models``: list the stages, seed and methods of torchvision's classification networks."""
 
 from __future__ import annotations
 
+import gc
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,34 +14,100 @@ from ssa_fast.cli import console
 from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
 
 if TYPE_CHECKING:
-    from ssa_fast.models import SweepRow
+    from collections.abc import Callable, Sequence
 
-__all__ = ["command"]
+    from torch import nn
 
-COLUMNS = ("model", "input", "stages", "C x h x w", "features", "path at K = 20", "seed", "seconds")
+    from ssa_fast.models import ModelDescription
+
+__all__ = ["NetworkRow", "command", "describe_network", "light_half", "list_networks", "select_networks"]
+
+COLUMNS = ("model", "input", "stages", "C x h x w", "features", "method at K = 20", "seed", "seconds")
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network of the table: its description or the error, and the seconds, building included."""
+
+    name: str
+    description: ModelDescription | None
+    error: str | None
+    seconds: float
 
 
 def command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Models; else the light half.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Models; by default the half with fewer parameters.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Try networks with random weights: stages, their sizes and sign, the kind of seed, and the path taken.
+    """Inspect networks with random weights: stages with sizes and signs, methods, kind of seed.
 
-    Exit code: 0 if SSA works on all of them, 1 if it failed on some, 2 for wrong usage.
+    Exit code: 0 if SSA works on all of them, 1 if it fails on some, 2 for wrong usage.
     """
     with console.usage_errors(debug=debug):
-        from ssa_fast.models import light_half, sweep
+        list_networks(select_networks(names, everything=everything))
 
-        if names and everything:
-            raise ValueError("names: expected either names or --all, got both; leave one out")
-        wanted = names or (None if everything else light_half())
-        screen = console.err()
-        quiet = not screen.is_terminal
-        rows = list(track(sweep(wanted), "trying networks", _count(wanted), console=screen, disable=quiet))
-    working = [row for row in rows if row.description is not None]
+
+def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
+    """Return ``names``, or all of torchvision's classifiers, or the half with fewer parameters.
+
+    Raises:
+        ValueError: A name that torchvision does not know, or names together with ``everything``.
+    """
+    from torchvision import models
+
+    from ssa_fast.models.zoo import suggest
+
+    if names and everything:
+        raise ValueError("names: expected either names or --all, got both; leave one out")
+    known = models.list_models(module=models)
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        hint = suggest(unknown[0], known) or f"; name others, such as {', '.join(known[:3])}"
+        raise ValueError(f"names: expected models of torchvision, got {unknown[0]!r}{hint}")
+    return list(names) if names else known if everything else light_half()
+
+
+def light_half() -> list[str]:
+    """Return the half of torchvision's classifiers with fewer parameters, by the weights' metadata."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    size = {name: models.get_model_weights(name)["DEFAULT"].meta["num_params"] for name in known}
+    return sorted(sorted(known, key=lambda name: size[name])[: len(known) // 2])
+
+
+def describe_network(name: str, check: Callable[[nn.Module], None] | None = None) -> NetworkRow:
+    """Build a model of torchvision with random weights, run ``check`` on it, and describe it.
+
+    An exception becomes the row's error. Building the largest models, regnet_y_128gf and vit_h_14, takes a few GB.
+    """
+    from ssa_fast.models import describe
+    from ssa_fast.models.zoo import build_random
+
+    gc.collect()  # frees the previous network, whose modules may refer to each other
+    start = time.perf_counter()
+    description, error = None, None
+    try:
+        model = build_random(name)
+        if check is not None:
+            check(model)
+        description = describe(model)
+    except Exception as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    return NetworkRow(name, description, error, time.perf_counter() - start)
+
+
+def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | None = None) -> None:
+    """Print the table of the networks and the failures; exit with 1 if there are any."""
+    screen = console.err()
+    shown = track(names, "inspecting networks", console=screen, disable=not screen.is_terminal)
+    rows = [describe_network(name, check) for name in shown]
+    working = [_cells(row.name, row.description, row.seconds) for row in rows if row.description is not None]
     if working:
-        console.out().print(console.table("networks", COLUMNS, [_cells(row) for row in working], right=("seconds",)))
+        console.out().print(console.table("networks", COLUMNS, working, right=("seconds",)))
     for row in rows:
         if row.error is not None:
             screen.print(f"failed: {row.name}: {row.error}", soft_wrap=True)
@@ -46,18 +115,8 @@ def command(
     raise typer.Exit(int(len(working) < len(rows)))
 
 
-def _count(names: list[str] | None) -> int:
-    from torchvision import models
-
-    return len(names if names is not None else models.list_models(module=models))
-
-
-def _cells(row: SweepRow) -> tuple[str, ...]:
-    found = row.description
-    assert found is not None
-    names = "\n".join(stage.name for stage in found.stages)
-    shapes = "\n".join(" x ".join(map(str, stage.shape)) for stage in found.stages)
-    signs = "\n".join(stage.sign for stage in found.stages)
-    paths = "\n".join(stage.method for stage in found.stages)
-    size = "{} x {}".format(*found.input_size)
-    return row.name, size, names, shapes, signs, paths, f"{found.seed_kind}\n{found.seed_layer}", f"{row.seconds:.1f}"
+def _cells(name: str, network: ModelDescription, seconds: float) -> tuple[str, ...]:
+    stages = [(s.name, " x ".join(map(str, s.shape)), s.sign, s.method) for s in network.stages]
+    columns = ("\n".join(column) for column in zip(*stages, strict=True))
+    size = "{} x {}".format(*network.input_size)
+    return name, size, *columns, f"{network.seed_kind}\n{network.seed_layer}", f"{seconds:.1f}"

@@ -16,8 +16,8 @@ from ssa_fast.demo.panels import Shown, sheet
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
 from ssa_fast.io.atomic import write_files
-from ssa_fast.models.demo_net import load_classifier, prepare
-from ssa_fast.ops.fusion import minmax
+from ssa_fast.models.demo_net import load_classifier, preprocess
+from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -190,7 +190,7 @@ def _batches(scenes: list[Scene]) -> list[list[Scene]]:
 
 
 def _batch_input(scenes: list[Scene]) -> Tensor:
-    return prepare(np.stack([scene.image for scene in scenes]))
+    return preprocess(np.stack([scene.image for scene in scenes]))
 
 
 def _cams(model: SceneClassifier, scenes: list[Scene]) -> tuple[Cams, NDArray[np.float32]]:

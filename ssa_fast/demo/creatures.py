@@ -149,7 +149,6 @@ CREATURES: dict[str, Callable[[Array, Array], Drawing]] = {
     "beetle": _beetle,
     "duck": _duck,
 }
-CLASSES: tuple[str, ...] = tuple(CREATURES)
 
 
 def _stone(u: Array, v: Array) -> Drawing:

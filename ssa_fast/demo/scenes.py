@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssa_fast.demo.creatures import CLASSES, CREATURES, DISTRACTORS, Drawing
+from ssa_fast.demo.creatures import CREATURES, DISTRACTORS, Drawing
 from ssa_fast.demo.textures import PATTERNS, Array, Coat, ground, noise, random_coat
+from ssa_fast.models.demo_net import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

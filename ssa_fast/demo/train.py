@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, load_classifier, prepare, weights_of
+from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, export_weights, load_classifier, preprocess
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
@@ -68,7 +68,7 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def scores(model: nn.Module, images: np.ndarray, batch: int = 64) -> Tensor:
     """Logits ``(B, K)`` of pictures ``(B, H, W, 3)`` uint8."""
     with torch.inference_mode():
-        return torch.cat([model(prepare(images[start : start + batch])) for start in range(0, len(images), batch)])
+        return torch.cat([model(preprocess(images[start : start + batch])) for start in range(0, len(images), batch)])
 
 
 def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor) -> dict[str, float]:
@@ -79,7 +79,7 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor) ->
 
 def _write(model: nn.Module, path: Path) -> tuple[str, int]:
     """Write the weights whole or not at all; their SHA-256 and size come back."""
-    arrays: dict[str, Any] = dict(weights_of(model))
+    arrays: dict[str, Any] = dict(export_weights(model))
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     content = path.read_bytes()
     return hashlib.sha256(content).hexdigest(), len(content)
@@ -103,7 +103,7 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> Training:
         for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[
             : recipe.scenes // recipe.batch
         ]:
-            pictures = _augment(prepare(images[chosen.numpy()]), generator).contiguous(
+            pictures = _augment(preprocess(images[chosen.numpy()]), generator).contiguous(
                 memory_format=torch.channels_last
             )
             loss = nn.functional.binary_cross_entropy_with_logits(model(pictures), labels[chosen])

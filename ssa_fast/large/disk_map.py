@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ssa_fast.large.resample import Window, needed, resample
-from ssa_fast.ops.fusion import fuse_stages, rescale
+from ssa_fast.ops.fusion import fuse
+from ssa_fast.ops.resize import rescale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,10 +75,8 @@ class Fused:
             low, high = (extreme[classes, None, None] for extreme in (disk.low, disk.high))
             piece = rescale(disk.read(held, classes), low, high)
             stages[name] = resample(piece, held, disk.size, window, self.size, self.ssa.align_corners)[None]
-        fused = fuse_stages(
-            stages, size=window.shape, fuse=self.ssa.fuse, weights=self.ssa.weights, rescale=False, backend="torch"
-        )
-        return fused[0]
+        options = replace(self.ssa.fusion, size=window.shape, rescale=False, backend="torch")
+        return fuse(stages, options)[0]
 
     def range_of(self, window: Window) -> None:
         """Let a window's values widen the extremes by which ``cam`` rescales.

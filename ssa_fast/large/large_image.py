@@ -22,7 +22,7 @@ from ssa_fast.large import export, tiling
 from ssa_fast.large.pipeline import LargeStep, Passes
 from ssa_fast.large.tiles import Tiles
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
-from ssa_fast.ops.fusion import minmax
+from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -144,7 +144,7 @@ class Tiles:
         images = self._prepare(self.reader.read(*tile.window))
         sources = dict(self.ssa.info.stages)
         if self.seed_layer is not None:
-            sources.setdefault(self.seed_layer, self.ssa.info.seed.source)
+            sources.setdefault(self.seed_layer, self.ssa.info.seed.ref)
         extracted: Features = extract_features(self.ssa.model, images, sources)
         return extracted.maps
 

@@ -88,7 +88,7 @@ def cut(ssa: SSA, size: tuple[int, int], *, tile: int | str, halo: int | str, me
     """
     sources = dict(ssa.info.stages)
     if with_seed:
-        sources.setdefault(ssa.info.seed.layer, ssa.info.seed.source)
+        sources.setdefault(ssa.info.seed.layer, ssa.info.seed.ref)
     model, channels, layer = ssa.model, ssa.info.in_channels, ssa.info.seed.layer
     reach = probe(model, sources, channels)
     around = _halo(halo, reach.halo, reach.stride)

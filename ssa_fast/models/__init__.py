@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from ssa_fast.models.description import ModelDescription, StageDescription, SweepRow, describe, light_half, sweep
-from ssa_fast.models.inspect import ModelInfo, inspect_model
+from ssa_fast.models.inspect import ModelDescription, ModelInfo, StageDescription, describe, inspect_model
 
-__all__ = [
-    "ModelDescription",
-    "ModelInfo",
-    "StageDescription",
-    "SweepRow",
-    "describe",
-    "inspect_model",
-    "light_half",
-    "sweep",
-]
+__all__ = ["ModelDescription", "ModelInfo", "StageDescription", "describe", "inspect_model"]

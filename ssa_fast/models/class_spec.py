@@ -1,4 +1,4 @@
-"""Which classes are asked for, as a LongTensor (B, K)."""
+"""Resolve the classes that a caller asks for into a LongTensor (B, K)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Classes: TypeAlias = "str | Sequence[int] | Sequence[Sequence[int]] | Tensor | n
 
 
 def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
-    """The class indices (B, K), int64, on the logits' device.
+    """Return the class indices (B, K), int64, on the logits' device.
 
     Args:
-        classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", a list of class
-            indices for all images, or B lists of K indices each (a LongTensor (K,) or (B, K) too).
+        classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", class indices for
+            all images, or B rows of K indices each; a tensor (K,) or (B, K) of integers is accepted too.
         logits: (B, num_classes).
 
     Raises:
-        TypeError: neither text nor whole numbers.
-        ValueError: unknown text, an empty list, lists of unequal length, or an index out of range.
+        TypeError: ``classes`` is neither a string nor integers.
+        ValueError: An unknown string, an empty list, rows of unequal length, or an index out of range.
     """
     if classes is None:
         classes = "predicted"
     if isinstance(classes, str):
-        return logits.topk(_count(classes, logits.shape[1]), dim=1).indices
+        return logits.topk(parse_count(classes, logits.shape[1]), dim=1).indices
     index = _index_tensor(classes, images=len(logits))
     if index.numel() == 0:
         raise ValueError('classes: expected at least one class, got none; pass class indices, "predicted" or "topN"')
@@ -41,7 +41,12 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     return index.to(logits.device, copy=True)
 
 
-def _count(text: str, num_classes: int) -> int:
+def parse_count(text: str, num_classes: int) -> int:
+    """Parse the number of classes of an image from "predicted" or "topN".
+
+    Raises:
+        ValueError: Another text, or N not in 1..``num_classes``.
+    """
     if text == "predicted":
         return 1
     match = re.fullmatch(r"top(\d+)", text)
@@ -54,7 +59,7 @@ def _count(text: str, num_classes: int) -> int:
 
 
 def _index_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray, images: int) -> Tensor:
-    """Whole numbers (K,) or (B, K) as an int64 tensor (B, K)."""
+    """Return integers (K,) or (B, K) as an int64 tensor (B, K)."""
     if isinstance(classes, Tensor | np.ndarray):
         index = torch.as_tensor(classes)
     elif isinstance(classes, Sequence):
@@ -62,19 +67,19 @@ def _index_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np
         if len(lengths) > 1:
             raise ValueError(
                 f"classes: expected equally many classes for every image, got {sorted(lengths)}; "
-                "run images with different numbers of classes on their own"
+                "run images with different numbers of classes separately"
             )
         try:
             index = torch.as_tensor(np.asarray(classes)) if len(classes) else torch.empty(0, dtype=torch.int64)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"classes: expected whole numbers, got {classes!r}; pass class indices") from error
+            raise TypeError(f"classes: expected integers, got {classes!r}; pass class indices") from error
     else:
         raise TypeError(
             f'classes: expected "predicted", "topN", or a list of class indices, got {classes!r}; '
             "write [index] for a single class"
         )
     if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"classes: expected whole numbers, got {index.dtype}; pass class indices")
+        raise TypeError(f"classes: expected integers, got {index.dtype}; pass class indices")
     if index.ndim == 1:
         index = index.expand(images, -1)
     if index.ndim != 2 or len(index) != images:

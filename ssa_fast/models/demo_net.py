@@ -1,4 +1,4 @@
-"""The demo's classifier: a small residual network, trained by ``ssa_fast.demo.train``, shipped as ``weights.npz``."""
+"""Define the demo's classifier: a small residual network, trained by ``ssa_fast.demo.train``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.demo.creatures import CLASSES
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WEIGHTS = Path(__file__).with_name("weights.npz")
+WEIGHTS = Path(__file__).parents[1] / "demo" / "weights.npz"
+CLASSES = ("fish", "owl", "tortoise", "cat", "beetle", "duck")
 WIDTHS = (32, 64, 96, 128)
 
 
@@ -23,7 +22,7 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequenti
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut, ReLU last: a stage's features are never negative."""
+    """Two 3×3 convolutions with a shortcut and a final ReLU: the features are never negative."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class SceneClassifier(nn.Module):
-    """Multi-label classifier of scenes: ``(B, 3, H, W)`` from :func:`prepare` to logits ``(B, num_classes)``.
+    """Multi-label classifier: ``(B, 3, H, W)`` from ``preprocess`` to logits ``(B, num_classes)``.
 
     Stages ``layer1`` … ``layer4`` have strides 2, 4, 8 and 16. The head is global average pooling and one linear layer,
     so the CAM of Zhou et al. (CVPR 2016) is exact: the mean of ``fc.weight · layer4`` over pixels, plus the bias,
@@ -58,38 +57,37 @@ class SceneClassifier(nn.Module):
         return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
-def prepare(images: NDArray[np.uint8]) -> Tensor:
-    """Pictures ``(B, H, W, 3)`` uint8 RGB as the classifier wants them: ``(B, 3, H, W)`` float32, (x − 0.5) / 0.25."""
+def preprocess(images: NDArray[np.uint8]) -> Tensor:
+    """Convert uint8 RGB images ``(B, H, W, 3)`` to ``(B, 3, H, W)`` float32, (x − 0.5) / 0.25 of [0, 1]."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0 - 0.5) / 0.25
 
 
-def weights_of(model: nn.Module) -> dict[str, NDArray[np.float16]]:
-    """The network's parameters and running statistics as float16 arrays: what ``weights.npz`` holds."""
-    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in state.items()}
+def export_weights(model: nn.Module) -> dict[str, NDArray[np.float16]]:
+    """Return the parameters and running statistics as float16 arrays, as stored in ``weights.npz``."""
+    return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in _stored_state(model).items()}
 
 
 def load_classifier(path: Path = WEIGHTS) -> SceneClassifier:
-    """The trained classifier in evaluation mode, float32 on the CPU.
+    """Load the trained classifier in evaluation mode, float32, on the CPU.
 
     Raises:
-        FileNotFoundError: ``path`` is not there.
+        FileNotFoundError: ``path`` does not exist.
         ValueError: ``path`` does not hold exactly this network's arrays.
     """
     model = SceneClassifier()
     with np.load(path, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files}
-    expected = {
-        name: tuple(value.shape)
-        for name, value in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    expected = {name: value.shape for name, value in _stored_state(model).items()}
+    found = {name: value.shape for name, value in state.items()}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(
-            f"path: expected the arrays of SceneClassifier, got other ones in {path} ({', '.join(wrong)}); "
-            "make it anew with `python -m ssa_fast.demo.train`"
+            f"path: expected the arrays of SceneClassifier, got others in {path} ({', '.join(wrong)}); "
+            "train them again with `python -m ssa_fast.demo.train`"
         )
     model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def _stored_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}

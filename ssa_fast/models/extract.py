@@ -1,40 +1,58 @@
-"""One forward of a network that keeps the stages' maps, and the gradient path from one layer on if a seed needs it."""
+"""Run a network once and keep its stage maps, with gradients from one layer on if asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, first_tensor, logits_of, replace_first_tensor
-from ssa_fast.models.trace import evaluating, hooked
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, replace_first_tensor
+from ssa_fast.models.trace import evaluation_mode, forward_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from ssa_fast.models.trace import LayerTrace
 
 
 @dataclass(frozen=True)
 class LayerRef:
-    """Where a map comes from: a module, how to read its output, and whether the network overwrites that output."""
+    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
 
     name: str
     layout: TensorLayout
     modified_inplace: bool = False
     relu_inplace: bool = False
 
+    @classmethod
+    def from_trace(cls, layer: LayerTrace) -> LayerRef:
+        """Return the reference to a traced layer.
+
+        Raises:
+            ValueError: The layer's output is not a map.
+        """
+        if layer.layout is None:
+            raise ValueError(f"{layer.name}: expected a map, got shape {tuple(layer.tensor.shape)}")
+        return cls(layer.name, layer.layout, layer.modified_inplace, layer.relu_inplace)
+
     @property
     def needs_copy(self) -> bool:
-        """Whether the output must be copied before the network overwrites it with something else than its ReLU."""
+        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
         return self.modified_inplace and not self.relu_inplace
 
 
 @dataclass
 class Features:
-    """What one forward gave: ``maps`` name -> (B, C, h, w) views without gradient, and ``logits`` (B, num_classes).
+    """Feature maps and logits of one forward pass.
 
-    With a ``gradient_from`` layer, ``logits`` carry a graph that begins at ``leaf``, that layer's raw output.
+    Attributes:
+        image_size: (H, W) of the images.
+        maps: Module name -> (B, C, h, w), a view without gradient.
+        logits: (B, num_classes); with ``gradient_from``, the end of a graph that begins at ``leaf``.
+        leaf: Raw output of the ``gradient_from`` layer, else None.
     """
 
     image_size: tuple[int, int]
@@ -44,60 +62,55 @@ class Features:
 
 
 def extract_features(
-    model: nn.Module, images: Tensor, sources: Mapping[str, LayerRef], gradient_from: LayerRef | None = None
+    model: nn.Module, images: Tensor, refs: Mapping[str, LayerRef], gradient_from: LayerRef | None = None
 ) -> Features:
-    """Runs ``images`` (B, C, H, W) once, in evaluation mode, and keeps the outputs of ``sources``.
+    """Run ``images`` (B, C, H, W) once, in evaluation mode, and keep the outputs of ``refs``.
 
-    No graph is built before ``gradient_from``: its hook switches gradient mode on, so up to there memory is that of a
-    plain forward, and frozen parameters do not matter. The model's modes, hooks and gradients are left as they were.
+    The graph begins at ``gradient_from``, whose hook enables gradients: up to that layer the pass needs no memory for
+    gradients, and frozen parameters do not matter. The model's modes, hooks and gradients are restored.
+
+    Raises:
+        ValueError: A layer was not called, or did not return a map, as it did in the trace.
     """
     extracted = Features((images.shape[-2], images.shape[-1]))
     outputs: dict[str, Tensor] = {}
-    names = {*sources, *({gradient_from.name} if gradient_from else ())}
+    names = {*refs, *({gradient_from.name} if gradient_from else ())}
 
-    def keeper(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            replaced = None
-            if gradient_from is not None and name == gradient_from.name:
-                output = replaced = _start_gradient(extracted, gradient_from, output)
-            tensor = _tensor(name, output)
-            if name in sources:
-                outputs[name] = tensor.clone() if sources[name].needs_copy else tensor
-            return replaced
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        replaced = None
+        if gradient_from is not None and name == gradient_from.name:
+            output = replaced = _start_gradient(extracted, gradient_from, output)
+        tensor = _tensor(name, output)
+        if name in refs:
+            outputs[name] = tensor.clone() if refs[name].needs_copy else tensor
+        return replaced
 
-        return hook
-
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        evaluating(model),
-        hooked(model, {name: keeper(name) for name in names}),
-    ):
-        batch = images.clone() if images.is_inference() else images
-        extracted.logits = logits_of(model(batch))
-    for name, source in sources.items():
+    hooks = {name: partial(hook, name) for name in names}
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
+        extracted.logits = find_logits(model(images.clone() if images.is_inference() else images))
+    for name, ref in refs.items():
         if name not in outputs:
             raise ValueError(
-                f"stages: expected the network to call {name!r} as on the trial image, but it did not; name others"
+                f"stages: expected the network to call {name!r} as on the sample image, but it did not; name others"
             )
-        extracted.maps[name] = source.layout.view(outputs[name].detach(), extracted.image_size)
+        extracted.maps[name] = ref.layout.view(outputs[name].detach(), extracted.image_size)
     return extracted
 
 
-def _start_gradient(extracted: Features, source: LayerRef, output: Any) -> Any:
-    """Cuts the graph at the layer: its output becomes a leaf, and everything after it is recorded."""
-    leaf = _tensor(source.name, output).detach().requires_grad_(True)
+def _start_gradient(extracted: Features, ref: LayerRef, output: Any) -> Any:
+    """Make the layer's output a leaf of the graph, and record everything after it."""
+    leaf = _tensor(ref.name, output).detach().requires_grad_(True)
     torch.set_grad_enabled(True)  # the surrounding no_grad() restores the caller's mode
-    # A leaf may not be written into; after an in-place ReLU the copy is the rectified map, and the map Grad-CAM weighs.
-    passed = leaf.clone() if source.modified_inplace else leaf
-    extracted.leaf = passed if source.relu_inplace else leaf
+    # A leaf must not be modified in place. An in-place ReLU turns the copy into the map that Grad-CAM weights.
+    passed = leaf.clone() if ref.modified_inplace else leaf
+    extracted.leaf = passed if ref.relu_inplace else leaf
     return replace_first_tensor(output, passed)
 
 
 def _tensor(name: str, output: Any) -> Tensor:
-    tensor = first_tensor(output)
+    tensor = find_first_tensor(output)
     if tensor is None:
         raise ValueError(
-            f"stages: expected {name!r} to return a tensor as on the trial image, got {type(output)}; name others"
+            f"stages: expected {name!r} to return a tensor as on the sample image, got {type(output)}; name others"
         )
     return tensor

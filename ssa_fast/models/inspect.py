@@ -1,4 +1,4 @@
-"""The info of a classifier: its stages, its seed, and the one forward that gives both."""
+"""Inspect a classifier: find its stages and its seed, and how each stage would be polished."""
 
 from __future__ import annotations
 
@@ -8,44 +8,75 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from ssa_fast.affinity import Affinity
 from ssa_fast.models.extract import Features, LayerRef, extract_features
-from ssa_fast.models.layer_selection import find_stages
-from ssa_fast.models.seed_cam import Seed, cam_seed, find_seed, grad_cam_seed, layer_ref
-from ssa_fast.models.trace import fixed_size, input_channels, trace_model, trace_size
+from ssa_fast.models.layer_selection import select_stages
+from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
+from ssa_fast.models.trace import choose_trace_size, find_fixed_size, find_input_channels, trace_model
+from ssa_fast.ops.cost_model import Problem
+from ssa_fast.ops.dispatch import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+Sign = Literal["non-negative", "signed"]
+
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What SSA needs to know of a network, learnt from one trial image of ``trace_size`` (H, W).
+    """Stages and seed of a network, found on one sample image.
 
-    ``stages``: name -> where the map comes from. ``signs``: name -> sign of the features on the trial image.
-    ``fixed_size``: the only (H, W) the network says it takes, or None.
+    Attributes:
+        stages: Stage name -> the layer that it is read from.
+        signs: Stage name -> sign of the features of the sample image.
+        seed: Recipe of the seed CAM.
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        trace_size: (H, W) of the sample image.
+        fixed_size: The only (H, W) that the network accepts by its own account, or None.
     """
 
     stages: dict[str, LayerRef]
-    signs: dict[str, Literal["non-negative", "signed"]]
-    seed: Seed
+    signs: dict[str, Sign]
+    seed: SeedRecipe
     num_classes: int
     in_channels: int
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
 
     def forward(self, model: nn.Module, images: Tensor) -> Features:
-        """One forward of (B, C, H, W) images: stage maps, seed map and logits."""
-        sources = dict(self.stages)
+        """Run images (B, C, H, W) once; return the stages' maps, the seed's map and the logits."""
         if self.seed.kind == "grad-cam":
-            return extract_features(model, images, sources, gradient_from=self.seed.source)
-        sources.setdefault(self.seed.layer, self.seed.source)
-        return extract_features(model, images, sources)
+            return extract_features(model, images, self.stages, gradient_from=self.seed.ref)
+        return extract_features(model, images, {**self.stages, self.seed.layer: self.seed.ref})
 
     def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor) -> Tensor:
-        """The seeds (B, K, h, w), float32 (float64 of a float64 model) and >= 0, of ``classes`` (B, K)."""
+        """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model."""
         if self.seed.kind == "cam":
             return cam_seed(model, self.seed, extracted, classes)
         return grad_cam_seed(self.seed, extracted, classes)
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """One stage on the sample image: module, (C, H, W), sign of the features, polishing method."""
+
+    name: str
+    shape: tuple[int, int, int]
+    sign: Sign
+    method: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Summary of a network on a random sample image of ``input_size`` (H, W)."""
+
+    stages: tuple[StageDescription, ...]
+    seed_kind: Literal["cam", "grad-cam"]
+    seed_layer: str
+    input_size: tuple[int, int]
+    num_classes: int
+    parameters: int
 
 
 def inspect_model(
@@ -55,20 +86,20 @@ def inspect_model(
     seed: str = "auto",
     input_size: int | tuple[int, int] | None = None,
 ) -> ModelInfo:
-    """Finds the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
+    """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
-    One forward of a random image shows the maps; a second, with a short backward, is needed for Grad-CAM. The model's
-    modes, hooks, gradients and the global random state are left as they were.
+    This takes one forward pass of a random image; Grad-CAM takes a second one with a short backward pass. The model's
+    modes, hooks and gradients and the global random state are restored.
 
     Args:
-        model: takes (B, C, H, W), returns logits (B, num_classes) or an object whose ``logits`` they are.
+        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``.
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer.
-        input_size: side or (H, W) of the trial image; by default the network's ``image_size``, else 224.
+        input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module`` or returns no tensor.
-        ValueError: the trial forward fails, a name is unknown or no map, or ``seed="cam"`` is not exact.
+        TypeError: ``model`` is not an ``nn.Module`` or returns no tensor.
+        ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the network itself")
@@ -76,17 +107,47 @@ def inspect_model(
         raise TypeError(
             "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
-    trace = trace_model(model, trace_size(model, input_size))
-    names = find_stages(model, trace, stages)
+    trace = trace_model(model, choose_trace_size(model, input_size))
+    layers = {name: trace.layers[name] for name in select_stages(model, trace, stages)}
     with torch.inference_mode(False):
-        found = find_seed(model, trace, names, seed)
-    only = fixed_size(model)
+        found = select_seed(model, trace, list(layers), seed)
+    side = find_fixed_size(model)
     return ModelInfo(
-        stages={name: layer_ref(trace.records[name]) for name in names},
-        signs={name: "non-negative" if trace.records[name].non_negative else "signed" for name in names},
+        stages={name: LayerRef.from_trace(layer) for name, layer in layers.items()},
+        signs={name: "non-negative" if layer.non_negative else "signed" for name, layer in layers.items()},
         seed=found,
         num_classes=trace.logits.shape[1],
-        in_channels=input_channels(model),
+        in_channels=find_input_channels(model),
         trace_size=trace.image_size,
-        fixed_size=(only, only) if only else None,
+        fixed_size=(side, side) if side else None,
+    )
+
+
+def describe(
+    model: nn.Module,
+    *,
+    stages: str | Sequence[str] = "auto",
+    seed: str = "auto",
+    affinity: Affinity = Affinity(),  # noqa: B008 - frozen
+    classes: int = 20,
+    input_size: int | tuple[int, int] | None = None,
+) -> ModelDescription:
+    """Describe the stages, sizes, signs, seed and methods of a classification network.
+
+    Takes and raises what ``inspect_model`` does; ``affinity`` and the number of CAM ``classes`` decide the methods.
+    """
+    info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+    described = []
+    for name, ref in info.stages.items():
+        channels, height, width = ref.layout.shape
+        nonnegative = info.signs[name] == "non-negative"
+        method = plan(Problem(1, classes, channels, height * width, affinity, nonnegative=nonnegative)).method
+        described.append(StageDescription(name, ref.layout.shape, info.signs[name], method))
+    return ModelDescription(
+        stages=tuple(described),
+        seed_kind=info.seed.kind,
+        seed_layer=info.seed.layer,
+        input_size=info.trace_size,
+        num_classes=info.num_classes,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -1,4 +1,4 @@
-"""Module outputs read as feature maps: NCHW as it is, channel-last and token sequences as views."""
+"""Read module outputs as feature maps: NCHW as it is, channels-last and token sequences as views."""
 
 from __future__ import annotations
 
@@ -13,39 +13,50 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Class, distillation and register tokens in front of the patches; DINOv2 with registers has 5.
+# Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """How one module's output is read as a map (B, C, h, w); learnt once, on the trial image.
+    """Layout of one module's output, by which it is read as a map (B, C, h, w).
 
-    ``height`` and ``width`` are the map's size on the trial image, ``stride`` the image pixels per map pixel there.
-    ``prefix`` counts the tokens before the patches (class token, registers); it is 0 for the other layouts.
+    Attributes:
+        kind: Order of the axes: (B, C, h, w), (B, h, w, C) or (B, N, C).
+        shape: (C, h, w) of the sample image's map.
+        image_size: (H, W) of the sample image.
+        prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
-    channels: int
-    height: int
-    width: int
-    stride: tuple[float, float]
+    shape: tuple[int, int, int]
+    image_size: tuple[int, int]
     prefix: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) on the trial image."""
-        return self.channels, self.height, self.width
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[0]
 
     @property
     def pixels(self) -> int:
-        """h · w on the trial image."""
-        return self.height * self.width
+        """h · w of the sample image's map."""
+        return self.shape[1] * self.shape[2]
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        """Image pixels per map pixel (y, x), on the sample image."""
+        return self.image_size[0] / max(self.shape[1], 1), self.image_size[1] / max(self.shape[2], 1)
 
     def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The output as (B, C, h, w), sharing its memory. ``image_size`` is the (H, W) the network was given.
+        """Return the output as (B, C, h, w), sharing its memory.
 
-        Raises ValueError if a token sequence does not cover the patch grid of that image size.
+        Args:
+            output: What the module returned.
+            image_size: (H, W) of the images that the network was given.
+
+        Raises:
+            ValueError: A token sequence does not cover the patch grid of that image size.
         """
         if self.kind == "nchw":
             return output
@@ -65,62 +76,53 @@ class TensorLayout:
 def infer_layout(
     shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]] = ()
 ) -> TensorLayout | None:
-    """Reads the shape that a module gave for one image; None if it is not a map.
+    """Infer the layout of a module's output for one image; None if the output is not a map.
 
-    ``grids`` are the (h, w) of the 4-D maps seen before it, newest last: the patch grid of a token sequence is looked
-    for there first, then by arithmetic (a grid with the image's aspect).
+    Args:
+        shape: Shape of the output.
+        image_size: (H, W) of the image.
+        grids: (h, w) of the 4-D maps seen before, newest last. The patch grid of a token sequence is looked up among
+            them first; otherwise it is the grid with the image's aspect ratio.
     """
     if len(shape) == 4 and shape[0] == 1:
-        return _spatial_form(shape, image_size)
+        return _spatial_layout(shape, image_size)
     if len(shape) == 3 and shape[0] == 1:
-        return _token_form(shape, image_size, grids)
+        return _token_layout(shape, image_size, grids)
     return None
 
 
-def _spatial_form(shape: Sequence[int], image_size: tuple[int, int]) -> TensorLayout | None:
+def _spatial_layout(shape: Sequence[int], image_size: tuple[int, int]) -> TensorLayout | None:
     _, a, b, c = shape
-    forms = [_make("nchw", a, b, c, image_size), _make("nhwc", c, a, b, image_size)]
-    possible = [form for form in forms if form.height <= image_size[0] and form.width <= image_size[1]]
-    # A map keeps the image's aspect; channels taken for a side do not. NCHW comes first, so it wins a tie.
+    layouts = [TensorLayout("nchw", (a, b, c), image_size), TensorLayout("nhwc", (c, a, b), image_size)]
+    possible = [layout for layout in layouts if min(layout.stride) >= 1]
+    # A map keeps the image's aspect ratio; an axis of channels does not. NCHW comes first, so it wins a tie.
     return min(possible, key=_anisotropy, default=None)
 
 
-def _token_form(
+def _token_layout(
     shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
 ) -> TensorLayout | None:
     _, tokens, channels = shape
     seen = [(h, w) for h, w in reversed(grids) if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX_TOKENS]
     if seen:
         height, width = max(seen, key=lambda grid: grid[0] * grid[1])
-        return _make("tokens", channels, height, width, image_size, tokens - height * width)
+        return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
         height = round(math.sqrt(patches * image_size[0] / image_size[1]))
         if height > 1 and patches % height == 0:
-            form = _make("tokens", channels, height, patches // height, image_size, prefix)
-            if _anisotropy(form) < 0.1:
-                return form
+            layout = TensorLayout("tokens", (channels, height, patches // height), image_size, prefix)
+            if _anisotropy(layout) < 0.1:
+                return layout
     return None
 
 
-def _make(
-    layout: Literal["nchw", "nhwc", "tokens"],
-    channels: int,
-    height: int,
-    width: int,
-    image_size: tuple[int, int],
-    prefix: int = 0,
-) -> TensorLayout:
-    stride = (image_size[0] / max(height, 1), image_size[1] / max(width, 1))
-    return TensorLayout(layout, channels, height, width, stride, prefix)
+def _anisotropy(layout: TensorLayout) -> float:
+    return abs(math.log(layout.stride[0] / layout.stride[1]))
 
 
-def _anisotropy(form: TensorLayout) -> float:
-    return abs(math.log(form.stride[0] / form.stride[1]))
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor a module gave, or the first tensor of the tuple, list or mapping it gave; None if there is none."""
+def find_first_tensor(output: Any) -> Tensor | None:
+    """Return ``output`` or, of a tuple, list or mapping, its first tensor; None if it holds none."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "values") and callable(output.values):
@@ -131,9 +133,10 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """``output`` (a tensor, tuple or list) with its first tensor replaced.
+    """Return ``output`` (a tensor, tuple or list) with its first tensor replaced.
 
-    Raises TypeError for other containers.
+    Raises:
+        TypeError: ``output`` is another container.
     """
     if isinstance(output, Tensor):
         return tensor
@@ -146,13 +149,15 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
     )
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits (B, num_classes) in what a classifier returned: a tensor, ``output.logits``, or the first tensor.
+def find_logits(output: Any) -> Tensor:
+    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor.
 
-    Raises TypeError if there is no floating-point tensor, ValueError if it is not of rank 2.
+    Raises:
+        TypeError: There is no floating-point tensor.
+        ValueError: The tensor is not of rank 2.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    logits = named if isinstance(named, Tensor) else first_tensor(output)
+    logits = named if isinstance(named, Tensor) else find_first_tensor(output)
     if logits is None or not torch.is_floating_point(logits):
         raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
     if logits.ndim != 2:

@@ -1,34 +1,44 @@
-"""One forward of a random image, to learn what each module of a network gives."""
+"""Trace one forward pass on a random sample image, to learn what each module of a network returns."""
 
 from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, first_tensor, infer_layout, logits_of
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
 from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-SAMPLE = 1024
+SAMPLED_ELEMENTS = 1024
 
 
 @dataclass
 class LayerTrace:
-    """One module's output in the trace: ``tensor`` as the forward left it, ``low`` its minimum when returned."""
+    """Output of one module during the trace.
+
+    Attributes:
+        name: The module's name.
+        tensor: The output, as it was when the forward pass ended.
+        layout: The output's layout if it is a map, else None.
+        version: Version counter of ``tensor`` when the module returned it.
+        sample: Elements of the output when the module returned it.
+        min: Least element of the output when the module returned it.
+    """
 
     name: str
     tensor: Tensor
     layout: TensorLayout | None
     version: int
     sample: Tensor
-    low: float
+    min: float
 
     @property
     def modified_inplace(self) -> bool:
@@ -37,67 +47,79 @@ class LayerTrace:
 
     @property
     def relu_inplace(self) -> bool:
-        """Whether that writing was an in-place ReLU."""
-        return self.modified_inplace and bool(torch.equal(strided_sample(self.tensor), self.sample.relu()))
+        """Whether the output was modified by an in-place ReLU."""
+        return self.modified_inplace and bool(torch.equal(sample_elements(self.tensor), self.sample.relu()))
 
     @property
     def non_negative(self) -> bool:
         """Whether the stage taken from this module has no negative element."""
-        return self.low >= 0 or self.relu_inplace
+        return self.min >= 0 or self.relu_inplace
 
-    def map(self, image_size: tuple[int, int]) -> Tensor:
-        """The output as (1, C, h, w)."""
-        if self.layout is None:
-            raise ValueError(f"{self.name}: expected a map, got shape {tuple(self.tensor.shape)}")
-        return self.layout.view(self.tensor, image_size)
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) if the output is a map, else None."""
+        return self.layout.shape if self.layout is not None else None
+
+    @property
+    def pixels(self) -> int:
+        """h · w if the output is a map, else 0."""
+        return self.layout.pixels if self.layout is not None else 0
 
 
 @dataclass
 class ForwardTrace:
-    """What the trial image showed: a record per called module, in the order in which they last returned."""
+    """Trace of one forward pass of the sample image.
+
+    Attributes:
+        image_size: (H, W) of the sample image.
+        layers: Module name -> its trace, in the order in which the modules last returned.
+        linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
+        grids: (h, w) of the 4-D maps, in the order in which they were returned.
+        logits: (1, num_classes).
+    """
 
     image_size: tuple[int, int]
-    records: dict[str, LayerTrace] = field(default_factory=dict)
+    layers: dict[str, LayerTrace] = field(default_factory=dict)
     linear_inputs: dict[str, Tensor] = field(default_factory=dict)
     grids: list[tuple[int, int]] = field(default_factory=list)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def maps(self) -> dict[str, LayerTrace]:
-        """The records that can be read as maps."""
-        return {name: record for name, record in self.records.items() if record.layout is not None}
+        """The layers whose outputs are maps."""
+        return {name: layer for name, layer in self.layers.items() if layer.layout is not None}
 
     def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook's work: notes the output of ``module``."""
-        tensor = first_tensor(output)
+        """Record the output of ``module``; called by its forward hook."""
+        tensor = find_first_tensor(output)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
-        form = infer_layout(tensor.shape, self.image_size, self.grids)
-        if form is not None and form.kind != "tokens":
-            self.grids.append((form.height, form.width))
-        self.records.pop(name, None)
-        low = tensor.amin().item()
-        self.records[name] = LayerTrace(name, tensor, form, tensor._version, strided_sample(tensor).clone(), low)
+        layout = infer_layout(tensor.shape, self.image_size, self.grids)
+        if layout is not None and layout.kind != "tokens":
+            self.grids.append(layout.shape[1:])
+        self.layers.pop(name, None)  # a module called again moves to the end
+        sample, least = sample_elements(tensor).clone(), tensor.amin().item()
+        self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, least)
         if is_linear_map(module) and args and isinstance(args[0], Tensor):
             self.linear_inputs[name] = args[0]
 
 
-def strided_sample(tensor: Tensor) -> Tensor:
-    """Up to about ``SAMPLE`` elements spread over the tensor."""
+def sample_elements(tensor: Tensor) -> Tensor:
+    """Return up to about ``SAMPLED_ELEMENTS`` elements at equal distances in the tensor."""
     flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
-    return flat[:: math.ceil(flat.numel() / SAMPLE)]
+    return flat[:: math.ceil(flat.numel() / SAMPLED_ELEMENTS)]
 
 
 def is_linear_map(module: nn.Module) -> bool:
-    """A fully connected layer, written as one or as a 1x1 convolution."""
+    """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
     return isinstance(module, nn.Linear)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts every module in evaluation mode and gives each its own mode back."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and restore each module's own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -108,10 +130,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Forward hooks on the named modules, gone at the end whatever happens.
+def forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Register forward hooks on the named modules, and remove them afterwards.
 
-    What ``torch.compile`` made of a module skips hooks that came after its first call: it runs uncompiled meanwhile.
+    Modules compiled by ``torch.compile`` ignore hooks registered after their first call, so they run uncompiled here.
     """
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
@@ -124,54 +146,52 @@ def hooked(model: nn.Module, hooks: dict[str, Callable[..., Any]]) -> Iterator[N
             handle.remove()
 
 
-def trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(H, W) of the trial image: what the caller says, else what the network was built for, else 224."""
-    size = input_size if input_size is not None else fixed_size(model) or 224
+def choose_trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Return (H, W) of the sample image: ``input_size``, else the model's fixed size, else 224."""
+    size = input_size if input_size is not None else find_fixed_size(model) or 224
     return check_size("input_size", (size, size) if isinstance(size, int) else size)
 
 
-def fixed_size(model: nn.Module) -> int | None:
-    """The side of the only square image a network says it takes (torchvision's ViT does), if it says so."""
+def find_fixed_size(model: nn.Module) -> int | None:
+    """Return the side of the only square image that the model accepts (ViT), if it names one."""
     sizes = (getattr(module, "image_size", None) for module in model.modules())
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-def input_channels(model: nn.Module) -> int:
-    """Channels of the images a network takes: those of its first convolution, 3 if it has none.
+def find_input_channels(model: nn.Module) -> int:
+    """Return the number of image channels: that of the first convolution, 3 if there is none.
 
-    Modules are listed as they were registered, which may put a head first: one of few channels is the likelier input.
+    Modules are listed in the order of their registration, which may put the head first; so the first convolution of at
+    most 4 channels is preferred.
     """
     channels = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
     return next((few for few in channels if few <= 4), channels[0] if channels else 3)
 
 
-def trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """A random image (1, C, H, W) in the model's dtype, on its device; the global random state is left alone."""
+def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
+    """Draw an image (1, C, H, W) in the model's dtype, on its device, with a generator of its own."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, input_channels(model), *image_size, generator=generator)
+    image = torch.randn(1, find_input_channels(model), *image_size, generator=generator)
     return image.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
-    """Runs the trial image through ``model`` and records every module's output.
+    """Run the sample image through ``model`` and record every module's output.
 
-    Raises ValueError if the forward fails.
+    Raises:
+        ValueError: The forward pass fails.
     """
     trace = ForwardTrace(image_size)
-
-    def observer(name: str) -> Callable[..., None]:
-        return lambda module, args, output: trace.observe(name, module, args, output)
-
-    hooks = {name: observer(name) for name, _ in model.named_modules() if name}
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model), hooked(model, hooks):
-        image = trace_image(model, image_size)
+    hooks = {name: partial(trace.observe, name) for name, _ in model.named_modules() if name}
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
+        image = make_trace_image(model, image_size)
         try:
             output = model(image)
         except Exception as error:
             raise ValueError(
-                f"model: its forward failed on a trial image of shape {tuple(image.shape)} ({error}); "
-                "pass input_size=(H, W) that the network takes"
+                f"model: expected a forward pass on a sample image of shape {tuple(image.shape)}, got an error "
+                f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
-        trace.logits = logits_of(output)
+        trace.logits = find_logits(output)
     return trace

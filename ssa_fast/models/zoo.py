@@ -1,4 +1,4 @@
-"""Classifiers by name and weights, with how each wants its pictures and what its outputs are called."""
+"""Load classifiers by name and weights, with their preprocessing and the names of their classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ssa_fast.models.class_spec import parse_count
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -25,25 +27,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
-TRAINING_ONLY = r"^aux\d|^AuxLogits|num_batches_tracked$"
-"""State that inference does not use, GoogLeNet's and Inception's auxiliary heads among it: files may leave it out."""
+TRAINING_ONLY = re.compile(r"^aux\d|^AuxLogits|num_batches_tracked$")
+"""State that inference does not use, such as auxiliary heads (GoogLeNet, Inception): optional in a weights file."""
 
 Size = int | tuple[int, int] | None
-"""How large a picture goes in: None as it is, an int for its shorter side, or (height, width)."""
+"""Size at which an image enters the network: None (unchanged), an int (its shorter side), or (height, width)."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classification network in evaluation mode and how to talk to it.
+    """A classification network in evaluation mode, with its preprocessing and class names.
 
     Attributes:
-        name: the model's name, as given.
-        weights: where the weights come from: a weights enum's member, "none" or a file.
-        model: the network, on its device.
-        categories: one name per output.
-        mean, std: per channel, of pictures scaled to [0, 1].
-        input_size: (height, width) where the network takes no other, else None.
-        probability: what turns logits into probabilities: one class out of many, or each for itself.
+        name: The model's name, as given.
+        weights: Origin of the weights: a member of the weights enum, "none" or a file.
+        model: The network, on its device.
+        categories: One name per output.
+        mean, std: Per channel, of images scaled to [0, 1].
+        input_size: (height, width) if the network accepts no other, else None.
+        probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid").
     """
 
     name: str
@@ -55,8 +57,8 @@ class Classifier:
     input_size: tuple[int, int] | None = None
     probability: Literal["softmax", "sigmoid"] = "softmax"
 
-    def fitted(self, height: int, width: int, size: Size) -> tuple[int, int]:
-        """(height, width) at which a picture of height × width pixels goes into the network."""
+    def input_shape(self, height: int, width: int, size: Size) -> tuple[int, int]:
+        """Return the (height, width) at which an image of height × width pixels enters the network."""
         if self.input_size is not None:
             return self.input_size
         if isinstance(size, tuple):
@@ -66,53 +68,49 @@ class Classifier:
         factor = size / min(height, width)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    def prepare(self, rgb: np.ndarray, size: Size = None) -> Tensor:
-        """uint8 RGB (H, W, 3) as the network wants it: float32 (1, 3, h, w), resized with antialiasing, normalised."""
+    def preprocess(self, rgb: np.ndarray, size: Size = None) -> Tensor:
+        """Convert uint8 RGB (H, W, 3) to a normalised float32 (1, 3, h, w), resized with antialiasing."""
         device = next(self.model.parameters()).device
         pixels = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None].float().div_(255.0)
-        fitted = self.fitted(rgb.shape[0], rgb.shape[1], size)
-        if fitted != rgb.shape[:2]:
-            pixels = interpolate(pixels, fitted, mode="bilinear", antialias=True, align_corners=False).clamp_(0.0, 1.0)
+        shape = self.input_shape(rgb.shape[0], rgb.shape[1], size)
+        if shape != rgb.shape[:2]:
+            pixels = interpolate(pixels, shape, mode="bilinear", antialias=True, align_corners=False).clamp_(0.0, 1.0)
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (..., classes) as probabilities of the same shape."""
+        """Return the probabilities of logits (..., classes), in the same shape."""
         return logits.sigmoid() if self.probability == "sigmoid" else logits.softmax(-1)
 
-    def select(self, text: str) -> str | list[int]:
-        """Classes as `SSA` takes them, from text: "predicted", "top5", or names and indices between commas.
+    def select(self, spec: str) -> str | list[int]:
+        """Parse classes for ``SSA`` from text: "predicted", "top5", or names and indices separated by commas.
 
         Raises:
-            ValueError: an index out of range, a name that no class or several classes bear.
+            ValueError: An index out of range, or a name of no class or of several classes.
         """
-        wish = text.strip()
-        if wish == "predicted":
-            return wish
-        top = re.fullmatch(r"top(\d+)", wish)
-        if top:
-            if not 1 <= int(top[1]) <= len(self.categories):
-                raise ValueError(f"classes: expected top1 to top{len(self.categories)}, got {wish!r}")
-            return wish
-        indices = [self._index(part.strip()) for part in wish.split(",") if part.strip()]
+        spec = spec.strip()
+        if re.fullmatch(r"predicted|top\d+", spec):
+            parse_count(spec, len(self.categories))
+            return spec
+        indices = [self._index(part.strip()) for part in spec.split(",") if part.strip()]
         if not indices:
-            raise ValueError("classes: expected names or indices between commas, 'predicted' or 'top5', got nothing")
+            raise ValueError("classes: expected comma-separated names or indices, 'predicted' or 'top5', got nothing")
         return list(dict.fromkeys(indices))
 
     def resolve_labels(self, labels: Sequence[str], dataset: Sequence[str]) -> list[int]:
-        """The outputs that a dataset's class names mean.
+        """Return the sorted output indices of a dataset's class names.
 
-        A name means the category that bears it, or else its place in the dataset's class list, where that has as many
-        classes as the network has outputs: the order in which ImageFolder and the VOC codebases number them.
+        A name stands for the category of that name or, if ``dataset`` lists as many classes as the network has outputs,
+        for its position in that list: the order in which ImageFolder and the VOC codebases number them.
 
         Raises:
-            ValueError: a name that means nothing to this network.
+            ValueError: A name stands for no output of this network.
         """
         by_name = {name.casefold(): index for index, name in enumerate(self.categories)}
-        places = {name: place for place, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
+        positions = {name: i for i, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
         indices = []
         for label in labels:
-            index = by_name.get(label.casefold(), places.get(label))
+            index = by_name.get(label.casefold(), positions.get(label))
             if index is None:
                 raise ValueError(
                     f"classes: {self.name} has no output called {label!r}, and its {len(self.categories)} outputs are "
@@ -121,26 +119,26 @@ class Classifier:
             indices.append(index)
         return sorted(set(indices))
 
-    def _index(self, wish: str) -> int:
+    def _index(self, spec: str) -> int:
         count = len(self.categories)
-        if re.fullmatch(r"[+-]?\d+", wish):
-            if not 0 <= int(wish) < count:
-                raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {wish}")
-            return int(wish)
-        bearers = [i for i, name in enumerate(self.categories) if name == wish]
-        bearers = bearers or [i for i, name in enumerate(self.categories) if name.casefold() == wish.casefold()]
-        if len(bearers) > 1:
-            raise ValueError(f"classes: {wish!r} is the name of several classes; give one of the indices {bearers}")
-        if not bearers:
-            raise ValueError(f"classes: {self.name} knows no {wish!r}{_suggest(wish, self.categories)}")
-        return bearers[0]
+        if re.fullmatch(r"[+-]?\d+", spec):
+            if not 0 <= int(spec) < count:
+                raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {spec}")
+            return int(spec)
+        matches = [i for i, name in enumerate(self.categories) if name == spec]
+        matches = matches or [i for i, name in enumerate(self.categories) if name.casefold() == spec.casefold()]
+        if len(matches) > 1:
+            raise ValueError(f"classes: {spec!r} is the name of several classes; give one of the indices {matches}")
+        if not matches:
+            raise ValueError(f"classes: {self.name} has no class {spec!r}{suggest(spec, self.categories)}")
+        return matches[0]
 
 
 def parse_size(text: str | None) -> Size:
-    """`Size` from text: "512" or "480x640".
+    """Parse a ``Size`` such as "512" or "480x640".
 
     Raises:
-        ValueError: anything else.
+        ValueError: ``text`` has another form.
     """
     if text is None:
         return None
@@ -152,16 +150,16 @@ def parse_size(text: str | None) -> Size:
 
 
 def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
-    """The classifier called `name` with its weights, ready to run on `device`.
+    """Load the classifier ``name`` with its weights, ready to run on ``device``.
 
     Args:
-        name: one of torchvision's classification models, or "demo" for the network shipped with this package.
+        name: A classification model of torchvision, or "demo" for the network shipped with this package.
         weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
-            random ones (the same in every run), or a file with a state dict.
-        device: where the network shall live.
+            random weights (the same in every run), or a file with a state dict.
+        device: Device of the network.
 
     Raises:
-        ValueError: an unknown model or weights, a file that does not fit the model, or weights that cannot be had.
+        ValueError: An unknown model or weights, a file that does not fit the model, or a failed download.
     """
     if name == "demo":
         return _load_demo(weights, device)
@@ -169,13 +167,12 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
 
     known = models.list_models(module=models)
     if name not in known:
-        raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{_suggest(name, known)}")
+        raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{suggest(name, known)}")
     enum = models.get_model_weights(name)
-    default = enum["DEFAULT"]
-    categories = tuple(default.meta["categories"])
+    categories = tuple(enum["DEFAULT"].meta["categories"])
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if weights.lower() == "none":
-        model, origin = _random(name), "none"
+        model, origin = build_random(name), "none"
     elif weights.upper() in enum.__members__:
         chosen = enum[weights.upper()]
         preset = chosen.transforms()
@@ -189,29 +186,39 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, _only_size(model))
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, _fixed_input_size(model))
+
+
+def build_random(name: str, **options: Any) -> nn.Module:
+    """Build a torchvision model with random weights, the same in every run; the random state is restored."""
+    from torchvision import models
+
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # their own initialisation takes a minute and brings nothing here
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = models.get_model(name, weights=None, **options)
+    return model
+
+
+def suggest(text: str, known: Sequence[str]) -> str:
+    """Return "; did you mean ...?" with up to three ``known`` names close to ``text``, or an empty string."""
+    folded = {name.casefold(): name for name in known}
+    text = text.casefold()
+    close = [name for name in folded if text in name.split()] + get_close_matches(text, folded, n=3)
+    close += [name for name in folded if text in name]
+    best = list(dict.fromkeys(close))[:3]
+    return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""
 
 
 def _load_demo(weights: str, device: torch.device | str) -> Classifier:
-    from ssa_fast.demo.creatures import CLASSES
-    from ssa_fast.models.demo_net import load_classifier
+    from ssa_fast.models.demo_net import CLASSES, load_classifier
 
     if weights.upper() != "DEFAULT":
         raise ValueError(f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}")
     model = load_classifier().to(device)
     half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return Classifier("demo", weights, model, tuple(CLASSES), half, quarter, None, "sigmoid")
-
-
-def _random(name: str, **options: Any) -> nn.Module:
-    from torchvision import models
-
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # their own initialisation takes a minute and is no better for this
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: nn.Module = models.get_model(name, weights=None, **options)
-    return model
+    return Classifier("demo", weights, model, CLASSES, half, quarter, None, "sigmoid")
 
 
 def _download(name: str, weights: Any) -> nn.Module:
@@ -221,28 +228,25 @@ def _download(name: str, weights: Any) -> nn.Module:
         model: nn.Module = models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights: {weights.name} of {name} could not be fetched from {weights.url} ({error}); "
-            "give a file with --weights FILE, or --weights none for random ones"
+            f"weights: {weights.name} of {name} could not be downloaded from {weights.url} ({error}); "
+            "give a file with --weights FILE, or --weights none for random weights"
         ) from error
     return model
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
-    """The model with the state dict in `path`, and its number of outputs, read off the shapes in the file."""
+    """Return the model with the state dict in ``path``, and its number of outputs by the file."""
     state = _read_state(path)
-    model = _random(name)
+    model = build_random(name)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     heads = {key for key, shape in shapes.items() if shape[:1] == (1000,) and key in state}
     outputs = {int(state[key].shape[0]) for key in heads if state[key].ndim}
     if outputs and outputs != {1000} and len(outputs) == 1:
-        model = _random(name, num_classes=next(iter(outputs)))
+        model = build_random(name, num_classes=next(iter(outputs)))
         shapes = {key: value.shape for key, value in model.state_dict().items()}
-
-    missing = sorted(key for key in shapes.keys() - state.keys() if not re.search(TRAINING_ONLY, key))
-    unexpected = sorted(key for key in state.keys() - shapes.keys() if not re.search(TRAINING_ONLY, key))
-    misshapen = sorted(key for key in shapes.keys() & state.keys() if shapes[key] != state[key].shape)
-    if missing or unexpected or misshapen:
-        raise ValueError(f"weights: {path} does not fit {name}: " + _misfit(missing, unexpected, misshapen))
+    mismatch = _mismatch_message(shapes, {key: value.shape for key, value in state.items()})
+    if mismatch:
+        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
     model.load_state_dict({key: state[key] for key in shapes.keys() & state.keys()}, strict=False)
     return model, outputs.pop() if len(outputs) == 1 else 1000
 
@@ -250,9 +254,9 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
 def _read_state(path: Path) -> Mapping[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with a foreign file is said once, below
+            warnings.simplefilter("ignore")  # the error below says what is wrong with the file
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load meets foreign files with KeyError, EOFError, UnpicklingError and more
+    except Exception as error:  # torch.load fails on other files with KeyError, EOFError, UnpicklingError and more
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
         raise ValueError(
             f"weights: {path} is not a state dict that can be loaded with weights_only=True ({reason}); "
@@ -275,27 +279,23 @@ def _is_entry(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
 
 
-def _misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    kinds = {"missing": missing, "unknown to the model": unexpected, "of another shape": misshapen}
+def _mismatch_message(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size]) -> str:
+    """Describe how the entries of a state dict differ from those of the model; empty if they fit."""
+    kinds = {
+        "missing": [key for key in expected.keys() - given.keys() if not TRAINING_ONLY.search(key)],
+        "unknown to the model": [key for key in given.keys() - expected.keys() if not TRAINING_ONLY.search(key)],
+        "of another shape": [key for key in expected.keys() & given.keys() if expected[key] != given[key]],
+    }
     return "; ".join(
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
         for kind, keys in kinds.items()
         if keys
     )
 
 
-def _only_size(model: nn.Module) -> tuple[int, int] | None:
+def _fixed_input_size(model: nn.Module) -> tuple[int, int] | None:
     from torchvision.models import MaxVit, VisionTransformer
 
     if isinstance(model, VisionTransformer):
         return model.image_size, model.image_size
     return (224, 224) if isinstance(model, MaxVit) else None
-
-
-def _suggest(wish: str, known: list[str] | tuple[str, ...]) -> str:
-    folded = {name.casefold(): name for name in known}
-    wish = wish.casefold()
-    close = [name for name in folded if wish in name.split()] + get_close_matches(wish, folded, n=3)
-    close += [name for name in folded if wish in name]
-    best = list(dict.fromkeys(close))[:3]
-    return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""

@@ -1,4 +1,4 @@
-"""What each way to polish a stage costs: operations, traffic, memory and calls, counted from the shapes alone."""
+"""Cost of every method, counted from the shapes alone: operations, bytes moved, memory and launches."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ WORKSPACE = 256 << 20  # bytes of partial sums that the tiled kernels may hold
 
 @dataclass(frozen=True)
 class Problem:
-    """One stage to polish.
+    """One stage to polish, by its numbers alone.
 
-    ``B`` images, ``K`` CAM classes, ``C`` channels, ``L`` pixels; ``itemsize`` bytes of a number of the computation (4
-    or 8); ``device`` a torch device type; ``nonnegative`` whether every feature is known to be ≥ 0 (None: not known);
-    ``dtype`` of the features; ``precision`` of the kernels' matrix products; ``gpu`` whose kernels can be launched, or
-    None and ``no_gpu`` says why.
+    Attributes:
+        B, K, C, L: Images, CAM classes, channels, pixels.
+        affinity: φ and its parameters.
+        nonnegative: Whether every feature is ≥ 0; None if it is not known.
+        itemsize: Bytes of a number of the computation, 4 or 8.
+        device: A torch device type.
+        dtype: Of the features, for example ``"float16"``.
+        precision: Of the kernels' matrix products.
+        gpu: The GPU whose kernels can be launched; None if there is none, and then ``no_gpu`` is the reason.
     """
 
     B: int
@@ -42,44 +47,66 @@ class Problem:
     no_gpu: str = "no GPU was named"
 
 
-class Cost(NamedTuple):
-    """What one method does: floating-point operations, bytes moved through memory, extra bytes held, library calls.
+@dataclass(frozen=True)
+class FusionProblem:
+    """The fusion of several stages' maps, by its numbers alone.
 
-    ``busy`` is the share of the device's processors that have work: a few large tiles leave a GPU idle.
+    Attributes:
+        B, K: Images and CAM classes.
+        pixels: Pixels of each stage's maps.
+        out_pixels: Pixels of the fused map.
+        rescale: Whether each map is min–max rescaled first.
+        itemsize, device, gpu, no_gpu: As in ``Problem``.
+        unsuitable: Why the fusion kernels cannot read these tensors, or "" if they can.
+    """
+
+    B: int
+    K: int
+    pixels: tuple[int, ...]
+    out_pixels: int
+    rescale: bool
+    itemsize: int = 4
+    device: str = "cpu"
+    gpu: Gpu | None = None
+    no_gpu: str = "no GPU was named"
+    unsuitable: str = ""
+
+
+class Cost(NamedTuple):
+    """What one method does.
+
+    ``flops`` counts a multiply and an add as two. ``bytes_moved`` goes through the device's memory. ``extra_memory`` is
+    held beyond the features, the CAM at the stage's size and the result, in bytes. ``launches`` are library calls or
+    kernel launches. ``occupancy`` is the share of the device's multiprocessors that have work: a few large tiles leave
+    a GPU idle.
     """
 
     flops: int
-    traffic: int
+    bytes_moved: int
     extra_memory: int
-    calls: int
-    busy: float = 1.0
+    launches: int
+    occupancy: float = 1.0
 
 
 class Rates(NamedTuple):
-    """How fast a kind of device does what ``Cost`` counts; only the ratios between them decide anything."""
+    """How much of each term of ``Cost`` a kind of device does per second; only the ratios matter."""
 
     flops: float
-    traffic: float
-    calls: float
+    bytes_moved: float
+    launches: float
 
 
-# The CPU's rates were fitted on 2 cores by `python -m bench calibrate`. Those of GPUs are unchecked estimates
-# for a large one: PyTorch in float32, and the kernels with half-precision operands.
+# The CPU's rates were fitted on 2 cores by `python -m bench calibrate`. Those of GPUs are unchecked estimates for a
+# large one: PyTorch in float32, and the kernels with half-precision operands.
 RATES = {
-    ("cpu", "torch"): Rates(flops=304e9, traffic=26e9, calls=92e3),
-    ("gpu", "torch"): Rates(flops=50e12, traffic=3e12, calls=100e3),
-    ("gpu", "triton"): Rates(flops=400e12, traffic=3e12, calls=200e3),
+    ("cpu", "torch"): Rates(flops=304e9, bytes_moved=26e9, launches=92e3),
+    ("gpu", "torch"): Rates(flops=50e12, bytes_moved=3e12, launches=100e3),
+    ("gpu", "triton"): Rates(flops=400e12, bytes_moved=3e12, launches=200e3),
 }
 
 
 def cost(method: str, problem: Problem, backend: str = "torch") -> Cost:
-    """Operations, traffic and extra memory of one method; the formulas of the table in the README.
-
-    ``flops`` counts a multiply and an add as two. ``extra_memory`` is what is held beyond the features, the CAM at the
-    stage's size and the result: the affinity or its tile, the CAM's row of ones and its sums, the state.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    """Return the cost of one of ``METHODS`` on a backend; the formulas are those of the README's table."""
     return _triton_cost(method, problem) if backend == "triton" else _torch_cost(method, problem)
 
 
@@ -97,22 +124,22 @@ def _torch_cost(method: str, problem: Problem) -> Cost:
     tile, measuring = (tile_elements + NORM_CHUNK) * s, 8 * tiles + parts
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(method, 0)
     if method == "prototypes":
-        calls = measuring + (9 + 6 * tiles) * steps
-        return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, calls)
+        launches = measuring + (9 + 6 * tiles) * steps
+        return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, launches)
     if method == "second_order":
-        calls = measuring + (9 + 6 * tiles * rows) * steps
-        traffic = features + 6 * steps * rows * features
-        return Cost(4 * B * L * C * C * rows * steps, traffic, state + tile + sums, calls)
+        launches = measuring + (9 + 6 * tiles * rows) * steps
+        bytes_moved = features + 6 * steps * rows * features
+        return Cost(4 * B * L * C * C * rows * steps, bytes_moved, state + tile + sums, launches)
     block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)
     columns = -(-L // block_j) * (-(-L // block_i) + 1) // 2
     flops = B * steps * (L * L + L * block_j) * (C + 2 * rows)
-    traffic = B * steps * (3 * L * L * s // 2 + columns * block_j * C * s)
+    bytes_moved = B * steps * (3 * L * L * s // 2 + columns * block_j * C * s)
     held = (block_i * block_j + C * (block_i + block_j)) * s
-    return Cost(flops, traffic, held + sums, B * steps * (4 + 7 * columns))
+    return Cost(flops, bytes_moved, held + sums, B * steps * (4 + 7 * columns))
 
 
 def _triton_cost(method: str, problem: Problem) -> Cost:
-    """As ``cost``, of the kernels: traffic is that of the device's memory, whatever its caches serve again."""
+    """Return the cost on the kernels; what the GPU's caches serve again does not count as moved."""
     B, K, C, L, steps = problem.B, problem.K, problem.C, problem.L, problem.affinity.steps
     itemsize = 4 if problem.dtype == "float32" else 2
     products = 3 if problem.precision == "high" or (method == "prototypes" and itemsize == 4) else 1
@@ -127,27 +154,31 @@ def _triton_cost(method: str, problem: Problem) -> Cost:
     chunks = -(-K // (config.rows - 1))
     rows = chunks * config.rows
     if method == "resident":
-        busy = min(1.0, B * chunks * -(-L // config.block_j) / _processors(problem))
+        occupancy = min(1.0, B * chunks * -(-L // config.block_j) / _num_sms(problem))
         flops = 2 * B * L * L * (chunks * C + rows) * products * steps * (2 if itemsize == 4 else 1)
-        return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, busy)
+        return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, occupancy)
     halves = 2 if problem.precision == "high" else 1
     unit = B * L * (C + rows) * 2 * halves
     if isinstance(config, Full):
-        busy = min(1.0, B * chunks * -(-L // config.block_j) / _processors(problem))
+        occupancy = min(1.0, B * chunks * -(-L // config.block_j) / _num_sms(problem))
         flops = 2 * B * L * L * (chunks * C + rows) * products * steps
-        return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, busy)
+        return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, occupancy)
     blocks = -(-L // config.block)
     slabs = B * blocks * (blocks // config.bands + 1) // 2 * config.block * rows * 4
-    busy = min(1.0, B * chunks * blocks * blocks / (2 * config.bands * config.chunk) / _processors(problem))
+    occupancy = min(1.0, B * chunks * blocks * blocks / (2 * config.bands * config.chunk) / _num_sms(problem))
     flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
     launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
     return Cost(
-        flops, features + unit + steps * (2 * slabs + maps), unit + min(slabs, WORKSPACE) + B * L * 4, launches, busy
+        flops,
+        features + unit + steps * (2 * slabs + maps),
+        unit + min(slabs, WORKSPACE) + B * L * 4,
+        launches,
+        occupancy,
     )
 
 
 def tile_config(method: str, problem: Problem) -> Any:
-    """The tiles of a Triton method's main kernel, from the table of the problem's GPU."""
+    """Return the tiles of a Triton method's main kernel, from the table of the problem's GPU."""
     assert problem.gpu is not None
     return tile_tables.config(
         "gather" if method == "prototypes" else method,
@@ -161,11 +192,23 @@ def tile_config(method: str, problem: Problem) -> Any:
     )
 
 
-def _processors(problem: Problem) -> int:
+def _num_sms(problem: Problem) -> int:
     assert problem.gpu is not None
-    return problem.gpu.processors
+    return problem.gpu.num_sms
+
+
+def fusion_cost(problem: FusionProblem, backend: str) -> Cost:
+    """Return the cost of rescaling, resizing and fusing maps on a backend."""
+    maps = problem.B * problem.K * problem.itemsize
+    read, written, stages = maps * sum(problem.pixels), maps * problem.out_pixels, len(problem.pixels)
+    flops = problem.B * problem.K * (12 * stages * problem.out_pixels + 4 * sum(problem.pixels))
+    if backend == "triton":
+        return Cost(flops, (1 + problem.rescale) * read + written, 2 * problem.B * problem.K * stages * 4, 2)
+    passes = 5 * read if problem.rescale else read
+    return Cost(flops, passes + 4 * stages * written, 2 * written, stages * (3 + 6 * problem.rescale))
 
 
 def seconds(cost: Cost, rates: Rates) -> float:
-    """The dispatcher's own estimate of a cost, good for comparing methods on one device and for nothing else."""
-    return cost.flops / (rates.flops * cost.busy) + cost.traffic / rates.traffic + cost.calls / rates.calls
+    """Return the dispatcher's estimate of a cost, good for comparing methods on one device and for nothing else."""
+    products = cost.flops / (rates.flops * cost.occupancy)
+    return products + cost.bytes_moved / rates.bytes_moved + cost.launches / rates.launches

@@ -1,6 +1,6 @@
 """The custom operator ``torch.ops.ssa_fast.polish_stage``: one stage as ``torch.compile`` and ``torch.export`` see it.
 
-A call is one node, whatever is decided and launched inside. Eager calls do without it.
+A call is one node, whatever is chosen and launched inside. Eager calls do not use it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.ops.stage import decide, result_dtype
+from ssa_fast.ops.stage import plan_stage, run_stage
+from ssa_fast.validation import StageRequest, result_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,21 +25,12 @@ torch.library.define(
 )
 
 
-def polish_stage(
-    cam: Tensor,
-    features: Tensor,
-    affinity: Affinity,
-    *,
-    nonnegative: bool | None = None,
-    method: str = "auto",
-    backend: str = "auto",
-    precision: str = "default",
-    align_corners: bool = True,
-) -> Tensor:
-    """``polish`` of one stage, ``(B, K, h, w)`` and ``(B, C, H, W)`` → ``(B, K, H, W)``, as a single operator."""
+def polish_stage(cam: Tensor, request: StageRequest) -> Tensor:
+    """Plan and run one stage as a single operator, ``(B, K, h, w)`` → ``(B, K, H, W)``."""
+    affinity = request.affinity
     return torch.ops.ssa_fast.polish_stage(
         cam,
-        features,
+        request.features,
         affinity.phi,
         float(affinity.power),
         float(affinity.threshold),
@@ -47,11 +39,11 @@ def polish_stage(
         int(affinity.steps),
         float(affinity.norm_eps),
         float(affinity.sum_eps),
-        nonnegative,
-        method,
-        backend,
-        precision,
-        align_corners,
+        request.nonnegative,
+        request.method,
+        request.backend,
+        request.precision,
+        request.align_corners,
     )
 
 
@@ -74,8 +66,18 @@ def _polish_stage(
     align_corners: bool,
 ) -> Tensor:
     affinity = Affinity(phi, power, threshold, temperature, center, steps, norm_eps, sum_eps)  # type: ignore[arg-type]
-    work = decide(cam, features, affinity, nonnegative=nonnegative, method=method, backend=backend, precision=precision)
-    return work.run(cam, align_corners).contiguous()
+    request = StageRequest(
+        features,
+        affinity,
+        K=cam.shape[1],
+        dtype=result_dtype(cam, features),
+        nonnegative=nonnegative,
+        method=method,
+        backend=backend,
+        precision=precision,
+        align_corners=align_corners,
+    )
+    return run_stage(cam, plan_stage(request)).contiguous()
 
 
 @torch.library.register_fake("ssa_fast::polish_stage")  # type: ignore[untyped-decorator]

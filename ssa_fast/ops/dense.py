@@ -1,4 +1,4 @@
-"""Dense: the affinity of all pairs at once, for stages so small that one batched product beats every loop."""
+"""Dense method: all pairs' affinities at once, for stages so small that one batched product beats every loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssa_fast.ops.features import Pixels
+    from ssa_fast.ops.features import UnitFeatures
 
 
-def propagate(v: Tensor, pixels: Pixels) -> Tensor:
-    """``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)``, through the ``(B, L, L)`` affinity; ``(B, R, L)``. Any φ."""
-    a = pixels.all_affinities
-    # A product with the row of ones would let the long sum of like numbers drift: PyTorch's own sum cascades.
+def propagate(v: Tensor, features: UnitFeatures) -> Tensor:
+    """Return ``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)`` through the ``(B, L, L)`` affinity; ``(B, R, L)``; any φ."""
+    a = features.all_affinities
+    # A product with the row of ones would drift over its long sum of like numbers; PyTorch's own sum is pairwise.
     return torch.cat([torch.bmm(v[:, :-1], a), a.sum(dim=1, keepdim=True)], dim=1)

@@ -1,37 +1,38 @@
-"""Which way to polish a stage: a pure function of shapes, dtype, device and φ.
+"""Choose how to polish a stage and how to fuse the stages: a pure function of shapes, dtypes, device and φ.
 
-``Problem`` says what is to be done, ``plan`` answers with a ``Choice`` and its reason. A way is a *method* (which
-algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of what cannot be done, for the
-dispatcher, the error messages, tests and benchmarks alike; ``ssa_fast.ops.cost_model`` counts what each way does.
+A ``Candidate`` is a *method* (which algebra) on a *backend* (whose code). ``not_supported_reasons`` is the one list of
+what cannot be done, for the dispatcher, error messages, tests and benchmarks alike; ``ssa_fast.ops.cost_model`` counts
+what each candidate does.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from ssa_fast.ops import tile_tables
-from ssa_fast.ops.cost_model import METHODS, RATES, Cost, Problem, cost, seconds, tile_config
-
-Way: TypeAlias = "tuple[str, str]"  # method, backend
-
-METHOD_NAMES = ("auto", *METHODS)
-BACKENDS = ("auto", "torch", "triton", "reference")
-PRECISIONS = ("default", "high")
+from ssa_fast.ops.cost_model import RATES, Cost, FusionProblem, Problem, cost, fusion_cost, seconds, tile_config
 
 TORCH_METHODS = ("prototypes", "second_order", "tiled", "dense")
 TRITON_METHODS = ("prototypes", "tiled", "resident")
-DENSE_LIMIT = 256 << 20  # bytes of affinity beyond which "auto" leaves the dense method alone
-RESIDENT_LIMIT = 2 << 20  # bytes of an image's features beyond which "auto" leaves the resident method alone
+DENSE_LIMIT = 256 << 20  # bytes of affinity above which "auto" does not take the dense method
+RESIDENT_LIMIT = 2 << 20  # bytes of an image's features above which "auto" does not take the resident method
+
+
+class Candidate(NamedTuple):
+    """A method on a backend."""
+
+    method: str
+    backend: str
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a stage is polished, what that is predicted to take, and why this way.
+    """How a stage is polished or the stages are fused, the predicted cost, and the reason.
 
-    ``config`` holds the tiles of a Triton method's main kernel. ``otherwise`` is the method of the images that turn out
-    to have a negative feature, where the GPU itself reads the sign.
+    ``config`` holds the tiles of a Triton method's main kernel. ``fallback`` is the method of images that turn out to
+    have a negative feature, where the GPU itself reads the sign.
     """
 
     method: str
@@ -39,11 +40,11 @@ class Choice:
     cost: Cost
     why: str
     config: Any = None
-    otherwise: str | None = None
+    fallback: str | None = None
 
 
 def not_supported_reasons(method: str, backend: str, problem: Problem) -> list[str]:
-    """Why ``method`` on ``backend`` cannot polish ``problem`` exactly; empty if it can."""
+    """Return why ``method`` on ``backend`` cannot polish ``problem`` exactly; empty if it can."""
     if backend == "reference":
         return [] if method == "dense" else [f"the reference is dense by definition, it has no method {method!r}"]
     if backend == "triton":
@@ -56,21 +57,17 @@ def not_supported_reasons(method: str, backend: str, problem: Problem) -> list[s
 
 
 def _triton_reasons(method: str, problem: Problem) -> list[str]:
-    """What keeps Triton's kernels from this problem, whatever its φ."""
+    """Return why the Triton kernels cannot take this problem, whatever its φ."""
     if method not in TRITON_METHODS:
         return [f"{method!r} has no Triton kernel; use backend='torch'"]
-    reasons = []
-    if problem.gpu is None:
-        reasons.append(problem.no_gpu)
-    else:
-        reasons += tile_tables.not_supported_reasons(problem.gpu)
+    reasons = [problem.no_gpu] if problem.gpu is None else tile_tables.not_supported_reasons(problem.gpu)
     if problem.itemsize == 8:
         reasons.append("float64 is computed by PyTorch only; use backend='torch'")
     return reasons
 
 
 def _algebraic_reasons(method: str, problem: Problem) -> list[str]:
-    """What keeps the ReLU from never acting, or φ from being the polynomial that ``method`` sums."""
+    """Return why φ is not the polynomial that ``method`` sums, or why the ReLU may act."""
     affinity, degree = problem.affinity, {"prototypes": 1, "second_order": 2}[method]
     reasons = []
     if affinity.phi != "relu":
@@ -82,85 +79,81 @@ def _algebraic_reasons(method: str, problem: Problem) -> list[str]:
     if affinity.center:
         reasons.append("centred features are signed, so the ReLU acts")
     elif problem.nonnegative is False:
-        reasons.append("the features are not all known to be ≥ 0 (a negative value, NaN, or nonnegative=False)")
+        reasons.append("the features are not all known to be >= 0 (a negative value, NaN, or nonnegative=False)")
     elif problem.nonnegative is None and not reasons:
-        reasons.append("nobody has checked that the features are non-negative")
+        reasons.append("it is not known whether all features are >= 0; pass nonnegative=True or use method='auto'")
     return reasons
 
 
 @functools.lru_cache(maxsize=4096)  # a small stage on a GPU takes less time than a decision
 def plan(problem: Problem, method: str = "auto", backend: str = "auto") -> Choice:
-    """Choose how to polish ``problem``; a ``method`` or ``backend`` that is named is taken or refused, never replaced.
+    """Choose how to polish ``problem``; a named ``method`` or ``backend`` is taken or refused, never replaced.
 
     Raises:
-        ValueError: an unknown name, or a way that cannot do this problem exactly, with the reasons.
+        ValueError: No candidate can polish the stage exactly, with the reasons.
     """
-    for argument, value, known in (
-        ("method", method, METHOD_NAMES),
-        ("backend", backend, BACKENDS),
-        ("precision", problem.precision, PRECISIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}")
-    ways = _ways(problem, method, backend)
-    return _cheapest(problem, ways) if method == "auto" and backend != "reference" else _named(problem, ways)
+    candidates = _candidates(problem, method, backend)
+    named = method != "auto" or backend == "reference"
+    return _first_supported(problem, candidates) if named else _cheapest_supported(problem, candidates)
 
 
-def _ways(problem: Problem, method: str, backend: str) -> list[Way]:
-    """``(method, backend)`` pairs that the caller's names allow; on the CPU "auto" never means Triton's interpreter."""
-    offered = {
-        "triton": [(each, "triton") for each in TRITON_METHODS],
-        "torch": [(each, "torch") for each in TORCH_METHODS],
-        "reference": [("dense", "reference")],
-    }
+def _candidates(problem: Problem, method: str, backend: str) -> list[Candidate]:
+    """Return the candidates that the caller's names allow; on the CPU "auto" never means Triton's interpreter."""
+    methods = {"triton": TRITON_METHODS, "torch": TORCH_METHODS, "reference": ("dense",)}
     backends = [backend] if backend != "auto" else ["torch"] if problem.device == "cpu" else ["triton", "torch"]
-    ways = [way for each in backends for way in offered[each] if method in ("auto", way[0])]
-    return ways or [(method, backends[-1])]
+    allowed = [Candidate(each, b) for b in backends for each in methods[b] if method in ("auto", each)]
+    return allowed or [Candidate(method, backends[-1])]
 
 
-def _named(problem: Problem, ways: list[Way]) -> Choice:
-    """The method asked for, on the first backend that can do it exactly."""
+def _first_supported(problem: Problem, candidates: list[Candidate]) -> Choice:
+    """Return the named method on the first backend that can do it exactly."""
     refusals = []
-    for method, backend in ways:
+    for candidate in candidates:
+        method, backend = candidate
         reasons = not_supported_reasons(method, backend, problem)
         if not reasons:
-            return _choice((method, backend), problem, "asked for")
+            return _choice(candidate, problem, "asked for")
         refusals.append(f"method={method!r}, backend={backend!r} cannot polish this stage: {'; '.join(reasons)}")
     raise ValueError(". ".join(refusals))
 
 
-def _cheapest(problem: Problem, ways: list[Way]) -> Choice:
-    """The supported way of least estimated time, and what it was compared with."""
-    costs: dict[Way, Cost] = {}
-    ruled_out: dict[Way, str] = {}
-    for way in ways:
-        known = replace(problem, nonnegative=True) if _reads_sign_itself(way, problem) else problem
-        reasons = not_supported_reasons(*way, known)
+def _cheapest_supported(problem: Problem, candidates: list[Candidate]) -> Choice:
+    """Return the supported candidate of least estimated time; the reason compares it with the others."""
+    costs: dict[Candidate, Cost] = {}
+    ruled_out: dict[Candidate, str] = {}
+    for candidate in candidates:
+        known = replace(problem, nonnegative=True) if _finds_sign_on_gpu(candidate, problem) else problem
+        reasons = not_supported_reasons(*candidate, known)
         if not reasons:
-            costs[way] = _cost_of(way, problem)
-            reasons = _beyond_auto(way[0], problem, costs[way])
+            costs[candidate] = _cost_of(candidate, problem)
+            reasons = _not_for_auto_reasons(candidate.method, problem, costs[candidate])
         if reasons:
-            costs.pop(way, None)
-            ruled_out[way] = "; ".join(reasons)
-    several = len({backend for _, backend in ways}) > 1
-    names = {way: f"{way[0]} on {way[1]}" if several else way[0] for way in ways}
+            costs.pop(candidate, None)
+            ruled_out[candidate] = "; ".join(reasons)
     if not costs:
         why = ". ".join(dict.fromkeys(ruled_out.values()))
-        raise ValueError(f"backend={ways[0][1]!r} cannot polish this stage: {why}")
-    device = "cpu" if problem.device == "cpu" else "gpu"
-    estimates = {
-        way: seconds(counted, RATES.get((device, way[1]), RATES["gpu", way[1]])) for way, counted in costs.items()
-    }
-    best = min(estimates, key=lambda way: estimates[way])
-    others = [f"{names[way]} {estimates[way] / estimates[best]:.1f}× the cost" for way in estimates if way != best]
-    others += [f"{names[way]} no: {reasons}" for way, reasons in ruled_out.items()]
-    return _choice(best, problem, "; ".join(["least estimated cost", *others]))
+        raise ValueError(f"backend={candidates[0].backend!r} cannot polish this stage: {why}")
+    best, why = _cheapest(costs, ruled_out, problem.device)
+    return _choice(best, problem, why)
 
 
-def reads_sign(problem: Problem, method: str, backend: str) -> bool:
-    """Whether the host has to read the features' sign before ``plan`` can say all it could.
+def _cheapest(costs: dict[Candidate, Cost], ruled_out: dict[Candidate, str], device: str) -> tuple[Candidate, str]:
+    """Return the candidate of least estimated time, and how the others compare."""
+    kind = "cpu" if device == "cpu" else "gpu"
+    rates = {each: RATES.get((kind, each.backend), RATES["gpu", each.backend]) for each in costs}
+    time = {each: seconds(counted, rates[each]) for each, counted in costs.items()}
+    best = min(time, key=lambda each: time[each])
+    several = len({each.backend for each in (*costs, *ruled_out)}) > 1
+    names = {each: f"{each.method} on {each.backend}" if several else each.method for each in (*costs, *ruled_out)}
+    others = [f"{names[each]} {time[each] / time[best]:.1f}× the cost" for each in time if each != best]
+    others += [f"{names[each]} no: {reasons}" for each, reasons in ruled_out.items()]
+    return best, "; ".join(["least estimated cost", *others])
 
-    Not where only the kernels would care, which read it themselves: on a GPU that would make the host wait.
+
+def needs_sign(problem: Problem, method: str, backend: str) -> bool:
+    """Return whether the host has to read the features' sign before ``plan`` can decide.
+
+    Where only the kernels need it they read it themselves: on a GPU the host would have to wait.
     """
     if problem.nonnegative is not None or problem.affinity.degree is None or backend == "reference":
         return False
@@ -170,8 +163,8 @@ def reads_sign(problem: Problem, method: str, backend: str) -> bool:
     return not (kernels and not _triton_reasons("tiled", problem))
 
 
-def _beyond_auto(method: str, problem: Problem, cost: Cost) -> list[str]:
-    """Why "auto" leaves a method alone that could be had by its name."""
+def _not_for_auto_reasons(method: str, problem: Problem, cost: Cost) -> list[str]:
+    """Return why "auto" does not take a method that is available by name."""
     if method == "dense" and cost.extra_memory > DENSE_LIMIT:
         return [f"it would hold {cost.extra_memory / 2**20:,.0f} MiB"]
     image = problem.C * problem.L * (4 if problem.dtype == "float32" else 2)
@@ -180,24 +173,48 @@ def _beyond_auto(method: str, problem: Problem, cost: Cost) -> list[str]:
     return []
 
 
-def _choice(way: Way, problem: Problem, why: str) -> Choice:
-    method, backend = way
-    otherwise = "tiled" if _reads_sign_itself(way, problem) else None
-    if otherwise:
-        why += f"; the GPU reads the features' sign and does signed images by {otherwise!r}"
+def _choice(candidate: Candidate, problem: Problem, why: str) -> Choice:
+    method, backend = candidate
+    fallback = "tiled" if _finds_sign_on_gpu(candidate, problem) else None
+    if fallback:
+        why += f"; the GPU reads the features' sign and does signed images by {fallback!r}"
     config = tile_config(method, problem) if backend == "triton" else None
-    return Choice(method, backend, _cost_of(way, problem), why, config, otherwise)
+    return Choice(method, backend, _cost_of(candidate, problem), why, config, fallback)
 
 
-def _reads_sign_itself(way: Way, problem: Problem) -> bool:
-    """Whether the kernels find out the sign, so that the host need not wait for it."""
-    return way == ("prototypes", "triton") and problem.nonnegative is None and problem.affinity.degree == 1
+def _finds_sign_on_gpu(candidate: Candidate, problem: Problem) -> bool:
+    """Return whether the kernels determine the features' sign, so that the host need not wait for it."""
+    return candidate == ("prototypes", "triton") and problem.nonnegative is None and problem.affinity.degree == 1
 
 
-def _cost_of(way: Way, problem: Problem) -> Cost:
-    """The cost of a way; where the sign is read on the GPU, with the launches and the memory of the way not taken."""
-    counted = cost(way[0], problem, way[1])
-    if not _reads_sign_itself(way, problem):
+def _cost_of(candidate: Candidate, problem: Problem) -> Cost:
+    """Return a candidate's cost; where the GPU reads the sign, with the fallback's launches and memory."""
+    counted = cost(candidate.method, problem, candidate.backend)
+    if not _finds_sign_on_gpu(candidate, problem):
         return counted
-    idle = cost("tiled", problem, "triton")
-    return counted._replace(extra_memory=counted.extra_memory + idle.extra_memory, calls=counted.calls + idle.calls)
+    fallback = cost("tiled", problem, "triton")
+    return counted._replace(
+        extra_memory=counted.extra_memory + fallback.extra_memory, launches=counted.launches + fallback.launches
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_fusion(problem: FusionProblem, backend: str = "auto") -> Choice:
+    """Choose the backend that rescales, resizes and fuses the stages' maps; a named one is taken or refused.
+
+    Raises:
+        ValueError: ``backend="triton"`` cannot fuse these maps, with the reasons.
+    """
+    kernels, pytorch = Candidate("fuse", "triton"), Candidate("fuse", "torch")
+    reasons = [each for each in (problem.unsuitable, "" if problem.gpu else problem.no_gpu) if each]
+    if backend == "triton" and reasons:
+        raise ValueError(f"backend='triton' cannot fuse these stages: {'; '.join(reasons)}")
+    if backend != "auto":
+        named = kernels if backend == "triton" else pytorch
+        return Choice(*named, fusion_cost(problem, named.backend), "asked for")
+    if problem.device == "cpu":
+        return Choice(*pytorch, fusion_cost(problem, "torch"), "the maps are on the CPU")
+    ruled_out = {kernels: "; ".join(reasons)} if reasons else {}
+    costs = {each: fusion_cost(problem, each.backend) for each in (kernels, pytorch) if each not in ruled_out}
+    best, why = _cheapest(costs, ruled_out, problem.device)
+    return Choice(*best, costs[best], why)

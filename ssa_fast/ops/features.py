@@ -1,4 +1,4 @@
-"""A stage's features as a sequence of pixels, read tile by tile in whatever strides they come."""
+"""A stage's features as a sequence of unit features, read tile by tile in whatever strides they come."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
 
 TILE_ELEMENTS = 1 << 21  # 8 MB of float32: long enough for a matrix product's full speed, and still in the last cache
-NORM_CHUNK = 1 << 18  # numbers that the squares of a tile's channels are added up in: 1 MB, in a core's own cache
+NORM_CHUNK = 1 << 18  # elements summed at once when norms are computed: 1 MB, in a core's own cache
 
 
-class Pixels:
+class UnitFeatures:
     """``(B, C, H, W)`` features seen as ``(B, C, L)`` unit features, without a copy of more than a tile.
 
     NCHW, channels_last, sliced and expanded tensors are read in place: where H and W can be merged a tile is a view,
@@ -32,26 +32,26 @@ class Pixels:
         mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
         self._flat = features.flatten(2) if mergeable else None
         self._inverse_norms = features.new_empty((self.B, 1, self.L), dtype=dtype)
-        self._measured = 0  # pixels whose norm is known
+        self._num_norms = 0  # pixels whose norm is computed
 
     @cached_property
-    def images(self) -> list[Pixels]:
-        """One ``Pixels`` per image, with the norms that are known by now."""
+    def images(self) -> list[UnitFeatures]:
+        """One ``UnitFeatures`` per image, sharing the norms computed so far."""
         return [self._image(b) for b in range(self.B)]
 
-    def _image(self, b: int) -> Pixels:
-        image = Pixels(self.features[b : b + 1], self.affinity, self.dtype)
-        image._inverse_norms, image._measured = self._inverse_norms[b : b + 1], self._measured
+    def _image(self, b: int) -> UnitFeatures:
+        image = UnitFeatures(self.features[b : b + 1], self.affinity, self.dtype)
+        image._inverse_norms, image._num_norms = self._inverse_norms[b : b + 1], self._num_norms
         return image
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        """Bounds ``(lo, hi)`` of the tiles that cover the pixels, each about ``TILE_ELEMENTS`` numbers."""
+        """Yield the bounds ``(lo, hi)`` of the tiles that cover the pixels, of about ``TILE_ELEMENTS`` numbers each."""
         size = max(64, TILE_ELEMENTS // (self.B * self.C))
         for lo in range(0, self.L, size):
             yield lo, min(lo + size, self.L)
 
     def raw(self, lo: int, hi: int) -> Tensor:
-        """Pixels ``lo … hi − 1`` as the network gave them, ``[B, C, hi − lo]``."""
+        """Return the features of pixels ``lo … hi − 1`` as given, ``[B, C, hi − lo]``."""
         if self._flat is not None:
             return self._flat[:, :, lo:hi].to(self.dtype)
         top, bottom = lo // self.W, -(-hi // self.W)
@@ -59,39 +59,39 @@ class Pixels:
         return rows.flatten(2)[:, :, lo - top * self.W : hi - top * self.W]
 
     def centered(self, lo: int, hi: int) -> Tensor:
-        """Pixels ``lo … hi − 1`` less the image's mean feature if the affinity asks for it, ``[B, C, hi − lo]``."""
+        """Return ``raw``, minus the image's mean feature if the affinity asks for it, ``[B, C, hi − lo]``."""
         tile = self.raw(lo, hi)
         return tile if self.mean is None else tile - self.mean
 
     def unit(self, lo: int, hi: int) -> Tensor:
-        """Unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
+        """Return the unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
         return self.centered(lo, hi) * self.inverse_norms(lo, hi)
 
     def nonnegative(self) -> bool:
-        """Whether every feature is ≥ 0, read from the data; False where one is NaN."""
+        """Return whether every feature is ≥ 0, read from the data; False if one is NaN."""
         return bool(self.features.amin() >= 0)
 
     def inverse_norms(self, lo: int, hi: int) -> Tensor:
-        """``1 / (‖f_i‖₂ + norm_eps)`` of (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
+        """Return ``1 / (‖f_i‖₂ + norm_eps)`` of the (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
 
-        Measured when first asked for, so that whoever walks through the tiles finds the tile in cache right after.
+        Norms are computed on first use: a caller that walks through the tiles then finds each tile in cache.
         """
-        if hi > self._measured:
-            self._measure(hi)
+        if hi > self._num_norms:
+            self._compute_norms(hi)
         return self._inverse_norms[:, :, lo:hi]
 
-    def _measure(self, hi: int) -> None:
-        """Find the inverse norms of all pixels before ``hi``."""
-        tile = self.centered(self._measured, hi)
+    def _compute_norms(self, hi: int) -> None:
+        """Compute the inverse norms of all pixels before ``hi`` that have none yet."""
+        tile = self.centered(self._num_norms, hi)
         norms = _norms(tile).add_(self.affinity.norm_eps)
         if self.affinity.norm_eps == 0:
-            norms.masked_fill_(norms == 0, float("inf"))  # a zero feature has no direction: its unit feature is 0
-        torch.reciprocal(norms, out=self._inverse_norms[:, :, self._measured : hi])
-        self._measured = hi
+            norms.masked_fill_(norms == 0, float("inf"))  # the unit feature of a zero feature is 0
+        torch.reciprocal(norms, out=self._inverse_norms[:, :, self._num_norms : hi])
+        self._num_norms = hi
 
     @cached_property
     def all_affinities(self) -> Tensor:
-        """``a_ij`` of all pairs, ``[B, L, L]``, kept for the next step: the dense method alone can afford it."""
+        """``a_ij`` of all pairs, ``[B, L, L]``, kept for the next step of the dense method."""
         x = self.unit(0, self.L)
         return self.affinity.apply_(torch.bmm(x.mT, x))
 
@@ -107,7 +107,7 @@ class Pixels:
 
 
 def _norms(tile: Tensor) -> Tensor:
-    """``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``."""
+    """Return ``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``."""
     B, _, n = tile.shape
     if tile.stride(1) == 1:
         return torch.linalg.vector_norm(tile, dim=1, keepdim=True)

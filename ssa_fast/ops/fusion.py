@@ -1,117 +1,97 @@
-"""From the stages' polished CAMs to one: rescale, resize, fuse."""
+"""Fuse the stages' polished CAMs into one: rescale, resize, combine."""
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
-from ssa_fast import validation
 from ssa_fast.ops import gpu_info, triton_backend
+from ssa_fast.ops.cost_model import FusionProblem
+from ssa_fast.ops.dispatch import plan_fusion
+from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
-FUSES = ("mean", "max", "sum", "product")
-Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | None"
+    from ssa_fast.ops.dispatch import Choice
+    from ssa_fast.validation import FusionOptions
 
 
-def fuse_stages(
-    maps: Mapping[str, Tensor],
-    *,
-    size: tuple[int, int] | None = None,
-    fuse: Fuse = "mean",
-    weights: Weights = None,
-    rescale: bool = True,
-    align_corners: bool = True,
-    backend: str = "auto",
-) -> Tensor:
-    """Rescale, resize and fuse polished CAMs ``{stage: (B, K, H, W)}`` into one ``(B, K, *size)``; see ``polish``."""
-    size, weight = options(maps, size, fuse, weights)
-    if not rescale and len(maps) == 1 and set(weight.values()) == {1.0}:
-        return resize(next(iter(maps.values())), size, align_corners)
-    if _fuses_in_kernels(maps, backend):
-        return triton_backend.fuse_stages(
-            list(maps.values()),
-            weights=list(weight.values()),
-            fuse=fuse,
-            rescale=rescale,
-            size=size,
-            align_corners=align_corners,
-        )
+def fuse(maps: Mapping[str, Tensor], options: FusionOptions) -> Tensor:
+    """Rescale, resize and fuse maps ``{stage: (B, K, H_s, W_s)}`` into one ``(B, K, H, W)``; see ``polish``."""
+    each = list(maps.values())
+    size = fused_size([stage.shape[2:] for stage in each], options)
+    if is_resize_only(options):
+        return resize(each[0], size, options.align_corners)
+    # Under torch.compile the compiler fuses what is written in PyTorch.
+    compiling = torch.compiler.is_compiling()
+    backend = "torch" if compiling else plan_fusion(fusion_problem(each, size, options), options.backend).backend
+    if backend == "triton":
+        return triton_backend.fuse(each, options, size)
+    return _fuse_in_torch(each, options, size)
+
+
+def explain_fusion(maps: Sequence[Tensor], options: FusionOptions) -> Choice | None:
+    """Return the choice that ``fuse`` makes for maps of these shapes, None if there is only a resizing."""
+    if is_resize_only(options):
+        return None
+    size = fused_size([stage.shape[2:] for stage in maps], options)
+    return plan_fusion(fusion_problem(maps, size, options), options.backend)
+
+
+def is_resize_only(options: FusionOptions) -> bool:
+    """Return whether fusion leaves a single stage's values alone."""
+    return not options.rescale and options.weights == (1.0,)
+
+
+def fused_size(sizes: Sequence[Sequence[int]], options: FusionOptions) -> tuple[int, int]:
+    """Return the size of the fused map: as asked for, else that of the stage with most pixels."""
+    if options.size is not None:
+        return options.size
+    largest = (0, 0)
+    for H, W in sizes:  # a loop, since torch.compile knows no max() by symbolic sizes
+        if largest[0] * largest[1] < H * W:
+            largest = (H, W)
+    return largest
+
+
+def fusion_problem(maps: Sequence[Tensor], size: tuple[int, int], options: FusionOptions) -> FusionProblem:
+    """Return the numbers by which the dispatcher chooses the fusion's backend."""
+    (B, K, _, _), device = maps[0].shape, maps[0].device
+    unsuitable = ""
+    if any(stage.dtype != torch.float32 for stage in maps):
+        unsuitable = "the fusion kernels take float32 maps"
+    elif any(stage.requires_grad for stage in maps):
+        unsuitable = "the fusion kernels are not differentiable"
+    gpu, no_gpu = gpu_info.query(device)
+    return FusionProblem(
+        B,
+        K,
+        tuple(stage.shape[2] * stage.shape[3] for stage in maps),
+        size[0] * size[1],
+        options.rescale,
+        itemsize=maps[0].dtype.itemsize,
+        device=device.type,
+        gpu=gpu,
+        no_gpu=no_gpu,
+        unsuitable=unsuitable,
+    )
+
+
+def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
     fused: Tensor | None = None
-    for name, polished in maps.items():
-        polished = resize(minmax(polished) if rescale else polished, size, align_corners)
-        if weight[name] != 1.0:
-            polished = polished ** weight[name] if fuse == "product" else polished * weight[name]
+    for stage, weight in zip(maps, options.weights, strict=True):
+        polished = resize(minmax(stage) if options.rescale else stage, size, options.align_corners)
+        if weight != 1.0:
+            polished = polished**weight if options.fuse == "product" else polished * weight
         if fused is None:
             fused = polished
-        elif fuse == "max":
+        elif options.fuse == "max":
             fused = torch.maximum(fused, polished)
         else:
-            fused = fused * polished if fuse == "product" else fused + polished
+            fused = fused * polished if options.fuse == "product" else fused + polished
     assert fused is not None
-    return fused / sum(weight.values()) if fuse == "mean" else fused
-
-
-def minmax(maps: Tensor) -> Tensor:
-    """``(maps − min) / (max − min)`` over the last two dimensions; a constant map becomes 0, one with NaN all NaN.
-
-    Constant means: but for the rounding of float32 sums, which a rescaling would otherwise blow up to a whole map.
-    """
-    # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
-    return rescale(maps, maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True))
-
-
-def rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """``(maps − low) / (high − low)``, with the extremes ``(…, 1, 1)`` of the maps that these may be windows of."""
-    span = high - low
-    rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    # Divided by infinity a constant map is 0, one with NaN stays NaN, and every gradient is finite.
-    return (maps - low) / span.masked_fill(span <= rounding, float("inf"))
-
-
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Bilinear ``(B, K, h, w)`` → ``(B, K, *size)``; as it is if it has that size."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
-
-
-def options(
-    maps: Mapping[str, Tensor], size: tuple[int, int] | None, fuse: Fuse, weights: Weights
-) -> tuple[tuple[int, int], dict[str, float]]:
-    """The options of fusion, checked: size of the result and weight by stage. ``maps`` or stages, for their sizes."""
-    if fuse not in FUSES:
-        raise ValueError(f"fuse: expected one of {', '.join(FUSES)}, got {fuse!r}")
-    if size is None:
-        size = (0, 0)
-        for polished in maps.values():  # a loop, since torch.compile knows no max() by symbolic sizes
-            H, W = polished.shape[2:]
-            if size[0] * size[1] < H * W:
-                size = (H, W)
-    return validation.check_size("size", size), _weights(weights, maps)
-
-
-def _weights(weights: Weights, maps: Mapping[str, Tensor]) -> dict[str, float]:
-    values = validation.per_stage("weights", [1.0] * len(maps) if weights is None else weights, maps, Real)
-    numbers = {name: float(weight) for name, weight in values.items()}
-    if not all(weight >= 0 for weight in numbers.values()) or not 0 < sum(numbers.values()) < float("inf"):
-        raise ValueError(f"weights: expected finite numbers >= 0, at least one > 0, got {list(numbers.values())}")
-    return numbers
-
-
-def _fuses_in_kernels(maps: Mapping[str, Tensor], backend: str) -> bool:
-    """Whether the fusion kernels can take these maps, and nobody asked for PyTorch instead."""
-    if torch.compiler.is_compiling():
-        return False  # the compiler fuses what is written in PyTorch
-    first = next(iter(maps.values()))
-    suitable = all(polished.dtype == torch.float32 and not polished.requires_grad for polished in maps.values())
-    if backend == "triton":
-        return suitable
-    return backend == "auto" and suitable and first.device.type != "cpu" and gpu_info.query(first.device)[0] is not None
+    return fused / sum(options.weights) if options.fuse == "mean" else fused

@@ -1,4 +1,4 @@
-"""Which GPU a device is, and why Triton's kernels cannot run there if they cannot."""
+"""Identify the GPU behind a device, or the reason why no Triton kernel can run there."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import torch
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the dispatcher and the tile tables see it.
+    """A GPU, by what the dispatcher and the tile tables need.
 
-    ``name`` as the driver gives it, ``arch`` a compiler's target (``"sm_90"``, ``"gfx942"``), ``processors`` the number
-    of multiprocessors or compute units.
+    Attributes:
+        name: As the driver gives it.
+        arch: A compiler's target, for example ``"sm_90"`` or ``"gfx942"``.
+        num_sms: Number of multiprocessors (compute units on AMD).
     """
 
     name: str
     arch: str
-    processors: int
+    num_sms: int
 
 
-DEFAULT_GPU = Gpu("a GPU of sm_90 with 132 processors", "sm_90", processors=132)  # to plan for where there is none
-INTERPRETER = Gpu("Triton's interpreter", "sm_90", processors=2)
+DEFAULT_GPU = Gpu("a GPU of sm_90 with 132 multiprocessors", "sm_90", num_sms=132)  # to plan for where there is none
+INTERPRETER = Gpu("Triton's interpreter", "sm_90", num_sms=2)
 
 
 @functools.cache
 def query(device: torch.device) -> tuple[Gpu | None, str]:
-    """The GPU behind ``device``, or None and the reason why no Triton kernel can run there."""
+    """Return the GPU behind ``device``, or None and the reason why no Triton kernel can run there."""
     if importlib.util.find_spec("triton") is None:
         return None, "the package triton is not installed"
     if device.type == "cpu":
@@ -42,15 +44,15 @@ def query(device: torch.device) -> tuple[Gpu | None, str]:
     if device.type != "cuda":
         return None, f"Triton's kernels run on CUDA and ROCm devices, not on {device.type!r}"
     properties = torch.cuda.get_device_properties(device)
-    processors = properties.multi_processor_count
+    num_sms = properties.multi_processor_count
     if torch.version.hip is not None:
-        return Gpu(properties.name, properties.gcnArchName.split(":")[0], processors), ""
+        return Gpu(properties.name, properties.gcnArchName.split(":")[0], num_sms), ""
     arch = f"sm_{properties.major}{properties.minor}"
     if properties.major < 8:
         return None, f"{properties.name} is {arch}; the kernels need the matrix instructions of sm_80 or newer"
-    return Gpu(properties.name, arch, processors), ""
+    return Gpu(properties.name, arch, num_sms), ""
 
 
 def interpreting() -> bool:
-    """Whether Triton interprets kernels on the CPU; it reads the variable when it is first imported."""
+    """Return whether Triton interprets kernels on the CPU; Triton reads the variable at its first import."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")

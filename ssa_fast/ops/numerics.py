@@ -1,4 +1,4 @@
-"""How matrix products with long float32 sums keep their last digits."""
+"""Matrix products whose long float32 sums keep their last digits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
-    """``a @ b`` of ``[B, R, n]`` and ``[B, n, m]``, its sums over n taken in groups of ``group`` and then added.
+    """Return ``a @ b`` of ``[B, R, n]`` and ``[B, n, m]``, summing over n in groups of ``group``.
 
-    A plain float32 sum of many like-signed numbers drifts: with few rows, by ten times the rounding that the accuracy
-    rule of the tests allows. Groups take no longer than one long sum.
+    A plain float32 sum of many numbers of one sign drifts: with few rows, by ten times the rounding that the tests'
+    accuracy rule allows. Groups take no longer than one long sum.
     """
     n = a.shape[2]
     whole = n // group * group
@@ -26,14 +26,17 @@ def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
 
 
 def split_off_mean(sums: Tensor) -> Tensor:
-    """Take from every ``sums[r]`` its share of the last one, in place, and say how much that was.
+    """Subtract from each ``sums[r]`` its multiple of the last row, in place, and return the coefficients.
 
-    ``sums`` is ``(R, B, …)``: what was summed over all pixels with the weights of CAM r, and with none in the last. The
-    two are much alike, so what remains is small; its rounding in a product with a pixel is, too, and that of the last
-    one stands above and below polishing's fraction and cancels. Returns ``(R − 1, B, 1, …)``.
+    ``sums`` is ``(R, B, …)``: pixel sums weighted by CAM r, and in the last row unweighted. The rows are nearly
+    parallel, so the remainder is small, and so is its rounding in a product with a pixel's feature. The rounding of the
+    last row appears in both numerator and denominator of the polished CAM and cancels.
+
+    Returns:
+        Coefficients ``(R − 1, B, 1, …)``: row r was ``sums[r] + coefficients[r] · sums[-1]``.
     """
-    over = tuple(range(2, sums.ndim))
-    size = sums[-1:].sum(dim=over, keepdim=True).clamp_min_(torch.finfo(sums.dtype).tiny)  # 0 if every feature is
-    share = sums[:-1].sum(dim=over, keepdim=True) / size
-    sums[:-1].addcmul_(share, sums[-1:], value=-1.0)
-    return share
+    dims = tuple(range(2, sums.ndim))
+    total = sums[-1:].sum(dim=dims, keepdim=True).clamp_min_(torch.finfo(sums.dtype).tiny)  # 0 if every feature is 0
+    coefficients = sums[:-1].sum(dim=dims, keepdim=True) / total
+    sums[:-1].addcmul_(coefficients, sums[-1:], value=-1.0)
+    return coefficients

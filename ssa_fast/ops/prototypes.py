@@ -1,11 +1,11 @@
-"""Prototypes: the linear-time way for non-negative features and φ(c) = c.
+"""Prototypes method: linear time for non-negative features and φ(c) = c.
 
-With no negative cosine the ReLU never acts, so the sum over source pixels can be taken before a target is met:
+No cosine is negative, so the ReLU never acts and the sum over source pixels can be taken first:
 
     Σ_i v_ri x_iᵀ x_j = (G x)_rj,        G = v xᵀ
 
 Row r of ``G`` is the mean feature weighted by CAM r, the class *prototype*. Two passes over the features with ``R·C``
-numbers between them; no pixel meets another pixel.
+numbers between them; no pair of pixels is ever formed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from ssa_fast.ops.numerics import split_off_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssa_fast.ops.features import Pixels
+    from ssa_fast.ops.features import UnitFeatures
 
 
-def propagate(v: Tensor, pixels: Pixels) -> Tensor:
-    """``Σ_i v_ri x_iᵀ x_j`` for ``v`` ``(B, R, L)`` and non-negative features, in ``O(L·C·R)``; ``(B, R, L)``."""
-    prototypes = v.new_zeros((v.shape[0], v.shape[1], pixels.C))
-    for lo, hi in pixels.tiles():
-        gather(v[:, :, lo:hi], pixels, lo, hi, prototypes)
-    share = split_off_mean(prototypes.movedim(1, 0)).movedim(0, 1)  # [B, R − 1, 1]
+def propagate(v: Tensor, features: UnitFeatures) -> Tensor:
+    """Return ``Σ_i v_ri x_iᵀ x_j`` for ``v`` ``(B, R, L)`` and features ≥ 0, in ``O(L·C·R)``; ``(B, R, L)``."""
+    prototypes = v.new_zeros((v.shape[0], v.shape[1], features.C))
+    for lo, hi in features.tiles():
+        gather(v[:, :, lo:hi], features, lo, hi, prototypes)
+    coefficients = split_off_mean(prototypes.movedim(1, 0)).movedim(0, 1)  # [B, R − 1, 1]
     out = torch.empty_like(v)
-    for lo, hi in pixels.tiles():
-        apply(prototypes, share, pixels, lo, hi, out[:, :, lo:hi])
+    for lo, hi in features.tiles():
+        apply(prototypes, coefficients, features, lo, hi, out[:, :, lo:hi])
     return out
 
 
-def gather(v: Tensor, pixels: Pixels, lo: int, hi: int, prototypes: Tensor) -> None:
-    """Add to ``prototypes`` ``[B, R, C]`` what pixels ``lo … hi − 1`` give, ``v`` being ``[B, R, hi − lo]``."""
+def gather(v: Tensor, features: UnitFeatures, lo: int, hi: int, prototypes: Tensor) -> None:
+    """Add the part of pixels ``lo … hi − 1`` to ``prototypes`` ``[B, R, C]``; ``v`` is ``[B, R, hi − lo]``."""
     # The norms go into v and into the result, which have R rows, not into the features, which have C.
-    prototypes.baddbmm_(v * pixels.inverse_norms(lo, hi), pixels.raw(lo, hi).mT)
+    prototypes.baddbmm_(v * features.inverse_norms(lo, hi), features.raw(lo, hi).mT)
 
 
-def apply(prototypes: Tensor, share: Tensor, pixels: Pixels, lo: int, hi: int, out: Tensor) -> None:
+def apply(prototypes: Tensor, coefficients: Tensor, features: UnitFeatures, lo: int, hi: int, out: Tensor) -> None:
     """Write ``Σ_i v_ri x_iᵀ x_j`` of pixels ``lo … hi − 1`` to ``out`` ``[B, R, hi − lo]``; see ``split_off_mean``."""
-    applied = torch.bmm(prototypes, pixels.raw(lo, hi))
-    applied[:, :-1].addcmul_(share, applied[:, -1:])
-    torch.mul(applied, pixels.inverse_norms(lo, hi), out=out)
+    applied = torch.bmm(prototypes, features.raw(lo, hi))
+    applied[:, :-1].addcmul_(coefficients, applied[:, -1:])
+    torch.mul(applied, features.inverse_norms(lo, hi), out=out)

@@ -1,4 +1,4 @@
-"""One stage from the decision to the result: which way, then that way."""
+"""Polish one stage: plan it (which method, on which backend), then run the plan."""
 
 from __future__ import annotations
 
@@ -10,89 +10,82 @@ import torch
 from ssa_fast import reference
 from ssa_fast.ops import gpu_info, torch_backend, triton_backend
 from ssa_fast.ops.cost_model import Problem
-from ssa_fast.ops.dispatch import plan, reads_sign
-from ssa_fast.ops.fusion import resize
+from ssa_fast.ops.dispatch import needs_sign, plan
+from ssa_fast.ops.features import UnitFeatures
+from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-    from ssa_fast.affinity import Affinity
     from ssa_fast.ops.dispatch import Choice
+    from ssa_fast.validation import StageRequest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StagePlan:
-    """One stage ``(B, C, H, W)`` with all that was decided about it."""
+    """A stage's request, its numbers, and the choice that was made for it."""
 
-    stage: Tensor
+    request: StageRequest
     problem: Problem
     choice: Choice
 
-    def run(self, cam: Tensor, align_corners: bool) -> Tensor:
-        """The stage's polished CAM, ``(B, K, h, w)`` → ``(B, K, H, W)``."""
-        with torch.autocast(cam.device.type, enabled=False):  # it would take the float32 out of the accumulation
-            return self._run(cam, align_corners)
 
-    def _run(self, cam: Tensor, align_corners: bool) -> Tensor:
-        H, W = self.stage.shape[2:]
-        affinity = self.problem.affinity
-        if self.choice.backend == "triton":
-            return triton_backend.polish_stage(
-                cam,
-                self.stage,
-                affinity,
-                method=self.choice.method,
-                otherwise=self.choice.otherwise,
-                precision=self.problem.precision,
-                align_corners=align_corners,
-            )
-        dtype = result_dtype(cam, self.stage)
-        rows = resize(cam.to(dtype), (H, W), align_corners).flatten(2)  # [B, K, L]
-        if self.choice.backend == "reference":
-            polished = reference.polish_stage(rows, self.stage.to(dtype).flatten(2), affinity)
-        else:
-            polished = torch_backend.polish_stage(
-                rows, torch_backend.Pixels(self.stage, affinity, dtype), self.choice.method
-            )
-        return polished.unflatten(2, (H, W))
+def plan_stages(requests: Mapping[str, StageRequest]) -> dict[str, StagePlan]:
+    """Plan every stage before any is computed, so that a refusal costs nothing."""
+    return {name: plan_stage(request) for name, request in requests.items()}
 
 
-def decide(
-    cam: Tensor,
-    stage: Tensor,
-    affinity: Affinity,
-    *,
-    nonnegative: bool | None,
-    method: str,
-    backend: str,
-    precision: str,
-) -> StagePlan:
-    """Choose the way of a stage; reads the features' sign where the host has to know it.
+def plan_stage(request: StageRequest) -> StagePlan:
+    """Choose method and backend of a stage; read the features' sign where the host has to know it.
 
     Raises:
-        ValueError: a way that was named cannot do this stage, with the reasons.
+        ValueError: The method or backend named cannot polish this stage exactly, with the reasons.
     """
-    B, C, H, W = stage.shape
-    gpu, no_gpu = gpu_info.query(stage.device)
+    features = request.features
+    B, C, H, W = features.shape
+    gpu, no_gpu = gpu_info.query(features.device)
     problem = Problem(
         B,
-        cam.shape[1],
+        request.K,
         C,
         H * W,
-        affinity,
-        nonnegative,
-        itemsize=result_dtype(cam, stage).itemsize,
-        device=stage.device.type,
-        dtype=str(stage.dtype).removeprefix("torch."),
-        precision=precision,
+        request.affinity,
+        request.nonnegative,
+        itemsize=request.dtype.itemsize,
+        device=features.device.type,
+        dtype=str(features.dtype).removeprefix("torch."),
+        precision=request.precision,
         gpu=gpu,
         no_gpu=no_gpu,
     )
-    if reads_sign(problem, method, backend):
-        problem = replace(problem, nonnegative=torch_backend.Pixels(stage, affinity, stage.dtype).nonnegative())
-    return StagePlan(stage, problem, plan(problem, method, backend))
+    if needs_sign(problem, request.method, request.backend):
+        nonnegative = UnitFeatures(features, request.affinity, features.dtype).nonnegative()
+        problem = replace(problem, nonnegative=nonnegative)
+    return StagePlan(request, problem, plan(problem, request.method, request.backend))
 
 
-def result_dtype(cam: Tensor, stage: Tensor) -> torch.dtype:
-    """float64 if either is, else float32, which also accumulates half and bfloat16."""
-    return torch.float64 if torch.float64 in (cam.dtype, stage.dtype) else torch.float32
+def run_stage(cam: Tensor, stage: StagePlan) -> Tensor:
+    """Return the stage's polished CAM at its own size, not rescaled: ``(B, K, h, w)`` → ``(B, K, H, W)``."""
+    request, choice = stage.request, stage.choice
+    features, affinity, align_corners = request.features, request.affinity, request.align_corners
+    with torch.autocast(cam.device.type, enabled=False):  # autocast would take float32 out of the accumulation
+        if choice.backend == "triton":
+            return triton_backend.polish_stage(
+                cam,
+                features,
+                affinity,
+                method=choice.method,
+                fallback=choice.fallback,
+                precision=request.precision,
+                align_corners=align_corners,
+            )
+        if choice.backend == "torch":
+            return torch_backend.polish_stage(
+                cam, features, affinity, method=choice.method, dtype=request.dtype, align_corners=align_corners
+            )
+        size = (features.shape[2], features.shape[3])
+        rows = resize(cam.to(request.dtype), size, align_corners).flatten(2)
+        polished = reference.polish_stage(rows, features.to(request.dtype).flatten(2), affinity)
+        return polished.unflatten(2, size)

@@ -1,11 +1,10 @@
-"""Tile tables per GPU: which shape of tiles each kernel takes there, found by nearness, and written by a tuner.
+"""Tile tables per GPU: the tiles each kernel uses there, looked up by nearness, written by a tuner.
 
-A table is a JSON file: ``gpu``, ``arch``, ``source`` (how its shapes were found), ``versions`` and ``entries``. An
-entry names a ``kernel``, the ``C``, ``L`` and ``K`` that its ``config`` is for and ``why`` it is that config. It may
-state a ``dtype`` (float16 and bfloat16 stand for each other), a ``precision``, a ``phi`` and bounds ``min_C``,
-``max_C``, ``min_L`` …: it then serves nothing else, however near. Tables of a GPU are named after it,
-``nvidia-h200.json``; those of an architecture, ``sm_90.json``, were compiled for it and not timed, and serve the GPUs
-without a table of their own.
+A table is a JSON file: ``gpu``, ``arch``, ``source`` (how its tiles were found), ``versions`` and ``entries``. An entry
+names a ``kernel``, the ``C``, ``L`` and ``K`` that its ``config`` was made for, and ``why``. It may state a ``dtype``
+(float16 and bfloat16 are interchangeable), a ``precision``, a ``phi`` and bounds ``min_C``, ``max_C``, ``min_L`` …: it
+then applies to nothing else, however near. The table of a GPU has its name (``nvidia-h200.json``); that of an
+architecture (``sm_90.json``) was compiled ahead of time, not timed, and applies to GPUs without a table of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.kernels import config as shapes
+from ssa_fast.kernels import config as configs
 from ssa_fast.kernels.config import Apply, Full, Gather, Prepare, Resident, Symmetric
 from ssa_fast.ops.gpu_info import DEFAULT_GPU, INTERPRETER
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 Config: TypeAlias = "Gather | Apply | Prepare | Full | Symmetric | Resident"
 
-SHIPPED = Path(shapes.__file__).with_name("configs")
+SHIPPED = Path(configs.__file__).with_name("configs")
 KERNELS = ("gather", "apply", "prepare", "tiled", "resident")
 FORMS = {"full": Full, "symmetric": Symmetric}  # of "tiled"
 KINDS = {"gather": Gather, "apply": Apply, "prepare": Prepare, "resident": Resident}
@@ -41,16 +40,16 @@ PRECISIONS = ("default", "high")
 PHIS = ("relu", "exp")
 SIZES = ("C", "L", "K")
 FIELDS: dict[str, tuple[type, str]] = {
-    "gpu": (str, "a text"),
-    "arch": (str, "a text"),
-    "source": (str, "a text"),
+    "gpu": (str, "a string"),
+    "arch": (str, "a string"),
+    "source": (str, "a string"),
     "versions": (dict, "an object"),
     "entries": (list, "a list"),
 }
 BOUNDS = tuple(f"{end}_{size}" for size in SIZES for end in ("min", "max"))
 
-# Whose table an architecture takes. sm_86 and sm_89 have sm_80's instructions and sm_120's 99 KB of shared memory: the
-# tiles made for sm_120 fit them, those of sm_80 need up to 163 KB. All of these were compiled with the table they take.
+# Architecture -> architecture whose table it uses. sm_86 and sm_89 have sm_80's instructions and sm_120's 99 KB of
+# shared memory: sm_120's tiles fit them, sm_80's need up to 163 KB. All were compiled with the table they use.
 TABLES = {
     "sm_80": "sm_80",
     "sm_86": "sm_120",
@@ -66,7 +65,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a table; ``None`` for what it leaves open."""
+    """One entry of a table; ``None`` for a field that it leaves open."""
 
     kernel: str
     C: int
@@ -80,7 +79,7 @@ class Entry:
     bounds: tuple[tuple[str, int], ...]
 
     def serves(self, sizes: dict[str, int], dtype: str, precision: str, phi: str | None = None) -> bool:
-        """Whether the entry's config is right, if not best, for a stage of these sizes."""
+        """Return whether the entry's config is correct, if not optimal, for a stage of these sizes."""
         if self.precision not in (None, precision) or self.phi not in (None, phi):
             return False
         if self.dtype is not None and ITEMSIZES[self.dtype] != ITEMSIZES.get(dtype):
@@ -91,19 +90,20 @@ class Entry:
         )
 
     def distance(self, sizes: dict[str, int]) -> float:
+        """Return the squared distance to a stage in log2 of C, L and K."""
         return sum(math.log2(sizes[name] / getattr(self, name)) ** 2 for name in SIZES)
 
 
 def config(
     kernel: str, *, gpu: Gpu, C: int, L: int, K: int, dtype: str, precision: str, phi: str | None = None
 ) -> Config:
-    """The tiles of ``kernel`` on ``gpu`` for a stage of ``C`` channels and ``L`` pixels, and ``K`` classes.
+    """Return the tiles of ``kernel`` on ``gpu`` for a stage of ``C`` channels, ``L`` pixels and ``K`` classes.
 
-    It is the config of the nearest entry, in log2 of C, L and K, among those that serve this dtype (``"float16"``) and
-    precision, and this φ (None: those that serve every φ). "tiled" answers with ``Full`` or ``Symmetric``.
+    They are the config of the nearest entry, in log2 of C, L and K, among those that apply to this dtype
+    (``"float16"``), precision and φ (None: those that apply to every φ). For "tiled" it is a ``Full`` or ``Symmetric``.
 
     Raises:
-        ValueError: the GPU's architecture is not supported, no entry serves the stage, or a table is not in order.
+        ValueError: The GPU's architecture is not supported, no entry applies to the stage, or a table is malformed.
     """
     return _config(kernel, gpu, C, L, K, dtype, precision, phi, os.environ.get("SSA_FAST_CONFIGS"))
 
@@ -129,13 +129,13 @@ def _config(
 def nearest(
     table: list[Entry], kernel: str, *, dtype: str, precision: str, phi: str | None = None, **sizes: int
 ) -> Entry | None:
-    """The entry of ``kernel`` that serves and lies nearest to ``C``, ``L`` and ``K``, the first of equals; or None."""
+    """Return the nearest entry of ``kernel`` that applies, the first of equals; None if there is none."""
     serving = [entry for entry in table if entry.kernel == kernel and entry.serves(sizes, dtype, precision, phi)]
     return min(serving, key=lambda entry: entry.distance(sizes), default=None)
 
 
 def not_supported_reasons(gpu: Gpu) -> list[str]:
-    """Why there are no tiles for ``gpu``; empty if there are."""
+    """Return why there are no tiles for ``gpu``; empty if there are."""
     if gpu.arch in TABLES:
         return []
     return [f"the kernels were compiled for {', '.join(TABLES)} and {gpu.name} is {gpu.arch}; use backend='torch'"]
@@ -144,34 +144,34 @@ def not_supported_reasons(gpu: Gpu) -> list[str]:
 @functools.cache
 def _warn_once(name: str) -> None:
     warnings.warn(
-        f"no tiles were measured on {name}: taking its architecture's, compiled ahead of time and never timed; "
-        "`python -m bench tune` measures and keeps better ones",
+        f"no tiles were measured on {name}: using its architecture's, compiled ahead of time and never timed; "
+        "`python -m bench tune` measures and saves better ones",
         stacklevel=4,
     )
 
 
 def _tables(stem: str) -> list[list[Entry]]:
-    """The entries of the tables ``stem``, the user's before the shipped one."""
+    """Return the entries of the tables called ``stem``, the user's before the shipped ones."""
     paths = [directory / f"{stem}.json" for directory in (user_directory(), SHIPPED)]
     return [entries(read(path), path) for path in paths if path.is_file()]
 
 
 def user_directory() -> Path:
-    """Where a user's own tables are kept: ``$SSA_FAST_CONFIGS``, or ``~/.cache/ssa_fast/configs``."""
+    """Return the folder of the user's own tables: ``$SSA_FAST_CONFIGS``, or ``~/.cache/ssa_fast/configs``."""
     named = os.environ.get("SSA_FAST_CONFIGS")
     return Path(named) if named else Path.home() / ".cache" / "ssa_fast" / "configs"
 
 
 def slug(name: str) -> str:
-    """A GPU's name as a file's: ``"NVIDIA H200"`` becomes ``"nvidia-h200"``."""
+    """Return a GPU's name as a file name: ``"NVIDIA H200"`` becomes ``"nvidia-h200"``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The table in a file.
+    """Read and check the table in a file.
 
     Raises:
-        ValueError: it is no table; the message names the file and the field.
+        ValueError: It is not a table; the message names the file and the field.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(table: dict[str, Any], path: Path) -> None:
-    """Check a table and write it, one entry a line; a reader sees the old file or the new one, never a part of it."""
+    """Check a table and write it atomically, one entry per line."""
     list(_checked(table, path))
     head = json.dumps({name: value for name, value in table.items() if name != "entries"}, indent=2, ensure_ascii=False)
     lines = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in table["entries"])
@@ -191,14 +191,14 @@ def write(table: dict[str, Any], path: Path) -> None:
 
 
 def entries(table: dict[str, Any], path: Path) -> list[Entry]:
-    """The entries of a table; ``path`` is named in errors, as in ``read``."""
+    """Return the entries of a table; errors name ``path``, as in ``read``."""
     return list(_checked(table, path))
 
 
 def _checked(table: Any, path: Path) -> Iterator[Entry]:
-    for name, (kind, said) in FIELDS.items():
+    for name, (kind, expected) in FIELDS.items():
         if not isinstance(table, dict) or not isinstance(table.get(name), kind):
-            raise ValueError(f"{path}: {name}: expected {said}")
+            raise ValueError(f"{path}: {name}: expected {expected}")
     for number, entry in enumerate(table["entries"]):
         try:
             yield _entry(entry)
@@ -207,7 +207,7 @@ def _checked(table: Any, path: Path) -> Iterator[Entry]:
 
 
 def _entry(entry: dict[str, Any]) -> Entry:
-    """One checked entry; a ``ValueError`` begins with the field's name."""
+    """Return one entry, checked; the message of a ``ValueError`` begins with the field's name."""
     kernel = _one_of(entry, "kernel", KERNELS)
     kind = FORMS[_one_of(entry, "form", tuple(FORMS))] if kernel == "tiled" else KINDS[kernel]
     known = {
@@ -228,7 +228,7 @@ def _entry(entry: dict[str, Any]) -> Entry:
     return Entry(
         kernel=kernel,
         **{name: _positive(entry, name) for name in SIZES},
-        config=_built(kind, entry["config"]),
+        config=_build_config(kind, entry["config"]),
         why=str(entry.get("why", "")),
         dtype=_one_of(entry, "dtype", tuple(ITEMSIZES)) if "dtype" in entry else None,
         precision=_one_of(entry, "precision", PRECISIONS) if "precision" in entry else None,
@@ -237,7 +237,7 @@ def _entry(entry: dict[str, Any]) -> Entry:
     )
 
 
-def _built(kind: Any, values: dict[str, Any]) -> Config:
+def _build_config(kind: Any, values: dict[str, Any]) -> Config:
     known = {field.name: field.default is MISSING for field in fields(kind)}
     if unknown := set(values) - set(known):
         raise ValueError(f"config.{min(unknown)}: not a field of {kind.__name__}, which has {', '.join(known)}")

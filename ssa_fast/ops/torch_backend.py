@@ -1,8 +1,7 @@
-"""The exact ways to polish one stage, in plain PyTorch.
+"""Polish one stage in plain PyTorch, by any method.
 
-Each file is one way to *propagate* rows ``v`` (``(B, R, L)``) along the affinity: ``propagate(v, pixels)`` is
-``Σ_i v_ri a_ij``, ``(B, R, L)``. The last row of ``v`` is of ones: its sum is the denominator, and a method may take it
-another way than the others. ``polish_stage`` makes a polished CAM of any of them; ``ssa_fast.ops.dispatch`` picks.
+Each method's file has one function: ``propagate(v, features)`` returns ``Σ_i v_ri a_ij``, ``(B, R, L)``, for rows ``v``
+``(B, R, L)``. The last row of ``v`` is ones and its sum is the denominator, which a method may compute separately.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast.ops import dense, prototypes, second_order, tiled
-from ssa_fast.ops.features import Pixels
+from ssa_fast.ops.features import UnitFeatures
+from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from ssa_fast.affinity import Affinity
 
 PROPAGATE: dict[str, Callable[..., Tensor]] = {
     "dense": dense.propagate,
@@ -26,20 +28,32 @@ PROPAGATE: dict[str, Callable[..., Tensor]] = {
     "tiled": tiled.propagate,
 }
 
-__all__ = ["PROPAGATE", "Pixels", "polish_stage"]
 
+def polish_stage(
+    cam: Tensor, features: Tensor, affinity: Affinity, *, method: str, dtype: torch.dtype, align_corners: bool
+) -> Tensor:
+    """Return ``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``, applied ``steps`` times, by ``method``.
 
-def polish_stage(cam: Tensor, pixels: Pixels, method: str) -> Tensor:
-    """``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``, ``steps`` times, on the method named.
+    Args:
+        cam: ``(B, K, h, w)``, floating, of any size: it is resized to the stage.
+        features: ``(B, C, H, W)``, floating, any strides.
+        affinity: φ, its parameters, both eps and the number of steps.
+        method: ``"dense"``, ``"prototypes"``, ``"second_order"`` or ``"tiled"``; ``ssa_fast.ops.dispatch`` has made
+            sure that it is exact here.
+        dtype: Of the computation and the result, float32 or float64.
+        align_corners: Of the bilinear resizing of the CAM.
 
-    ``cam`` is ``(B, K, L)`` in ``pixels.dtype``; so is the result.
+    Returns:
+        ``(B, K, H, W)``.
     """
-    (B, K, L), propagate = cam.shape, PROPAGATE[method]
-    v = cam.new_empty((B, K + 1, L))
+    (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
+    cam, propagate = resize(cam.to(dtype), (H, W), align_corners).flatten(2), PROPAGATE[method]
+    unit_features = UnitFeatures(features, affinity, dtype)
+    v = cam.new_empty((B, K + 1, H * W))
     v[:, K:] = 1.0
-    for _ in range(pixels.affinity.steps):
+    for _ in range(affinity.steps):
         v[:, :K] = cam
-        summed = propagate(v, pixels)
-        denominator = (summed[:, K:] + pixels.affinity.sum_eps).clamp_min_(torch.finfo(summed.dtype).tiny)
-        cam = summed[:, :K].div_(denominator)
-    return cam.contiguous()
+        sums = propagate(v, unit_features)
+        denominator = (sums[:, K:] + affinity.sum_eps).clamp_min_(torch.finfo(dtype).tiny)
+        cam = sums[:, :K].div_(denominator)
+    return cam.contiguous().unflatten(2, (H, W))

@@ -76,7 +76,7 @@ class Predictor:
 
     def size(self, rgb: np.ndarray) -> tuple[int, int]:
         """(height, width) at which a picture goes into the network: pictures of one size can share a batch."""
-        return self.classifier.fitted(rgb.shape[0], rgb.shape[1], self.options.size)
+        return self.classifier.input_shape(rgb.shape[0], rgb.shape[1], self.options.size)
 
     def __call__(
         self, pictures: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None = None
@@ -115,7 +115,7 @@ class Predictor:
     def _predict(
         self, pictures: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
     ) -> list[Prediction | Exception]:
-        images = torch.cat([self.classifier.prepare(rgb, self.options.size) for rgb in pictures])
+        images = torch.cat([self.classifier.preprocess(rgb, self.options.size) for rgb in pictures])
         precision = MIXED.get(self.options.precision_on(self.device))
         wanted: Any = self.classes if classes is None else [list(each) for each in classes]
         with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):

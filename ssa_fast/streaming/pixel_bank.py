@@ -8,7 +8,7 @@ import torch
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.io.sizes import parse_bytes
-from ssa_fast.ops.torch_backend import Pixels
+from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros, spans
 from ssa_fast.streaming.spill_buffer import Store
 
@@ -165,7 +165,7 @@ class PixelBank(Tiles):
 
     def _unit(self, f: Tensor, mean: Tensor | None) -> Tensor:
         """Unit features of ``[C, n]``."""
-        pixels = Pixels(f[None, :, None], self.affinity, f.dtype)
+        pixels = UnitFeatures(f[None, :, None], self.affinity, f.dtype)
         pixels.mean = mean  # the image's, not the block's
         return pixels.unit(0, f.shape[1])[0]
 

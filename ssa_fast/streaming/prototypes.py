@@ -8,8 +8,8 @@ import torch
 
 from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
+from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import split_off_mean
-from ssa_fast.ops.torch_backend import Pixels
 from ssa_fast.streaming.base import Tiles, computing_dtype, divided, lasting_zeros
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Prototypes(Tiles):
             )
         dtype = computing_dtype(cam_, feats)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = Pixels(feats, self.affinity, dtype)
+            pixels = UnitFeatures(feats, self.affinity, dtype)
             v = torch.cat([cam_.to(dtype), torch.ones_like(cam_[:, :1], dtype=dtype)], dim=1).flatten(2)
             for lo, hi in pixels.tiles():
                 part = v.new_zeros((len(v), self.K + 1, self.C))
@@ -127,7 +127,7 @@ class Prototypes(Tiles):
         feats = feats.to(self.device)
         dtype = computing_dtype(feats)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = Pixels(feats, self.affinity, dtype)
+            pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]
             share = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
             gathered = sums.movedim(0, 1).to(dtype).expand(len(feats), -1, -1)

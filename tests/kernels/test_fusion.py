@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssa_fast.ops import fusion as truth
+from ssa_fast.validation import FUSES, FusionOptions
 
 fusion = pytest.importorskip("ssa_fast.kernels.fusion", reason="needs Triton")
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 SIZES = [(13, 19), (7, 9), (20, 30), (1, 1), (5, 3), (4, 40)]
 WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.0, 1.3]
-FUSES = truth.FUSES
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def defaults(maps: Sequence[Tensor]) -> dict[str, Any]:
 def expected(maps: Sequence[Tensor], size: tuple[int, int], **options: Any) -> Tensor:
     """Return PyTorch's result for ``maps``, in their dtype."""
     options = defaults(maps) | options
-    return truth.fuse_stages(dict(enumerate(maps)), size=size, backend="torch", **options)  # type: ignore[arg-type]
+    options["weights"] = tuple(options["weights"])
+    return truth.fuse(dict(enumerate(maps)), FusionOptions(**options, size=size, backend="torch"))
 
 
 def assert_as_accurate(out: Tensor, maps: Sequence[Tensor], **options: Any) -> None:

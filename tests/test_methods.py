@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssa_fast import Affinity, polish
-from ssa_fast.ops import features as pixels_module
+from ssa_fast.ops import features as features_module
 from ssa_fast.ops import tiled
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
 from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
@@ -32,10 +32,10 @@ SHAPES = {  # B, K, C, H, W
 
 @contextmanager
 def shipped_tiles():
-    """Against ``_small_tiles`` below."""
+    """Restore the shipped tiles, against ``_small_tiles`` below."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels_module, "TILE_ELEMENTS", TILE_ELEMENTS)
-        patch.setattr(pixels_module, "NORM_CHUNK", NORM_CHUNK)
+        patch.setattr(features_module, "TILE_ELEMENTS", TILE_ELEMENTS)
+        patch.setattr(features_module, "NORM_CHUNK", NORM_CHUNK)
         patch.setattr(tiled, "BLOCK_I", BLOCK_I)
         patch.setattr(tiled, "BLOCK_J", BLOCK_J)
         yield
@@ -88,9 +88,9 @@ def test_cams_of_every_kind_in_the_shipped_tiles(method, affinity, cams, draw):
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    """Tiles so small that these shapes cross their borders."""
-    monkeypatch.setattr(pixels_module, "TILE_ELEMENTS", 1 << 14)
-    monkeypatch.setattr(pixels_module, "NORM_CHUNK", 1 << 11)
+    """Make tiles so small that these shapes cross their borders."""
+    monkeypatch.setattr(features_module, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(features_module, "NORM_CHUNK", 1 << 11)
     monkeypatch.setattr(tiled, "BLOCK_I", 256)
     monkeypatch.setattr(tiled, "BLOCK_J", 64)
 
@@ -110,7 +110,7 @@ def test_dtypes(method, affinity, dtype):
     out = polish(cam, f, affinity=affinity, method=method)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_as_accurate(out, cam, f, affinity)
-    if dtype in (torch.float16, torch.bfloat16):  # all that the computation does is done in float32
+    if dtype in (torch.float16, torch.bfloat16):  # every step is computed in float32
         torch.testing.assert_close(
             out, polish(cam.float(), f.float(), affinity=affinity, method=method), rtol=0, atol=0
         )

@@ -1,4 +1,4 @@
-"""Tile tables: the entry nearest a stage, whose table a GPU takes, and files that are in order or named."""
+"""Tile tables: the entry nearest to a stage, the table of a GPU, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = {
     "full": Full,
     "symmetric": Symmetric,
 }
-NOBODYS = Gpu("Nobody's GPU", "sm_90", processors=100)
+NOBODYS = Gpu("Nobody's GPU", "sm_90", num_sms=100)
 
 
 def entry(kernel="prepare", C=256, L=1024, K=20, tiles=(), **other):
@@ -42,7 +42,7 @@ def table(*entries, gpu="Nobody's GPU", arch="sm_90"):
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
-    """The user's own tables, and nothing remembered from other tests."""
+    """Use an empty folder for the user's own tables, and clear the caches."""
     monkeypatch.setenv("SSA_FAST_CONFIGS", str(tmp_path))
     tile_tables._config.cache_clear()
     tile_tables._warn_once.cache_clear()
@@ -127,7 +127,7 @@ def test_a_gpu_without_a_table_warns_once_and_names_the_command():
         ask("apply", C=99)
         ask("gather")
     with pytest.warns(UserWarning, match="Another"):
-        ask("gather", gpu=Gpu("Another GPU", "sm_80", processors=100))
+        ask("gather", gpu=Gpu("Another GPU", "sm_80", num_sms=100))
 
 
 def test_the_interpreter_takes_a_default_without_a_warning():
@@ -202,7 +202,7 @@ def test_a_table_that_is_not_in_order_is_not_written(directory):
 
 
 WRONG = {
-    "gpu: expected a text": dict(gpu=None),
+    "gpu: expected a string": dict(gpu=None),
     "versions: expected an object": dict(versions="3.9.0"),
     "entries: expected a list": dict(entries={}),
     r"entries\[1\].kernel: expected one of": dict(entries=[entry(), entry() | dict(kernel="scatter")]),
@@ -264,7 +264,7 @@ def test_every_shipped_table_is_in_order(path):
 @pytest.mark.parametrize("arch", tile_tables.TABLES)
 @pytest.mark.filterwarnings("ignore:no tiles were measured")
 def test_every_architecture_has_tiles_for_every_stage(arch):
-    gpu = Gpu(f"a GPU of {arch}", arch, processors=100)
+    gpu = Gpu(f"a GPU of {arch}", arch, num_sms=100)
     for C, L, K in ((3, 1, 1), (64, 49, 1000), (256, 16384, 20), (768, 196, 200), (1000, 3136, 5), (2048, 2**20, 20)):
         for kernel in tile_tables.KERNELS:
             for dtype in tile_tables.ITEMSIZES:

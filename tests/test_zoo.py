@@ -1,4 +1,4 @@
-"""Classifiers by name and weights: what is asked for is loaded, or refused in one sentence that helps."""
+"""Test loading classifiers, their preprocessing, and the parsing of classes and sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resnet() -> zoo.Classifier:
     return zoo.load("resnet18", "none")
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(resnet: zoo.Classifier) -> None:
+def test_random_weights_are_reproducible_and_do_not_change_the_random_state(resnet: zoo.Classifier) -> None:
     before = torch.get_rng_state()
     again = zoo.load("resnet18", "none")
     assert torch.equal(torch.get_rng_state(), before)
@@ -30,52 +30,54 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(re
     assert len(resnet.categories) == 1000
 
 
-def test_unknown_model_names_its_neighbours() -> None:
+def test_unknown_model_suggests_similar_names() -> None:
     with pytest.raises(ValueError, match=r"^model: .*'resnt50'; did you mean 'resnet50'"):
         zoo.load("resnt50", "none")
 
 
-def test_unknown_weights_name_the_choices() -> None:
+def test_unknown_weights_list_the_choices() -> None:
     with pytest.raises(ValueError, match=r"^weights: expected DEFAULT, IMAGENET1K_V1, none or a file .* 'V3'"):
         zoo.load("resnet18", "V3")
 
 
-def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr(models, "get_model", offline)
-    with pytest.raises(ValueError, match=r"^weights: IMAGENET1K_V1 of resnet18 could not be fetched .*no route.*none"):
+    with pytest.raises(
+        ValueError, match=r"^weights: IMAGENET1K_V1 of resnet18 could not be downloaded .*no route.*none"
+    ):
         zoo.load("resnet18", "DEFAULT")
 
 
-def test_normalised_as_the_weights_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     small = models.resnet18()
-    monkeypatch.setattr(models, "get_model", lambda *_, **__: small)  # the weights are not here, what they ask is
+    monkeypatch.setattr(models, "get_model", lambda *_, **__: small)  # only the metadata of the weights is needed
     classifier = zoo.load("efficientnet_v2_l", "DEFAULT")
     assert classifier.mean == (0.5, 0.5, 0.5)
     assert classifier.std == (0.5, 0.5, 0.5)
-    pixels = classifier.prepare(np.full((4, 4, 3), 255, dtype=np.uint8))
+    pixels = classifier.preprocess(np.full((4, 4, 3), 255, dtype=np.uint8))
     assert torch.equal(pixels, torch.ones(1, 3, 4, 4))
 
 
-def test_prepare_keeps_the_size_or_changes_it_as_asked(resnet: zoo.Classifier) -> None:
+def test_preprocess_keeps_or_changes_the_size(resnet: zoo.Classifier) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    pixels = resnet.prepare(rgb)
+    pixels = resnet.preprocess(rgb)
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (resnet.mean, resnet.std))
     expected = (torch.from_numpy(rgb).double() / 255 - mean) / std
     torch.testing.assert_close(pixels[0].permute(1, 2, 0).double(), expected, rtol=1e-5, atol=1e-6)
-    assert resnet.prepare(rgb, 20).shape == (1, 3, 20, 30)
-    assert resnet.prepare(rgb, (50, 10)).shape == (1, 3, 50, 10)
-    assert resnet.prepare(rgb[:1, :], 3).shape == (1, 3, 3, 180)
+    assert resnet.preprocess(rgb, 20).shape == (1, 3, 20, 30)
+    assert resnet.preprocess(rgb, (50, 10)).shape == (1, 3, 50, 10)
+    assert resnet.preprocess(rgb[:1, :], 3).shape == (1, 3, 3, 180)
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit_b_32", (224, 224)), ("maxvit_t", (224, 224)), ("resnet18", None)])
-def test_networks_of_one_size(name: str, size: tuple[int, int] | None) -> None:
+def test_networks_with_a_fixed_input_size(name: str, size: tuple[int, int] | None) -> None:
     classifier = zoo.load(name, "none")
     assert classifier.input_size == size
     rgb = np.zeros((50, 30, 3), dtype=np.uint8)
-    assert classifier.prepare(rgb).shape[-2:] == (size or (50, 30))
+    assert classifier.preprocess(rgb).shape[-2:] == (size or (50, 30))
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -109,7 +111,7 @@ def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
         zoo.load("resnet50", str(tmp_path / "w.pth"))
 
 
-def test_files_that_would_need_pickle_or_are_no_weights(tmp_path: Path) -> None:
+def test_files_that_need_pickle_or_hold_no_weights(tmp_path: Path) -> None:
     torch.save(models.resnet18(), tmp_path / "whole.pth")
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").touch()
@@ -129,20 +131,20 @@ def test_select_classes(resnet: zoo.Classifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("spec", "message"),
     [
         ("1000", r"index from 0 to 999 for resnet18, got 1000"),
         ("-1", r"index from 0 to 999"),
         ("top0", r"top1 to top1000"),
         ("top1001", r"top1 to top1000"),
-        ("taby", r"knows no 'taby'; did you mean 'tabby'"),
+        ("taby", r"has no class 'taby'; did you mean 'tabby'"),
         ("cat", r"did you mean 'tiger cat' or"),
         (" , ", r"got nothing"),
     ],
 )
-def test_classes_that_are_none(resnet: zoo.Classifier, wish: str, message: str) -> None:
+def test_unknown_classes(resnet: zoo.Classifier, spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resnet.select(wish)
+        resnet.select(spec)
 
 
 def test_a_name_of_several_classes_is_refused(resnet: zoo.Classifier) -> None:
@@ -164,6 +166,6 @@ def test_parse_size(text: str | None, size: zoo.Size) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "4x0", "x", "1x2x3", "-4", "1.5", "big"])
-def test_sizes_that_are_none(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match=r"^size: expected the shorter side"):
         zoo.parse_size(text)

@@ -1,4 +1,4 @@
-"""The custom operator: its schema and fake hold, and a compiled or exported ``polish`` is one node per stage."""
+"""The custom operator: schema and fake are right; a compiled or exported ``polish`` is one node per stage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import torch
 
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import custom_op
+from ssa_fast.validation import StageRequest
 
 B, K, C, H, W = 2, 3, 20, 6, 7
 
 
 def arguments(**changed):
-    """What ``torch.ops.ssa_fast.polish_stage`` takes, flat, as its schema has it."""
+    """Return the flat arguments of ``torch.ops.ssa_fast.polish_stage``, in its schema's order."""
     given = dict(
         cam=torch.rand(B, K, 4, 4),
         features=torch.rand(B, C, H, W),
@@ -51,7 +52,7 @@ def test_opcheck(changed):
 
 
 def call(cam, low, high):
-    """Two stages, their fusion, and a stage alone: every kind of call there is."""
+    """Polish two stages with fusion and one stage alone: every kind of call."""
     return polish(cam, [low, high], backend="triton"), polish(
         cam, low, affinity=Affinity(center=True, steps=2), method="tiled", backend="triton"
     )
@@ -92,9 +93,10 @@ def test_exported_and_the_same():
 
 def test_the_operator_is_polish():
     cam, low, _ = inputs()
-    torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+    request = StageRequest(low, Affinity(), K=cam.shape[1], dtype=torch.float32)
+    torch.testing.assert_close(custom_op.polish_stage(cam, request), polish(cam, low), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(custom_op.polish_stage(cam, low, Affinity()), polish(cam, low), rtol=0, atol=0)
+        torch.testing.assert_close(custom_op.polish_stage(cam, request), polish(cam, low), rtol=0, atol=0)
 
 
 def test_a_refusal_reaches_the_caller_of_a_compiled_function():

@@ -1,4 +1,4 @@
-"""What the dispatcher learns of a device, and the reasons why Triton cannot run there."""
+"""Identification of a device's GPU, and the reasons why Triton cannot run there."""
 
 from __future__ import annotations
 

@@ -1,0 +1,51 @@
+"""Run SSA on torchvision's classifiers with random weights.
+
+``python -m tests.sweep_torchvision [NAME ...] [--all]`` prints the table of ``ssa-fast models``, but also polishes two
+seeds in every stage of each network. Exit code 0 if SSA works on all, 1 if it fails on some, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from ssa_fast.api import polish
+from ssa_fast.cli import console, models
+from ssa_fast.models import inspect_model
+from ssa_fast.models.trace import make_trace_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+
+def sweep(names: Sequence[str]) -> Iterator[models.NetworkRow]:
+    """Yield a row per network as soon as it is done; only one network is in memory at a time."""
+    return (models.describe_network(name, check_polishing) for name in models.select_networks(names))
+
+
+def check_polishing(model: nn.Module) -> None:
+    """Polish two seeds in every stage; raise ArithmeticError unless all maps are finite and >= 0."""
+    info = inspect_model(model)
+    extracted = info.forward(model, make_trace_image(model, info.trace_size))
+    seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))
+    polished = {name: polish(seeds, extracted.maps[name]) for name in info.stages}
+    for name, maps in {"seed": seeds, **polished}.items():
+        if not bool((maps.isfinite() & (maps >= 0)).all()):
+            raise ArithmeticError(f"{name}: expected finite numbers >= 0, got {maps.amin()} to {maps.amax()}")
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
+) -> None:
+    """Run SSA on networks with random weights; by default on the half with fewer parameters."""
+    with console.usage_errors(debug=False):
+        models.list_networks(models.select_networks(names, everything=everything), check_polishing)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -103,7 +103,7 @@ def unit_kernel(
         mean_ptr += pid_b.to(tl.int64) * C
     offs_c = tl.arange(0, BLOCK_C)
 
-    # x = f / (vector_norm(f, dim=1) + norm_eps), all but the division: squares = (f * inverse).square().sum(1)
+    # squares = (f * inverse).square().sum(dim=1), so norm(f) = sqrt(squares) / inverse
     squares = tl.zeros((BLOCK_L,), tl.float32)
     inverse = tl.full((BLOCK_L,), 1.7014118346046923e38, tl.float32)  # 2¹²⁷, neutral in the minimum
     if HELD:

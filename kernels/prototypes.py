@@ -5,9 +5,8 @@
 
 The row of ones puts the denominator into the same product as the numerators, so it rounds as they do.
 
-Operands are float16 for features of any dtype. A feature is divided by a power of two near its norm, which is exact;
-weights, G and float32 features are split into two halves. The constants below keep the low halves out of float16's
-subnormal numbers, where they would lose bits.
+Operands are float16. A feature is divided by a power of two near its norm, which is exact; weights, G and float32
+features are split into two halves. The constants below keep the low halves out of float16's subnormal numbers.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def gather_kernel(
     acc = tl.zeros([BLOCK_C, ROWS], dtype=tl.float32)
     bound = tl.zeros([ROWS], dtype=tl.float32)
     not_positive = tl.zeros([BLOCK_L], dtype=tl.int32)
-    # acc = x @ v.T, bound = (v.abs() * norm(x)).sum(): x = f / p, v = [1; cam] * p / (norm(f) + norm_eps)
+    # acc = (f / p) @ (v * p / (norm(f) + norm_eps)).T and bound = v.abs() @ norm(x), with v = [1; cam]
     for tile in tl.range(pid_slab, tl.cdiv(L, BLOCK_L), slabs):
         offs_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         mask_l = offs_l < L
@@ -270,7 +269,8 @@ def apply_kernel(
     if FIRST:
         denominator = tl.sum(tl.where((offs_row == 0)[None, :], acc, 0.0), axis=1)
         if denominators_ptr is not None:
-            tl.store(denominators_ptr + pid_b * L + offs_l, denominator, mask=offs_l < tl.where(pid_chunk == 0, L, 0))
+            num_stored = tl.where(pid_chunk == 0, L, 0)  # all chunks compute the denominator, one stores it
+            tl.store(denominators_ptr + pid_b * L + offs_l, denominator, mask=offs_l < num_stored)
     else:
         denominator = tl.load(denominators_ptr + pid_b * L + offs_l, mask=mask_l, other=0.0)
     peak, _ = floor_power_of_two(tl.load(peak_ptr + pid_b * K + offs_k, mask=mask_k, other=0.0))

@@ -303,7 +303,7 @@ def _launch_sums(
     groups: int,
     arguments: dict[str, Any],
 ) -> None:
-    """Sum a region's slots for its rows and, if different, its columns; the last region is final."""
+    """Sum a region's slots for its rows and, if different, its columns; the last columns finish the rows."""
     group_pixels = config.chunk * config.block
     block_l = min(BLOCK_L, config.block)
     targets = [(part.g0, part.g1, part.q1 == groups)]

@@ -85,9 +85,9 @@ def _own(command: str, rest: list[str]) -> int:
 
         return plot.main(rest)
     if command == "aot":
-        from bench import aot_report
+        from bench import aot
 
-        return aot_report.main(rest)
+        return aot.main(rest)
     if command == "compare":
         from bench import compare
 

@@ -1,360 +1,96 @@
-"""Compiles every shipped kernel for GPUs that are not there, and holds what comes out against gates.
-
-The host functions themselves are run, on tensors without memory and with each entry of the shipped tables; only the
-launch is replaced by a compilation for the target. So what is compiled is what would be launched.
-"""
+"""Compile every kernel ahead of time; report registers, spills and matrix instructions."""
 
 from __future__ import annotations
 
-import importlib
-import math
-import multiprocessing
-import re
-import subprocess
-import tempfile
-import warnings
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import product
-from multiprocessing.connection import wait
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
-
-try:
-    from triton.runtime.cache import triton_key
-except ImportError:  # Triton before 3.4
-    from triton.compiler.compiler import triton_key
-
-from ssa_fast.affinity import Affinity
-from ssa_fast.ops import gpu_info, tile_tables
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from multiprocessing.connection import Connection
+    from collections.abc import Iterable
 
-VERSION = triton.__version__.split("+")[0]
-TRITON = tuple(int(part) for part in VERSION.split(".")[:2])
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfmac?_f32_\w+)")
-LOCAL = re.compile(r"\b(?:ld|st)\.local\b")
-# A product that Triton left to ordinary arithmetic: its result still has the layout that elementwise tiles have.
-WITHOUT_MATRIX = re.compile(r"\btt\.dot\b.*-> tensor<[^#>]*#blocked")
-PRODUCT = re.compile(r"\btt\.dot\b")
+    from bench.aot_compile import Row
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "kernels" / "aot-golden.json"
 
 
-@dataclass(frozen=True)
-class Target:
-    """An architecture as the compiler names it, KiB of shared memory that one program may take, the first Triton."""
-
-    gpu: GPUTarget
-    shared: int
-    since: tuple[int, int] = (3, 2)
-
-
-TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 163),
-    "sm_86": Target(GPUTarget("cuda", 86, 32), 99),
-    "sm_89": Target(GPUTarget("cuda", 89, 32), 99),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227, (3, 3)),
-    "sm_103": Target(GPUTarget("cuda", 103, 32), 227, (3, 5)),
-    "sm_120": Target(GPUTarget("cuda", 120, 32), 99, (3, 3)),
-    "sm_121": Target(GPUTarget("cuda", 121, 32), 99, (3, 5)),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64),
-}
-DEFAULT = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
-
-
-@dataclass
-class Row:
-    """One compiled kernel: bytes of spilled registers and shared memory, accesses (AMD: bytes) of local memory."""
-
-    target: str
-    kernel: str
-    config: str
-    what: str
-    registers: int = 0
-    spilled: int = 0
-    local: int = 0
-    shared: int = 0
-    matrix: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    hash: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{self.kernel} {self.config} {self.what}"
-
-    @property
-    def numbers(self) -> list[Any]:
-        return [self.registers, self.spilled, self.local, self.shared, self.matrix]
-
-
-class AbsentDriver:
-    """Stands for the driver of a GPU that is not there: it knows its target, and nothing can be launched on it."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-
-def compiled(target: GPUTarget, call: Callable[[], None]) -> list[tuple[str, str, Any]]:
-    """Name, constants and binary of each kernel that ``call`` would launch, compiled for ``target`` and not launched.
-
-    The process takes ``target`` for its GPU from then on.
-    """
-    if gpu_info.interpreting():
-        raise RuntimeError("TRITON_INTERPRET is set, and what is interpreted is not compiled; unset it")
-    driver.set_active(AbsentDriver(target))
-    torch.version.hip = "0" if target.backend == "hip" else None
-    found: list[Any] = []
-
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        binary = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        found.append((self.fn.__name__, _constants(self, kwargs), binary))
-        return binary
-
-    launch, JITFunction.run = JITFunction.run, run
-    try:
-        call()
-    finally:
-        JITFunction.run = launch
-    return found
-
-
-def _constants(kernel: Any, arguments: dict[str, Any]) -> str:
-    """The tiles and flags of a launch: ``"ROWS=32 FLAT warps=8 stages=3"``; flags that are off are left out."""
-    constants = {param.name: arguments[param.name] for param in kernel.params if param.is_constexpr}
-    constants |= {name[4:]: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
-    return " ".join(
-        name if value is True else f"{name}={value}" for name, value in constants.items() if value not in (False, None)
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench aot", description=__doc__)
+    parser.add_argument(
+        "--target", nargs="+", metavar="ARCH", help="e.g. sm_90 gfx942; default: one architecture per generation"
     )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="compile this tile table, not the shipped ones")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--golden", action="store_true", help="rewrite the numbers that the tests compare with")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    options = parser.parse_args(arguments)
+
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
+    from bench import aot_compile
+
+    options.target = options.target or aot_compile.DEFAULT_TARGETS
+    if unknown := [name for name in options.target if name not in aot_compile.TARGETS]:
+        parser.error(f"--target: expected some of {', '.join(aot_compile.TARGETS)}, got {unknown[0]!r}")
+    return options
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What a representative stage is like beyond its sizes; a ragged one has rows that no vector load fits."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return 0 if every kernel passes, else 1."""
+    options = parse_arguments(arguments)
+    from bench import aot_compile as aot
 
-    affinity: Affinity
-    dtype: str
-    channels_last: bool = False
-    signed: bool = False
-    ragged: bool = False
-
-    def __str__(self) -> str:
-        layout = "nhwc" if self.channels_last else "ragged nchw" if self.ragged else "nchw"
-        return f"{self.dtype} {self.affinity.phi}{', two steps' if self.affinity.steps > 1 else ''} {layout}"
-
-
-PARTS = {"prototypes": ("gather", "apply"), "tiled": ("prepare", "tiled"), "resident": ("resident",)}
-EXP = Affinity(phi="exp", temperature=0.1, center=True)
-
-
-def stages(method: str, entry: tile_tables.Entry) -> list[Stage]:
-    """Between them every dtype that the entry serves, both memory formats, both forms of φ, one and two steps."""
-    other = Affinity() if method == "prototypes" else EXP
-    found: list[Any] = []
-    if entry.dtype is None or tile_tables.ITEMSIZES[entry.dtype] == 2:
-        found += [
-            Stage(Affinity(steps=2), "float16", signed=True),
-            Stage(other, "bfloat16", channels_last=True),
-            Stage(Affinity(), "float16", ragged=True),
-        ]
-    if entry.dtype is None or tile_tables.ITEMSIZES[entry.dtype] == 4:
-        found += [Stage(Affinity(), "float32", signed=True), Stage(other, "float32", channels_last=True)]
-    return found[:2] if entry.kernel == "tiled" else found  # it reads what "prepare" wrote, whatever the features are
+    start, rows = time.monotonic(), []
+    for name in options.target:
+        if (since := aot.TARGETS[name].since) > aot.TRITON:
+            print(f"{name}: skipped, needs Triton {'.'.join(map(str, since))} or later, found {aot.VERSION}\n")
+    for target_rows in aot.compile_targets(options.target, options.jobs, options.table):
+        print(f"{target_rows[0].target}\n{format_table(target_rows)}\n", flush=True)
+        rows += target_rows
+    failed = [row for row in rows if row.problems]
+    seconds = time.monotonic() - start
+    print(f"Triton {aot.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
+    for row in failed:
+        print(f"{row.target} {row.label}: {'; '.join(row.problems)}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    if options.golden:
+        write_golden(rows, aot.VERSION)
+    return 1 if failed else 0
 
 
-def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What each representative launch of an entry is, in words, and the call of its host function."""
-    method = next(method for method, parts in PARTS.items() if entry.kernel in parts)
-    precisions = (
-        [entry.precision] if entry.precision else ["default"] if method == "prototypes" else tile_tables.PRECISIONS
-    )
-    bounds = dict(entry.bounds)  # the corner: tiles that hold all channels, and the fewest rows
-    corner = replace(entry, C=max(min(entry.C, 64), bounds.get("min_C", 1)), K=bounds.get("min_K", 1))
-    ways = [(entry, stage) for stage in stages(method, entry)]
-    ways += [(corner, stage) for stage in stages(method, entry)[:2]]
-    for precision, (entry, stage) in product(precisions, ways):
-        if entry.phi not in (None, stage.affinity.phi):
-            continue
-        sizes: Any = dict(
-            C=entry.C, L=entry.L, K=entry.K, dtype=stage.dtype, precision=precision, phi=stage.affinity.phi
-        )
-        tiles = {part: tile_tables.nearest(table, part, **sizes) for part in PARTS[method]} | {entry.kernel: entry}
-        if missing := [part for part, chosen in tiles.items() if chosen is None]:
-            raise ValueError(f"no entry of {missing[0]!r} serves {sizes}")
-        configs = {part: chosen.config for part, chosen in tiles.items() if chosen is not None}
-        yield (
-            f"{stage} {precision} C={entry.C} L={entry.L} K={entry.K}",
-            partial(_polish, method, entry, stage, precision, configs),
-        )
-
-
-def _polish(method: str, entry: tile_tables.Entry, stage: Stage, precision: str, configs: dict[str, Any]) -> None:
-    """Call a path's host function on tensors that have no memory."""
-    height = next(side for side in range(math.isqrt(entry.L), 0, -1) if entry.L % side == 0)
-    H, W = height, entry.L // height - stage.ragged
-    meta = partial(torch.empty, device="meta")
-    features = meta(2, entry.C, H, W, dtype=getattr(torch, stage.dtype))
-    if stage.channels_last:
-        features = features.to(memory_format=torch.channels_last)
-    arguments = dict(affinity=stage.affinity, align_corners=True, out=meta(2, entry.K, H * W))
-    if method == "prototypes":
-        arguments |= dict(processors=128, **configs)
-    elif method == "tiled":
-        arguments |= dict(precision=precision, config=configs["tiled"], prepare=configs["prepare"])
-    else:
-        arguments |= dict(precision=precision, config=configs["resident"])
-    if stage.signed and method != "resident":
-        arguments |= dict(signed=meta(2, dtype=torch.int32))
-    host = importlib.import_module(f"ssa_fast.kernels.{method}")
-    host.polish(meta(2, entry.K, H // 2 + 1, W // 2 + 1), features, **arguments)
-
-
-def _fuse(fuse: str, rescale: bool) -> None:
-    from ssa_fast.kernels import fusion
-
-    maps = [torch.empty(2, 20, side, side, device="meta") for side in (64, 32, 16)]
-    out = torch.empty(2, 20, 64, 64, device="meta")
-    fusion.fuse(maps, weights=[1.0, 1.0, 0.5], fuse=fuse, rescale=rescale, align_corners=True, out=out)
-
-
-def fusions() -> Iterator[tuple[str, Callable[[], None]]]:
-    for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
-        yield f"{fuse}{' of rescaled maps' if rescale else ''}", partial(_fuse, fuse, rescale)
-
-
-def rows_of(name: str, calls: Iterable[tuple[str, Callable[[], None]]]) -> list[Row]:
-    """Compile what each call would launch on the target ``name``, once each, and read the compiler's output."""
-    rows, seen = [], set()
-    for what, call in calls:
-        try:
-            kernels = compiled(TARGETS[name].gpu, call)
-        except Exception as error:
-            root: BaseException = error
-            while root.__cause__:
-                root = root.__cause__  # what Triton raises first quotes source code, the cause says what is wrong
-            said = f"{type(error).__name__}: {str(root).strip().splitlines()[-1]}"
-            rows.append(Row(name, "?", "", what, problems=[said]))
-            continue
-        for kernel, config, binary in kernels:
-            if binary.hash not in seen:
-                seen.add(binary.hash)
-                rows.append(row_of(binary, Row(name, kernel, config, what)))
-    return rows
-
-
-def row_of(binary: Any, row: Row) -> Row:
-    """``row`` with what the compiler says of a kernel, and what is wrong with that."""
-    target, assembly = TARGETS[row.target], binary.asm
-    text = assembly["ptx" if target.gpu.backend == "cuda" else "amdgcn"]
-    row.hash, row.shared, row.matrix = (
-        binary.hash,
-        binary.metadata.shared,
-        dict(sorted(Counter(MATRIX.findall(text)).items())),
-    )
-    if target.gpu.backend == "cuda":
-        usage = _usage(assembly["cubin"])
-        row.registers, row.spilled, row.local = usage["REG"], usage["STACK"] + usage["LOCAL"], len(LOCAL.findall(text))
-    else:
-        counts = {name: int(count) for name, count in re.findall(r"\.(\w+):\s+(\d+)$", text, flags=re.MULTILINE)}
-        row.registers, row.spilled = counts["vgpr_count"], 4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"])
-        row.local = counts["private_segment_fixed_size"]
-    products, without = len(PRODUCT.findall(assembly["ttir"])), len(WITHOUT_MATRIX.findall(assembly["ttgir"]))
-    if row.spilled:
-        row.problems.append(f"spills {row.spilled} bytes of registers")
-    if row.local:
-        row.problems.append("uses local memory")
-    if row.shared > target.shared << 10:
-        row.problems.append(f"takes {row.shared / 1024:.0f} KiB of shared memory, {row.target} has {target.shared}")
-    if without or (products and not row.matrix):
-        row.problems.append(f"{without or products} of {products} matrix products without matrix instructions")
-    return row
-
-
-def _usage(cubin: bytes) -> dict[str, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
-
-
-def tables_of(name: str) -> list[Path]:
-    """The shipped tables that a target's GPUs take: its architecture's, and those measured on a GPU of its own."""
-    paths = sorted(tile_tables.SHIPPED.glob("*.json"))
-    measured = [
-        path for path in paths if path.stem not in tile_tables.TABLES and tile_tables.read(path)["arch"] == name
+def format_table(rows: list[Row]) -> str:
+    """Return the rows of one target as a table, with the problems of each row below it."""
+    lines: list[tuple[str, ...]] = [
+        ("kernel", "regs", "spill", "local", "shared", "matrix instructions", "tiles; compiled for")
     ]
-    return [tile_tables.SHIPPED / f"{tile_tables.TABLES[name]}.json", *measured]
+    for row in rows:
+        matrix = " ".join(f"{name}×{count}" for name, count in row.matrix.items()) or "–"
+        sizes = (f"{size}" for size in (row.registers, row.spilled, row.local, row.shared))
+        lines.append((row.kernel, *sizes, matrix, f"{row.config}; {row.what}"))
+        lines += [("", "", "", "", "", "", f"^ {problem}") for problem in row.problems]
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    padded = [[*(cell.ljust(width) for cell, width in zip(line[:6], widths, strict=True)), line[6]] for line in lines]
+    return "\n".join("  ".join(line) for line in padded)
 
 
-def collect(names: Sequence[str], jobs: int, table: Path | None = None) -> Iterator[list[Row]]:
-    """The rows of each target that this Triton can compile for, in turn; ``jobs`` processes compile an entry each."""
-    work: list[tuple[str, Any]] = []
-    for name in (name for name in names if TARGETS[name].since <= TRITON):
-        for path in [table] if table else tables_of(name):
-            entries = tile_tables.entries(tile_tables.read(path), path)
-            work += [(name, partial(launches, entry, entries)) for entry in entries]
-        work.append((name, fusions))
-    # What every process would else spend seconds on: Triton's hash of itself, and the half of PyTorch behind this.
-    triton_key()
-    torch.linalg.vector_norm(torch.empty(1, 1, device="meta"), ord=math.inf, dim=1)
-    results: dict[int, list[Row]] = {}
-    remaining = Counter(name for name, _ in work)
-    for number, rows in _in_processes([partial(_task, *item) for item in work], jobs):
-        name = work[number][0]
-        results[number] = rows or [Row(name, "?", "", f"task {number}", problems=["the process that compiled it died"])]
-        remaining[name] -= 1
-        if not remaining[name]:
-            own = [row for at in sorted(results) if work[at][0] == name for row in results[at]]
-            yield list({row.hash or row.label: row for row in reversed(own)}.values())[::-1]
+def write_golden(rows: Iterable[Row], version: str) -> None:
+    """Write the numbers of each row by target and label, one row per line, with the Triton version."""
+    targets: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        targets.setdefault(row.target, {})[row.label] = row.numbers
+    parts = []
+    for target, numbers in targets.items():
+        lines = ",\n".join(f"    {json.dumps(label)}: {json.dumps(value)}" for label, value in numbers.items())
+        parts.append(f'  "{target}": {{\n{lines}\n  }}')
+    text = f'{{\n"triton": "{version}",\n"targets": {{\n' + ",\n".join(parts) + "\n}\n}\n"
+    GOLDEN.write_text(text, encoding="utf-8")
 
 
-def _task(name: str, calls: Callable[[], Iterable[tuple[str, Callable[[], None]]]]) -> list[Row]:
-    warnings.simplefilter("ignore")
-    return rows_of(name, calls())
-
-
-def _answer(task: Callable[[], Any], sender: Connection) -> None:
-    sender.send(task())
-
-
-def _in_processes(tasks: Sequence[Callable[[], Any]], jobs: int) -> Iterator[tuple[int, Any]]:
-    """``(number, result)`` of each task, as they end; the result of one whose process died is None."""
-    context = multiprocessing.get_context("fork")
-    waiting = list(enumerate(tasks))[::-1]
-    running: dict[Any, Any] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            number, task = waiting.pop()
-            ours, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_answer, args=(task, sender))
-            process.start()
-            sender.close()
-            running[ours] = number, process
-        for ready in wait(list(running)):
-            receiver: Any = ready
-            number, process = running.pop(receiver)
-            try:
-                result = receiver.recv()
-            except EOFError:
-                result = None
-            process.join()
-            yield number, result
+if __name__ == "__main__":
+    sys.exit(main())

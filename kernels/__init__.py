@@ -1,7 +1,7 @@
-"""Triton kernels that polish one stage. Import a module to get at them: this package itself loads no Triton.
+"""Triton kernels that polish one stage and fuse the stages; importing the package loads no Triton.
 
-``prototypes`` is the linear-time way for non-negative features; ``tiled`` the quadratic one for any φ, with
-``prepare`` before it; ``resident`` the same in one launch for small stages; ``fusion`` makes one CAM of the stages'.
-``config`` holds the shapes of their tiles, ``configs/`` the tables of them per GPU, and
-``python -m bench aot`` compiles everything for GPUs that are not there.
+``prototypes`` is the linear-time method for non-negative features, ``tiled`` the quadratic one for any φ (``prepare``
+lays out its operands, ``symmetric`` halves its work), ``resident`` the same in one launch for small stages, and
+``fusion`` fuses the stages' CAMs. ``config`` defines tile shapes, ``configs/`` holds a table of them per GPU, and
+``python -m bench aot`` compiles everything for GPUs that need not be present.
 """

@@ -1,4 +1,4 @@
-"""Tile shapes of each kernel, as frozen dataclasses; which to use on which GPU is in ``configs/``, read by tuning."""
+"""Tile shapes of each kernel; ``configs/`` lists which to use on which GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gather:
-    """Prototypes, pass A: ``block_l`` pixels at a time; ``rows`` rows and ``block_c`` channels of G per program."""
+    """Tiles of prototypes, pass A: ``block_l`` pixels at a time, ``rows`` × ``block_c`` of G per program."""
 
     block_l: int
     rows: int
@@ -18,7 +18,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Apply:
-    """Prototypes, pass B: ``block_l`` pixels at a time, ``block_c`` channels at a time, ``rows`` rows per program."""
+    """Tiles of prototypes, pass B: ``block_l`` × ``rows`` per program, ``block_c`` channels at a time."""
 
     block_l: int
     block_c: int
@@ -29,7 +29,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Unit features: ``block_l`` pixels, ``block_c`` channels at a time."""
+    """Tiles of the unit features: ``block_l`` pixels per program, ``block_c`` channels at a time."""
 
     block_l: int
     block_c: int
@@ -38,7 +38,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Full:
-    """Tiled, each affinity computed twice: targets ``block_j`` held, sources streamed by ``block_i``."""
+    """Tiles of the full kernel: ``block_j`` targets per program, ``block_i`` sources at a time."""
 
     block_i: int
     block_j: int
@@ -50,7 +50,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Symmetric:
-    """Tiled, upper triangle only: ``bands`` blocks of ``block`` sources against chunks of ``chunk`` target blocks."""
+    """Tiles of the symmetric kernel: ``bands`` blocks of ``block`` pixels a program, ``chunk`` a group."""
 
     block: int
     block_c: int
@@ -62,12 +62,14 @@ class Symmetric:
 
     def __post_init__(self) -> None:
         if self.chunk % self.bands:
-            raise ValueError(f"chunk: expected a multiple of bands ({self.bands}), got {self.chunk}")
+            raise ValueError(
+                f"chunk: expected a multiple of bands ({self.bands}), got {self.chunk}; change one of them"
+            )
 
 
 @dataclass(frozen=True)
 class Resident:
-    """One launch for small stages: targets ``block_j`` held, sources streamed by ``block_i``."""
+    """Tiles of the resident kernel: ``block_j`` targets per program, ``block_i`` sources at a time."""
 
     block_i: int
     block_j: int

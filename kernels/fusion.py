@@ -1,9 +1,9 @@
-"""The stages' polished CAMs made one: min–max rescaled, resized and fused, every map read once for it, the result
-written once.
+"""Fuse the stages' polished CAMs: rescale, resize and combine them in one pass over the maps.
 
     fuse(maps, …)  ≡  ssa_fast.ops.fusion.fuse_stages, without the rescaled and the resized maps in memory
 
-Two launches for up to four stages: one finds each map's extrema, one does the rest. Without rescaling the second alone.
+Two launches for up to four stages: the first finds each map's extrema, the second does the rest. Without rescaling the
+second one suffices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels import primitives
-from ssa_fast.kernels.primitives import TINY, resized_cam
+from ssa_fast.kernels.primitives import TINY, load_resized_cam
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 SLOTS = 4
 BLOCK = 1024
-PART = 16 * BLOCK  # pixels of a map that one program looks through for its extrema
-PARTS = 32  # at most so many programs share a map
-# What float32 sums leave of a constant map, relative to its largest number; as in ssa_fast.ops.fusion.minmax.
+PART = 16 * BLOCK  # pixels per program that searches a map for its extrema
+PARTS = 32  # at most this many programs share a map
+# Span of a constant map after float32 sums, relative to its largest number; as in ssa_fast.ops.fusion.minmax.
 ROUNDING = tl.constexpr(32 * 2.0**-23)
 
 
 @triton.jit
-def extrema(low, high):
-    """Smallest of ``low`` and largest of ``high``; NaN if there is one in either. The order does not matter."""
+def reduce_extrema(low, high):
+    """Return the smallest of ``low`` and the largest of ``high``; both NaN if either contains NaN."""
     has_nan = tl.max(((low != low) | (high != high)).to(tl.int32), axis=0) > 0
     smallest = tl.min(tl.where(low != low, float("inf"), low), axis=0)
     largest = tl.max(tl.where(high != high, -float("inf"), high), axis=0)
@@ -53,53 +53,55 @@ def extrema_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program finds the extrema of one part of one plane of one map: (stage, plane, part), part fastest.
+    """One program finds the extrema of one part of one plane of one map.
 
-    Writes them to ``extrema_ptr`` (2, stages, planes, PARTS); ±inf where the part is empty.
+    Programs are numbered (stage, plane, part), part fastest. Extrema go to ``extrema_ptr`` (2, stages, planes, PARTS);
+    ±inf for an empty part.
     """
-    program = tl.program_id(0).to(tl.int64)
-    stage = program // PARTS // planes
-    plane = program // PARTS % planes
+    pid = tl.program_id(0).to(tl.int64)
+    pid_stage = pid // PARTS // planes
+    pid_plane = pid // PARTS % planes
     map_ptr, pixels = map0_ptr, pixels0
-    if stage == 1:
+    if pid_stage == 1:
         map_ptr, pixels = map1_ptr, pixels1
-    if stage == 2:
+    if pid_stage == 2:
         map_ptr, pixels = map2_ptr, pixels2
-    if stage == 3:
+    if pid_stage == 3:
         map_ptr, pixels = map3_ptr, pixels3
     low = tl.full([BLOCK], float("inf"), tl.float32)
     high = tl.full([BLOCK], -float("inf"), tl.float32)
     part = tl.cdiv(pixels, PARTS)
-    begin = (program % PARTS).to(tl.int32) * part
+    # low, high = map[stage][plane].aminmax()
+    begin = (pid % PARTS).to(tl.int32) * part
     end = tl.minimum(begin + part, pixels)
     for start in range(begin, end, BLOCK):
-        l = start + tl.arange(0, BLOCK)
-        p = tl.load(map_ptr + plane * pixels + l, mask=l < end, other=0.0)  # [BLOCK]
-        # NaN gets into low, and stays: it is neither smaller nor larger than anything.
-        low = tl.where((l < end) & ((p < low) | (p != p)), p, low)
-        high = tl.where((l < end) & (p > high), p, high)
-    smallest, largest = extrema(low, high)
-    tl.store(extrema_ptr + program, smallest)
-    tl.store(extrema_ptr + tl.num_programs(0).to(tl.int64) + program, largest)
+        offs_l = start + tl.arange(0, BLOCK)
+        p = tl.load(map_ptr + pid_plane * pixels + offs_l, mask=offs_l < end, other=0.0)  # [BLOCK]
+        # A NaN enters low and stays there, since no comparison with it is true.
+        low = tl.where((offs_l < end) & ((p < low) | (p != p)), p, low)
+        high = tl.where((offs_l < end) & (p > high), p, high)
+    smallest, largest = reduce_extrema(low, high)
+    tl.store(extrema_ptr + pid, smallest)
+    tl.store(extrema_ptr + tl.num_programs(0).to(tl.int64) + pid, largest)
 
 
 @triton.jit
-def offset_and_span(extrema_ptr, stage, stages, planes, plane, PARTS: tl.constexpr):
-    """``(low, span)`` of a plane: ``(p − low)/span`` is in [0, 1]. A constant one has the span ∞, which makes it 0."""
+def load_low_and_span(extrema_ptr, stage, stages, planes, plane, PARTS: tl.constexpr):
+    """Return ``(low, span)`` of a plane, for ``(p − low)/span`` in [0, 1]; span is ∞ for a constant plane."""
     at = extrema_ptr + (plane + stage * planes) * PARTS + tl.arange(0, PARTS)
-    low, high = extrema(tl.load(at), tl.load(at + stages * planes * PARTS))
+    low, high = reduce_extrema(tl.load(at), tl.load(at + stages * planes * PARTS))
     span = high - low
-    constant = (
-        span <= tl.maximum(tl.abs(low), tl.abs(high)) * ROUNDING
-    )  # the constant last: Triton 3.8 interprets no other way
+    # ROUNDING is the second factor because Triton 3.8's interpreter rejects it as the first.
+    constant = span <= tl.maximum(tl.abs(low), tl.abs(high)) * ROUNDING
     return low, tl.where(constant, float("inf"), span)
 
 
 @triton.jit
 def power(p, exponent):
-    """``p^exponent`` as torch.pow has it (float32, exponent ≥ 0): p^0 = 1 for every p, NaN for roots of finite p < 0.
+    """Return ``p^exponent`` (float32, exponent ≥ 0) as torch.pow does.
 
-    The logarithm's whole part is multiplied without rounding: float32 would lose what a large p^exponent needs of it.
+    So p^0 = 1 for every p, and roots of finite p < 0 are NaN. The integer part of log2(p) is multiplied exactly:
+    rounding it would cost a large p^exponent most of its bits.
     """
     exponent = tl.full(p.shape, exponent, tl.float32)
     magnitude = tl.abs(p)
@@ -120,13 +122,13 @@ def power(p, exponent):
 
 
 @triton.jit
-def combined(fused, p, FUSE: tl.constexpr):
-    """One more stage joined to what others gave."""
+def combine(acc, p, FUSE: tl.constexpr):
+    """Combine one more stage with the stages before it."""
     if FUSE == "max":
-        return tl.where((fused >= p) | (fused != fused), fused, p)  # NaN in either stays
+        return tl.where((acc >= p) | (acc != acc), acc, p)  # NaN in either is kept
     if FUSE == "product":
-        return fused * p
-    return fused + p
+        return acc * p
+    return acc + p
 
 
 @triton.jit
@@ -180,19 +182,20 @@ def fuse_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program makes BLOCK pixels of one plane of the result from all maps: each is read there once, by bilinear
-    interpolation, rescaled, weighted and joined to the others, and with ACCUMULATE to what ``out`` holds.
+    """One program writes BLOCK pixels of one plane of the fused CAM.
 
-    RESIZED and WEIGHTED have a bit for each stage.
+    Each map is resized, rescaled, weighted and combined with the others, and with ACCUMULATE they are combined with
+    what ``out`` holds. RESIZED and WEIGHTED have one bit per stage.
     """
-    program = tl.program_id(0)
-    plane = (program // blocks).to(tl.int64)
-    l = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = l < pixels
-    out_ptr += plane * pixels
+    pid = tl.program_id(0)
+    pid_plane = (pid // blocks).to(tl.int64)
+    offs_l = pid % blocks * BLOCK + tl.arange(0, BLOCK)
+    mask_l = offs_l < pixels
+    out_ptr += pid_plane * pixels
     low, span = 0.0, 1.0
     if ACCUMULATE:
-        fused = tl.load(out_ptr + l, mask=inside, other=0.0)  # [BLOCK]
+        acc = tl.load(out_ptr + offs_l, mask=mask_l, other=0.0)  # [BLOCK]
+    # acc = combine over stages of weight * (interpolate(map) - low) / span
     for stage in tl.static_range(STAGES):
         if stage == 0:
             map_ptr, weight, h, w = map0_ptr, weight0, h0, w0
@@ -207,21 +210,21 @@ def fuse_kernel(
             map_ptr, weight, h, w = map3_ptr, weight3, h3, w3
             scale_h, shift_h, scale_w, shift_w = scale_h3, shift_h3, scale_w3, shift_w3
         if RESCALE:
-            low, span = offset_and_span(extrema_ptr, stage, STAGES, planes, plane, PARTS)
-        p = resized_cam(
-            map_ptr, plane, l, inside, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZED >> stage & 1, low
+            low, span = load_low_and_span(extrema_ptr, stage, STAGES, planes, pid_plane, PARTS)
+        p = load_resized_cam(
+            map_ptr, pid_plane, offs_l, mask_l, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZED >> stage & 1, low
         )
         if RESCALE:
             p = tl.div_rn(p, span)
-            p = tl.where(p > 1.0, 1.0, p)  # an interpolation of equal neighbours can round up
+            p = tl.where(p > 1.0, 1.0, p)  # interpolating equal neighbors can round up
         if WEIGHTED >> stage & 1:
             p = power(p, weight) if FUSE == "product" else p * weight
         if ACCUMULATE or stage > 0:
-            p = combined(fused, p, FUSE)
-        fused = p
+            p = combine(acc, p, FUSE)
+        acc = p
     if DIVIDE:
-        fused /= total
-    tl.store(out_ptr + l, fused, mask=inside)
+        acc /= total
+    tl.store(out_ptr + offs_l, acc, mask=mask_l)
 
 
 def fuse(
@@ -236,19 +239,19 @@ def fuse(
     """Rescale, resize and fuse the stages' polished CAMs; see ``ssa_fast.ops.fusion.fuse_stages``.
 
     Args:
-        maps: a ``(B, K, h, w)`` per stage, float32, contiguous.
-        weights: a number ≥ 0 per stage.
+        maps: One ``(B, K, h, w)`` per stage, float32, contiguous.
+        weights: One number ≥ 0 per stage.
         fuse: ``"mean"``, ``"sum"``, ``"max"`` or ``"product"``.
-        rescale: min–max rescale each map first, per image and class.
-        align_corners: of the bilinear resizing.
+        rescale: Min–max rescale each map first, per image and class.
+        align_corners: How maps are resized, as in ``F.interpolate``.
         out: ``(B, K, H, W)`` float32, contiguous; overwritten.
     """
     B, K, H, W = out.shape
     blocks = triton.cdiv(H * W, BLOCK)
     for first in range(0, len(maps), SLOTS):
-        some = maps[first : first + SLOTS]
-        parts = min(triton.next_power_of_2(max(triton.cdiv(p[0, 0].numel(), PART) for p in some)), PARTS)
-        bounds = _extrema(some, B * K, parts) if rescale else out
+        batch = maps[first : first + SLOTS]
+        parts = min(triton.next_power_of_2(max(triton.cdiv(p[0, 0].numel(), PART) for p in batch)), PARTS)
+        bounds = _find_extrema(batch, B * K, parts) if rescale else out
         fuse_kernel[(blocks * B * K,)](
             extrema_ptr=bounds,
             out_ptr=out,
@@ -257,8 +260,8 @@ def fuse(
             W=W,
             blocks=blocks,
             total=float(sum(weights)),
-            **_slots(some, weights[first : first + SLOTS], H, W, align_corners),
-            STAGES=len(some),
+            **_slot_arguments(batch, weights[first : first + SLOTS], H, W, align_corners),
+            STAGES=len(batch),
             RESCALE=rescale,
             ACCUMULATE=first > 0,
             DIVIDE=fuse == "mean" and first + SLOTS >= len(maps),
@@ -269,8 +272,8 @@ def fuse(
         )
 
 
-def _extrema(maps: Sequence[Tensor], planes: int, parts: int) -> Tensor:
-    """``(2, stages, planes, parts)``: minima and maxima of the parts of each map's planes."""
+def _find_extrema(maps: Sequence[Tensor], planes: int, parts: int) -> Tensor:
+    """Return the minima and maxima of each part of each plane of each map, ``(2, stages, planes, parts)``."""
     bounds = maps[0].new_empty((2, len(maps), planes, parts))
     slots = {}
     for slot in range(SLOTS):
@@ -282,14 +285,16 @@ def _extrema(maps: Sequence[Tensor], planes: int, parts: int) -> Tensor:
     return bounds
 
 
-def _slots(maps: Sequence[Tensor], weights: Sequence[float], H: int, W: int, align_corners: bool) -> dict[str, Any]:
-    """The maps, their weights and how they are resized, as arguments of ``fuse_kernel``; spare slots hold the last."""
+def _slot_arguments(
+    maps: Sequence[Tensor], weights: Sequence[float], H: int, W: int, align_corners: bool
+) -> dict[str, Any]:
+    """Return the maps and their options as arguments of ``fuse_kernel``; unused slots repeat the last map."""
     slots: dict[str, Any] = dict(RESIZED=0, WEIGHTED=0)
     for slot in range(SLOTS):
         stage = min(slot, len(maps) - 1)
-        resizing = primitives.resizing(maps[stage], H, W, align_corners)
-        slots["RESIZED"] |= resizing.pop("RESIZE") << slot
+        resize_arguments = primitives.resize_arguments(maps[stage], H, W, align_corners)
+        slots["RESIZED"] |= resize_arguments.pop("RESIZE") << slot
         slots["WEIGHTED"] |= (weights[stage] != 1) << slot
-        resizing |= dict(weight=float(weights[stage]))
-        slots |= {f"map{slot}_ptr": maps[stage], **{f"{name}{slot}": value for name, value in resizing.items()}}
+        resize_arguments |= dict(weight=float(weights[stage]))
+        slots |= {f"map{slot}_ptr": maps[stage], **{f"{name}{slot}": value for name, value in resize_arguments.items()}}
     return slots

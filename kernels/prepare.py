@@ -1,9 +1,9 @@
-"""What the quadratic kernels read: unit features and v, laid out so that their main loops need no mask.
+"""Prepare the operands of the quadratic kernels: unit features and v, padded.
 
-Features are read in place, in any dtype and strides, once if ``Prepare.block_c`` holds all channels, else twice (the
-second time from cache). What is written is row-major and padded with zeros: x ``(B, L_PAD, C_PAD)`` and
-v ``(B·chunks, L_PAD, ROWS)``, whose row 0 is one and whose others are classes, so that the sum of affinities is one
-more row of the same product.
+With the padding their main loops need no mask. Features are read in place, in any dtype and strides: once if
+``Prepare.block_c`` covers all channels, else twice (the second time from cache). The outputs are row-major and
+zero-padded: unit features x ``(B, L_PAD, C_PAD)`` and v ``(B·chunks, L_PAD, ROWS)``. Row 0 of v is ones and the others
+are classes, so the same product yields the sum of the affinities.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import torch
 import triton
 import triton.language as tl
 
-from ssa_fast.kernels.primitives import TINY, halves, layout, nearest_tf32, power_of_two, resized_cam
-from ssa_fast.kernels.primitives import pixel_offsets as offsets_of_pixels
+from ssa_fast.kernels import primitives
+from ssa_fast.kernels.primitives import (
+    TINY,
+    floor_power_of_two,
+    load_resized_cam,
+    pixel_offsets,
+    round_to_tf32,
+    split_fp16,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,26 +31,26 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
     from ssa_fast.kernels.config import Prepare
 
-HUGE = tl.constexpr(8.507059173023462e37)  # 2¹²⁶: the reciprocal of a larger power of two is not a normal number
+HUGE = tl.constexpr(8.507059173023462e37)  # 2¹²⁶, the largest power of two whose reciprocal is a normal number
 
 
 @triton.jit
-def centred(pixel_ptr, mean_ptr, c, C, stride_fc, real):
-    """Channels ``c`` of pixels, float32 [BLOCK_L, BLOCK_C], less the image's mean; 0 where there is no feature."""
-    real = real & (c < C)[None, :]
-    f = tl.load(pixel_ptr + c.to(tl.int64)[None, :] * stride_fc, mask=real, other=0.0).to(tl.float32)
+def load_centered(pixel_ptr, mean_ptr, offs_c, C, stride_fc, mask):
+    """Load channels of pixels, float32 [BLOCK_L, BLOCK_C], minus the image's mean; masked elements are 0."""
+    mask = mask & (offs_c < C)[None, :]
+    f = tl.load(pixel_ptr + offs_c.to(tl.int64)[None, :] * stride_fc, mask=mask, other=0.0).to(tl.float32)
     if mean_ptr is not None:
-        f = tl.where(real, f - tl.load(mean_ptr + c, mask=c < C, other=0.0)[None, :], 0.0)
+        f = tl.where(mask, f - tl.load(mean_ptr + offs_c, mask=offs_c < C, other=0.0)[None, :], 0.0)
     return f
 
 
 @triton.jit
 def add_squares(f, squares, inverse):
-    """The sum of squares of pixels, times ``inverse``², with a tile's added; ``inverse`` a power of two per pixel.
+    """Add a tile's squares to ``squares``, sums scaled by ``inverse``²; return both, updated.
 
-    It follows the largest feature seen, so that no square leaves float32's range.
+    ``inverse``, a power of two per pixel, follows the largest feature so far, so no square leaves float32's range.
     """
-    _, to_unit = power_of_two(tl.minimum(tl.max(tl.abs(f), axis=1), HUGE))
+    _, to_unit = floor_power_of_two(tl.minimum(tl.max(tl.abs(f), axis=1), HUGE))
     to_unit = tl.minimum(to_unit, inverse)
     shrink = to_unit / inverse
     scaled = f * to_unit[:, None]
@@ -51,12 +58,12 @@ def add_squares(f, squares, inverse):
 
 
 @triton.jit
-def store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offsets, inside, HIGH: tl.constexpr):
-    """Write a tile of features times ``inverse`` and ``per_norm`` (one after the other: their product may overflow)."""
-    high, low = halves(f * inverse[:, None] * per_norm[:, None])
-    tl.store(unit_ptr + offsets, high, mask=inside)
+def store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offsets, mask, HIGH: tl.constexpr):
+    """Store a tile of features times ``inverse`` and ``per_norm``, whose product may overflow."""
+    high, low = split_fp16(f * inverse[:, None] * per_norm[:, None])
+    tl.store(unit_ptr + offsets, high, mask=mask)
     if HIGH:
-        tl.store(unit_low_ptr + offsets, low, mask=inside)
+        tl.store(unit_low_ptr + offsets, low, mask=mask)
 
 
 @triton.jit
@@ -83,40 +90,41 @@ def unit_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: the unit features, times ``unit_scale``, of BLOCK_L pixels of one image. HELD: a tile has all C."""
-    b = tl.program_id(1)
+    """One program writes BLOCK_L unit features, times ``unit_scale``; HELD: one tile has all channels."""
+    pid_b = tl.program_id(1)
     if signed_ptr is not None:  # noqa: SIM102
-        if tl.load(signed_ptr + b) == 0:
+        if tl.load(signed_ptr + pid_b) == 0:
             return
-    l = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
-    real = (l < L)[:, None]
-    pixel_ptr = features_ptr + b.to(tl.int64) * stride_fb
-    pixel_ptr += offsets_of_pixels(l, W, stride_fh, stride_fw, FLAT)[:, None]
+    offs_l = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    mask_l = (offs_l < L)[:, None]
+    pixel_ptr = features_ptr + pid_b.to(tl.int64) * stride_fb
+    pixel_ptr += pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT)[:, None]
     if mean_ptr is not None:
-        mean_ptr += b.to(tl.int64) * C
-    channel = tl.arange(0, BLOCK_C)
+        mean_ptr += pid_b.to(tl.int64) * C
+    offs_c = tl.arange(0, BLOCK_C)
 
+    # squares = (f * inverse).square().sum(dim=1), so norm(f) = sqrt(squares) / inverse
     squares = tl.zeros((BLOCK_L,), tl.float32)
-    inverse = tl.full((BLOCK_L,), 1.7014118346046923e38, tl.float32)  # 2¹²⁷, the inverse of nothing seen yet
+    inverse = tl.full((BLOCK_L,), 1.7014118346046923e38, tl.float32)  # 2¹²⁷, neutral in the minimum
     if HELD:
-        f = centred(pixel_ptr, mean_ptr, channel, C, stride_fc, real)  # [BLOCK_L, BLOCK_C]
+        f = load_centered(pixel_ptr, mean_ptr, offs_c, C, stride_fc, mask_l)  # [BLOCK_L, BLOCK_C]
         squares, inverse = add_squares(f, squares, inverse)
     else:
         for c in range(0, C, BLOCK_C):
-            f = centred(pixel_ptr, mean_ptr, c + channel, C, stride_fc, real)  # [BLOCK_L, BLOCK_C]
+            f = load_centered(pixel_ptr, mean_ptr, c + offs_c, C, stride_fc, mask_l)  # [BLOCK_L, BLOCK_C]
             squares, inverse = add_squares(f, squares, inverse)
     divisor = tl.sqrt(squares) + norm_eps * inverse
     per_norm = tl.where(divisor < TINY, 0.0, unit_scale / divisor)
 
-    offsets = (b.to(tl.int64) * L_PAD + l)[:, None] * C_PAD + channel[None, :]
+    offs_unit = (pid_b.to(tl.int64) * L_PAD + offs_l)[:, None] * C_PAD + offs_c[None, :]
     if HELD:
-        inside = (channel < C_PAD)[None, :] & (l < L_PAD)[:, None]
-        store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offsets, inside, HIGH)
+        mask = (offs_c < C_PAD)[None, :] & (offs_l < L_PAD)[:, None]
+        store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offs_unit, mask, HIGH)
     else:
         for c in range(0, C_PAD, BLOCK_C):
-            f = centred(pixel_ptr, mean_ptr, c + channel, C, stride_fc, real)  # [BLOCK_L, BLOCK_C]
-            inside = (c + channel < C_PAD)[None, :] & (l < L_PAD)[:, None]
-            store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offsets + c, inside, HIGH)
+            f = load_centered(pixel_ptr, mean_ptr, c + offs_c, C, stride_fc, mask_l)  # [BLOCK_L, BLOCK_C]
+            mask = (c + offs_c < C_PAD)[None, :] & (offs_l < L_PAD)[:, None]
+            store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offs_unit + c, mask, HIGH)
 
 
 @triton.jit
@@ -143,33 +151,35 @@ def rows_kernel(
     ROWS: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """One program: v of BLOCK_L pixels for one row chunk of one image: ones, then classes divided by their peaks."""
-    layer = tl.program_id(1)
-    b, chunk = layer // chunks, layer % chunks
+    """One program writes a chunk of v for BLOCK_L pixels: ones, then classes divided by their peaks."""
+    pid_layer = tl.program_id(1)
+    b, chunk = pid_layer // chunks, pid_layer % chunks
     if signed_ptr is not None:  # noqa: SIM102
         if tl.load(signed_ptr + b) == 0:
             return
-    l = (tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L))[:, None]
-    row = tl.arange(0, ROWS)[None, :]
-    k = chunk * (ROWS - 1) + row - 1
-    plane = b.to(tl.int64) * K + k
-    is_class = (row > 0) & (k < K)
-    real = is_class & (l < L)
-    cam = resized_cam(cam_ptr, plane, l, real, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE)  # [BLOCK_L, ROWS]
-    peak = tl.load(peak_ptr + plane, mask=is_class, other=1.0)
-    v = tl.where((row == 0) & (l < L), 1.0, cam / tl.where(peak == 0.0, 1.0, peak))
-    offsets = (layer.to(tl.int64) * L_PAD + l) * ROWS + row
+    offs_l = (tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L))[:, None]
+    offs_row = tl.arange(0, ROWS)[None, :]
+    offs_k = chunk * (ROWS - 1) + offs_row - 1
+    plane = b.to(tl.int64) * K + offs_k
+    mask_k = (offs_row > 0) & (offs_k < K)
+    mask = mask_k & (offs_l < L)
+    cam = load_resized_cam(
+        cam_ptr, plane, offs_l, mask, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE
+    )  # [BLOCK_L, ROWS]
+    peak = tl.load(peak_ptr + plane, mask=mask_k, other=1.0)
+    v = tl.where((offs_row == 0) & (offs_l < L), 1.0, cam / tl.where(peak == 0.0, 1.0, peak))
+    offs_v = (pid_layer.to(tl.int64) * L_PAD + offs_l) * ROWS + offs_row
     if TF32:
-        v = nearest_tf32(v)
+        v = round_to_tf32(v)
     high = v.to(v_ptr.dtype.element_ty)
-    tl.store(v_ptr + offsets, high, mask=l < L_PAD)
+    tl.store(v_ptr + offs_v, high, mask=offs_l < L_PAD)
     if HIGH:
-        tl.store(v_low_ptr + offsets, (v - high.to(tl.float32)).to(tl.float16), mask=l < L_PAD)
+        tl.store(v_low_ptr + offs_v, (v - high.to(tl.float32)).to(tl.float16), mask=offs_l < L_PAD)
 
 
 @dataclass(frozen=True)
 class Operands:
-    """What the two products of a stage read, and how it is padded; the low halves are the high ones where unused."""
+    """Operands of the two products of a stage, and their padding; unused low halves alias the high ones."""
 
     unit: Tensor
     unit_low: Tensor
@@ -187,7 +197,7 @@ class Operands:
     def empty(
         cls, cam: Tensor, features: Tensor, *, rows: int, align_l: int, block_c: int, high: bool, wide: bool
     ) -> Operands:
-        """Memory for ``ROWS = rows``, ``L_PAD`` a multiple of ``align_l``; ``wide``: v in float32."""
+        """Allocate operands with ``rows`` rows, ``L_PAD`` a multiple of ``align_l``; ``wide``: v in float32."""
         B, K, _, _ = cam.shape
         _, C, H, W = features.shape
         chunks = triton.cdiv(K, rows - 1)
@@ -201,14 +211,14 @@ class Operands:
 
 
 def padded_channels(C: int, block_c: int) -> int:
-    """Channels of the unit features: a power of two if one tile takes them all, else a multiple of it."""
+    """Return the padded channels: a power of two if one tile covers them, else a multiple of ``block_c``."""
     return max(16, triton.next_power_of_2(C)) if block_c >= C else triton.cdiv(C, block_c) * block_c
 
 
 def write_units(
     features: Tensor, operands: Operands, affinity: Affinity, scale: float, config: Prepare, signed: Tensor | None
 ) -> None:
-    """Unit features times ``scale``, into ``operands.unit``; images with ``signed == 0`` are left out."""
+    """Write unit features times ``scale`` to ``operands.unit``; images with ``signed == 0`` are skipped."""
     B, C, _, _ = features.shape
     mean = features.mean(dim=(2, 3), dtype=torch.float32) if affinity.center else None
     unit_kernel[(triton.cdiv(operands.L_pad, config.block_l), B)](
@@ -228,12 +238,12 @@ def write_units(
         BLOCK_L=config.block_l,
         BLOCK_C=config.block_c,
         num_warps=config.num_warps,
-        **layout(features),
+        **primitives.layout_arguments(features),
     )
 
 
 def write_rows(cam: Tensor, operands: Operands, resize: dict[str, Any], config: Prepare, signed: Tensor | None) -> None:
-    """v of ``cam`` ``(B, K, h, w)``, into ``operands.v``; images with ``signed == 0`` are left out."""
+    """Write v of ``cam`` ``(B, K, h, w)`` to ``operands.v``; images with ``signed == 0`` are skipped."""
     layers = operands.v.shape[0]
     rows_kernel[(triton.cdiv(operands.L_pad, config.block_l), layers)](
         cam_ptr=cam,

@@ -1,6 +1,6 @@
-"""Pieces that every kernel is written with: where a pixel lies, what φ is, how a CAM is read and a number split.
+"""Functions shared by the kernels: pixel offsets, resized CAMs, φ, splitting and rounding numbers.
 
-Nothing here drops a NaN: comparisons are written so that NaN takes the branch that keeps it.
+Every function propagates NaN: comparisons are written so that NaN takes the branch that keeps it.
 """
 
 from __future__ import annotations
@@ -20,38 +20,40 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def pixel_offsets(l, W, stride_fh, stride_fw, FLAT: tl.constexpr):
-    """Offsets (int64) of pixels ``l`` within one channel; FLAT where rows follow each other without a gap."""
+def pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT: tl.constexpr):
+    """Return int64 offsets of pixels within one channel; FLAT: rows are stored without gaps."""
     if FLAT:
-        return l.to(tl.int64) * stride_fw
-    return (l // W).to(tl.int64) * stride_fh + (l % W).to(tl.int64) * stride_fw
+        return offs_l.to(tl.int64) * stride_fw
+    return (offs_l // W).to(tl.int64) * stride_fh + (offs_l % W).to(tl.int64) * stride_fw
 
 
 @triton.jit
-def source_coordinate(target, size, scale, shift):
-    """Bilinear neighbours of target coordinates: lower, upper (int32) and the upper's weight, as PyTorch has it."""
+def source_coordinates(target, size, scale, shift):
+    """Return both bilinear neighbors (int32) and the upper one's weight, as ``F.interpolate`` does."""
     at = tl.maximum(target.to(tl.float32) * scale + shift, 0.0)
     low = tl.minimum(at.to(tl.int32), size - 1)
     return low, tl.minimum(low + 1, size - 1), at - low.to(tl.float32)
 
 
 @triton.jit
-def resized_cam(cam_ptr, plane, l, mask, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE: tl.constexpr, low=0.0):
-    """CAM planes at pixels ``l`` of a stage ``W`` wide, bilinear; broadcasts ``plane`` (int64, b·K + k) against ``l``.
+def load_resized_cam(
+    cam_ptr, plane, offs_l, mask, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE: tl.constexpr, low=0.0
+):
+    """Load CAM planes at pixels of a stage ``W`` wide, minus ``low``, interpolated bilinearly.
 
-    Without RESIZE the CAM has the stage's size and is read as it is. Masked elements are 0. ``low`` is subtracted from
-    what is read, before it is rounded in the interpolation.
+    Broadcasts ``plane`` (int64, b·K + k) against ``offs_l``. Without RESIZE the CAM has the stage's size. Masked
+    elements are 0. ``low`` is subtracted before interpolating, so that the interpolation rounds smaller numbers.
     """
     base = cam_ptr + plane * (h * w)
     if not RESIZE:
-        return tl.load(base + l, mask=mask, other=low) - low
-    y0, y1, dy = source_coordinate(l // W, h, scale_h, shift_h)
-    x0, x1, dx = source_coordinate(l % W, w, scale_w, shift_w)
+        return tl.load(base + offs_l, mask=mask, other=low) - low
+    y0, y1, dy = source_coordinates(offs_l // W, h, scale_h, shift_h)
+    x0, x1, dx = source_coordinates(offs_l % W, w, scale_w, shift_w)
     top_left = tl.load(base + (y0 * w + x0), mask=mask, other=low) - low
     top_right = tl.load(base + (y0 * w + x1), mask=mask, other=low) - low
     bottom_left = tl.load(base + (y1 * w + x0), mask=mask, other=low) - low
     bottom_right = tl.load(base + (y1 * w + x1), mask=mask, other=low) - low
-    # The lower neighbour's share is 1 − d, as in PyTorch: a constant CAM stays constant to the last bit but one.
+    # The lower neighbor's weight is 1 − d, as in PyTorch: a constant CAM stays constant up to one rounding.
     top = top_left * (1.0 - dx) + top_right * dx
     bottom = bottom_left * (1.0 - dx) + bottom_right * dx
     return top * (1.0 - dy) + bottom * dy
@@ -59,7 +61,7 @@ def resized_cam(cam_ptr, plane, l, mask, h, w, W, scale_h, shift_h, scale_w, shi
 
 @triton.jit
 def phi(cosine, phi_arg, threshold, PHI: tl.constexpr, POWER: tl.constexpr, HAS_THRESHOLD: tl.constexpr):
-    """φ of a float32 tile of cosines. ``phi_arg`` is the power where POWER is 0, and log2(e)/temperature for "exp"."""
+    """Return φ of a float32 tile; ``phi_arg``: the power if POWER is 0, log2(e)/temperature for "exp"."""
     if PHI == "exp":
         return tl.exp2((cosine - 1.0) * phi_arg)
     if HAS_THRESHOLD:
@@ -74,48 +76,49 @@ def phi(cosine, phi_arg, threshold, PHI: tl.constexpr, POWER: tl.constexpr, HAS_
 
 
 @triton.jit
-def halves(x):
-    """``x`` (float32) as two float16 whose sum has 22 bits of it."""
+def split_fp16(x):
+    """Split ``x`` (float32) into two float16 numbers whose sum keeps 22 bits of it."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
-def nearest_tf32(x):
-    """``x`` (float32) rounded to the 10 bits of fraction that TF32 has: the matrix units would cut the others off."""
+def round_to_tf32(x):
+    """Round ``x`` (float32) to TF32's 10 fraction bits; the matrix units would truncate it."""
     rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
 
 
 @triton.jit
-def power_of_two(norm):
-    """``(p, 1/p)`` with p the largest power of two ≤ norm (float32, ≥ 0); p is 0 where norm is 0 or subnormal.
+def floor_power_of_two(norm):
+    """Return ``(p, 1/p)``, p the largest power of two ≤ norm (float32, ≥ 0).
 
-    ``f·(1/p)`` is exact and has a norm in [1, 2): it fits float16 whatever the range of the features.
+    p is 0 if norm is 0 or subnormal. ``f·(1/p)`` is exact and has a norm in [1, 2), so it fits float16 for any range of
+    features.
     """
     exponent = norm.to(tl.int32, bitcast=True) & 0x7F800000
     return exponent.to(tl.float32, bitcast=True), (0x7F000000 - exponent).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def quotient(numerator, denominator, sum_eps):
-    """``numerator / (denominator + sum_eps)``, the divisor kept off zero: a zero feature gives 0, not 0/0."""
-    divisor = denominator + sum_eps
+def safe_divide(numerator, denominator, eps):
+    """Return ``numerator / max(denominator + eps, TINY)``, so that a zero feature gives 0, not NaN."""
+    divisor = denominator + eps
     return numerator / tl.where(divisor < TINY, TINY, divisor)
 
 
-def layout(features: Tensor) -> dict[str, Any]:
-    """How ``(B, C, H, W)`` features lie in memory, as arguments of a kernel."""
+def layout_arguments(features: Tensor) -> dict[str, Any]:
+    """Return the memory layout of ``(B, C, H, W)`` features as kernel arguments."""
     _, _, H, W = features.shape
     stride_fb, stride_fc, stride_fh, stride_fw = features.stride()
     flat = W == 1 or H == 1 or stride_fh == W * stride_fw
     if flat and W == 1:
-        stride_fw = stride_fh  # pixels then follow each other by rows
+        stride_fw = stride_fh  # consecutive pixels are consecutive rows
     return dict(W=W, stride_fb=stride_fb, stride_fc=stride_fc, stride_fh=stride_fh, stride_fw=stride_fw, FLAT=flat)
 
 
-def resizing(cam: Tensor, H: int, W: int, align_corners: bool) -> dict[str, Any]:
-    """How a ``(B, K, h, w)`` CAM is resized to ``(H, W)``, as arguments of ``resized_cam``."""
+def resize_arguments(cam: Tensor, H: int, W: int, align_corners: bool) -> dict[str, Any]:
+    """Return the resizing of a ``(B, K, h, w)`` CAM to ``(H, W)`` as arguments of ``load_resized_cam``."""
     h, w = cam.shape[2:]
     scale_h, shift_h = _scale_and_shift(h, H, align_corners)
     scale_w, shift_w = _scale_and_shift(w, W, align_corners)
@@ -130,7 +133,7 @@ def _scale_and_shift(size: int, target: int, align_corners: bool) -> tuple[float
 
 
 def phi_arguments(affinity: Affinity) -> dict[str, Any]:
-    """φ and its parameters, as arguments of ``phi``."""
+    """Return φ and its parameters as arguments of ``phi``."""
     power = int(affinity.power) if affinity.power in range(1, 9) else 0
     phi_arg = affinity.power if affinity.temperature is None else LOG2_E / affinity.temperature
     return dict(

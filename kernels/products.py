@@ -1,7 +1,7 @@
-"""What the quadratic kernels are made of: the product that gives cosines, φ, the product with v, and the division.
+"""Parts of the quadratic kernels: the product for cosines, φ, the product with v, and the division.
 
-Operands are float16 times powers of two that keep them in the middle of its range; "high" precision takes each operand
-in two halves and leaves out the product of the two low ones.
+Operands are float16, scaled by powers of two into the middle of its range. "High" precision splits each operand into
+two halves and omits the product of the two low ones.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import torch
 import triton
 import triton.language as tl
 
-from ssa_fast.kernels.primitives import halves, phi, phi_arguments, quotient
+from ssa_fast.kernels.primitives import phi, phi_arguments, safe_divide, split_fp16
 
 if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
 
-SCALE_BITS = 7  # unit features times 2⁷: their products, up to 2¹⁴, are still float16, and their low halves normal
+SCALE_BITS = 7  # unit features times 2⁷: products (up to 2¹⁴) fit float16, and low halves are normal numbers
 
 
 @triton.jit
-def load_halves(ptr, low_ptr, offsets, HIGH: tl.constexpr):
-    """A tile and its low half; without HIGH the tile twice."""
-    high = tl.load(ptr + offsets)
+def load_halves(ptr, low_ptr, offs, HIGH: tl.constexpr):
+    """Load a tile and its low half; without HIGH, return the tile twice."""
+    high = tl.load(ptr + offs)
     low = high
     if HIGH:
-        low = tl.load(low_ptr + offsets)
+        low = tl.load(low_ptr + offs)
     return high, low
 
 
 @triton.jit
-def add_cosines(dot, a, a_low, b, b_low, HIGH: tl.constexpr):
-    """``dot + a bᵀ`` for rows of unit features, [BLOCK_A, BLOCK_C] and [BLOCK_B, BLOCK_C]."""
+def add_cosines(acc, a, a_low, b, b_low, HIGH: tl.constexpr):
+    """Return ``acc + a bᵀ`` for unit features ``a`` [BLOCK_A, BLOCK_C] and ``b`` [BLOCK_B, BLOCK_C]."""
     if HIGH:
-        dot = tl.dot(a_low, tl.trans(b), dot)
-        dot = tl.dot(a, tl.trans(b_low), dot)
-    return tl.dot(a, tl.trans(b), dot)
+        acc = tl.dot(a_low, tl.trans(b), acc)
+        acc = tl.dot(a, tl.trans(b_low), acc)
+    return tl.dot(a, tl.trans(b), acc)
 
 
 @triton.jit
-def affinities(
-    dot,
+def apply_phi(
+    cosine,
     phi_arg,
     threshold,
     cosine_scale,
@@ -50,38 +50,38 @@ def affinities(
     HAS_THRESHOLD: tl.constexpr,
     RESCALE: tl.constexpr,
 ):
-    """φ of products of scaled unit features, times what ``numerics`` says (float32)."""
+    """Return φ (float32) of products of scaled unit features, scaled as ``scale_arguments`` defines."""
     if RESCALE:
-        dot *= cosine_scale
-    affinity = phi(dot, phi_arg, threshold, PHI, POWER, HAS_THRESHOLD)
+        cosine *= cosine_scale
+    affinity = phi(cosine, phi_arg, threshold, PHI, POWER, HAS_THRESHOLD)
     if RESCALE and PHI != "exp":
         affinity *= 1.0 / cosine_scale
     return affinity
 
 
 @triton.jit
-def add_weighted(total, affinity, v, v_low, HIGH: tl.constexpr, PRECISION: tl.constexpr, TRANSPOSE: tl.constexpr):
-    """``total + affinity v``, or ``affinityᵀ v``; in float32 operands where v comes in float32."""
+def add_weighted(acc, affinity, v, v_low, HIGH: tl.constexpr, PRECISION: tl.constexpr, TRANSPOSE: tl.constexpr):
+    """Return ``acc + affinity v``, or with TRANSPOSE ``acc + affinityᵀ v``; operands have the dtype of v."""
     if TRANSPOSE:
-        # The transposed tile comes first: as the second operand it would cost the matrix instruction of sm_90.
+        # dot(trans(a), v) compiles to wgmma on sm_90, dot(trans(v), a) does not.
         affinity = tl.trans(affinity)
     if v.dtype == tl.float32:
-        total = tl.dot(affinity, v, total, input_precision=PRECISION)
+        acc = tl.dot(affinity, v, acc, input_precision=PRECISION)
     elif HIGH:
-        high, low = halves(affinity)
-        # A sum of its own, for matrix units cut off what a long chain of sums would round.
-        part = tl.dot(low, v)
-        part = tl.dot(high, v_low, part)
-        total += tl.dot(high, v, part)
+        high, low = split_fp16(affinity)
+        # Accumulate separately: matrix units truncate small terms added to a large accumulator.
+        small = tl.dot(low, v)
+        small = tl.dot(high, v_low, small)
+        acc += tl.dot(high, v, small)
     else:
-        total = tl.dot(affinity.to(tl.float16), v, total)
-    return total
+        acc = tl.dot(affinity.to(tl.float16), v, acc)
+    return acc
 
 
 @triton.jit
 def write_polished(
-    total,
-    l,
+    acc,
+    offs_l,
     layer,
     peak_ptr,
     denominator_ptr,
@@ -95,29 +95,29 @@ def write_polished(
     FIRST: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Sums [BLOCK_L, ROWS] of pixels ``l``, row 0 the denominator, to polished classes; kept on the FIRST step."""
+    """Divide sums [BLOCK_L, ROWS] by the denominator and store them; FIRST: row 0 is the denominator."""
     b, chunk = layer // chunks, layer % chunks
-    row = tl.arange(0, ROWS)[None, :]
-    total = total * result_scale
-    kept = denominator_ptr + layer.to(tl.int64) * L_PAD + l
+    offs_row = tl.arange(0, ROWS)[None, :]
+    acc = acc * result_scale
+    denominator_ptrs = denominator_ptr + layer.to(tl.int64) * L_PAD + offs_l
     if FIRST:
-        denominator = tl.sum(tl.where(row == 0, total, 0.0), axis=1)
-        tl.store(kept, denominator)
+        denominator = tl.sum(tl.where(offs_row == 0, acc, 0.0), axis=1)
+        tl.store(denominator_ptrs, denominator)
     else:
-        denominator = tl.load(kept)
-    k = chunk * (ROWS - 1) + row - 1
-    plane = b.to(tl.int64) * K + k
-    real = (row > 0) & (k < K)
-    peak = tl.load(peak_ptr + plane, mask=real, other=0.0)
-    polished = quotient(total, denominator[:, None], sum_eps) * peak
-    tl.store(out_ptr + plane * L + l[:, None], polished, mask=real & (l < L)[:, None])
+        denominator = tl.load(denominator_ptrs)
+    offs_k = chunk * (ROWS - 1) + offs_row - 1
+    plane = b.to(tl.int64) * K + offs_k
+    mask = (offs_row > 0) & (offs_k < K)
+    peak = tl.load(peak_ptr + plane, mask=mask, other=0.0)
+    polished = safe_divide(acc, denominator[:, None], sum_eps) * peak
+    tl.store(out_ptr + plane * L + offs_l[:, None], polished, mask=mask & (offs_l < L)[:, None])
 
 
-def numerics(affinity: Affinity, precision: str) -> tuple[float, float, dict[str, Any]]:
-    """The power of two that unit features are multiplied by, the one that sums are, and the arguments of both products.
+def scale_arguments(affinity: Affinity, precision: str) -> tuple[float, float, dict[str, Any]]:
+    """Return the scales of unit features and sums (powers of two), and the arguments of both products.
 
-    A small whole power has its scale chosen so that φ of the scaled product fits float16 as it is. Otherwise (RESCALE)
-    the product is scaled back before φ, and φ = relu(c)^power scaled up behind it.
+    For a small integer power the scale is chosen so that φ of the scaled product fits float16 directly. Otherwise
+    (RESCALE) the product is scaled back before φ, and φ = relu(c)^power is scaled up after it.
     """
     arguments = phi_arguments(affinity)
     rescale = precision == "high" or arguments["POWER"] == 0 or affinity.phi == "exp"

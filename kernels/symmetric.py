@@ -1,10 +1,10 @@
-"""Each pair of pixels once: the upper triangle of the affinity matrix, every tile of which serves i → j and j → i.
+"""Compute each pair of pixels once: tiles of the upper triangle serve both i → j and j → i.
 
-Blocks of pixels form bands of BANDS blocks, and groups of CHUNK blocks. A pair of groups (g, q), g ≤ q, is served by
-CHUNK // BANDS programs, one per band of g; each writes its sums into slots of its own, which ``sum_kernel`` adds in
-fixed order: no atomics, the same bits every time. Slots of one program are [BLOCK, ROWS] float32: CHUNK for the blocks
-of q, then BANDS for its own. Pairs of a region, groups [g0, g1) × [q0, q1) (the same, or q0 ≥ g1), are numbered without
-a gap by folding: the r-th row of pairs and the r-th from the end share a line, and all lines are equally long.
+Blocks of pixels form bands of BANDS blocks and groups of CHUNK blocks. CHUNK // BANDS programs, one per band of g,
+process a pair of groups (g, q), g ≤ q. Each writes its sums to its own slots, which ``sum_kernel`` adds in a fixed
+order: no atomics, so results are bitwise repeatable. The slots of a program are [BLOCK, ROWS] float32: CHUNK for the
+blocks of q, then BANDS for its own. The pairs of a region, groups [g0, g1) × [q0, q1) (equal ranges, or q0 ≥ g1), are
+numbered without gaps by folding: the r-th row of pairs and the r-th from the end share a line of constant length.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ssa_fast.kernels.products import add_cosines, add_weighted, affinities, load_halves, write_polished
+from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, write_polished
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ssa_fast.kernels.config import Symmetric
     from ssa_fast.kernels.prepare import Operands
 
-BLOCK_L = 32  # pixels that a program of sum_kernel adds the slots of
+BLOCK_L = 32  # pixels per program of sum_kernel
 
 
 @triton.jit
-def pair_of(number, g0, g1, q0, q1):
-    """The groups (g, q) of a region's ``number``-th pair."""
+def unrank_pair(number, g0, g1, q0, q1):
+    """Return the groups (g, q) of a region's ``number``-th pair."""
     line = 2 * q1 - tl.maximum(g0, q0) - tl.maximum(g1 - 1, q0)
     r, c = number // line, number % line
     count = q1 - tl.maximum(g0 + r, q0)
@@ -38,8 +38,8 @@ def pair_of(number, g0, g1, q0, q1):
 
 
 @triton.jit
-def number_of(g, q, g0, g1, q0, q1):
-    """The number of a region's pair of groups (g, q): the inverse of ``pair_of``."""
+def rank_pair(g, q, g0, g1, q0, q1):
+    """Return the number of a region's pair (g, q): the inverse of ``unrank_pair``."""
     line = 2 * q1 - tl.maximum(g0, q0) - tl.maximum(g1 - 1, q0)
     r = tl.minimum(g - g0, g1 - 1 - g)
     c = q - tl.maximum(g, q0)
@@ -78,53 +78,54 @@ def symmetric_kernel(
     BANDS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One program: one band of BANDS blocks of pixels against one group of CHUNK blocks, none before it.
+    """One program applies the affinity of BANDS blocks and a group of CHUNK blocks, in both directions.
 
-    HELD: one tile has all C.
+    Blocks of the group before the band are skipped. HELD: one tile has all channels.
     """
-    layer = layer0 + tl.program_id(1)
+    pid_layer = layer0 + tl.program_id(1)
     if signed_ptr is not None:  # noqa: SIM102
-        if tl.load(signed_ptr + layer // chunks) == 0:
+        if tl.load(signed_ptr + pid_layer // chunks) == 0:
             return
-    unit = tl.program_id(0)
-    g, q = pair_of(unit // (CHUNK // BANDS), g0, g1, q0, q1)
-    band = g * CHUNK + unit % (CHUNK // BANDS) * BANDS
+    pid_unit = tl.program_id(0)
+    g, q = unrank_pair(pid_unit // (CHUNK // BANDS), g0, g1, q0, q1)
+    band = g * CHUNK + pid_unit % (CHUNK // BANDS) * BANDS
     last = tl.minimum((q + 1) * CHUNK, L_PAD // BLOCK)
     if band >= last:
         return
     SPLIT: tl.constexpr = HIGH and PHI != "exp"
     SIZE: tl.constexpr = BANDS * BLOCK
-    i = tl.arange(0, SIZE)[:, None]
-    j = tl.arange(0, BLOCK)[:, None]
-    channel = tl.arange(0, BLOCK_C)[None, :]
-    row = tl.arange(0, ROWS)[None, :]
-    slot_ptr += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + unit) * ((CHUNK + BANDS) * BLOCK * ROWS)
-    i_at = ((layer // chunks).to(tl.int64) * L_PAD + band * BLOCK) * C_PAD
-    v_at = (layer.to(tl.int64) * L_PAD + band * BLOCK) * ROWS
-    v_i, v_i_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, i * ROWS + row, SPLIT)  # [SIZE, ROWS]
-    if HELD:
-        x_i, x_i_low = load_halves(unit_ptr + i_at, unit_low_ptr + i_at, i * C_PAD + channel, HIGH)  # [SIZE, BLOCK_C]
-    total_i = tl.zeros((SIZE, ROWS), tl.float32)
+    offs_i = tl.arange(0, SIZE)[:, None]
+    offs_j = tl.arange(0, BLOCK)[:, None]
+    offs_c = tl.arange(0, BLOCK_C)[None, :]
+    offs_row = tl.arange(0, ROWS)[None, :]
+    slot_ptr += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + pid_unit) * ((CHUNK + BANDS) * BLOCK * ROWS)
+    i_at = ((pid_layer // chunks).to(tl.int64) * L_PAD + band * BLOCK) * C_PAD
+    v_at = (pid_layer.to(tl.int64) * L_PAD + band * BLOCK) * ROWS
+    v_i, v_i_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, offs_i * ROWS + offs_row, SPLIT)  # [SIZE, ROWS]
+    if HELD:  # x_i is [SIZE, BLOCK_C], x_j [BLOCK, BLOCK_C]
+        x_i, x_i_low = load_halves(unit_ptr + i_at, unit_low_ptr + i_at, offs_i * C_PAD + offs_c, HIGH)
+    acc_i = tl.zeros((SIZE, ROWS), tl.float32)
+    # affinity = phi(x_i @ x_j.T); acc_i += affinity @ v_j; acc_j = affinity.T @ v_i
     for block in range(tl.maximum(q * CHUNK, band), last):
-        j_at = ((layer // chunks).to(tl.int64) * L_PAD + block * BLOCK) * C_PAD
-        v_at = (layer.to(tl.int64) * L_PAD + block * BLOCK) * ROWS
-        v_j, v_j_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, j * ROWS + row, SPLIT)  # [BLOCK, ROWS]
-        dot = tl.zeros((SIZE, BLOCK), tl.float32)
+        j_at = ((pid_layer // chunks).to(tl.int64) * L_PAD + block * BLOCK) * C_PAD
+        v_at = (pid_layer.to(tl.int64) * L_PAD + block * BLOCK) * ROWS
+        v_j, v_j_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, offs_j * ROWS + offs_row, SPLIT)  # [BLOCK, ROWS]
+        cosine = tl.zeros((SIZE, BLOCK), tl.float32)
         if HELD:
-            x_j, x_j_low = load_halves(unit_ptr + j_at, unit_low_ptr + j_at, j * C_PAD + channel, HIGH)
-            dot = add_cosines(dot, x_i, x_i_low, x_j, x_j_low, HIGH)
+            x_j, x_j_low = load_halves(unit_ptr + j_at, unit_low_ptr + j_at, offs_j * C_PAD + offs_c, HIGH)
+            cosine = add_cosines(cosine, x_i, x_i_low, x_j, x_j_low, HIGH)
         else:
             for c in range(0, C_PAD, BLOCK_C):
-                x_i, x_i_low = load_halves(unit_ptr + i_at + c, unit_low_ptr + i_at + c, i * C_PAD + channel, HIGH)
-                x_j, x_j_low = load_halves(unit_ptr + j_at + c, unit_low_ptr + j_at + c, j * C_PAD + channel, HIGH)
-                dot = add_cosines(dot, x_i, x_i_low, x_j, x_j_low, HIGH)
-        affinity = affinities(dot, phi_arg, threshold, cosine_scale, PHI, POWER, HAS_THRESHOLD, RESCALE)
-        total_i = add_weighted(total_i, affinity, v_j, v_j_low, HIGH, PRECISION, False)
-        # Within the band each pair is met twice, as (i, j) and as (j, i): there sum_kernel leaves this slot out.
-        total_j = tl.zeros((BLOCK, ROWS), tl.float32)
-        total_j = add_weighted(total_j, affinity, v_i, v_i_low, HIGH, PRECISION, True)
-        tl.store(slot_ptr + (block - q * CHUNK) * (BLOCK * ROWS) + (j * ROWS + row), total_j)
-    tl.store(slot_ptr + CHUNK * BLOCK * ROWS + (i * ROWS + row), total_i)
+                x_i, x_i_low = load_halves(unit_ptr + i_at + c, unit_low_ptr + i_at + c, offs_i * C_PAD + offs_c, HIGH)
+                x_j, x_j_low = load_halves(unit_ptr + j_at + c, unit_low_ptr + j_at + c, offs_j * C_PAD + offs_c, HIGH)
+                cosine = add_cosines(cosine, x_i, x_i_low, x_j, x_j_low, HIGH)
+        affinity = apply_phi(cosine, phi_arg, threshold, cosine_scale, PHI, POWER, HAS_THRESHOLD, RESCALE)
+        acc_i = add_weighted(acc_i, affinity, v_j, v_j_low, HIGH, PRECISION, False)
+        # Within the band each pair occurs twice, as (i, j) and (j, i), so sum_kernel skips this slot there.
+        acc_j = tl.zeros((BLOCK, ROWS), tl.float32)
+        acc_j = add_weighted(acc_j, affinity, v_i, v_i_low, HIGH, PRECISION, True)
+        tl.store(slot_ptr + (block - q * CHUNK) * (BLOCK * ROWS) + (offs_j * ROWS + offs_row), acc_j)
+    tl.store(slot_ptr + CHUNK * BLOCK * ROWS + (offs_i * ROWS + offs_row), acc_i)
 
 
 @triton.jit(do_not_specialize=["layer0", "group0", "pairs", "g0", "g1", "q0", "q1"])
@@ -157,42 +158,44 @@ def sum_kernel(
     BANDS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One program: the slots of BLOCK_L pixels of a region, from group ``group0`` on, summed in fixed order.
+    """One program sums the slots of BLOCK_L pixels of a region in a fixed order.
 
-    ADD: to ``total_ptr``, what earlier regions left. FINAL: no region follows, so the sums are divided and written.
+    Pixels are counted from group ``group0`` on. ADD: start from the sums of earlier regions in ``total_ptr``. FINAL:
+    last region, so divide the sums and store them.
     """
-    layer = layer0 + tl.program_id(1)
+    pid_layer = layer0 + tl.program_id(1)
     if signed_ptr is not None:  # noqa: SIM102
-        if tl.load(signed_ptr + layer // chunks) == 0:
+        if tl.load(signed_ptr + pid_layer // chunks) == 0:
             return
     UNITS: tl.constexpr = CHUNK // BANDS
     first = group0 * (CHUNK * BLOCK) + tl.program_id(0) * BLOCK_L
     group, local = first // (CHUNK * BLOCK), first // BLOCK % CHUNK
-    offsets = tl.arange(0, BLOCK_L)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    offs_slot = tl.arange(0, BLOCK_L)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
     slot_ptr += tl.program_id(1).to(tl.int64) * pairs * (UNITS * (CHUNK + BANDS) * BLOCK * ROWS) + first % BLOCK * ROWS
-    total = tl.zeros((BLOCK_L, ROWS), tl.float32)
+    acc = tl.zeros((BLOCK_L, ROWS), tl.float32)
     if ADD:
-        total = tl.load(total_ptr + first.to(tl.int64) * ROWS + offsets)  # [BLOCK_L, ROWS]
+        acc = tl.load(total_ptr + first.to(tl.int64) * ROWS + offs_slot)  # [BLOCK_L, ROWS]
 
+    # acc += slots where the pixels are columns of a pair (j), then where they are rows (i)
     is_column = (group >= q0) & (group < q1)
     for g in range(g0, tl.where(is_column, tl.minimum(g1, group + 1), g0)):
-        number = number_of(g, group, g0, g1, q0, q1)
+        number = rank_pair(g, group, g0, g1, q0, q1)
         for band in range(tl.where(g < group, UNITS, local // BANDS)):
             slot = (number * UNITS + band) * (CHUNK + BANDS) + local
-            total += tl.load(slot_ptr + slot.to(tl.int64) * (BLOCK * ROWS) + offsets)
+            acc += tl.load(slot_ptr + slot.to(tl.int64) * (BLOCK * ROWS) + offs_slot)
     is_row = (group >= g0) & (group < g1)
     start = tl.maximum(group, q0)
     for q in range(start, tl.where(is_row, q1, start)):
-        number = number_of(group, q, g0, g1, q0, q1)
+        number = rank_pair(group, q, g0, g1, q0, q1)
         slot = (number * UNITS + local // BANDS) * (CHUNK + BANDS) + CHUNK + local % BANDS
-        total += tl.load(slot_ptr + slot.to(tl.int64) * (BLOCK * ROWS) + offsets)
+        acc += tl.load(slot_ptr + slot.to(tl.int64) * (BLOCK * ROWS) + offs_slot)
 
     if FINAL:
-        l = first + tl.arange(0, BLOCK_L)
+        offs_l = first + tl.arange(0, BLOCK_L)
         write_polished(
-            total,
-            l,
-            layer,
+            acc,
+            offs_l,
+            pid_layer,
             peak_ptr,
             denominator_ptr,
             out_ptr,
@@ -206,11 +209,11 @@ def sum_kernel(
             ROWS,
         )
     else:
-        tl.store(total_ptr + first.to(tl.int64) * ROWS + offsets, total)
+        tl.store(total_ptr + first.to(tl.int64) * ROWS + offs_slot, acc)
 
 
 class Region(NamedTuple):
-    """Groups [g0, g1) against groups [q0, q1): the same ones, of which g ≤ q are taken, or later ones."""
+    """Pairs of groups [g0, g1) and [q0, q1): equal ranges, of which the pairs g ≤ q count, or q0 ≥ g1."""
 
     g0: int
     g1: int
@@ -219,13 +222,14 @@ class Region(NamedTuple):
 
     @property
     def pairs(self) -> int:
+        """Return the number of pairs."""
         height, width = self.g1 - self.g0, self.q1 - self.q0
         return height * (height + 1) // 2 if self.q0 == self.g0 else height * width
 
 
-def regions(groups: int, most_pairs: int) -> list[Region]:
-    """The upper triangle of pairs of groups, as one region or squares of at most ``most_pairs`` (≥ 1)."""
-    side = groups if groups * (groups + 1) // 2 <= most_pairs else math.isqrt(most_pairs)
+def split_regions(groups: int, max_pairs: int) -> list[Region]:
+    """Split the pairs g ≤ q of groups into one region, or squares of at most ``max_pairs`` (≥ 1)."""
+    side = groups if groups * (groups + 1) // 2 <= max_pairs else math.isqrt(max_pairs)
     starts = range(0, groups, side)
     return [Region(g, min(g + side, groups), q, min(q + side, groups)) for g in starts for q in starts if q >= g]
 
@@ -239,19 +243,19 @@ def apply(
     signed: Tensor | None,
     workspace: int,
 ) -> None:
-    """One application of the affinity to ``operands.v``, into ``out`` ``(B, K, L)``.
+    """Apply the affinity to ``operands.v`` once, into ``out`` ``(B, K, L)``.
 
-    As many layers (row chunks of images) share a launch as ``workspace`` has slots for. Where it has not enough for
-    one, its regions follow one another, and their sums meet in a ``[L_PAD, ROWS]`` buffer.
+    As many layers (row chunks of images) share a launch as ``workspace`` bytes hold slots for. If they do not hold one
+    layer, its regions are launched one by one, and their sums are accumulated in a ``[L_PAD, ROWS]`` buffer.
     """
     layers, L_pad, rows = operands.v.shape
     groups = triton.cdiv(L_pad, config.chunk * config.block)
     per_pair = config.chunk // config.bands * (config.chunk + config.bands) * config.block * rows
-    room = max(1, workspace // (4 * per_pair))
-    parts = regions(groups, room)
-    most = max(part.pairs for part in parts)
-    together = min(layers, room // most) if len(parts) == 1 else 1
-    slots = out.new_empty(together * most * per_pair)
+    max_pairs = max(1, workspace // (4 * per_pair))
+    parts = split_regions(groups, max_pairs)
+    pairs = max(part.pairs for part in parts)
+    together = min(layers, max_pairs // pairs) if len(parts) == 1 else 1
+    slots = out.new_empty(together * pairs * per_pair)
     totals = out.new_empty((L_pad, rows)) if len(parts) > 1 else slots
     for layer0 in range(0, layers, together):
         if len(parts) > 1:
@@ -299,7 +303,7 @@ def _launch_sums(
     groups: int,
     arguments: dict[str, Any],
 ) -> None:
-    """Sum a region's slots for its rows and, if they are others, its columns; rows are complete at the last column."""
+    """Sum a region's slots for its rows and, if different, its columns; the last columns finish the rows."""
     group_pixels = config.chunk * config.block
     block_l = min(BLOCK_L, config.block)
     targets = [(part.g0, part.g1, part.q1 == groups)]

@@ -1,4 +1,4 @@
-"""The quadratic way, for any φ: affinities are computed tile by tile, applied to v and forgotten, never stored.
+"""Polish one stage with any φ in quadratic time; affinities are computed by tiles, never stored.
 
 ``full_kernel`` computes every affinity: 2·L²·(C + ROWS) operations. ``symmetric`` computes each pair once.
 """
@@ -13,8 +13,8 @@ import triton.language as tl
 from ssa_fast.kernels import symmetric
 from ssa_fast.kernels.config import Symmetric
 from ssa_fast.kernels.prepare import Operands, write_rows, write_units
-from ssa_fast.kernels.primitives import resizing
-from ssa_fast.kernels.products import add_cosines, add_weighted, affinities, load_halves, numerics, write_polished
+from ssa_fast.kernels.primitives import resize_arguments
+from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, scale_arguments, write_polished
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,44 +56,45 @@ def full_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program: BLOCK_J target pixels of one row chunk of one image, against all sources. HELD: a tile has all C."""
-    layer = tl.program_id(1)
+    """One program polishes BLOCK_J target pixels from all sources; HELD: one tile has all channels."""
+    pid_layer = tl.program_id(1)
     if signed_ptr is not None:  # noqa: SIM102
-        if tl.load(signed_ptr + layer // chunks) == 0:
+        if tl.load(signed_ptr + pid_layer // chunks) == 0:
             return
     first = tl.program_id(0) * BLOCK_J
-    source = tl.arange(0, BLOCK_I)
-    target = tl.arange(0, BLOCK_J)
-    channel = tl.arange(0, BLOCK_C)
-    i_at = (layer // chunks).to(tl.int64) * L_PAD * C_PAD
+    offs_i = tl.arange(0, BLOCK_I)
+    offs_j = tl.arange(0, BLOCK_J)
+    offs_c = tl.arange(0, BLOCK_C)
+    i_at = (pid_layer // chunks).to(tl.int64) * L_PAD * C_PAD
     j_at = i_at + first.to(tl.int64) * C_PAD
-    j_offsets = target[:, None] * C_PAD + channel[None, :]
-    i_offsets = source[:, None] * C_PAD + channel[None, :]
-    v_at = layer.to(tl.int64) * L_PAD * ROWS
-    v_offsets = source[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    j_offsets = offs_j[:, None] * C_PAD + offs_c[None, :]
+    i_offsets = offs_i[:, None] * C_PAD + offs_c[None, :]
+    v_at = pid_layer.to(tl.int64) * L_PAD * ROWS
+    v_offsets = offs_i[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
 
     if HELD:
         x_j, x_j_low = load_halves(unit_ptr + j_at, unit_low_ptr + j_at, j_offsets, HIGH)  # [BLOCK_J, BLOCK_C]
-    total = tl.zeros((BLOCK_J, ROWS), tl.float32)
+    acc = tl.zeros((BLOCK_J, ROWS), tl.float32)
+    # acc = phi(x_j @ x.T) @ v
     for _ in range(0, L_PAD, BLOCK_I):
         v, v_low = load_halves(v_ptr + v_at, v_low_ptr + v_at, v_offsets, HIGH and PHI != "exp")  # [BLOCK_I, ROWS]
-        dot = tl.zeros((BLOCK_J, BLOCK_I), tl.float32)
+        cosine = tl.zeros((BLOCK_J, BLOCK_I), tl.float32)
         if HELD:
             x_i, x_i_low = load_halves(unit_ptr + i_at, unit_low_ptr + i_at, i_offsets, HIGH)  # [BLOCK_I, BLOCK_C]
-            dot = add_cosines(dot, x_j, x_j_low, x_i, x_i_low, HIGH)
+            cosine = add_cosines(cosine, x_j, x_j_low, x_i, x_i_low, HIGH)
         else:
             for c in range(0, C_PAD, BLOCK_C):
                 x_j, x_j_low = load_halves(unit_ptr + j_at + c, unit_low_ptr + j_at + c, j_offsets, HIGH)
                 x_i, x_i_low = load_halves(unit_ptr + i_at + c, unit_low_ptr + i_at + c, i_offsets, HIGH)
-                dot = add_cosines(dot, x_j, x_j_low, x_i, x_i_low, HIGH)
-        affinity = affinities(dot, phi_arg, threshold, cosine_scale, PHI, POWER, HAS_THRESHOLD, RESCALE)
-        total = add_weighted(total, affinity, v, v_low, HIGH, PRECISION, False)
+                cosine = add_cosines(cosine, x_j, x_j_low, x_i, x_i_low, HIGH)
+        affinity = apply_phi(cosine, phi_arg, threshold, cosine_scale, PHI, POWER, HAS_THRESHOLD, RESCALE)
+        acc = add_weighted(acc, affinity, v, v_low, HIGH, PRECISION, False)
         i_at += BLOCK_I * C_PAD
         v_at += BLOCK_I * ROWS
     write_polished(
-        total,
-        first + target,
-        layer,
+        acc,
+        first + offs_j,
+        pid_layer,
         peak_ptr,
         denominator_ptr,
         out_ptr,
@@ -121,33 +122,33 @@ def polish(
     workspace: int = 256 << 20,
     signed: Tensor | None = None,
 ) -> None:
-    """``reference.polish_stage`` without the L×L matrix, into ``out``.
+    """Polish a CAM as ``reference.polish_stage`` does, without the L×L matrix.
 
     Args:
-        cam, features, out: ``(B, K, h, w)`` and ``(B, K, H·W)`` float32, contiguous; ``(B, C, H, W)`` with any strides.
-        precision: ``"default"`` or ``"high"``: operands in float16, or in two halves of float16.
-        workspace: bytes that the partial sums of the symmetric kernel may take.
-        signed: ``(B,)`` int32; images where it is 0 are left out, and ``out`` is not touched there.
+        cam: ``(B, K, h, w)`` float32, contiguous.
+        features: ``(B, C, H, W)`` float16, bfloat16 or float32, any strides.
+        affinity: φ, its parameters, both eps and the number of steps.
+        align_corners: How the CAM is resized, as in ``F.interpolate``.
+        precision: Operands as float16 (``"default"``) or as two float16 halves (``"high"``).
+        out: ``(B, K, H·W)`` float32, contiguous; overwritten.
+        config, prepare: Tiles of the full or the symmetric kernel, and of those that write the operands.
+        workspace: Most bytes for the partial sums of the symmetric kernel.
+        signed: ``(B,)`` int32; images where it is 0 are skipped, and their ``out`` is not written.
     """
-    B, K, _, _ = cam.shape
-    _, _, H, W = features.shape
+    (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
     is_symmetric = isinstance(config, Symmetric)
+    align_l = config.block * config.bands if is_symmetric else max(config.block_i, config.block_j)
+    high, wide = precision == "high", affinity.phi == "exp"
     operands = Operands.empty(
-        cam,
-        features,
-        rows=config.rows,
-        align_l=config.block * config.bands if is_symmetric else max(config.block_i, config.block_j),
-        block_c=config.block_c,
-        high=precision == "high",
-        wide=affinity.phi == "exp",
+        cam, features, rows=config.rows, align_l=align_l, block_c=config.block_c, high=high, wide=wide
     )
-    unit_scale, result_scale, products = numerics(affinity, precision)
+    unit_scale, result_scale, products = scale_arguments(affinity, precision)
     write_units(features, operands, affinity, unit_scale, prepare, signed)
     denominators = cam.new_empty((B * operands.chunks, operands.L_pad))
     writing = dict(denominator_ptr=denominators, result_scale=result_scale, sum_eps=float(affinity.sum_eps))
     for step in range(affinity.steps):
         source = cam if step == 0 else out.view(B, K, H, W)
-        write_rows(source, operands, dict(W=W) | resizing(source, H, W, align_corners), prepare, signed)
+        write_rows(source, operands, dict(W=W) | resize_arguments(source, H, W, align_corners), prepare, signed)
         writing["FIRST"] = step == 0
         if is_symmetric:
             symmetric.apply(operands, out, config, products, writing, signed, workspace)

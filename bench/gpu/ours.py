@@ -69,7 +69,7 @@ def write(way: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Ten
     """Call the host function of a way but "auto": ``out`` ``(B, K, L)``, ``given`` its tiles."""
     module = "tiled" if way in FORMS else way
     arguments = given | {"affinity": problem.phi, "align_corners": problem.align_corners, "out": out}
-    arguments |= {"processors": gpu.num_sms} if way == "prototypes" else {"precision": problem.precision}
+    arguments |= {"num_sms": gpu.num_sms} if way == "prototypes" else {"precision": problem.precision}
     importlib.import_module(f"ssa_fast.kernels.{module}").polish(cam, f, **arguments)
 
 

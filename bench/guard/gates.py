@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TARGET = "sm_90"
-REPORT = ("-m", "bench.guard.launch", "{tree}", "bench.aot_report", "--target", TARGET, "--json", "{file}")
+REPORT = ("-m", "bench.guard.launch", "{tree}", "bench.aot", "--target", TARGET, "--json", "{file}")
 TRAFFIC = ("-m", "bench.guard.launch", "{tree}", "bench.guard.counted", "{file}")
 REPORTED = ("ssa_fast/ops/tile_tables.py", "ssa_fast/ops/gpu_info.py")  # what the report reads beside the kernels
 

@@ -79,7 +79,7 @@ def polish_stage(
                 kernels.polish, cam, features, affinity=affinity, align_corners=align_corners, out=out
             )
             if each == "prototypes":
-                launch(gather=tiles("gather"), apply=tiles("apply"), processors=gpu.num_sms, signed=signed)
+                launch(gather=tiles("gather"), apply=tiles("apply"), num_sms=gpu.num_sms, signed=signed)
             elif each == "tiled":
                 launch(precision=precision, config=tiles("tiled"), prepare=tiles("prepare"), signed=signed)
             else:

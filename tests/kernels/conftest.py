@@ -1,7 +1,8 @@
-"""What the kernels' tests share: memory that nobody wrote is NaN, and nobody writes beyond his output."""
+"""Fixtures of the kernel tests: uninitialized memory is NaN, and outputs have guard bands."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
 
 GUARD = 64
 BAND = -12345.0
+HERE = Path(__file__).parent
+COMPILED = "test_aot.py"  # compiles in processes of its own; every other test here runs in Triton's interpreter
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder ``interpreter``, those that compile ``slow``."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.slow if item.path.name == COMPILED else pytest.mark.interpreter)
 
 
 @pytest.fixture(autouse=True)
 def _poisoned() -> Iterator[None]:
-    """``torch.empty`` and its kin come filled with NaN: an element that no program wrote cannot pass."""
+    """Fill the memory of ``torch.empty`` with NaN, so that an element that no program wrote cannot pass."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
@@ -27,7 +37,7 @@ def _poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def guarded() -> Iterator[Callable[..., Tensor]]:
-    """Makes a contiguous float32 output, NaN inside, between two bands that must be the same afterwards."""
+    """Return a function that makes a contiguous float32 output of NaN between two guard bands."""
     buffers = []
 
     def make(*shape: int) -> Tensor:
@@ -38,5 +48,5 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
 
     yield make
     for buffer in buffers:
-        assert (buffer[:GUARD] == BAND).all(), "written before the output's beginning"
-        assert (buffer[-GUARD:] == BAND).all(), "written beyond the output's end"
+        assert (buffer[:GUARD] == BAND).all(), "written before the start of the output"
+        assert (buffer[-GUARD:] == BAND).all(), "written beyond the end of the output"

@@ -24,7 +24,7 @@ WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.0, 1.3]
 
 @pytest.fixture
 def fuse(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``fusion.fuse`` into a guarded output of ``size``; mean, rescaled and equal weights unless said otherwise."""
+    """Return ``fusion.fuse`` into a guarded output; default: mean, rescaled, equal weights."""
 
     def run(maps: Sequence[Tensor], size: tuple[int, int], **options: Any) -> Tensor:
         out = guarded(*maps[0].shape[:2], *size)
@@ -39,19 +39,21 @@ def defaults(maps: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def expected(maps: Sequence[Tensor], size: tuple[int, int], **options: Any) -> Tensor:
-    """What PyTorch gives for ``maps``, in their dtype."""
+    """Return PyTorch's result for ``maps``, in their dtype."""
     options = defaults(maps) | options
     options["weights"] = tuple(options["weights"])
     return truth.fuse(dict(enumerate(maps)), FusionOptions(**options, size=size, backend="torch"))
 
 
 def assert_as_accurate(out: Tensor, maps: Sequence[Tensor], **options: Any) -> None:
-    """At most twice as far from float64 as PyTorch is in float32, plus one rounding band."""
+    """Assert an error of at most twice that of PyTorch in float32, plus one rounding."""
     size = tuple(out.shape[2:])
     exact = expected([p.double() for p in maps], size, **options)
     error, own = ((found.double() - exact).abs().max().item() for found in (out, expected(maps, size, **options)))
     band = torch.finfo(torch.float32).eps * exact.abs().max().item()
-    assert error <= 2 * own + band, f"error {error:.3g}, of PyTorch in float32 {own:.3g}, rounding band {band:.3g}"
+    assert error <= 2 * own + band, (
+        f"error {error:.3g}, expected at most 2 × {own:.3g} (PyTorch in float32) + {band:.3g}"
+    )
 
 
 def draw(count: int, scale: float = 1.0) -> list[Tensor]:
@@ -91,7 +93,7 @@ def test_small_differences_on_a_large_number(fuse: Callable[..., Tensor]) -> Non
 
 def test_a_constant_map_becomes_zero(fuse: Callable[..., Tensor]) -> None:
     maps = [torch.full((1, 2, 4, 5), 0.1), torch.full((1, 2, 6, 6), -7.0), torch.zeros(1, 2, 3, 3)]
-    maps[0][0, 0, 2, 2] += 1e-7  # as far as float32 sums round
+    maps[0][0, 0, 2, 2] += 1e-7  # the rounding of float32 sums
     assert (fuse(maps, (6, 6), fuse="sum") == 0).all()
 
 
@@ -108,7 +110,7 @@ def test_a_nan_makes_its_map_nan(fuse: Callable[..., Tensor], how: str, at: int)
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("how", FUSES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none_go_where_pytorch_puts_them(
+def test_nan_and_infinity_propagate_as_in_pytorch(
     fuse: Callable[..., Tensor], bad: float, how: str, rescale: bool
 ) -> None:
     maps = draw(2)
@@ -133,7 +135,7 @@ def test_any_scale(fuse: Callable[..., Tensor], scale: float) -> None:
     assert_as_accurate(fuse(maps, (13, 19), rescale=False), maps, rescale=False)
 
 
-def test_the_maps_are_left_as_they_are(fuse: Callable[..., Tensor]) -> None:
+def test_the_maps_are_not_modified(fuse: Callable[..., Tensor]) -> None:
     maps = draw(5)
     before = [p.clone() for p in maps]
     fuse(maps, (8, 8))

@@ -1,4 +1,4 @@
-"""Offsets beyond 2³¹: features whose channels and images lie further apart in memory than an int32 reaches."""
+"""Offsets beyond 2³¹: features whose images, channels or rows are far apart in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from ssa_fast import Affinity, polish
 from tests.accuracy import assert_as_accurate
 
-FAR = (1 << 31) + 64  # numbers between two neighbours
+FAR = (1 << 31) + 64  # elements between neighbors
 
 
 @pytest.fixture(scope="module")
 def memory():
-    """8 GiB of addresses of which only the pages that a test writes take memory."""
+    """Reserve 8 GiB of addresses; only pages that a test writes take memory."""
     return torch.from_numpy(np.empty(2 * FAR, dtype=np.float16))
 
 

@@ -1,4 +1,4 @@
-"""What the quadratic kernels read, as the prepare kernels write it."""
+"""The operands that the prepare kernels write for the quadratic kernels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ primitives = pytest.importorskip("ssa_fast.kernels.primitives", reason="needs Tr
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELD, WALKED = Prepare(block_l=16, block_c=64, num_warps=4), Prepare(block_l=64, block_c=16, num_warps=4)
-both_configs = pytest.mark.parametrize("config", [HELD, WALKED], ids=["held", "walked"])
+HELD, LOOPED = Prepare(block_l=16, block_c=64, num_warps=4), Prepare(block_l=64, block_c=16, num_warps=4)
+both_configs = pytest.mark.parametrize("config", [HELD, LOOPED], ids=["held", "looped"])
 
 
 def operands_of(cam: Tensor, features: Tensor, *, high: bool = True, wide: bool = False) -> Any:
@@ -26,9 +26,9 @@ def operands_of(cam: Tensor, features: Tensor, *, high: bool = True, wide: bool 
 
 
 def units(features: Tensor, affinity: Affinity, config: Prepare, scale: float = 1.0) -> tuple[Tensor, Any]:
-    """Both halves together, in float64, as ``(B, C, L)``.
+    """Return the sum of both halves in float64, ``(B, C, L)``, after checking that the padding is zero.
 
-    The padding has to be zero, but for channels of a pixel that is not a number.
+    Padded channels of a NaN pixel may be NaN.
     """
     operands = operands_of(torch.rand(len(features), 1, 2, 2), features)
     prepare.write_units(features, operands, affinity, scale, config, None)
@@ -55,7 +55,7 @@ def test_unit_features(dtype: torch.dtype, center: bool, config: Prepare) -> Non
 
 @both_configs
 @pytest.mark.parametrize("peak", [1e-45, 1e-38, 1e-20, 1e20, 3.4e38])
-def test_no_range_is_left(peak: float, config: Prepare) -> None:
+def test_extreme_ranges(peak: float, config: Prepare) -> None:
     features = torch.zeros(1, 37, 2, 3)
     features[0, 3], features[0, 30] = peak, -peak
     features[0, 20, 1, 1] = peak / 2 if peak > 1e-44 else 0
@@ -65,7 +65,7 @@ def test_no_range_is_left(peak: float, config: Prepare) -> None:
 
 
 @both_configs
-def test_a_later_tile_may_be_larger_or_not_a_number(config: Prepare) -> None:
+def test_a_later_tile_may_be_larger_or_nan(config: Prepare) -> None:
     features = torch.randn(1, 37, 1, 4) * torch.logspace(-18, 18, 37).view(37, 1, 1)
     features[0, 0, 0, 1], features[0, 36, 0, 2] = float("nan"), float("inf")
     found, _ = units(features, Affinity(), config)
@@ -78,12 +78,12 @@ def test_a_later_tile_may_be_larger_or_not_a_number(config: Prepare) -> None:
 @both_configs
 @pytest.mark.parametrize("wide", [False, True])
 def test_rows(wide: bool, config: Prepare) -> None:
-    """Three row chunks: ones and 15, 15 and 4 classes; each class over its peak, resized, zero in the padding."""
+    """Write three row chunks (15, 15 and 4 classes): ones, classes over their peaks, zero padding."""
     cam = torch.randn(2, 34, 3, 4) * torch.logspace(-6, 5, 34).view(34, 1, 1)
     cam[1, 7] = 0
     features = torch.empty(2, 1, 5, 7)
     operands = operands_of(cam, features, wide=wide)
-    resize = dict(W=7) | primitives.resizing(cam, 5, 7, True)
+    resize = dict(W=7) | primitives.resize_arguments(cam, 5, 7, True)
     prepare.write_rows(cam, operands, resize, config, None)
     v = operands.v.double() + (0 if wide else operands.v_low.double())
     assert (v[:, 35:] == 0).all()
@@ -102,7 +102,7 @@ def test_unsigned_images_are_not_written(config: Prepare) -> None:
     operands = operands_of(cam, features, high=False)
     signed = torch.tensor([0, 1], dtype=torch.int32)
     prepare.write_units(features, operands, Affinity(), 1.0, config, signed)
-    prepare.write_rows(cam, operands, dict(W=4) | primitives.resizing(cam, 4, 4, True), config, signed)
+    prepare.write_rows(cam, operands, dict(W=4) | primitives.resize_arguments(cam, 4, 4, True), config, signed)
     for written in (operands.unit, operands.v):
         assert written[0].isnan().all()
         assert not written[1].isnan().any()

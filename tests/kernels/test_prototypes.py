@@ -1,6 +1,6 @@
 """The prototypes kernels in Triton's interpreter, against the reference.
 
-bfloat16 is tested too: its features become float16 before they meet ``tl.dot``.
+This includes bfloat16, since its features become float16 before ``tl.dot``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NAN = float("nan")
 
 @pytest.fixture
 def polish(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``prototypes.polish`` into a guarded output, as ``(B, K, H, W)``."""
+    """Return ``prototypes.polish`` into a guarded output, as ``(B, K, H, W)``."""
 
     def run(cam: Tensor, features: Tensor, affinity: Affinity = Affinity(), **options: Any) -> Tensor:  # noqa: B008
         (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
         out = guarded(B, K, H * W)
-        options = dict(align_corners=True, gather=GATHER, apply=APPLY, processors=2) | options
+        options = dict(align_corners=True, gather=GATHER, apply=APPLY, num_sms=2) | options
         prototypes.polish(cam, features, affinity=affinity, out=out, **options)
         return out.view(B, K, H, W)
 
@@ -52,7 +52,7 @@ def draw(B: int, K: int, C: int, H: int, W: int, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 15, 64, 8, 8), (3, 4, 67, 13, 19), (2, 5, 24, 1, 1), (1, 1, 1, 7, 5), (1, 21, 33, 5, 13)],
+    [(1, 15, 64, 8, 8), (3, 4, 67, 5, 13), (2, 5, 24, 1, 1), (1, 1, 1, 7, 5), (1, 21, 33, 5, 13)],
     ids=["aligned", "ragged", "one-pixel", "one-class", "chunks-of-K"],
 )
 def test_accuracy(
@@ -63,9 +63,16 @@ def test_accuracy(
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
-    "shape", [(1, 1000, 32, 4, 5), (1, 20, 1280, 5, 7), (1, 3, 256, 64, 64)], ids=["classes", "channels", "pixels"]
+    ("shape", "dtype"),
+    [
+        ((1, 1000, 32, 4, 5), torch.float32),
+        ((1, 20, 1280, 5, 7), torch.float32),
+        ((1, 20, 1280, 5, 7), torch.float16),
+        ((1, 3, 64, 64, 64), torch.float32),
+        ((1, 3, 64, 64, 64), torch.float16),
+    ],
+    ids=["classes", "channels", "channels-half", "pixels", "pixels-half"],
 )
 def test_large(polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     cam, features = draw(*shape, dtype)
@@ -124,7 +131,7 @@ def test_range(polish: Callable[..., Tensor], kind: str, affinity: Affinity, sca
 @pytest.mark.parametrize("affinity", [Affinity(), NO_EPS], ids=["PCM", "no eps"])
 @pytest.mark.parametrize("scale", [2.0**-24, 1e-5, 6e4])
 def test_range_of_float16(polish: Callable[..., Tensor], scale: float, affinity: Affinity) -> None:
-    """Down to float16's subnormal numbers, where its own norm would pass or vanish: held against float32's error."""
+    """Polish features down to float16's subnormal numbers, whose norm float16 cannot hold."""
     cam, features = draw(1, 4, 40, 8, 9)
     features = (1.0 + 0.09 * features).mul(scale).half() if scale > 1 else features.mul(8 * scale).half()
     assert features.any()
@@ -156,7 +163,9 @@ def test_negative_cam(polish: Callable[..., Tensor]) -> None:
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -1e-6])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_signed_images_are_marked_and_left(polish: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
+def test_signed_images_are_marked_and_not_written(
+    polish: Callable[..., Tensor], dtype: torch.dtype, bad: float
+) -> None:
     cam, features = draw(4, 3, 100, 5, 7, dtype)
     features[1, 99, 4, 6] = bad
     features[2, 3, 2, 2] = -0.0
@@ -164,23 +173,23 @@ def test_signed_images_are_marked_and_left(polish: Callable[..., Tensor], dtype:
     signed = torch.zeros(4, dtype=torch.int32)
     out = polish(cam, features, Affinity(steps=2), signed=signed)
     assert signed.tolist() == [0, 0 if bad > 0 else 1, 0, 1]
-    assert out[1].isnan().all()  # Inf is not signed, and gives NaN
+    assert out[1].isnan().all()  # infinity is not signed and gives NaN
     assert out[3].isnan().all()
     assert_as_accurate(out[::2], cam[::2], features[::2], Affinity(steps=2))
 
 
-def test_untouched_where_signed(guarded: Callable[..., Tensor]) -> None:
+def test_out_is_not_written_where_signed(guarded: Callable[..., Tensor]) -> None:
     cam, features = draw(2, 3, 20, 5, 7)
     features[0] -= 0.5
     out = guarded(2, 3, 35).fill_(7.0)
-    options = dict(affinity=Affinity(), align_corners=True, gather=GATHER, apply=APPLY, processors=2)
+    options = dict(affinity=Affinity(), align_corners=True, gather=GATHER, apply=APPLY, num_sms=2)
     prototypes.polish(cam, features, out=out, signed=torch.zeros(2, dtype=torch.int32), **options)
     assert (out[0] == 7.0).all()
     assert (out[1] < 1.0).all()
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
-def test_not_a_number_stays_in_its_class(polish: Callable[..., Tensor], bad: float) -> None:
+def test_nan_stays_in_its_class(polish: Callable[..., Tensor], bad: float) -> None:
     cam, features = draw(2, 3, 20, 5, 7)
     cam[1, 2, 3, 3] = bad
     out = polish(cam, features, Affinity(steps=2))
@@ -191,7 +200,7 @@ def test_not_a_number_stays_in_its_class(polish: Callable[..., Tensor], bad: flo
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_not_a_number_stays_in_its_image(polish: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
+def test_nan_stays_in_its_image(polish: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
     cam, features = draw(2, 3, 20, 5, 7, dtype)
     features[1, 4, 3, 3] = bad
     out = polish(cam, features)
@@ -199,12 +208,12 @@ def test_not_a_number_stays_in_its_image(polish: Callable[..., Tensor], dtype: t
     assert_as_accurate(out[:1], cam[:1], features[:1], Affinity())
 
 
-@pytest.mark.parametrize("processors", [1, 3, 1000])
-def test_any_number_of_programs(polish: Callable[..., Tensor], processors: int) -> None:
+@pytest.mark.parametrize("num_sms", [1, 3, 1000])
+def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int) -> None:
     cam, features = draw(1, 5, 20, 23, 29)
-    out = polish(cam, features, processors=processors)
+    out = polish(cam, features, num_sms=num_sms)
     assert_as_accurate(out, cam, features, Affinity())
-    assert torch.equal(out, polish(cam, features, processors=processors))
+    assert torch.equal(out, polish(cam, features, num_sms=num_sms))
 
 
 def test_one_slab_where_memory_is_short(polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The resident kernel in Triton's interpreter, against the reference.
 
-The interpreter multiplies float32 operands as float32, without TF32's rounding: results are held against the reference
-in float32, whatever the features' dtype and the precision.
+The interpreter multiplies float32 operands in float32, without TF32's rounding, so results are compared with the
+reference in float32 for any dtype of the features.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 CONFIG = Resident(block_i=64, block_j=32, block_c=32, rows=16, num_warps=4, num_stages=2)
 AFFINITIES = ["phi=relu", "power=2", "power=1.5,threshold=0.3", "phi=exp,temperature=0.1", "center,power=2,steps=3"]
-BF16 = "the interpreter's tl.dot of bfloat16 is wrong by many orders of magnitude; checked on GPUs only"
+BF16 = "the interpreter's tl.dot of bfloat16 is wrong by orders of magnitude; checked on GPUs only"
 
 
 @pytest.fixture
 def polish(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``resident.polish`` into a guarded output, as ``(B, K, H, W)``."""
+    """Return ``resident.polish`` into a guarded output, as ``(B, K, H, W)``."""
 
     def run(cam: Tensor, features: Tensor, affinity: Affinity, **options: Any) -> Tensor:
         (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
@@ -68,14 +68,14 @@ def test_accuracy(
 @pytest.mark.parametrize("text", AFFINITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_default_precision(polish: Callable[..., Tensor], dtype: torch.dtype, text: str) -> None:
-    """As accurate as float16: of float32 operands TF32 keeps as many bits."""
+    """Require the accuracy of float16, which keeps as many bits as TF32."""
     cam, f = draw(2, 5, 37, 7, 13, dtype)
     affinity = Affinity.parse(text)
     assert_as_accurate(polish(cam, f, affinity, precision="default"), cam, f, affinity, dtype=torch.float16)
 
 
 def test_default_precision_rounds_to_the_nearest(polish: Callable[..., Tensor]) -> None:
-    """Bits cut off, not rounded, would take the same share from every class and leave the row of ones alone."""
+    """Polish a constant: truncating v would lower every class but not the row of ones."""
     cam = torch.full((1, 3, 6, 7), 0.9999)
     out = polish(cam, torch.randn(1, 16, 6, 7), Affinity(sum_eps=0.0), precision="default")
     assert (out - 0.9999).abs().max() <= 0.9999 * 2.0**-12
@@ -141,7 +141,7 @@ def test_any_scale_of_the_cam(polish: Callable[..., Tensor], scale: float) -> No
     assert_as_accurate(polish(cam, f, Affinity()), cam, f, Affinity())
 
 
-def test_a_feature_whose_square_overflows_gives_nan_never_a_number(polish: Callable[..., Tensor]) -> None:
+def test_a_feature_whose_square_overflows_gives_nan(polish: Callable[..., Tensor]) -> None:
     cam, f = draw(2, 3, 8, 5, 6)
     f[1, :, 2, 3] = 3e25
     out = polish(cam, f, Affinity())

@@ -1,4 +1,4 @@
-"""Exactly what the kernels read, write and multiply, counted in Triton's interpreter."""
+"""The kernels' loads, stores and products, counted exactly in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_resident() -> None:
         resident.polish(**tensors, affinity=Affinity(), align_corners=True, precision="default", config=config)
     blocks_i, blocks_j, chunks = 3, 5, 2  # of 64 sources, 32 targets and 15 classes
     assert counted.loaded == {
-        # For the targets' norms, as sources of every block of targets, as targets of every block of sources.
+        # Loaded for the targets' norms, as sources of each target block, and as targets of each source block.
         "features": chunks * (1 + blocks_j + blocks_i) * tensors["features"].nbytes,
         "cam": blocks_j * tensors["cam"].nbytes,
         "out": 0,
@@ -93,7 +93,7 @@ def test_fusion(rescale: bool) -> None:
 def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l: int) -> None:
     from ssa_fast.kernels import prototypes
 
-    tensors = draw(1, 20, C, 16, 32, dtype)
+    tensors = draw(1, 20, C, 8, 16, dtype)
     signed = torch.zeros(1, dtype=torch.int32)
     with traffic.count(tensors) as counted:
         prototypes.polish(
@@ -102,7 +102,7 @@ def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l:
             align_corners=True,
             gather=Gather(block_l=block_l, rows=32, num_warps=8),
             apply=Apply(block_l=64, block_c=64, rows=32, num_warps=4, num_stages=2),
-            processors=4,
+            num_sms=4,
             signed=signed,
         )
     assert counted.loaded["features"] <= 2.05 * tensors["features"].nbytes
@@ -116,7 +116,7 @@ SYMMETRIC = Symmetric(block=BLOCK, block_c=64, bands=2, chunk=4, rows=ROWS, num_
 
 
 def count_tiled(config: Full | Symmetric, C: int = 64) -> Traffic:
-    """The tiled method on 16 × 16 tiles."""
+    """Count the traffic of the tiled method on 16 × 16 tiles."""
     from ssa_fast.kernels import tiled
 
     tensors = draw(1, 15, C, BLOCK // 2, BLOCK)
@@ -132,8 +132,8 @@ def test_tiled_stores_no_affinity() -> None:
     L, C = BLOCK**2 // 2, 64
     counted = count_tiled(FULL)
     operands = L * (C + ROWS) * 2
-    assert counted.stored["other"] <= operands + 4 * L * 4  # and a few numbers for each pixel
-    # Slots of the symmetric kernel: each of 10 pairs of groups takes 2 programs of 4 + 2 blocks of sums.
+    assert counted.stored["other"] <= operands + 4 * L * 4  # and a few numbers per pixel
+    # Slots of the symmetric kernel: 10 pairs of groups × 2 programs × (4 + 2) blocks of sums.
     slots = 10 * 2 * (4 + 2) * BLOCK * ROWS * 4
     assert count_tiled(SYMMETRIC).stored["other"] <= operands + 4 * L * 4 + slots
 

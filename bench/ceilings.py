@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.stand import Stand
+    from bench.stand import Device
 
 ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
 
@@ -36,12 +36,12 @@ def jobs(seed: int, rehearse: bool) -> list[Job]:
     return found
 
 
-def machine(stand: Stand) -> list[dict[str, Any]]:
+def machine(stand: Device) -> list[dict[str, Any]]:
     """What a figure has to stand beside."""
     return [{"part": "machine", "what": "machine", "status": "ok", "machine": describe(stand)}]
 
 
-def describe(stand: Stand) -> dict[str, Any]:
+def describe(stand: Device) -> dict[str, Any]:
     """Processor and GPU, driver, versions, commit; what cannot be found out is left out."""
     try:
         found = measure.machine()
@@ -78,7 +78,7 @@ def _nvidia_smi() -> dict[str, str]:
     return dict(zip(ASKED.split(","), (part.strip() for part in first.split(",")), strict=False)) if first else {}
 
 
-def copy(stand: Stand, *, numel: int, seed: int) -> list[dict[str, Any]]:
+def copy(stand: Device, *, numel: int, seed: int) -> list[dict[str, Any]]:
     """Bytes read plus bytes written per second by a large copy within the device."""
     generator = torch.Generator(stand.device).manual_seed(seed)
     source = torch.rand(numel, device=stand.device, generator=generator).half()
@@ -88,20 +88,20 @@ def copy(stand: Stand, *, numel: int, seed: int) -> list[dict[str, Any]]:
     return [_ceiling(what, times, round(rate / 1e12, 3), "TB/s")]
 
 
-def copy_seconds(stand: Stand, source: Tensor) -> list[float]:
+def copy_seconds(stand: Device, source: Tensor) -> list[float]:
     """Times of a copy, round by round."""
     target = torch.empty_like(source)
     return stand.rounds({"copy": lambda: target.copy_(source)})["copy"]
 
 
-def product(stand: Stand, *, dtype: str, side: int, seed: int) -> list[dict[str, Any]]:
+def product(stand: Device, *, dtype: str, side: int, seed: int) -> list[dict[str, Any]]:
     """FLOP per second of a square matrix product, on random numbers."""
     times = summary(product_seconds(stand, getattr(torch, dtype), side, seed))
     rate = 2 * side**3 / (times["us"] / 1e6)
     return [_ceiling(f"{dtype} product of {side}×{side} matrices", times, round(rate / 1e12, 3), "TFLOP/s")]
 
 
-def product_seconds(stand: Stand, dtype: torch.dtype, side: int, seed: int) -> list[float]:
+def product_seconds(stand: Device, dtype: torch.dtype, side: int, seed: int) -> list[float]:
     """Times of a square product of random matrices, round by round."""
     generator = torch.Generator(stand.device).manual_seed(seed)
     make: dict[str, Any] = {"device": stand.device, "generator": generator}
@@ -109,7 +109,7 @@ def product_seconds(stand: Stand, dtype: torch.dtype, side: int, seed: int) -> l
     return stand.rounds({"product": lambda: a @ b}, budget=0.5)["product"]
 
 
-def both(stand: Stand, *, numel: int, side: int, seed: int) -> list[dict[str, Any]]:
+def both(stand: Device, *, numel: int, side: int, seed: int) -> list[dict[str, Any]]:
     """Measure the float32 ceilings that the grid's shares refer to: the best of several rounds.
 
     ``numel`` numbers are copied; 0 stands for enough to fill the last cache twice.

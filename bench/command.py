@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench import ceilings, problems, providers, table, workers
-from bench.forks import Nursery
+from bench.forks import ForkServer
 from bench.grid import Grid
-from bench.stand import Stand
+from bench.stand import Device
 from bench.trial import MANY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.grid import Place
+    from bench.grid import Executor
     from bench.problems import Named
     from bench.providers import Provider
     from bench.workers import Row
@@ -62,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(
     given: Sequence[str],
-    providers_of: Callable[[Named, Stand], list[Provider]] = providers.of,
+    providers_of: Callable[[Named, Device], list[Provider]] = providers.of,
     sizes: tuple[int, int] = CEILINGS,
 ) -> int:
     """The exit code. ``providers_of`` a problem and the ``sizes`` of the ceilings are what tests replace."""
@@ -75,7 +75,7 @@ def main(
         names = chosen(options.suite, options.problem)
     except ValueError as error:
         parser.error(str(error))
-    stand = Stand(device=device)
+    stand = Device(device=device)
     wanted = {name: selected(providers_of(problems.problem(name), stand), options.provider) for name in names}
     wanted = {name: found for name, found in wanted.items() if found}
     if not wanted:
@@ -143,13 +143,13 @@ class Run:
         unfinished.replace(self.path)
 
 
-def run(kept: Run, stand: Stand, wanted: dict[str, list[Provider]], budget: float, sizes: tuple[int, int]) -> int:
+def run(kept: Run, stand: Device, wanted: dict[str, list[Provider]], budget: float, sizes: tuple[int, int]) -> int:
     """Measure the ceilings, then problem after problem; the exit code."""
     begin = time.monotonic()
     settings = kept.settings
     kept.machine = ceilings.describe(stand)
     tell = functools.partial(print, file=sys.stderr, flush=True)
-    place: Place = workers.Lone() if stand.on_gpu else Nursery()
+    place: Executor = workers.WorkerProcess() if stand.on_gpu else ForkServer()
     try:
         tell("measuring the ceilings of this machine")
         numel, side = sizes

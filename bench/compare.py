@@ -27,7 +27,7 @@ import torch
 
 from bench.guard import accuracy, gates, self_check, timing, trees
 from bench.guard.cases import SETS, chosen
-from bench.guard.worker import Failed, Stand
+from bench.guard.worker import Device, Failed
 from bench.measure import ROOT, describe, machine, save
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(base: Path, candidate: Path, cases: Sequence[Case], options: argparse.Namespace, began: float) -> int:
     """Check, compare and time two trees; print, save, and say which it was."""
-    stand = Stand(options.device, options.threads)
+    stand = Device(options.device, options.threads)
     found = machine() | {"threads": stand.threads}
     names = _named(options, found["commit"])
     print(f"base: {names['base']}\ncandidate: {names['candidate']}\n{describe(found)}", flush=True)
@@ -140,7 +140,7 @@ def _named(options: argparse.Namespace, commit: str) -> dict[str, str]:
 
 
 def _correct(
-    base: Path, candidate: Path, cases: Sequence[Case], stand: Stand
+    base: Path, candidate: Path, cases: Sequence[Case], stand: Device
 ) -> tuple[list[Check], list[Case], list[dict[str, Any]]]:
     """Wrong cases of the candidate; the cases to judge; rows of those that the base makes impossible to judge."""
     wrong = [check for check in accuracy.checks(candidate, cases, stand) if not check.right]

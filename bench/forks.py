@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench import memory
-from bench.stand import Stand
+from bench.stand import Device
 from bench.workers import ended, lost, perform
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SPAWN, _FORK = multiprocessing.get_context("spawn"), multiprocessing.get_contex
 _PR_SET_PDEATHSIG = 1
 
 
-class Nursery:
+class ForkServer:
     """The process that is forked, as its parent sees it."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def _serve(pipe: Connection, threads: int, parent: int) -> None:
     """Take jobs from the pipe and answer with their rows, until the pipe is closed or the parent is gone."""
     _die_with(parent)
     torch.set_num_threads(1)  # threads do not survive a fork, and the pool that lost them would wait for ever
-    stand = Stand(device="cpu")
+    stand = Device(device="cpu")
     while True:
         try:
             how, task = pipe.recv()
@@ -120,7 +120,7 @@ def _child(pipe: Connection, task: Job, threads: int, log: str, parent: int) -> 
     os.dup2(handle, 2)
     torch.set_num_threads(threads)
     memory.limit()
-    pipe.send(perform(task, Stand(device="cpu")))
+    pipe.send(perform(task, Device(device="cpu")))
     pipe.close()
     os._exit(0)  # no cleaning up that an interrupted compiler could make wait
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from bench import problems
 from bench.networks import FORMATS, Network
-from bench.trial import Entrant
+from bench.trial import Variant
 from bench.workers import job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bench.problems import Named
-    from bench.providers import Provider, StagePlan
-    from bench.stand import Stand
+    from bench.providers import Provider, Workload
+    from bench.stand import Device
     from bench.workers import Job, Row
 
     Ceilings: TypeAlias = dict[str, float | None]
@@ -28,7 +28,7 @@ HOPELESS = 1.25  # times the limit that a product takes at its measured ceiling:
 MIB = 1 << 20
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """Where jobs are done: ``hold`` keeps the inputs for those that follow."""
 
     def hold(self, task: Job) -> list[Row]: ...
@@ -40,8 +40,8 @@ class Place(Protocol):
 class Grid:
     """A run: its place, settings and ceilings, and at which size each provider's curve has ended."""
 
-    stand: Stand
-    place: Place
+    stand: Device
+    place: Executor
     seed: int
     limit_s: float
     rounds: int
@@ -127,7 +127,7 @@ class Grid:
         best = best or {"status": "failed", "why": "no variant was built"}
         row |= {"variant": best.get("variant", ""), "status": best["status"], "why": best.get("why", "")}
         row |= {"error": best.get("error"), "peak_extra_mib": mib(best.get("peak"))}
-        row |= {"entrant": Entrant(provider, best.get("at", 0), best.get("seconds", 0.0))}
+        row |= {"entrant": Variant(provider, best.get("at", 0), best.get("seconds", 0.0))}
         if best["status"] == "over budget" and "call" in row["why"]:
             row["why"] = f"a call took longer than {self.limit_s:g} s"
 
@@ -137,8 +137,8 @@ class Grid:
         entrants = [rows[each.name]["entrant"] for each in alive]
         took = sum((2 * each.rounds(self.rounds) + 2) * each.seconds for each in entrants)
         given = {"problem": problem, "entrants": entrants, "seed": self.seed, "most": self.rounds}
-        found = self.place.do(job("bench.trial:race", name, 2 * COMPILING + 3 * took, **given))
-        if "provider" not in found[0]:  # the race itself came to an end
+        found = self.place.do(job("bench.trial:time_interleaved", name, 2 * COMPILING + 3 * took, **given))
+        if "provider" not in found[0]:  # the interleaved timing itself ended
             for each in alive:
                 _end(rows[each.name], found[0]["status"], f"while being timed: {found[0]['why']}")
             return
@@ -205,7 +205,7 @@ def seconds_at(ceiling: float | None, amount: float) -> float | None:
     return amount / ceiling / 1e9 if ceiling else None
 
 
-def share(work: StagePlan | None, ceilings: Ceilings, p50_ms: float) -> Row:
+def share(work: Workload | None, ceilings: Ceilings, p50_ms: float) -> Row:
     """Return the roofline's time of the work over the measured time, and which ceiling binds; None if unknown."""
     product = seconds_at(ceilings["product_gflop_s"], work.flops) if work else None
     copy = seconds_at(ceilings["copy_gb_s"], work.traffic) if work else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.problem import Problem
-    from bench.stand import Stand
+    from bench.stand import Device
 
 Variants: TypeAlias = "Iterator[tuple[str, Callable[[], Tensor]]]"
 
@@ -44,12 +44,12 @@ def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
     return torch.matmul(cam, affinity).view(B, -1, H, W)
 
 
-def variants(name: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def variants(name: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The ways of one peer; each is built when it is asked for, so that one that fails leaves the others."""
     return PEERS[name](stand, problem, cam, f)
 
 
-def product(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def product(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """PyTorch computing xᵀx of unit features alone, in both layouts; the features are made ready beforehand."""
     wide = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
     tall = wide.mT.contiguous()  # [L, C]
@@ -63,26 +63,26 @@ def centred(problem: Problem, f: Tensor) -> Tensor:
     return f - f.mean(dim=(2, 3), keepdim=True) if problem.phi.center else f
 
 
-def dense(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def dense(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """PCM as its users run it, in the features' dtype."""
     cam = cam.to(f.dtype)
     yield "eager", lambda: dense_pcm(cam, centred(problem, f))
 
 
-def dense_float32(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def dense_float32(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """PCM as its users run it, in float32 with PyTorch's default precision."""
     wide = f.float()
     yield "eager", lambda: dense_pcm(cam, centred(problem, wide))
 
 
-def dense_compiled(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def dense_compiled(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The same under torch.compile."""
     compiled = _compiled(stand, lambda cam, f: dense_pcm(cam, centred(problem, f)))
     narrow = cam.to(f.dtype)
     yield "compiled", lambda: compiled(narrow, f)
 
 
-def chunked(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def chunked(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """PCM, a chunk of target pixels at a time."""
     narrow = cam.to(f.dtype)
 
@@ -105,7 +105,7 @@ def chunked_pcm(cam: Tensor, f: Tensor, chunk: int) -> Tensor:
     return (summed[:, :-1] / (summed[:, -1:] + 1e-5)).view(B, -1, H, W)
 
 
-def flex(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def flex(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """FlexAttention with q = k = x, v = cam and the score log relu(x_iᵀx_j): its softmax is then PCM's division."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -128,7 +128,7 @@ def flex(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
         yield " ".join(f"{key}={value}" for key, value in options.items()) or "default", functools.partial(run, options)
 
 
-def keops(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def keops(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
     LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
     size = (problem.H, problem.W)
@@ -144,12 +144,12 @@ def keops(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     yield "LazyTensor", run
 
 
-def algebra(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def algebra(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The prototypes' own algebra in eager PyTorch."""
     yield "eager", lambda: prototypes_algebra(cam, f)
 
 
-def algebra_compiled(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def algebra_compiled(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The same under torch.compile."""
     compiled = _compiled(stand, prototypes_algebra)
     yield "compiled", lambda: compiled(cam, f)
@@ -171,7 +171,7 @@ def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
     return (summed[:, :-1] / (summed[:, -1:] + 1e-5 * shrink)).view(B, -1, H, W)
 
 
-def _compiled(stand: Stand, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(stand: Device, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch.compiler.reset()
     return torch.compile(function, dynamic=False, backend="eager" if stand.rehearse else "inductor")
 

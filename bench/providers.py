@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from bench.peers import Variants
     from bench.problem import Problem
     from bench.problems import Named
-    from bench.stand import Stand
+    from bench.stand import Device
 
 Reasons: TypeAlias = "list[str]"
 FLOAT = 4  # bytes
 
 
-class StagePlan(NamedTuple):
+class Workload(NamedTuple):
     """Floating-point operations of the products, bytes through memory, and bytes held beyond inputs and result."""
 
     flops: int
@@ -50,9 +50,9 @@ class Provider:
     """
 
     name: str
-    build: Callable[[Stand, Any, Tensor, Any], Variants]
-    reasons: Callable[[Any, Stand], Reasons]
-    work: Callable[[Any, Stand], StagePlan | None]
+    build: Callable[[Device, Any, Tensor, Any], Variants]
+    reasons: Callable[[Any, Device], Reasons]
+    work: Callable[[Any, Device], Workload | None]
     ours: bool = False
     answer: str = "polished"
     compiles: bool = False
@@ -60,7 +60,7 @@ class Provider:
     follows: str = ""
 
 
-def of(problem: Named, stand: Stand) -> list[Provider]:
+def of(problem: Named, stand: Device) -> list[Provider]:
     """The providers of a kind of problem on a device, ours first."""
     if isinstance(problem, Network):
         return NETWORK
@@ -71,7 +71,7 @@ def of(problem: Named, stand: Stand) -> list[Provider]:
     return [*AUTO, *kernels, *both, *PEERS]
 
 
-def counted(problem: Problem, stand: Stand) -> cost_model.Problem:
+def counted(problem: Problem, stand: Device) -> cost_model.Problem:
     """The problem as the dispatcher sees it."""
     gpu, no_gpu = gpu_info.query(stand.device)
     return cost_model.Problem(
@@ -94,43 +94,43 @@ def positive(problem: Problem) -> bool:
     return problem.values in ("rand", "relu", "zeros")
 
 
-def none(problem: Named, stand: Stand) -> Reasons:
+def none(problem: Named, stand: Device) -> Reasons:
     return []
 
 
 # Ours.
 
 
-def build_auto(stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def build_auto(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """The public call with nothing promised: it reads the features' sign and chooses."""
     chosen = dispatch.plan(counted(problem, stand))
     yield f"{chosen.method}, {chosen.backend}", lambda: polish(cam, f, affinity=problem.phi)
 
 
-def work_auto(problem: Problem, stand: Stand) -> StagePlan:
+def work_auto(problem: Problem, stand: Device) -> Workload:
     chosen = dispatch.plan(counted(problem, stand))
     return work_way(chosen.method, chosen.backend, problem, stand)
 
 
-def build_way(method: str, backend: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+def build_way(method: str, backend: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     """One method on one backend, with the features' sign promised."""
     sign = positive(problem)
     yield backend, lambda: polish(cam, f, affinity=problem.phi, method=method, backend=backend, nonnegative=sign)
 
 
-def reasons_way(method: str, backend: str, problem: Problem, stand: Stand) -> Reasons:
+def reasons_way(method: str, backend: str, problem: Problem, stand: Device) -> Reasons:
     return dispatch.not_supported_reasons(method, backend, counted(problem, stand))
 
 
-def work_way(method: str, backend: str, problem: Problem, stand: Stand) -> StagePlan:
+def work_way(method: str, backend: str, problem: Problem, stand: Device) -> Workload:
     """The dispatcher's count; of prototypes the least, which is two reads of the features and the CAM in and out."""
     given = counted(problem, stand)
     cost = cost_model.cost(method, given, backend)
     if method != "prototypes":
-        return StagePlan(cost.flops, cost.bytes_moved, cost.extra_memory)
+        return Workload(cost.flops, cost.bytes_moved, cost.extra_memory)
     flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
     maps = 2 * problem.B * problem.K * problem.L * FLOAT
-    return StagePlan(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)
+    return Workload(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)
 
 
 def _way(method: str, backend: str, both: bool = False) -> Provider:
@@ -150,7 +150,7 @@ AUTO = [Provider(name, build_auto, none, work_auto, ours=True) for name in ("aut
 # Theirs.
 
 
-def no_compiler(problem: Named, stand: Stand) -> Reasons:
+def no_compiler(problem: Named, stand: Device) -> Reasons:
     """What torch.compile lacks here."""
     if stand.on_gpu:
         return [] if importlib.util.find_spec("triton") else ["torch.compile needs the package triton on a GPU"]
@@ -160,22 +160,22 @@ def no_compiler(problem: Named, stand: Stand) -> Reasons:
     return ["torch.compile needs a C++ compiler on a CPU and there is none: install g++ or clang++, or name one in CXX"]
 
 
-def no_algebra(problem: Problem, stand: Stand) -> Reasons:
+def no_algebra(problem: Problem, stand: Device) -> Reasons:
     if problem.phi.center or not positive(problem):
         return ["the algebra holds where no cosine is negative, and these features are signed"]
     return []
 
 
-def no_compiled_algebra(problem: Problem, stand: Stand) -> Reasons:
+def no_compiled_algebra(problem: Problem, stand: Device) -> Reasons:
     return no_algebra(problem, stand) + no_compiler(problem, stand)
 
 
-def no_keops(problem: Problem, stand: Stand) -> Reasons:
+def no_keops(problem: Problem, stand: Device) -> Reasons:
     found = importlib.util.find_spec("pykeops")
     return [] if found else ["pykeops is not installed: pip install pykeops"]
 
 
-def no_product(problem: Problem, stand: Stand) -> Reasons:
+def no_product(problem: Problem, stand: Device) -> Reasons:
     return ["it is the product of one image"] if problem.B > 1 else []
 
 
@@ -185,39 +185,39 @@ def _sizes(problem: Problem) -> tuple[int, int, int]:
     return B * L * L * FLOAT, problem.feature_bytes, 2 * B * problem.K * L * FLOAT
 
 
-def work_dense(problem: Problem, stand: Stand) -> StagePlan:
+def work_dense(problem: Problem, stand: Device) -> Workload:
     """Seven passes over the affinities: written; read and written by the ReLU; summed; divided; multiplied."""
     square, features, maps = _sizes(problem)
-    return StagePlan(_pairs(problem), 7 * square + 4 * features + maps, 2 * square)
+    return Workload(_pairs(problem), 7 * square + 4 * features + maps, 2 * square)
 
 
-def work_fused(problem: Problem, stand: Stand) -> StagePlan:
+def work_fused(problem: Problem, stand: Device) -> Workload:
     """The least a compiler can leave of that: the affinities written, read twice and written once."""
     square, features, maps = _sizes(problem)
-    return StagePlan(_pairs(problem), 4 * square + 2 * features + maps, square)
+    return Workload(_pairs(problem), 4 * square + 2 * features + maps, square)
 
 
-def work_chunked(problem: Problem, stand: Stand) -> StagePlan:
+def work_chunked(problem: Problem, stand: Device) -> Workload:
     """Four passes over the affinities: written, read and written by the ReLU, multiplied."""
     square, features, maps = _sizes(problem)
-    return StagePlan(_pairs(problem), 4 * square + 4 * features + maps, 2 * features)
+    return Workload(_pairs(problem), 4 * square + 4 * features + maps, 2 * features)
 
 
-def work_streamed(problem: Problem, stand: Stand) -> StagePlan:
+def work_streamed(problem: Problem, stand: Device) -> Workload:
     """No affinity in memory; the features normalised and read."""
     _, features, maps = _sizes(problem)
-    return StagePlan(_pairs(problem), 3 * features + maps, features)
+    return Workload(_pairs(problem), 3 * features + maps, features)
 
 
-def work_algebra(problem: Problem, stand: Stand) -> StagePlan:
+def work_algebra(problem: Problem, stand: Device) -> Workload:
     """The features read for their norms, for the prototypes and for the result."""
     _, features, maps = _sizes(problem)
-    return StagePlan(4 * problem.B * problem.L * problem.C * (problem.K + 1), 3 * features + maps, maps)
+    return Workload(4 * problem.B * problem.L * problem.C * (problem.K + 1), 3 * features + maps, maps)
 
 
-def work_product(problem: Problem, stand: Stand) -> StagePlan:
+def work_product(problem: Problem, stand: Device) -> Workload:
     square, features, _ = _sizes(problem)
-    return StagePlan(2 * problem.B * problem.L**2 * problem.C, square + features, square)
+    return Workload(2 * problem.B * problem.L**2 * problem.C, square + features, square)
 
 
 def _pairs(problem: Problem) -> int:
@@ -240,12 +240,12 @@ PEERS = [
 # Whole networks.
 
 
-def build_backbone(stand: Stand, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
+def build_backbone(stand: Device, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
     for layout in FORMATS:
         yield layout, net.run(layout)
 
 
-def build_polished(stand: Stand, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
+def build_polished(stand: Device, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
     """The four stages as they come of the forward, at default options."""
 
     def run(stages: list[Tensor]) -> Tensor:
@@ -256,19 +256,19 @@ def build_polished(stand: Stand, problem: Network, cam: Tensor, net: networks.Fo
         yield layout, functools.partial(run, net.stages(layout))
 
 
-def no_network(problem: Network, stand: Stand) -> Reasons:
+def no_network(problem: Network, stand: Device) -> Reasons:
     return networks.missing()
 
 
-def work_backbone(problem: Network, stand: Stand) -> StagePlan | None:
+def work_backbone(problem: Network, stand: Device) -> Workload | None:
     """Convolutions have short cuts; their operations are not counted."""
     return None
 
 
-def work_polished(problem: Network, stand: Stand) -> StagePlan:
+def work_polished(problem: Network, stand: Device) -> Workload:
     """Two reads of the stages' features and prototypes' products; maps and fusion are left out, as smaller."""
     numbers = problem.B * sum(C * (problem.size // step) ** 2 for C, step in STAGES.values())
-    return StagePlan(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
+    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
 
 
 NETWORK = [

@@ -24,7 +24,7 @@ class NotHere(Exception):
     """Something that this stand cannot do; its text is the reason."""
 
 
-class Stand:
+class Device:
     """The device, its clock and its memory. In a rehearsal, on the CPU, no figure means anything.
 
     Times of a GPU are those of the device alone: before each call the L2 cache is overwritten and the device made to

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from bench.providers import Provider
-    from bench.stand import Stand
+    from bench.stand import Device
     from bench.workers import Row
 
 WIDTH = 120
@@ -81,7 +81,7 @@ def number(value: float | None) -> str:
     return f"{value:,.{min(digits, 3)}f}"
 
 
-def listed(wanted: Mapping[str, Sequence[Provider]], stand: Stand) -> Iterator[str]:
+def listed(wanted: Mapping[str, Sequence[Provider]], stand: Device) -> Iterator[str]:
     """The problems with their sizes, then the providers, with how many of the problems each cannot do."""
     yield f"{'problem':34} {'B':>3} {'K':>5} {'C':>5} {'L':>10} {'H×W':>10}"
     for name in wanted:

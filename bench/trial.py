@@ -1,4 +1,4 @@
-"""What the grid has done about a problem in other processes: the truth, a provider's check, and the race of all.
+"""What the grid has done about a problem in other processes: the truth, a check, and the interleaved timing.
 
 Inputs are drawn once in a process: where it is forked for each job, they are there already.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from bench.problems import Named
     from bench.providers import Provider
-    from bench.stand import Stand
+    from bench.stand import Device
     from bench.workers import Row
 
 SLOW = 1.0  # seconds of a call beyond which it takes part in few rounds
@@ -43,7 +43,7 @@ COLD = 5  # rounds with a cold cache: overwriting it takes its time, too
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Variant:
     """A provider that was found right: which of its variants is the fastest, and about how many seconds it takes."""
 
     provider: Provider
@@ -63,7 +63,7 @@ def inputs(problem: Named, seed: int, device: torch.device) -> tuple[Tensor, Any
     return problem.draw(device, seed)
 
 
-def hold(stand: Stand, *, problem: Named, seed: int) -> list[Row]:
+def hold(stand: Device, *, problem: Named, seed: int) -> list[Row]:
     """Draw the inputs, so that they are there for the jobs to come."""
     inputs(problem, seed, stand.device)
     return [{"status": "ok"}]
@@ -75,7 +75,7 @@ def sampled(problem: Any, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def truth(stand: Stand, *, problem: Named, seed: int) -> list[Row]:
+def truth(stand: Device, *, problem: Named, seed: int) -> list[Row]:
     """In float64: the polished CAM at the sampled pixels, or the network's logits."""
     cam, f = inputs(problem, seed, stand.device)
     if isinstance(problem, Network):
@@ -88,7 +88,7 @@ def truth(stand: Stand, *, problem: Named, seed: int) -> list[Row]:
 
 @torch.no_grad()
 def check(
-    stand: Stand, *, problem: Named, provider: Provider, at: int, seed: int, right: Any, limit_s: float
+    stand: Device, *, problem: Named, provider: Provider, at: int, seed: int, right: Any, limit_s: float
 ) -> list[Row]:
     """A provider's variant number ``at``: its error, its memory, about its time; ``"no more"`` where it has none.
 
@@ -119,7 +119,7 @@ def check(
     return [row | {"status": "ok", "seconds": seconds}]
 
 
-def warm_up(stand: Stand) -> None:
+def warm_up(stand: Device) -> None:
     """Have thread pool and library code there before anything is watched, and freed memory given back."""
     if not stand.on_gpu:
         memory.settle()
@@ -138,7 +138,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def _built(
-    stand: Stand, problem: Named, provider: Provider, at: int, seed: int
+    stand: Device, problem: Named, provider: Provider, at: int, seed: int
 ) -> tuple[Callable[[], Tensor], dict[str, Any]]:
     """A variant's call and its name; StopIteration where there are fewer."""
     variants = provider.build(stand, problem, *inputs(problem, seed, stand.device))
@@ -162,7 +162,7 @@ def _error(
 
 
 @torch.no_grad()
-def race(stand: Stand, *, problem: Named, entrants: Sequence[Entrant], seed: int, most: int) -> list[Row]:
+def time_interleaved(stand: Device, *, problem: Named, entrants: Sequence[Variant], seed: int, most: int) -> list[Row]:
     """Seconds of every entrant in interleaved rounds, each in a shuffled order; one row per entrant.
 
     In a round each is called with a cold cache and then again, or, after ``COLD`` rounds, twice: the second call is the
@@ -183,9 +183,9 @@ def race(stand: Stand, *, problem: Named, entrants: Sequence[Entrant], seed: int
 
 
 class _Runner:
-    """One entrant in the race; what holds more than its inputs is built anew for every round."""
+    """One variant of an interleaved timing; what holds more than its inputs is built anew for every round."""
 
-    def __init__(self, stand: Stand, problem: Named, entrant: Entrant, seed: int) -> None:
+    def __init__(self, stand: Device, problem: Named, entrant: Variant, seed: int) -> None:
         self.stand, self.entrant = stand, entrant
         self.row: Row = {"provider": entrant.provider.name, "status": "ok", "why": "", "warm": [], "cold": []}
         self._build = functools.partial(_built, stand, problem, entrant.provider, entrant.at, seed)

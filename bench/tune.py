@@ -23,7 +23,7 @@ from bench.gpu.goals import error_goal
 from bench.gpu.report import REHEARSAL
 from bench.gpu.tiles import MODULES, as_config, candidates
 from bench.problem import Problem, relative_error, sampled_truth
-from bench.stand import Stand, poisoned, summary
+from bench.stand import Device, poisoned, summary
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main(
         return 2
     if rehearse:
         print(REHEARSAL)
-    begin, stand = time.monotonic(), Stand(rehearse)
+    begin, stand = time.monotonic(), Device(rehearse)
     many = command.side_by_side(rehearse)
     chosen = _chosen(rehearse, only)
     lists = {name: _candidates(*of, stand.gpu, 3 if rehearse else MOST) for name, of in chosen.items()}
@@ -133,7 +133,7 @@ def _job(function: str, name: str, kernel: str, problem: Problem, seed: int, **m
     return workers.job(f"bench.tune:{function}", f"tune: {name}", 60, **arguments)
 
 
-def _call(stand: Stand, kernel: str, problem: Problem, cam: Any, f: Any, out: Any, tiles: dict[str, Any]) -> None:
+def _call(stand: Device, kernel: str, problem: Problem, cam: Any, f: Any, out: Any, tiles: dict[str, Any]) -> None:
     """The kernel's host function with ``tiles`` for it and the present ones for what runs beside it."""
     way = MODULES[kernel]
     given = ours.tiles(way, stand.gpu, problem)
@@ -142,7 +142,7 @@ def _call(stand: Stand, kernel: str, problem: Problem, cam: Any, f: Any, out: An
 
 
 def check(
-    stand: Stand, *, name: str, kernel: str, seed: int, tiles: dict[str, Any], at: int, **arguments: Any
+    stand: Device, *, name: str, kernel: str, seed: int, tiles: dict[str, Any], at: int, **arguments: Any
 ) -> list[Row]:
     """One candidate called once, into poisoned memory, against float64."""
     problem = Problem(**arguments)
@@ -156,7 +156,7 @@ def check(
 
 
 def measure(
-    stand: Stand, *, name: str, kernel: str, seed: int, tiles: list[dict[str, Any]], at: list[int], **arguments: Any
+    stand: Device, *, name: str, kernel: str, seed: int, tiles: list[dict[str, Any]], at: list[int], **arguments: Any
 ) -> list[Row]:
     """µs of whole calls with each candidate, by its number."""
     problem = Problem(**arguments)
@@ -209,7 +209,7 @@ def _line(name: str, entry: dict[str, Any] | None, checks: list[Row], timed: Row
     return f"{name}: {json.dumps(entry['config'])}, {entry['why']} ({tried})"
 
 
-def _write(entries: list[dict[str, Any]], stand: Stand, out: Path | None, rehearse: bool) -> int:
+def _write(entries: list[dict[str, Any]], stand: Device, out: Path | None, rehearse: bool) -> int:
     """The table, with lines of an older one that this run has no answer to."""
     if not entries:
         print("nothing was measured; no table was written", file=sys.stderr)

@@ -111,9 +111,9 @@ def run(
 
 
 def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], rehearse: bool) -> None:
-    from bench.stand import Stand
+    from bench.stand import Device
 
-    stand = Stand(rehearse)
+    stand = Device(rehearse)
     for task in jobs:
         late = time.monotonic() > until
         report(task, [lost(task, "not reached", "the time was up")] if late else perform(task, stand))
@@ -132,7 +132,7 @@ def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> N
         report(task, rows)
 
 
-class Lone:
+class WorkerProcess:
     """A worker that does one job after the other and is replaced when one ends it."""
 
     def __init__(self, rehearse: bool = False) -> None:
@@ -219,9 +219,9 @@ def serve(pipe: Connection, rehearse: bool, log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from bench.stand import Stand
+    from bench.stand import Device
 
-    stand = Stand(rehearse)
+    stand = Device(rehearse)
     while True:
         try:
             task = pipe.recv()

@@ -111,7 +111,9 @@ def test_a_peer_without_memory_or_right_answer_is_a_result(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "dense PCM", lambda *given: iter([("eager", without_memory)]))
     monkeypatch.setitem(peers.PEERS, "chunked PCM", wrong)
     versus = {"dense PCM": "dense_16", "chunked PCM": "chunked_256", "algebra": "algebra_eager"}
-    (row,) = timing.compare(stand.Stand(True), method="prototypes", versus=versus, seed=1, **TINY.tiny().as_arguments())
+    (row,) = timing.compare(
+        stand.Device(True), method="prototypes", versus=versus, seed=1, **TINY.tiny().as_arguments()
+    )
     assert row["status"] == "ok"
     assert [each["status"] for each in row["providers"]] == ["ok", "out of memory", "wrong", "ok"]
     assert [goal["verdict"] for goal in row["goals"][1:3]] == ["unknown"] * 2

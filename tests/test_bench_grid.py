@@ -19,10 +19,10 @@ import torch
 from bench import ceilings, command, forks, grid, memory, peers, problems, providers, table, trial, workers
 from bench.networks import Network
 from bench.problem import Problem, relative_error, sampled_truth, truth
-from bench.providers import Provider, StagePlan
-from bench.stand import Stand
+from bench.providers import Provider, Workload
+from bench.stand import Device
 
-CPU = Stand(device="cpu")
+CPU = Device(device="cpu")
 KINDS = ("", "/signed", "/centred", "/nhwc", "/K3/B2")
 TINY_CEILINGS = (1 << 16, 64)
 HANGS = 600  # seconds after which a test that waits fails
@@ -123,7 +123,7 @@ def test_auto_and_what_is_followed_are_chosen_along():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_provider_is_right_or_says_why_not(kind):
     problem = problems.problem(f"resnet50/32/layer1{kind}")
-    rehearsal = Stand(rehearse=True)  # torch.compile without a compiler
+    rehearsal = Device(rehearse=True)  # torch.compile without a compiler
     cam, f = problem.draw(CPU.device, 3)
     right = truth(problem, cam, f)
     names = [each.name for each in providers.of(problem, rehearsal)]
@@ -154,7 +154,7 @@ def test_every_provider_is_right_or_says_why_not(kind):
 def test_providers_of_a_gpu():
     problem = problems.problem("resnet50/64/layer1")
 
-    class Gpu(Stand):
+    class Gpu(Device):
         on_gpu = True
 
     names = [each.name for each in providers.of(problem, Gpu(device="cpu"))]
@@ -220,8 +220,8 @@ def test_ratios_are_of_the_rounds_of_both():
 
 def test_shares_are_of_the_ceiling_that_binds():
     ceilings = {"copy_gb_s": 10.0, "product_gflop_s": 100.0}
-    assert grid.share(StagePlan(10**11, 10**9, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "product"}
-    assert grid.share(StagePlan(10**9, 10**10, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "copy"}
+    assert grid.share(Workload(10**11, 10**9, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "product"}
+    assert grid.share(Workload(10**9, 10**10, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "copy"}
     assert grid.share(None, ceilings, 1.0) == {"share": None, "bound": ""}
 
 
@@ -229,7 +229,7 @@ def test_a_ceiling_that_was_not_measured_is_missing():
     assert ceilings.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # slow, but not 0
     assert ceilings.giga_per_second(10**9, [0.0]) is None
     missing = {"copy_gb_s": 10.0, "product_gflop_s": None}
-    assert grid.share(StagePlan(10**11, 10**9, 0), missing, 2000.0) == {"share": None, "bound": ""}
+    assert grid.share(Workload(10**11, 10**9, 0), missing, 2000.0) == {"share": None, "bound": ""}
     assert grid.seconds_at(None, 1e15) is None
     settings = {"limit_s": 1, "seed": 2}
     machine = {
@@ -247,7 +247,7 @@ def test_a_ceiling_that_was_not_measured_is_missing():
 
 def test_slow_calls_take_part_in_fewer_rounds():
     provider = providers.PEERS[0]
-    rounds = [trial.Entrant(provider, 0, seconds).rounds(15) for seconds in (1e-4, 0.3, 1.5, 9.0, 11.0)]
+    rounds = [trial.Variant(provider, 0, seconds).rounds(15) for seconds in (1e-4, 0.3, 1.5, 9.0, 11.0)]
     assert rounds == [15, 5, 3, 3, 1]
 
 
@@ -259,7 +259,7 @@ def plant(name, build, ours=False):
 
 
 def _work(problem, stand):
-    return StagePlan(1000, 1000, 0)
+    return Workload(1000, 1000, 0)
 
 
 def build_wrong(stand, problem, cam, f):
@@ -323,7 +323,7 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(command, "Nursery", Here)
+    monkeypatch.setattr(command, "ForkServer", Here)
     monkeypatch.setattr(memory, "settle", lambda: None)
     monkeypatch.setattr(memory, "beyond_cache", lambda: 1 << 16)
     monkeypatch.setattr(CPU, "_flush", None)
@@ -422,7 +422,7 @@ def test_what_is_written(tmp_path, capsys):
 def test_a_call_longer_than_its_limit_ends_its_process():
     problem = problems.problem("resnet50/32/layer1")
     given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "at": 0, "seed": 1, "right": None}
-    server = forks.Nursery()
+    server = forks.ForkServer()
     try:
         (row,) = server.do(workers.job("bench.trial:check", "x", FOREVER, limit_s=0.05, **given))
         assert (row["status"], row["why"]) == ("over budget", "a call took longer than its limit")
@@ -560,7 +560,7 @@ def sleeps(_):
 
 @pytest.mark.slow
 def test_a_lone_worker_is_replaced():
-    place = workers.Lone(rehearse=True)
+    place = workers.WorkerProcess(rehearse=True)
     try:
         first, second = (place.do(workers.job(f"{__name__}:works", "x", HANGS, number=n))[0] for n in (1, 2))
         assert first["pid"] == second["pid"] != os.getpid()

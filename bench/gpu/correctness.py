@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.stand import Stand
+    from bench.stand import Device
 
 FLOATS = ("float16", "bfloat16", "float32")
 QUADRATIC = ("full", "symmetric", "resident")
@@ -131,7 +131,7 @@ def _quadratic_sweep(way: str) -> Iterator[tuple[str, Problem]]:
         yield way, replace(base, B=3, C=512, H=64, W=64, h=16, w=16)
 
 
-def case(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def case(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """One kernel on one problem: a row with its error, the goal, and what the project's own rule says."""
     problem = Problem(**arguments)
     if way == "resident" and problem.dtype == "bfloat16" and gpu_info.interpreting():
@@ -173,7 +173,7 @@ def _own_error(way: str, problem: Problem, cam: Tensor, f: Tensor, right: Tensor
     return error if error < 0.1 else 0.0
 
 
-def fused(stand: Stand, *, fuse: str, rescale: bool, stages: int, seed: int) -> list[dict[str, Any]]:
+def fused(stand: Device, *, fuse: str, rescale: bool, stages: int, seed: int) -> list[dict[str, Any]]:
     """The fusion kernels against the same in PyTorch and float64."""
     sides = ((7, 5), (14, 9), (4, 4), (1, 3), (7, 5)) if stand.rehearse else ((128, 96), (64, 48), (32, 24), (1, 7))
     sides = (*sides, (32, 24))[:stages]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.problem import Problem
-    from bench.stand import Stand
+    from bench.stand import Device
     from ssa_fast.ops.gpu_info import Gpu
 
 WAYS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")
@@ -73,7 +73,7 @@ def write(way: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Ten
     importlib.import_module(f"ssa_fast.kernels.{module}").polish(cam, f, **arguments)
 
 
-def polish(way: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
+def polish(way: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
     """``(B, K, L)`` between two guard bands, or through the package's own launch for "auto"."""
     if way == "auto":
         return launched("prototypes", problem, cam, f, fallback="tiled").flatten(2)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.stand import Stand
+    from bench.stand import Device
 
 BASE = Problem(B=3, K=20, C=256, H=40, W=40, h=10, w=10, values="randn")
 # (C, side, step between sizes) of ResNet-50's stages for an input of 224
@@ -71,7 +71,7 @@ def memory_problems() -> list[tuple[str, Problem]]:
     ]
 
 
-def repeat(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def repeat(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """Three runs into poisoned memory, all bits compared."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)
@@ -81,7 +81,7 @@ def repeat(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[
     return [_row(f"{way} {problem.label()}, three runs, the same bits", same, "the runs differ, or hold NaN")]
 
 
-def captured(stand: Stand, *, kind: str, seed: int) -> list[dict[str, Any]]:
+def captured(stand: Device, *, kind: str, seed: int) -> list[dict[str, Any]]:
     """``polish`` captured in a graph, replayed on inputs it has not seen, against an eager call on them."""
     call, draw = _capturable(stand, kind)
     fixed = draw(seed)
@@ -99,7 +99,7 @@ def captured(stand: Stand, *, kind: str, seed: int) -> list[dict[str, Any]]:
     return [row | {"error": worst}]
 
 
-def _capturable(stand: Stand, kind: str) -> tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]:
+def _capturable(stand: Device, kind: str) -> tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]:
     """The call, and what draws its inputs; with unknown signs, other images are signed in every draw."""
     if kind == "four stages fused":
 
@@ -118,7 +118,7 @@ def _capturable(stand: Stand, kind: str) -> tuple[Callable[..., Tensor], Callabl
     return lambda cam, f: polish(cam, f, nonnegative=sign), draw_one
 
 
-def unsynchronised(stand: Stand, *, seed: int) -> list[dict[str, Any]]:
+def unsynchronised(stand: Device, *, seed: int) -> list[dict[str, Any]]:
     """PyTorch raises an error if anything in these calls waits for the device."""
     if stand.rehearse:
         raise NotHere("a CPU call has nothing to wait for")
@@ -140,7 +140,7 @@ def unsynchronised(stand: Stand, *, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def memory(stand: Stand, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def memory(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """Peak memory beyond features, CAM and result; for tiled also less its operands, which grow with the features."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)

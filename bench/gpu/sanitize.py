@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.gpu import correctness
 from bench.measure import ROOT
-from bench.stand import NotHere, Stand
+from bench.stand import Device, NotHere
 from bench.workers import Job, job
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def jobs(seed: int, rehearse: bool) -> list[Job]:
     ]
 
 
-def check(stand: Stand, *, tool: str, seed: int, limit_s: float) -> list[dict[str, Any]]:
+def check(stand: Device, *, tool: str, seed: int, limit_s: float) -> list[dict[str, Any]]:
     """The small problems under one of the sanitizer's tools, in a process with a time limit."""
     if stand.rehearse:
         raise NotHere("a rehearsal on the CPU has nothing for it to watch")
@@ -86,7 +86,7 @@ def small() -> Iterator[tuple[str, Problem]]:
 
 
 def main(seed: int) -> int:
-    stand = Stand(rehearse=False)
+    stand = Device(rehearse=False)
     rows = [
         row for way, problem in small() for row in correctness.case(stand, way=way, seed=seed, **problem.as_arguments())
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.stand import Stand
+    from bench.stand import Device
 
 COPIED = 1 << 29  # numbers of two bytes that the copy copies, to which bandwidth is compared
 COMPILED = ("dense PCM compiled", "algebra compiled", "FlexAttention")
@@ -122,7 +122,7 @@ def sized(rows: Any, rehearse: bool) -> list[tuple[str, Problem, dict[str, str |
     return [(method, problem.tiny() if rehearse else problem, versus) for method, problem, versus in rows]
 
 
-def warm(stand: Stand, *, method: str, name: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def warm(stand: Device, *, method: str, name: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """Call one contestant once in each of its variants; whatever comes of it is told when it is timed."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)
@@ -135,7 +135,7 @@ def warm(stand: Stand, *, method: str, name: str, seed: int, **arguments: Any) -
 
 
 def compare(
-    stand: Stand, *, method: str, versus: dict[str, str | None], seed: int, **arguments: Any
+    stand: Device, *, method: str, versus: dict[str, str | None], seed: int, **arguments: Any
 ) -> list[dict[str, Any]]:
     """One row: ours and every peer, checked, timed in turn; the goals on the medians of the rounds' ratios."""
     problem = Problem(**arguments)
@@ -165,7 +165,7 @@ def compare(
     return [row | {"why": mine.why} if mine.why else row]
 
 
-def describe(method: str, stand: Stand, problem: Problem) -> str:
+def describe(method: str, stand: Device, problem: Problem) -> str:
     """The tiles that ours runs with."""
     return ", ".join(str(config) for config in ours.tiles(method, stand.gpu, problem).values())
 
@@ -183,7 +183,7 @@ def goals_row(key: str, mine: Provider, peer: Provider, problem: Problem) -> dic
 
 
 def build(
-    name: str, stand: Stand, problem: Problem, cam: Tensor, f: Tensor, error_of: Callable[[Tensor], float]
+    name: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor, error_of: Callable[[Tensor], float]
 ) -> Provider:
     """A peer by its fastest variant that runs and is right."""
     best = Provider(name, "failed", "no variant was built")
@@ -203,7 +203,7 @@ def build(
             best = tried
 
 
-def _try(provider: Provider, call: Callable[[], Tensor], error_of: Callable[[Tensor], float], stand: Stand) -> None:
+def _try(provider: Provider, call: Callable[[], Tensor], error_of: Callable[[Tensor], float], stand: Device) -> None:
     """Run once, check, and take a first time; what goes wrong is written down."""
     try:
         provider.error = error_of(call())
@@ -223,7 +223,7 @@ def _status(error: Exception) -> str:
     return "out of memory" if is_out_of_memory(error) else "failed"
 
 
-def _copy(stand: Stand) -> Provider:
+def _copy(stand: Device) -> Provider:
     """A copy within the device, large enough to run at its full bandwidth."""
     source = torch.rand(COPIED if not stand.rehearse else 1 << 10, device=stand.device, dtype=torch.float16)
     target = torch.empty_like(source)

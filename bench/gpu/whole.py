@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.stand import Stand
+    from bench.stand import Device
 
 SMALL = Problem(B=1, K=20, C=1024, H=32, W=32, h=7, w=7)
 # (method, problem): the package's own choice where f ≥ 0, and the kernel for small signed stages.
@@ -50,7 +50,7 @@ def backbone_jobs(seed: int, rehearse: bool) -> list[Job]:
     ]
 
 
-def small(stand: Stand, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+def small(stand: Device, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
     """A small stage: the public call back to back, the kernels' launch alone, and both in a CUDA graph."""
     problem = Problem(**arguments)
     cam, f = problem.draw(stand.device, seed)
@@ -86,7 +86,7 @@ def small(stand: Stand, *, method: str, seed: int, **arguments: Any) -> list[dic
     return [row | {"goals": goals, "providers": providers}]
 
 
-def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
+def backbone(stand: Device, *, K: int, seed: int) -> list[dict[str, Any]]:
     """All four stages of a ResNet-50 polished and fused, against the network's own forward."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True  # the forward at its best
@@ -118,7 +118,7 @@ def backbone(stand: Stand, *, K: int, seed: int) -> list[dict[str, Any]]:
     return [row]
 
 
-def _network(stand: Stand) -> Forward:
+def _network(stand: Device) -> Forward:
     """A ResNet-50 with random weights and its images; small for a rehearsal."""
     name, shape, dtype = "resnet50", (32, 3, 512, 512), torch.float16
     if stand.rehearse:

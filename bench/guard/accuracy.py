@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.guard.cases import Case
-    from bench.guard.worker import Stand
+    from bench.guard.worker import Device
 
 OPERANDS = {"cuda": torch.float16}  # what a device's matrix units round to by default
 
@@ -48,7 +48,7 @@ class Check:
         )
 
 
-def checks(tree: Path, cases: Sequence[Case], stand: Stand) -> list[Check]:
+def checks(tree: Path, cases: Sequence[Case], stand: Device) -> list[Check]:
     """Every case in a tree; a worker that a case cost is replaced."""
     found = []
     worker = Worker(tree, stand)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bench.guard.cases import Case
     from bench.guard.verdict import Floats
-    from bench.guard.worker import Stand
+    from bench.guard.worker import Device
 
     Report: TypeAlias = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ def measure(
     base: Path,
     candidate: Path,
     cases: Sequence[Case],
-    stand: Stand,
+    stand: Device,
     until: float,
     report: Report,
 ) -> dict[str, Times]:
@@ -62,7 +62,7 @@ def measure(
     raise AssertionError  # the count of sessions has no end
 
 
-def sizes_of(tree: Path, cases: Sequence[Case], stand: Stand) -> dict[str, Size]:
+def sizes_of(tree: Path, cases: Sequence[Case], stand: Device) -> dict[str, Size]:
     """What makes a sample of each case: decided here, once for both trees."""
     found = {}
     with Worker(tree, stand) as worker:

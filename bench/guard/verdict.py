@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Comparison:
     """What a case's times say: ratios of times, the band as a fraction, "same", "slower", "faster" or "too noisy".
 
     Too noisy is also what has not been measured often enough.
@@ -56,7 +56,7 @@ class Times:
         base, candidate, _ = np.median(np.concatenate(self.sessions), axis=0) * 1e3
         return float(base), float(candidate)
 
-    def judge(self) -> Judgement:
+    def judge(self) -> Comparison:
         """The judgement of what has been timed so far."""
         ratios = [np.log(session[:, 1:] / session[:, :1]) for session in self.sessions]
         medians = np.array([np.median(each, axis=0) for each in ratios])  # [sessions, (candidate, again)]
@@ -70,7 +70,7 @@ class Times:
             verdict = "same"
         else:
             verdict = "too noisy"
-        return Judgement(math.exp(ratio), math.exp(again), math.expm1(band), verdict)
+        return Comparison(math.exp(ratio), math.exp(again), math.expm1(band), verdict)
 
 
 def standard_error(rounds: list[Floats], strayed: Floats) -> float:

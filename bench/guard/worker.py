@@ -35,7 +35,7 @@ _CONTEXT.set_forkserver_preload(["numpy", "torch"])
 
 
 @dataclass(frozen=True)
-class Stand:
+class Device:
     """Where cases run: a device, and PyTorch's threads on the processor."""
 
     device: str
@@ -49,7 +49,7 @@ class Failed(Exception):
 class Worker:
     """One tree's process, as its parent sees it."""
 
-    def __init__(self, tree: Path, stand: Stand) -> None:
+    def __init__(self, tree: Path, stand: Device) -> None:
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=serve, args=(theirs, str(tree), stand), daemon=True)
         self.process.start()
@@ -97,7 +97,7 @@ class Worker:
         self.end()
 
 
-def serve(pipe: Connection, tree: str, stand: Stand) -> None:
+def serve(pipe: Connection, tree: str, stand: Device) -> None:
     """A worker's life: questions from the pipe, ``(True, answer)`` or ``(False, what went wrong)`` into it."""
     os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted is not what users run
     served, why = None, ""
@@ -124,7 +124,7 @@ def told(error: Exception) -> str:
 class _Served:
     """The questions that a worker answers."""
 
-    def __init__(self, tree: Path, stand: Stand) -> None:
+    def __init__(self, tree: Path, stand: Device) -> None:
         self.tree, self.device = tree, stand.device
         torch.set_num_threads(stand.threads)
         self.package = import_from(tree)

@@ -297,10 +297,13 @@ def test_no_window_is_larger_than_tile_and_halo(large: Run) -> None:
 
 def test_tiles_shrink_with_memory_and_too_little_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tile_of(side: int, memory: int) -> int:
-        return tiling.make_tiling(ssa, (side, side), tile="auto", halo="auto", memory=memory, with_seed=True).tile
+        return tiling.make_tiling(
+            ssa, field, (side, side), tile="auto", halo="auto", memory=memory, with_seed=True
+        ).tile
 
     monkeypatch.setattr(tiling, "resident_bytes", lambda: 0)
     ssa = SSA(Pyramid())
+    field = tiling.measure_field(ssa, with_seed=True)
     small, medium = tile_of(9000, 10**8), tile_of(9000, 10**9)
     assert small < medium < 9000
     assert small % 16 == medium % 16 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,7 @@ class TileExtractor:
         ssa: The network and its stages.
         reader: The image.
         tiling: How it is cut.
-        with_seed: Whether the seed layer's map is needed, too.
-        mean: Of the normalisation of pixels in [0, 1].
-        std: As ``mean``.
+        mean, std: Of the normalisation of pixels in [0, 1].
         cache: Folder for the cached features.
         disk: Bytes that they may take.
 
@@ -70,16 +69,12 @@ class TileExtractor:
         reader: WindowReader,
         tiling: Tiling,
         *,
-        with_seed: bool,
         mean: Sequence[float],
         std: Sequence[float],
         cache: Path,
         disk: int,
     ) -> None:
-        self.ssa, self.reader, self.tiling, self.with_seed = ssa, reader, tiling, with_seed
-        self.sources = dict(ssa.info.stages)
-        if with_seed:
-            self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.ref)
+        self.ssa, self.reader, self.tiling = ssa, reader, tiling
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
         # Images are normalised before they are rounded to half precision, as callers of SSA do.
@@ -101,68 +96,62 @@ class TileExtractor:
         return -(-H // self.tiling.tile) * -(-W // self.tiling.tile)
 
     def __iter__(self) -> Iterator[Tile]:
-        (H, W), halo = self.size, self.tiling.halo
         for number, core in enumerate(iter_windows(self.size, self.tiling.tile)):
-            y0, y1, x0, x1 = core
-            window = Window(max(0, y0 - halo), min(H, y1 + halo), max(0, x0 - halo), min(W, x1 + halo))
-            yield Tile(number, core, window)
+            yield Tile(number, core, core.padded(self.tiling.halo, Window(0, self.size[0], 0, self.size[1])))
 
     def extract(self, tile: Tile) -> TileFeatures:
         """Return a tile's features, computed or read from the cache."""
         path = self.cache / f"{tile.number}.pt"
         if tile.number in self._in_cache:
-            saved = torch.load(path, weights_only=True, map_location=self.device)
-            return TileFeatures(saved["stages"], saved["seed"], Window(*saved["seed_window"]))
+            stages, seed, seed_window = torch.load(path, weights_only=True, map_location=self.device)
+            return TileFeatures(stages, seed, Window(*seed_window))
         features = self._compute(tile)
         if tile.number == 0:
             self.cached = self._cache_bytes(tile, features) <= self.disk
         if self.cached:
-            content = {"stages": features.stages, "seed": features.seed, "seed_window": tuple(features.seed_window)}
             self.cache.mkdir(exist_ok=True)
-            torch.save(content, path)
+            torch.save((features.stages, features.seed, tuple(features.seed_window)), path)
             self._in_cache.add(tile.number)
         return features
 
     def core(self, name: str, tile: Tile) -> Window:
         """Return the tile's own part of a map; tiles at the image's end include the strides' remainders."""
-        stride, (h, w) = self.tiling.strides[name], self.tiling.sizes[name]
+        stride, (h, w) = self.tiling.field.strides[name], self.tiling.sizes[name]
         (H, W), core = self.size, tile.core
         bottom = h if core.y1 == H else min(core.y1 // stride, h)
         right = w if core.x1 == W else min(core.x1 // stride, w)
         return Window(min(core.y0 // stride, h), bottom, min(core.x0 // stride, w), right)
 
     def _cache_bytes(self, tile: Tile, features: TileFeatures) -> float:
-        """Return what all tiles' features would take, by those of one."""
-        tensors = [*features.stages.values(), *([] if features.seed is None else [features.seed])]
-        (h, w), (H, W) = tile.core.shape, self.size
-        return sum(tensor.nbytes for tensor in tensors) * (H * W / (h * w))
+        """Return an estimate of the bytes of all tiles' features from those of one tile."""
+        count = sum(stage.nbytes for stage in features.stages.values())
+        count += 0 if features.seed is None else features.seed.nbytes
+        return count * math.prod(self.size) / math.prod(tile.core.shape)
 
     def _compute(self, tile: Tile) -> TileFeatures:
         self.forwards += 1
         images = self._normalize(self.reader.read(*tile.window))
-        maps = extract_features(self.ssa.model, images, self.sources).maps
+        maps = extract_features(self.ssa.model, images, self.tiling.field.sources).maps
+        held = {name: self._held_window(name, tile, each) for name, each in maps.items()}
+
+        def crop(name: str, window: Window) -> Tensor:
+            y, x = window.inside(held[name])
+            return maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
+
         stages = {}
         for name in self.ssa.stage_names:
-            core, held = self.core(name, tile), self._held_window(name, tile, maps[name])
-            if not core.empty and (core.y1 > held.y1 or core.x1 > held.x1):
+            core = self.core(name, tile)
+            if not core.empty and (core.y1 > held[name].y1 or core.x1 > held[name].x1):
                 raise ValueError(
                     f"halo: expected more than {self.tiling.halo} pixels, as the network does not pad and the tiles' "
                     f'windows give too few pixels of {name!r}; pass "auto"'
                 )
-            y, x = core.inside(held)
-            stages[name] = maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
-        if not self.with_seed:
+            stages[name] = crop(name, core)
+        if self.tiling.margin is None:
             return TileFeatures(stages, None, Window(0, 0, 0, 0))
-        layer, margin = self.ssa.info.seed.layer, self.tiling.margin
-        held, core = self._held_window(layer, tile, maps[layer]), self.core(layer, tile)
-        seed_window = Window(
-            max(core.y0 - margin, held.y0),
-            min(core.y1 + margin, held.y1),
-            max(core.x0 - margin, held.x0),
-            min(core.x1 + margin, held.x1),
-        )
-        y, x = seed_window.inside(held)
-        return TileFeatures(stages, maps[layer][0, :, y, x].clone(), seed_window)
+        layer = self.ssa.info.seed.layer
+        seed_window = self.core(layer, tile).padded(self.tiling.margin, held[layer])
+        return TileFeatures(stages, crop(layer, seed_window), seed_window)
 
     def _normalize(self, rgb: np.ndarray) -> Tensor:
         pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.working_dtype)
@@ -170,6 +159,6 @@ class TileExtractor:
 
     def _held_window(self, name: str, tile: Tile, maps: Tensor) -> Window:
         """Return where a tile's map lies in the whole map; around the core its values may differ."""
-        stride = self.tiling.strides[name]
+        stride = self.tiling.field.strides[name]
         y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
         return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])

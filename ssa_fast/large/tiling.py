@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssa_fast.io.sizes import resident_bytes
-from ssa_fast.large.receptive_field import check_windows, map_sizes, measure_receptive_field
+from ssa_fast.large.receptive_field import ReceptiveField, measure_receptive_field
 from ssa_fast.large.resample import resize_margin
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ssa_fast.large.receptive_field import ReceptiveField
     from ssa_fast.ssa import SSA
 
 ACTIVATION_FACTOR = 5.0
@@ -25,24 +24,25 @@ FORWARD_SHARE = 0.6
 LARGEST_TILE = 8192
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiling:
     """How an image is cut into tiles.
 
     Attributes:
+        field: The network's maps and their strides.
+        sizes: Map -> (h, w) for the whole image.
         tile: Pixels of a tile's side.
         halo: Pixels around it that the network also sees, including ``margin``.
-        strides: Map -> image pixels per map pixel.
-        sizes: Map -> (h, w) for the whole image.
-        margin: Pixels of the seed layer's map around a tile's own that resizing it to the stages reads.
+        margin: Pixels of the seed layer's map around a tile's own that resizing it to the stages reads; None without
+            such a map.
         exact: Whether the halo covers the receptive field.
     """
 
+    field: ReceptiveField
+    sizes: dict[str, tuple[int, int]]
     tile: int
     halo: int
-    strides: dict[str, int]
-    sizes: dict[str, tuple[int, int]]
-    margin: int
+    margin: int | None
     exact: bool
 
 
@@ -85,27 +85,50 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
 
 
+def measure_field(ssa: SSA, *, with_seed: bool) -> ReceptiveField:
+    """Return the receptive field of an SSA's stages and, if asked for, of the map that its seed is made from."""
+    seed = {ssa.info.seed.layer: ssa.info.seed.ref} if with_seed else {}
+    return measure_receptive_field(ssa.model, {**ssa.info.stages, **seed})
+
+
 def make_tiling(
-    ssa: SSA, size: tuple[int, int], *, tile: int | str, halo: int | str, memory: int, with_seed: bool
+    ssa: SSA,
+    field: ReceptiveField,
+    size: tuple[int, int],
+    *,
+    tile: int | str,
+    halo: int | str,
+    memory: int,
+    with_seed: bool,
 ) -> Tiling:
-    """Choose the tiles and the halo of an image of ``size`` (H, W).
+    """Choose the tiles and the halo of an image of ``size`` (H, W), for the ``measure_field`` of ``ssa``.
 
     With "auto", the halo covers the receptive field, and the tile is the largest that fits ``memory``, the bytes for
-    the whole process. ``with_seed`` says that the seed layer's map is needed, too.
+    the whole process.
 
     Raises:
         ValueError: A wrong option, a model with global layers, or too little memory for any tile.
     """
-    model, layer, sources = ssa.model, ssa.info.seed.layer, dict(ssa.info.stages)
-    if with_seed:
-        sources.setdefault(layer, ssa.info.seed.ref)
-    field = measure_receptive_field(model, sources)
-    around = _halo(halo, field)
+    if halo != "auto":
+        around = -(-int(halo) // field.stride) * field.stride
+    elif field.halo is not None:
+        around = field.halo
+    else:
+        raise ValueError(
+            'halo: expected pixels, got "auto", which needs a finite receptive field, but this model has global '
+            "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
+        )
     exact = field.halo is not None and around >= field.halo
-    check_windows(model, sources, field, size)
-    sizes = map_sizes(model, sources, field, size)
-    margin = _seed_margin(ssa, field, sizes) if with_seed else 0
-    around += -(-margin * field.strides.get(layer, 1) // field.stride) * field.stride
+    field.check_windows(size)
+    sizes, margin = field.map_sizes(size), None
+    if with_seed:
+        layer = ssa.info.seed.layer
+        margin = max(
+            resize_margin(source, target, field.strides[name] / field.strides[layer], ssa.align_corners)
+            for name in ssa.stage_names
+            for source, target in zip(sizes[layer], sizes[name], strict=True)
+        )
+        around += -(-margin * field.strides[layer] // field.stride) * field.stride
     if tile == "auto":
         tile = _largest_tile(ssa, size, field, around, memory)
     elif int(tile) % field.stride:
@@ -113,16 +136,7 @@ def make_tiling(
             f'tile: expected "auto" or a multiple of {field.stride}, the coarsest map\'s stride, got {tile}'
         )
     tile = int(tile)
-    return Tiling(tile, around, field.strides, sizes, margin, exact or tile >= max(size))
-
-
-def _seed_margin(ssa: SSA, field: ReceptiveField, sizes: dict[str, tuple[int, int]]) -> int:
-    layer = ssa.info.seed.layer
-    return max(
-        resize_margin(source, target, field.strides[name] / field.strides[layer], ssa.align_corners)
-        for name in ssa.stage_names
-        for source, target in zip(sizes[layer], sizes[name], strict=True)
-    )
+    return Tiling(field, sizes, tile, around, margin, exact or tile >= max(size))
 
 
 def _largest_tile(ssa: SSA, size: tuple[int, int], field: ReceptiveField, around: int, memory: int) -> int:
@@ -150,14 +164,3 @@ def _largest_tile(ssa: SSA, size: tuple[int, int], field: ReceptiveField, around
             "raise it, or pass a smaller halo, which is an approximation"
         )
     return side
-
-
-def _halo(halo: int | str, field: ReceptiveField) -> int:
-    if halo == "auto":
-        if field.halo is None:
-            raise ValueError(
-                'halo: expected pixels, got "auto", which needs a finite receptive field, but this model has global '
-                "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
-            )
-        return field.halo
-    return -(-int(halo) // field.stride) * field.stride

@@ -10,7 +10,8 @@ from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import split_off_mean
-from ssa_fast.streaming.base import _Accumulator, computing_dtype, lasting_zeros, normalize
+from ssa_fast.streaming.base import _Accumulator, lasting_zeros, normalize
+from ssa_fast.validation import result_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,7 @@ class Prototypes(_Accumulator):
                 "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
                 "pixels exists; PixelBank is exact for signed features"
             )
-        dtype = computing_dtype(cam, feats)
+        dtype = result_dtype(cam, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
@@ -136,7 +137,7 @@ class Prototypes(_Accumulator):
         self._check_tile(feats)
         single = feats.ndim == 3
         feats = (feats[None] if single else feats).to(self.device)
-        dtype = computing_dtype(feats)
+        dtype = result_dtype(feats, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]

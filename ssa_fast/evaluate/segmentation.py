@@ -35,16 +35,17 @@ def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -
         ValueError: The shapes differ, or a counted label lies outside ``[0, N)``.
         TypeError: A map does not hold integers.
     """
-    guess, true = np.asarray(predicted), np.asarray(truth)
-    for name, labels in (("predicted", guess), ("truth", true)):
+    maps = {"predicted": np.asarray(predicted), "truth": np.asarray(truth)}
+    for name, labels in maps.items():
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it, e.g. to int64")
-    if guess.shape != true.shape:
+    shape, expected = (labels.shape for labels in maps.values())
+    if shape != expected:
         raise ValueError(
-            f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first"
+            f"predicted: expected the shape of truth, {expected}, got {shape}; resize the prediction first"
         )
-    counted = true != IGNORE
-    guess, true = guess[counted].astype(np.int64), true[counted].astype(np.int64)
+    counted = maps["truth"] != IGNORE
+    guess, true = (labels[counted].astype(np.int64) for labels in maps.values())
     for name, labels in (("predicted", guess), ("truth", true)):
         if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
             raise ValueError(
@@ -64,9 +65,8 @@ def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
 
 def mean_iou(confusion: ArrayLike) -> float:
     """Return the mean of ``iou_per_class`` over the classes present; NaN if no pixel was counted."""
-    seen = iou_per_class(confusion)
-    seen = seen[~np.isnan(seen)]
-    return float(seen.mean()) if seen.size else float("nan")
+    ious = iou_per_class(confusion)
+    return float(np.nanmean(ious)) if np.isfinite(ious).any() else float("nan")
 
 
 @dataclass(frozen=True)

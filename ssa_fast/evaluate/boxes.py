@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 IOUS: tuple[float, ...] = (0.3, 0.5, 0.7)
 """IoUs that MaxBoxAccV2 averages over."""
-
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(100))
-"""CAM thresholds of ``max_box_acc``: 0 to 0.99 in steps of 0.01."""
+"""CAM thresholds of ``max_box_acc``."""
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:

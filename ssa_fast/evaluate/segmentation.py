@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """True label of pixels that are not counted (VOC's void)."""
-
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
-"""Background scores of ``threshold_sweep``: 0.01 to 0.99 in steps of 0.01."""
+"""Background scores of ``threshold_sweep``."""
 
 
 def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -> NDArray[np.int64]:
@@ -104,7 +103,7 @@ def threshold_sweep(
     """Return the mean IoU of CAMs at each background score, as the scripts of PSA, IRN and SEAM define it.
 
     At threshold ``t`` a pixel's label is ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``, else
-    background. The whole data set shares one ``t``. All thresholds are counted in one pass over the pixels.
+    background.
 
     Args:
         cams: Per image ``(K, H, W)`` in [0, 1], of the classes present; K may differ between images and may be 0.
@@ -114,8 +113,7 @@ def threshold_sweep(
         thresholds: Background scores, in any order.
 
     Raises:
-        ValueError: The iterables differ in length, a shape does not match, a label is out of range, a CAM holds NaN,
-            or there is no threshold.
+        ValueError: Iterables of different lengths, a wrong shape or label, NaN in a CAM, or no threshold.
     """
     levels = np.unique(np.asarray(thresholds, dtype=np.float64))
     if not levels.size or np.isnan(levels).any():
@@ -124,17 +122,15 @@ def threshold_sweep(
         )
     count, side = len(levels), num_classes**2
     # Pixel counts by number of thresholds below the score: labelled foreground at those, background at the others.
-    foreground = np.zeros((count + 1, side), np.int64)
-    background = np.zeros((count + 1, side), np.int64)
+    foreground, background = np.zeros((2, count + 1, side), np.int64)
     for cam, present, truth in zip(cams, classes, truths, strict=True):
         score, label = _strongest(np.asarray(cam), np.asarray(present, dtype=np.int64))
         true = np.asarray(truth)
         confusion_matrix(label, true, num_classes)  # checks shapes and ranges
         counted = true != IGNORE
-        row = true[counted].astype(np.int64) * num_classes
-        above = np.searchsorted(levels, score[counted], side="left")
-        foreground += np.bincount(above * side + row + label[counted], minlength=(count + 1) * side).reshape(-1, side)
-        background += np.bincount(above * side + row, minlength=(count + 1) * side).reshape(-1, side)
+        bins = np.searchsorted(levels, score[counted]) * side + true[counted].astype(np.int64) * num_classes
+        foreground += np.bincount(bins + label[counted], minlength=foreground.size).reshape(-1, side)
+        background += np.bincount(bins, minlength=background.size).reshape(-1, side)
     confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count]
     confusions = confusions.reshape(-1, num_classes, num_classes)
     return Sweep(levels, np.array([mean_iou(confusion) for confusion in confusions]), confusions)

@@ -40,10 +40,7 @@ class _MinMax:
 
 
 class DiskMap(_MinMax):
-    """A map ``(K, H, W)`` in a file: float32, or float64 for a float64 network.
-
-    Rescaling a nearly flat map magnifies rounding errors.
-    """
+    """A map ``(K, H, W)`` in a file; float64 for a float64 network, as rescaling a flat map magnifies rounding."""
 
     def __init__(self, path: Path, K: int, size: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__(K, dtype)
@@ -90,11 +87,7 @@ class FusedMap(_MinMax):
         return fuse(stages, options)[0]
 
     def update_minmax(self, window: Window) -> None:
-        """Include a window's values in the minimum and maximum by which ``cam`` rescales.
-
-        Raises:
-            ValueError: A value is NaN or infinite, which 8 bits cannot hold.
-        """
+        """Include a window's values in the minimum and maximum by which ``cam`` rescales."""
         h, w = window.shape
         count = max(1, CHUNK_BYTES // (4 * h * w))
         for first in range(0, len(self.low), count):

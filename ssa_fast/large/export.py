@@ -35,12 +35,10 @@ STRIP = 16 << 20  # pixels of all classes together whose labels are computed at 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """The files of one large image.
+    """The files of one large image: CAMs, mask and preview (a PNG of image, heat map and mask).
 
-    Attributes:
-        cams: ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; (K, H, W) uint8, 255 · CAM.
-        mask: As ``cams``; labels (H, W) uint8.
-        preview: A PNG of image, heat map and mask.
+    CAMs (K, H, W), 255 · CAM, and the mask's labels (H, W) are uint8, in ``.tif`` (tiled BigTIFF with a pyramid, a page
+    per class) or ``.zarr``.
     """
 
     cams: Path
@@ -71,11 +69,7 @@ class OutputPaths:
 def names_and_labels(
     classes: Sequence[int], names: Sequence[str] | None, labels: Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
-    """Return the names and mask labels of the selected classes, from those of all model outputs.
-
-    Raises:
-        ValueError: Too many classes for a mask, or labels outside 1 to 254.
-    """
+    """Return the names and mask labels of the selected classes, from those of all model outputs."""
     if len(classes) >= IGNORE:
         raise ValueError(
             f"classes: expected at most 254, as 255 means unsure in the mask, got {len(classes)}; take fewer"
@@ -98,11 +92,7 @@ def write_outputs(
     postprocess: PostprocessOptions,
     report: Callable[[int, int], None],
 ) -> tuple[list[Tensor], int]:
-    """Write the three files, all of them or none, replacing what is there.
-
-    Returns:
-        Boxes per class, (n, 4) float32 x1 y1 x2 y2, and the pixels to which they are exact.
-    """
+    """Write the three files or none; return boxes (n, 4) per class, and the pixels to which they are exact."""
     H, W = fused.size
     K = len(names)
     image = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
@@ -128,16 +118,8 @@ def write_outputs(
         pyramid.write(path, cam_window, shape=(K, H, W), names=names, metadata=metadata, on_progress=on_progress(0, K))
 
     def write_mask(path: Path) -> None:
-        pyramid.write(
-            path,
-            mask_window,
-            shape=(1, H, W),
-            names=["mask"],
-            kind="mask",
-            metadata=metadata,
-            palette=voc_palette(),
-            on_progress=on_progress(K, 1),
-        )
+        options: dict[str, Any] = {"kind": "mask", "palette": voc_palette(), "metadata": metadata}
+        pyramid.write(path, mask_window, shape=(1, H, W), names=["mask"], on_progress=on_progress(K, 1), **options)
 
     def write_preview(path: Path) -> None:
         reduced.finish_class()
@@ -152,10 +134,7 @@ def write_outputs(
 
 
 class _ReducedCams:
-    """Reduced CAMs, collected while the windows are written, for the boxes and the preview.
-
-    Blocks of ``factor`` × ``factor`` pixels keep their maximum, so that no region is lost.
-    """
+    """CAMs reduced by the maximum of blocks of ``factor``² pixels while they are written, for boxes and preview."""
 
     def __init__(
         self, K: int, size: tuple[int, int], preview: tuple[int, int], postprocess: PostprocessOptions

@@ -1,8 +1,4 @@
-"""``LargeImageSSA``: the CAMs of one image that is never in memory as a whole.
-
-A first pass over its tiles gathers what every pixel needs of all others, a second applies it. The network's features
-are computed once and cached on disk, or computed again in each pass.
-"""
+"""``LargeImageSSA``: the CAMs of one image that is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.large.receptive_field import ReceptiveField
-    from ssa_fast.large.tiling import Tiling
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
@@ -94,17 +89,15 @@ class LargeImageSSA:
 
     The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN
     through the network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other
-    affinities, the pixels themselves), a second applies them; both read the features from disk if there is room, and
-    otherwise compute them again. With listed classes the network runs once per tile if features are cached, else
-    twice; "predicted" and "topN", which need the whole image's logits first, take one run more where features are not
-    cached. CAMs have the image's size, whatever the ``size`` of ``ssa``.
+    affinities, the pixels themselves), a second applies them. The network runs once per tile if there is room on disk
+    for its features; otherwise twice, and three times for "predicted" and "topN", which need the whole image's logits
+    first. CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
     Args:
         ssa: An ``SSA`` with scales=(1.0,) and flip=False.
         tile: Pixels of a tile's side, a multiple of the coarsest stride; "auto": the largest that fits the memory.
-        halo: Pixels around a tile that the network also sees; "auto" measures the receptive field (ResNet-18 and
-            ResNet-50: 224 pixels). A smaller one is an approximation. A margin for the seed's resizing is added: two
-            of its map's pixels, 64 of the image, for those.
+        halo: Pixels around a tile that the network also sees; "auto" is the receptive field (ResNet-18 and ResNet-50:
+            224 pixels), a smaller one an approximation. A margin for the seed's resizing is added (64 pixels there).
         memory: What the process may take in all, bytes or text such as "4GB".
         disk: Bytes that cached features may take; "auto" is half of what is free, 0 none.
         scratch: Folder for them; default beside the outputs.
@@ -163,8 +156,7 @@ class LargeImageSSA:
             image: A path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
                 zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers``).
             classes: As for ``SSA``, for one image.
-            out: The CAMs' file, ``.tif`` or ``.zarr``; beside it come ``NAME.mask.tif`` (or .zarr) and
-                ``NAME.preview.png``. Or the three paths, as ``OutputPaths``.
+            out: The CAMs' file, see ``OutputPaths.beside``, or all three paths.
             overwrite: Replace these files.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with listed classes.
             postprocess: Options of the mask and the boxes.
@@ -173,9 +165,6 @@ class LargeImageSSA:
             metadata: JSON values to store in the files.
             on_progress: Called with a ``Progress`` after every window of every phase.
             progress: Show a bar with the time left for every phase on stderr; needs rich.
-
-        Returns:
-            The files, classes, logits and boxes, and how they were computed.
 
         Raises:
             TypeError: A seed that is no tensor or array, or metadata that is not JSON.
@@ -202,14 +191,16 @@ class LargeImageSSA:
             reader = stack.enter_context(open_image(image, memory=self.memory // 8))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-            tiling = self._tiling(reader.size, with_seed=seed is None)
+            with_seed = seed is None
+            if with_seed not in self._fields:
+                self._fields[with_seed] = measure_field(self.ssa, with_seed)
+            field, memory = self._fields[with_seed], self.memory
+            tiling = make_tiling(
+                self.ssa, field, reader.size, tile=self.tile, halo=self.halo, memory=memory, with_seed=with_seed
+            )
             disk = shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk)
-            tiles = TileExtractor(
-                self.ssa, reader, tiling, mean=self.mean, std=self.std, cache=folder / "features", disk=disk
-            )
-            pipeline = Pipeline(
-                tiles, folder, seed=seed, stride=self.stride, memory=self.memory, callbacks=callbacks, start=start
-            )
+            tiles = TileExtractor(self.ssa, reader, tiling, self.mean, self.std, folder / "features", disk)
+            pipeline = Pipeline(tiles, folder, seed, self.stride, memory, callbacks, start)
             class_tensor = pipeline.select_classes(classes)
             indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
@@ -228,9 +219,7 @@ class LargeImageSSA:
             )
             pipeline.record_time("write")
         return LargeImageResult(
-            cams=paths.cams,
-            mask=paths.mask,
-            preview=paths.preview,
+            **vars(paths),
             size=tiles.size,
             classes=indices,
             names=chosen_names,
@@ -246,17 +235,4 @@ class LargeImageSSA:
             cached=tiles.cached,
             exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in gathered.methods.values()),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
-        )
-
-    def _tiling(self, size: tuple[int, int], *, with_seed: bool) -> Tiling:
-        if with_seed not in self._fields:
-            self._fields[with_seed] = measure_field(self.ssa, with_seed=with_seed)
-        return make_tiling(
-            self.ssa,
-            self._fields[with_seed],
-            size,
-            tile=self.tile,
-            halo=self.halo,
-            memory=self.memory,
-            with_seed=with_seed,
         )

@@ -33,42 +33,24 @@ FUSION_WINDOW = 1024  # side of the windows in which the fused map's extremes ar
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """State between the two passes.
+    """State between the two passes."""
 
-    Attributes:
-        accumulators: Stage -> what was gathered of it.
-        methods: Stage -> "prototypes" or "pixel_bank".
-        seed: (K, h, w) of the whole image, before polishing.
-        logits: (num_classes,) float32 of the whole image; None where the caller gave the seed.
-    """
-
-    accumulators: dict[str, Prototypes | PixelBank]
-    methods: dict[str, str]
-    seed: Tensor
-    logits: Tensor | None
+    accumulators: dict[str, Prototypes | PixelBank]  # stage -> what was gathered of it
+    methods: dict[str, str]  # stage -> "prototypes" or "pixel_bank"
+    seed: Tensor  # (K, h, w) of the whole image, before polishing
+    logits: Tensor | None  # (num_classes,) float32 of the whole image; None where the caller gave the seed
 
 
 class Pipeline:
-    """One image's passes.
+    """One image's passes, with temporary files in ``folder``; ``seconds`` holds each phase's time.
 
-    Args:
-        tiles: The image's tiles and their features.
-        folder: For temporary files.
-        seed: (K, h, w) of the whole image, or None for the classifier's own CAM.
-        stride: Of ``PixelBank``.
-        memory: Bytes for the whole process.
-        callbacks: Called with a ``Progress`` after each window of a phase.
-        start: ``time.perf_counter()`` when the work began.
-
-    Attributes:
-        seconds: Phase -> wall-clock time.
+    ``seed`` (K, h, w) is None for the classifier's own CAM; ``memory`` is that of the whole process in bytes.
     """
 
     def __init__(
         self,
         tiles: TileExtractor,
         folder: Path,
-        *,
         seed: Tensor | np.ndarray | None,
         stride: int,
         memory: int,
@@ -183,8 +165,10 @@ class Pipeline:
                 return None
             if features.seed is not None:
                 total = total + self._seed_layer_sum(tile, features)
-                seed, held = self._tile_seed(features.seed, classes), features.seed_window
-                core = self.tiles.core(self.seed_layer, tile)
+                extracted = Features(self.tiles.size, {self.seed_layer: features.seed[None]})
+                with torch.autocast(self.tiles.device.type, enabled=False):
+                    seed = cam_seed(self.ssa.model, self.ssa.info.seed, extracted, classes)[0]
+                core, held = self.tiles.core(self.seed_layer, tile), features.seed_window
                 y, x = core.inside(held)
                 whole_seed[:, core.y0 : core.y1, core.x0 : core.x1] = seed[:, y, x]
             for name, stage in features.stages.items():
@@ -200,12 +184,6 @@ class Pipeline:
                     accumulator.add(cam, stage, nonnegative=True)
         logits = self._logits(total) if self.given_seed is None else None
         return Gathered(accumulators, methods, whole_seed, logits)
-
-    def _tile_seed(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Return the seed (K, h, w) around a tile from the seed layer's map there."""
-        extracted = Features(self.tiles.size, {self.seed_layer: maps[None]})
-        with torch.autocast(maps.device.type, enabled=False):
-            return cam_seed(self.ssa.model, self.ssa.info.seed, extracted, classes)[0]
 
     def _accumulator(self, name: str, methods: dict[str, str], K: int, banks: ExitStack) -> Prototypes | PixelBank:
         C, device, affinity = self.ssa.info.stages[name].layout.channels, self.tiles.device, self.ssa.affinities[name]

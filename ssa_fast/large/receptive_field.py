@@ -28,21 +28,13 @@ STEP = 256  # pixels by which an image is enlarged to measure the strides
 
 @dataclass(frozen=True, eq=False)
 class ReceptiveField:
-    """How an image must be cut into tiles for a network.
-
-    Attributes:
-        model: The network.
-        sources: Map -> the layer that it is read from.
-        strides: Map -> image pixels per map pixel.
-        halo: Pixels around a tile that its maps depend on, a multiple of ``stride``; None if they depend on all.
-        bytes_per_pixel: Size of the largest module output, in bytes per image pixel.
-    """
+    """How a network's maps depend on an image's pixels."""
 
     model: nn.Module
-    sources: Mapping[str, LayerRef]
-    strides: dict[str, int]
-    halo: int | None
-    bytes_per_pixel: float
+    sources: Mapping[str, LayerRef]  # map -> the layer that it is read from
+    strides: dict[str, int]  # map -> image pixels per map pixel
+    halo: int | None  # pixels around a tile that its maps depend on, a multiple of ``stride``; None: on all
+    bytes_per_pixel: float  # of the largest module output, per image pixel
 
     @property
     def stride(self) -> int:
@@ -59,13 +51,9 @@ class ReceptiveField:
         }
 
     def check_windows(self, size: tuple[int, int]) -> None:
-        """Check on a small image that maps of a window are parts of the whole image's maps.
+        """Check that maps of a window are parts of the whole maps, on a small image with the remainders of ``size``.
 
-        Its sides have the same remainders by the stride as those of ``size`` (H, W). The check fails where padding
-        depends on the size (TensorFlow's "SAME"), or where an operation hides the NaN of ``measure_receptive_field``.
-
-        Raises:
-            ValueError: With the first map that differs.
+        They are not where padding depends on the size (TensorFlow's "SAME") or an operation hides a NaN.
         """
         if self.halo is None:
             return
@@ -87,11 +75,7 @@ class ReceptiveField:
 
 
 def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -> ReceptiveField:
-    """Return the strides and the receptive field of the maps ``sources`` of a network.
-
-    Raises:
-        ValueError: A map is not convolutional, so it cannot be computed in windows.
-    """
+    """Return the strides and the receptive field of the maps ``sources`` of a network, all convolutional."""
     for name, source in sources.items():
         if source.layout.kind != "nchw":
             raise ValueError(

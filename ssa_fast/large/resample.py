@@ -74,9 +74,6 @@ def resample(
 
     ``part`` ``(K, h, w)`` is the window ``held`` of the whole map and must cover the ``source_window``. Two products
     with interpolation matrices, ``Y · part · X``, give ``(K, *window.shape)``.
-
-    Raises:
-        ValueError: ``held`` does not cover the ``source_window``.
     """
     needed = source_window(window, source, target, align_corners)
     if needed.y0 < held.y0 or needed.y1 > held.y1 or needed.x0 < held.x0 or needed.x1 > held.x1:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
 
     from ssa_fast.io.readers import WindowReader
@@ -34,33 +33,17 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class TileFeatures:
-    """The network's maps for a tile, without a batch dimension.
+    """The network's maps for a tile, without a batch dimension."""
 
-    Attributes:
-        stages: Stage -> (C, h, w) of the core.
-        seed: (C, h, w) of the seed layer, core and margin; None where the caller gave the seed.
-        seed_window: Where ``seed`` lies in the whole map.
-    """
-
-    stages: dict[str, Tensor]
-    seed: Tensor | None
-    seed_window: Window
+    stages: dict[str, Tensor]  # stage -> (C, h, w) of the core
+    seed: Tensor | None  # (C, h, w) of the seed layer, core and margin; None where the caller gave the seed
+    seed_window: Window  # where ``seed`` lies in the whole map
 
 
 class TileExtractor:
-    """Iterates over the tiles of an image and extracts their features, cached on disk if all of them fit.
+    """Iterates over an image's tiles and extracts their features, cached in a folder if all of them fit ``disk`` bytes.
 
-    Args:
-        ssa: The network and its stages.
-        reader: The image.
-        tiling: How it is cut.
-        mean, std: Of the normalisation of pixels in [0, 1].
-        cache: Folder for the cached features.
-        disk: Bytes that they may take.
-
-    Attributes:
-        cached: Whether the features are cached; decided at the first tile.
-        forwards: Number of forwards so far.
+    ``mean`` and ``std`` normalise pixels in [0, 1]. After the first tile ``cached`` says whether features are cached.
     """
 
     def __init__(
@@ -68,13 +51,12 @@ class TileExtractor:
         ssa: SSA,
         reader: WindowReader,
         tiling: Tiling,
-        *,
         mean: Sequence[float],
         std: Sequence[float],
         cache: Path,
         disk: int,
     ) -> None:
-        self.ssa, self.reader, self.tiling = ssa, reader, tiling
+        self.ssa, self.reader, self.tiling, self.size = ssa, reader, tiling, reader.size
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
         # Images are normalised before they are rounded to half precision, as callers of SSA do.
@@ -83,13 +65,7 @@ class TileExtractor:
             torch.tensor(list(values), dtype=self.working_dtype, device=self.device)[:, None, None]
             for values in (mean, std)
         )
-        self.cache, self.disk, self.cached, self._in_cache = cache, disk, False, set[int]()
-        self.forwards = 0
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the image."""
-        return self.reader.size
+        self.cache, self.disk, self.cached, self.forwards = cache, disk, False, 0
 
     def __len__(self) -> int:
         H, W = self.size
@@ -102,16 +78,16 @@ class TileExtractor:
     def extract(self, tile: Tile) -> TileFeatures:
         """Return a tile's features, computed or read from the cache."""
         path = self.cache / f"{tile.number}.pt"
-        if tile.number in self._in_cache:
+        if path.exists():
             stages, seed, seed_window = torch.load(path, weights_only=True, map_location=self.device)
             return TileFeatures(stages, seed, Window(*seed_window))
         features = self._compute(tile)
         if tile.number == 0:
-            self.cached = self._cache_bytes(tile, features) <= self.disk
+            held = [each.nbytes for each in (*features.stages.values(), features.seed) if each is not None]
+            self.cached = sum(held) * math.prod(self.size) / math.prod(tile.core.shape) <= self.disk
         if self.cached:
             self.cache.mkdir(exist_ok=True)
             torch.save((features.stages, features.seed, tuple(features.seed_window)), path)
-            self._in_cache.add(tile.number)
         return features
 
     def core(self, name: str, tile: Tile) -> Window:
@@ -122,17 +98,15 @@ class TileExtractor:
         right = w if core.x1 == W else min(core.x1 // stride, w)
         return Window(min(core.y0 // stride, h), bottom, min(core.x0 // stride, w), right)
 
-    def _cache_bytes(self, tile: Tile, features: TileFeatures) -> float:
-        """Return an estimate of the bytes of all tiles' features from those of one tile."""
-        count = sum(stage.nbytes for stage in features.stages.values())
-        count += 0 if features.seed is None else features.seed.nbytes
-        return count * math.prod(self.size) / math.prod(tile.core.shape)
-
     def _compute(self, tile: Tile) -> TileFeatures:
         self.forwards += 1
-        images = self._normalize(self.reader.read(*tile.window))
-        maps = extract_features(self.ssa.model, images, self.tiling.field.sources).maps
-        held = {name: self._held_window(name, tile, each) for name, each in maps.items()}
+        pixels = torch.tensor(self.reader.read(*tile.window), device=self.device).permute(2, 0, 1)
+        pixels = pixels.to(self.working_dtype).div_(255.0).sub_(self.mean).div_(self.std)
+        maps = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources).maps
+        held = {}  # where the maps lie in the whole ones; around the core their values may differ
+        for name, stride in self.tiling.field.strides.items():
+            y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
+            held[name] = Window(y0, y0 + maps[name].shape[-2], x0, x0 + maps[name].shape[-1])
 
         def crop(name: str, window: Window) -> Tensor:
             y, x = window.inside(held[name])
@@ -152,13 +126,3 @@ class TileExtractor:
         layer = self.ssa.info.seed.layer
         seed_window = self.core(layer, tile).padded(self.tiling.margin, held[layer])
         return TileFeatures(stages, crop(layer, seed_window), seed_window)
-
-    def _normalize(self, rgb: np.ndarray) -> Tensor:
-        pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.working_dtype)
-        return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
-
-    def _held_window(self, name: str, tile: Tile, maps: Tensor) -> Window:
-        """Return where a tile's map lies in the whole map; around the core its values may differ."""
-        stride = self.tiling.field.strides[name]
-        y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
-        return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])

@@ -17,33 +17,21 @@ if TYPE_CHECKING:
 
     from ssa_fast.ssa import SSA
 
-ACTIVATION_FACTOR = 5.0
-"""Peak bytes of a forward over those of its largest output: input, output, and the convolution's copies of both."""
-FORWARD_SHARE = 0.6
-"""Share of the free memory that a forward may take; the rest is for tile features, windows and the allocator."""
+ACTIVATION_FACTOR = 5.0  # a forward's peak bytes over its largest output's: both ends of a convolution and copies
+FORWARD_SHARE = 0.6  # of the free memory, for a forward; the rest is for tile features, windows and the allocator
 LARGEST_TILE = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """How an image is cut into tiles.
-
-    Attributes:
-        field: The network's maps and their strides.
-        sizes: Map -> (h, w) for the whole image.
-        tile: Pixels of a tile's side.
-        halo: Pixels around it that the network also sees, including ``margin``.
-        margin: Pixels of the seed layer's map around a tile's own that resizing it to the stages reads; None without
-            such a map.
-        exact: Whether the halo covers the receptive field.
-    """
+    """How an image is cut into tiles."""
 
     field: ReceptiveField
-    sizes: dict[str, tuple[int, int]]
-    tile: int
-    halo: int
-    margin: int | None
-    exact: bool
+    sizes: dict[str, tuple[int, int]]  # map -> (h, w) for the whole image
+    tile: int  # pixels of a tile's side
+    halo: int  # pixels around it that the network also sees
+    margin: int | None  # pixels around a tile's own in the seed layer's map that resizing reads; None without that map
+    exact: bool  # whether the halo covers the receptive field
 
 
 def check_pixels(name: str, value: int | str, least: int) -> None:
@@ -85,8 +73,8 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
 
 
-def measure_field(ssa: SSA, *, with_seed: bool) -> ReceptiveField:
-    """Return the receptive field of an SSA's stages and, if asked for, of the map that its seed is made from."""
+def measure_field(ssa: SSA, with_seed: bool) -> ReceptiveField:
+    """Return the receptive field of an SSA's stages and, if asked for, of its seed layer's map."""
     seed = {ssa.info.seed.layer: ssa.info.seed.ref} if with_seed else {}
     return measure_receptive_field(ssa.model, {**ssa.info.stages, **seed})
 
@@ -101,14 +89,7 @@ def make_tiling(
     memory: int,
     with_seed: bool,
 ) -> Tiling:
-    """Choose the tiles and the halo of an image of ``size`` (H, W), for the ``measure_field`` of ``ssa``.
-
-    With "auto", the halo covers the receptive field, and the tile is the largest that fits ``memory``, the bytes for
-    the whole process.
-
-    Raises:
-        ValueError: A wrong option, a model with global layers, or too little memory for any tile.
-    """
+    """Choose the tiles and the halo of an image of ``size`` (H, W) for the bytes ``memory`` of the whole process."""
     if halo != "auto":
         around = -(-int(halo) // field.stride) * field.stride
     elif field.halo is not None:
@@ -150,17 +131,14 @@ def _largest_tile(ssa: SSA, size: tuple[int, int], field: ReceptiveField, around
         free = min(free, torch.cuda.mem_get_info(device)[0])
 
     def forward_bytes(side: int) -> float:
-        H, W = (min(side + 2 * around, length) for length in size)
-        return per_pixel * H * W / FORWARD_SHARE
+        return per_pixel * math.prod(min(side + 2 * around, length) for length in size) / FORWARD_SHARE
 
-    longest = -(-max(size) // field.stride) * field.stride
-    side = min(longest, LARGEST_TILE // field.stride * field.stride)
-    while side >= field.stride and forward_bytes(side) > free:
-        side -= field.stride
-    if side < field.stride:
-        least = math.ceil(used + forward_bytes(field.stride))
-        raise ValueError(
-            f"memory: expected at least {least:,} bytes for this network's halo of {around} pixels, got {memory:,}; "
-            "raise it, or pass a smaller halo, which is an approximation"
-        )
-    return side
+    longest = min(-(-max(size) // field.stride), LARGEST_TILE // field.stride) * field.stride
+    for side in range(longest, 0, -field.stride):
+        if forward_bytes(side) <= free:
+            return side
+    least = math.ceil(used + forward_bytes(field.stride))
+    raise ValueError(
+        f"memory: expected at least {least:,} bytes for this network's halo of {around} pixels, got {memory:,}; "
+        "raise it, or pass a smaller halo, which is an approximation"
+    )

@@ -131,7 +131,7 @@ class PixelBank(_Accumulator):
         self.stored, self.pixels = self.stored + f[0].numel(), self.pixels + feats[0].numel()
 
     def merge(self, other: PixelBank) -> None:
-        """Also store the pixels of ``other``, made from other tiles of the image; ``other`` does not change.
+        """Also store the pixels of ``other``, made from other tiles of the image.
 
         Raises:
             ValueError: Other classes, channels, affinity or stride, the same object, or a closed one.

@@ -69,8 +69,7 @@ class Prototypes(_Accumulator):
             nonnegative: True promises that no feature is negative; None reads it from the data.
 
         Raises:
-            ValueError: A negative feature, for which the ReLU acts and no such sum exists (nothing is added then);
-                ``nonnegative=False``; other shapes.
+            ValueError: A negative feature (nothing is added then), ``nonnegative=False``, or other shapes.
             TypeError: Tensors that are not floating.
         """
         self._check_tile(feats, cam)
@@ -109,25 +108,16 @@ class Prototypes(_Accumulator):
         self.pixels += other.pixels
 
     def all_reduce(self, group: Any = None) -> None:
-        """Sum over the processes of a torch.distributed group, so that each holds the whole image's sums.
-
-        Call it once: a second call would count everything again.
-        """
+        """Sum over a torch.distributed group; call it once, or everything would be counted again."""
         import torch.distributed as dist
 
-        packed = torch.cat([self.sums.flatten(), self.sums.new_tensor([float(self.pixels)])])
+        packed = torch.cat([self.sums.flatten(), self.sums.new_tensor([self.pixels])])
         dist.all_reduce(packed, group=group)
         self.sums.copy_(packed[:-1].view_as(self.sums))
         self.pixels = int(packed[-1].item())
 
     def apply(self, feats: Tensor) -> Tensor:
-        """Return the polished CAM of a tile.
-
-        Args:
-            feats: ``(C, h, w)`` or ``(n, C, h, w)``, floating.
-
-        Returns:
-            ``(K, h, w)`` or ``(n, K, h, w)``; float32, or float64 for float64 features.
+        """Return the polished CAM ``([n,] K, h, w)`` of features ``([n,] C, h, w)``: float32, float64 for float64.
 
         Raises:
             ValueError: Nothing was added, or another shape.

@@ -61,7 +61,7 @@ def voc_palette() -> list[int]:
 
 
 def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc"] | list[int] = "voc") -> None:
-    """Write a label map (H, W) atomically as an indexed PNG whose pixel values are the labels.
+    """Write a label map atomically as an indexed PNG whose pixel values are the labels.
 
     Args:
         path: The file.

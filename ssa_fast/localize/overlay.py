@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssa_fast.localize import panels
@@ -109,7 +109,7 @@ def panel(image: Tensor, rows: Sequence[PanelRow]) -> Image.Image:
 
 def _draw_boxes(image: Image.Image, row: PanelRow) -> Image.Image:
     drawn = image.copy()
-    pen, font = ImageDraw.Draw(drawn), panels.font(11)
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(11)
     height, width = row.fused.shape
     scale = torch.tensor([drawn.width / width, drawn.height / height] * 2)
     for n in reversed(range(len(row.boxes))):  # the largest last, on top

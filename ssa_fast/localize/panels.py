@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,12 +63,10 @@ def fit(image: Image.Image) -> Image.Image:
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Return the images in one row on white, ``gap`` pixels apart."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
-    left = 0
-    for image in images:
+    *lefts, end = accumulate((image.width + gap for image in images), initial=0)
+    row = Image.new("RGB", (end - gap, max(image.height for image in images)), PAPER)
+    for image, left in zip(images, lefts, strict=True):
         row.paste(image, (left, 0))
-        left += image.width + gap
     return row
 
 
@@ -90,13 +89,8 @@ def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: 
 
 def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
     """Write a line; if it is too wide, cut off its beginning, as module names differ at the end."""
-    pen, face, line = ImageDraw.Draw(page), font(12), text
+    pen, face, line = ImageDraw.Draw(page), ImageFont.load_default(12), text
     while pen.textlength(line, font=face) > width and len(text) > 1:
         text = text[1:]
         line = f"…{text}"
     pen.text(corner, line, fill=INK, font=face)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font in ``size`` pixels."""
-    return ImageFont.load_default(size)

@@ -176,13 +176,12 @@ class PixelBank(_Accumulator):
         sums = torch.zeros(self.K + 1, x_j.shape[1], dtype=torch.float64, device=x_j.device)
         affinities = x_j.new_empty((GROUP, x_j.shape[1]))
         for packed in self._buffer:
-            f, v = self._unpack(packed.to(x_j.device, x_j.dtype))
-            for lo in range(0, len(f), GROUP):
-                x_i = self._unit(f[lo : lo + GROUP].mT, mean).mT
+            for group in packed.to(x_j.device, x_j.dtype).view(-1, self.C + self.K).split(GROUP):
+                x_i = self._unit(group[:, : self.C].mT, mean).mT
                 a = self.affinity.apply_(torch.mm(x_i, x_j, out=affinities[: len(x_i)]))
-                sums[:-1] += v[:, lo : lo + GROUP] @ a
+                sums[:-1] += group[:, self.C :].mT @ a
                 sums[-1] += a.sum(dim=0)
-            del f, v  # before the next block is read
+            del group  # its block, before the next one is read
         return sums
 
     def close(self) -> None:
@@ -199,24 +198,16 @@ class PixelBank(_Accumulator):
     def _signature(self) -> str:
         return f"{super()._signature()}, stride={self.stride}"
 
-    def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a block's features ``[n, C]`` and CAM ``[K, n]``, as views."""
-        n = packed.numel() // (self.C + self.K)
-        return packed[: n * self.C].view(n, self.C), packed[n * self.C :].view(self.K, n)
-
     def _rechunk(self, other: PixelBank) -> Iterator[Tensor]:
-        """Yield the blocks of ``other``, cut where they are larger than this bank's."""
+        """Yield copies of the blocks of ``other``, cut where they are larger than this bank's."""
         for packed in other._buffer:
-            f, v = self._unpack(packed)
-            for lo in range(0, len(f), self._block):
-                part = slice(lo, lo + self._block)
-                yield _pack(f[part].mT[:, None], v[:, None, part], packed.dtype)
+            yield from map(torch.clone, packed.split(self._block * (self.C + self.K)))
 
 
 def _pack(f: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy ``[C, h, w]`` features and a ``[K, h, w]`` CAM into one block of h·w pixels on the CPU."""
+    """Copy ``[C, h, w]`` features and a ``[K, h, w]`` CAM into one block ``[h · w · (C + K)]`` on the CPU."""
     (C, h, w), K = f.shape, len(v)
-    packed = torch.empty((C + K) * h * w, dtype=dtype)
-    packed[: C * h * w].view(h, w, C).copy_(f.permute(1, 2, 0))
-    packed[C * h * w :].view(K, h, w).copy_(v)
-    return packed
+    packed = torch.empty((h, w, C + K), dtype=dtype)
+    packed[..., :C].copy_(f.permute(1, 2, 0))
+    packed[..., C:].copy_(v.permute(1, 2, 0))
+    return packed.flatten()

@@ -136,10 +136,8 @@ def write_outputs(
 class _ReducedCams:
     """CAMs reduced by the maximum of blocks of ``factor``² pixels while they are written, for boxes and preview."""
 
-    def __init__(
-        self, K: int, size: tuple[int, int], preview: tuple[int, int], postprocess: PostprocessOptions
-    ) -> None:
-        self.postprocess, self.size, self.factor = postprocess, size, 1
+    def __init__(self, K: int, size: tuple[int, int], preview: tuple[int, int], options: PostprocessOptions) -> None:
+        self.options, self.size, self.factor = options, size, 1
         while max(size) > BOX_SIDE * self.factor:
             self.factor *= 2
         self.plane = torch.zeros([-(-side // self.factor) for side in size])  # of the current class
@@ -157,7 +155,7 @@ class _ReducedCams:
     def finish_class(self) -> None:
         """Find the boxes and draw the preview of the class whose windows are complete."""
         H, W = self.size
-        found = localize.boxes(self.plane, self.postprocess)[0][0]
+        found = localize.boxes(self.plane, self.options)[0][0]
         small = interpolate(self.plane[None, None], self.previews.shape[1:], mode="area")[0, 0]
         self.previews[len(self.boxes)] = _to_uint8(small)
         self.boxes.append(torch.minimum(found * self.factor, torch.tensor([W, H, W, H])))

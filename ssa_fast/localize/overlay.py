@@ -95,7 +95,8 @@ def overlay(
 
 def panel(image: Tensor, rows: Sequence[PanelRow]) -> Image.Image:
     """Return the panel of one image, (3, H, W) or (1, H, W) in [0, 1], with one row of cells per class."""
-    background = panels.fit(panels.to_image(image))
+    pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    background = panels.fit(Image.fromarray(pixels))
 
     def cells(row: PanelRow) -> list[Image.Image]:
         cams = [panels.heat(background, cam) for cam in (*row.maps.values(), row.fused)]

@@ -6,7 +6,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
@@ -48,11 +47,6 @@ def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: 
     """Return the image blended with a label map (h, w) in ``colours`` (n, 3) uint8, not smoothed."""
     layer = Image.fromarray(colours[labels]).resize(image.size, Image.Resampling.BOX)
     return Image.blend(image, layer, opacity)
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """Return (3, H, W) or (1, H, W) in [0, 1] as an RGB image."""
-    return Image.fromarray((pixels.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
 
 
 def fit(image: Image.Image) -> Image.Image:

@@ -298,10 +298,13 @@ def test_no_window_is_larger_than_tile_and_halo(large: Run) -> None:
 
 def test_tiles_shrink_with_memory_and_too_little_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tile_of(side: int, memory: int) -> int:
-        return tiling.make_tiling(ssa, (side, side), tile="auto", halo="auto", memory=memory, with_seed=True).tile
+        return tiling.make_tiling(
+            ssa, field, (side, side), tile="auto", halo="auto", memory=memory, with_seed=True
+        ).tile
 
     monkeypatch.setattr(tiling, "resident_bytes", lambda: 0)
     ssa = SSA(Pyramid())
+    field = tiling.measure_field(ssa, True)
     small, medium = tile_of(9000, 10**8), tile_of(9000, 10**9)
     assert small < medium < 9000
     assert small % 16 == medium % 16 == 0
@@ -485,6 +488,21 @@ def test_too_many_classes_and_wrong_names_or_labels(large: Run, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
     many = large(ssa, random_image(60, 70), list(range(254)), tile="auto")
     assert len(many.boxes) == 254
+
+
+def test_the_receptive_field_is_measured_once_per_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[set[str]] = []
+
+    def measure(model: torch.nn.Module, sources: Any) -> Any:
+        measured.append(set(sources))
+        return measure_receptive_field(model, sources)
+
+    monkeypatch.setattr(tiling, "measure_receptive_field", measure)
+    polish_large = LargeImageSSA(ssa := SSA(Pyramid(), stages=["blocks.1"]), tile=64)
+    seed = torch.rand(1, 4, 4)
+    for n, given_seed in enumerate([None, None, seed, seed]):
+        polish_large(random_image(60, 70 + n), [1], out=tmp_path / f"{n}.tif", seed=given_seed)
+    assert measured == [{"blocks.1", ssa.seed_layer}, {"blocks.1"}]
 
 
 @pytest.mark.slow

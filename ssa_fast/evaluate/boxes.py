@@ -21,18 +21,16 @@ if TYPE_CHECKING:
 
 IOUS: tuple[float, ...] = (0.3, 0.5, 0.7)
 """IoUs that MaxBoxAccV2 averages over."""
-
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(100))
-"""CAM thresholds of ``max_box_acc``: 0 to 0.99 in steps of 0.01."""
+"""CAM thresholds of ``max_box_acc``."""
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     """Return the IoUs ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``, ends exclusive; 0 if both are empty."""
     a = np.asarray(first, dtype=np.float64).reshape(-1, 1, 4)
     b = np.asarray(second, dtype=np.float64).reshape(1, -1, 4)
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
-    shared = sides.prod(-1)
-    areas = [np.clip(box[..., 2:] - box[..., :2], 0.0, None).prod(-1) for box in (a, b)]
+    both = np.concatenate([np.maximum(a, b)[..., :2], np.minimum(a, b)[..., 2:]], axis=-1)
+    shared, *areas = (np.clip(box[..., 2:] - box[..., :2], 0.0, None).prod(-1) for box in (both, a, b))
     union = areas[0] + areas[1] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
@@ -77,23 +75,22 @@ def max_box_acc(
 ) -> BoxAccuracy:
     """Return the box accuracy of CAMs against true boxes (MaxBoxAccV2 of Choe et al., CVPR 2020).
 
-    Each map is min–max scaled to [0, 1] and thresholded (``score > t``); the boxes around its components are the
-    predictions. A map counts as correct if any predicted box reaches the IoU with any of its true boxes. MaxBoxAccV2
-    uses the boxes of all components; the older MaxBoxAcc uses the largest component only (``components="largest"``).
+    Each map is min–max scaled to [0, 1] and thresholded (``score > t``); it counts as correct if the box around any of
+    its components reaches the IoU with any of its true boxes. The older MaxBoxAcc uses the largest component only.
 
-    Two details differ slightly from the paper's script: scores are thresholded as floats instead of 8-bit pixels, and
-    boxes end one past their last pixel instead of on it.
+    Unlike in the paper's script, scores are thresholded as floats instead of 8-bit pixels, and boxes end one past their
+    last pixel instead of on it.
 
     Args:
         cams: Per image and class ``(H, W)``, any real scale, at the resolution of the boxes.
         boxes: Per map its true boxes ``(n, 4)``, n ≥ 1: ``x0, y0, x1, y1`` in pixels, far edges exclusive.
         thresholds: Thresholds in [0, 1).
         ious: Required IoUs in (0, 1].
-        components: "largest" or "all".
+        components: "all", or "largest" for MaxBoxAcc.
 
     Raises:
-        ValueError: There is no map, a map is not ``(H, W)`` or holds NaN, a map has no true box, the iterables differ
-            in length, or a threshold or IoU is out of range.
+        ValueError: No map, one that is not ``(H, W)``, holds NaN or has no true box, iterables of different lengths, or
+            a threshold or IoU out of range.
     """
     levels, required = np.asarray(thresholds, dtype=np.float64), np.asarray(ious, dtype=np.float64)
     if not levels.size or not ((levels >= 0) & (levels < 1)).all():
@@ -103,8 +100,7 @@ def max_box_acc(
         )
     if not required.size or not ((required > 0) & (required <= 1)).all():
         raise ValueError(f"ious: expected at least one IoU, all in (0, 1], got {list(ious)}; pass e.g. IOUS")
-    correct = np.zeros((len(required), len(levels)), np.int64)
-    count = 0
+    correct = []  # per map, (len(required), len(levels))
     for cam, true in zip(cams, boxes, strict=True):
         score, truth = _scaled(cam), np.asarray(true, dtype=np.float64).reshape(-1, 4)
         if not len(truth):
@@ -112,11 +108,11 @@ def max_box_acc(
                 "boxes: expected at least one true box per map, got none; leave out maps of classes without a box"
             )
         predicted = (component_boxes(score > level, components) for level in levels)
-        correct += np.array([box_iou(found, truth).max(initial=0.0) for found in predicted]) >= required[:, None]
-        count += 1
-    if not count:
+        best = [box_iou(found, truth).max(initial=0.0) for found in predicted]
+        correct.append(np.array(best) >= required[:, None])
+    if not correct:
         raise ValueError("cams: expected at least one map, got none; pass one map per image and class")
-    return BoxAccuracy(levels, tuple(ious), correct / count)
+    return BoxAccuracy(levels, tuple(ious), np.mean(correct, axis=0))
 
 
 def box_accuracy(
@@ -140,5 +136,5 @@ def _scaled(cam: ArrayLike) -> NDArray[np.float64]:
     if score.ndim != 2 or not np.isfinite(score).all():
         got = f"shape {score.shape}" if score.ndim != 2 else "NaN or infinity"
         raise ValueError(f"cams: expected maps (H, W) of finite numbers, got {got}; pass one map per image and class")
-    low, high = (score.min(), score.max()) if score.size else (0.0, 0.0)
-    return (score - low) / (high - low) if high > low else np.zeros_like(score)
+    score = score - score.min(initial=np.inf)
+    return score / (score.max(initial=0.0) or 1.0)

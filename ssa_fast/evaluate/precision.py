@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     """Return the average precision, ``Σ (R_n − R_{n−1}) P_n`` over the distinct scores, highest first.
 
-    Same definition as scikit-learn's ``average_precision_score``: no interpolation, tied scores are one step.
+    As scikit-learn's ``average_precision_score``: no interpolation, tied scores are one step.
 
     Args:
         scores: Any shape, real; higher means more likely positive.
@@ -22,19 +22,16 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     Raises:
         ValueError: The shapes differ, a score is NaN, or nothing is positive (recall is undefined then).
     """
-    score, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(positive).astype(bool).ravel()
-    if np.shape(scores) != np.shape(positive):
-        raise ValueError(
-            f"positive: expected the shape of scores, {np.shape(scores)}, got {np.shape(positive)}; pair them up"
-        )
+    score, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive).astype(bool)
+    if score.shape != truth.shape:
+        raise ValueError(f"positive: expected the shape of scores, {score.shape}, got {truth.shape}; pair them up")
     if np.isnan(score).any():
         raise ValueError("scores: expected numbers, got NaN; drop those entries first")
     if not truth.any():
         raise ValueError("positive: expected at least one positive, got none; leave such classes out of the mean")
-    order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(truth[order])
-    last_of_tie = np.append(np.diff(score[order]) != 0, True)
-    hits, ranks = hits[last_of_tie], np.flatnonzero(last_of_tie) + 1
+    order = np.argsort(-score, axis=None)
+    last_of_tie = np.append(np.diff(score.ravel()[order]) != 0, True)
+    hits, ranks = np.cumsum(truth.ravel()[order])[last_of_tie], np.flatnonzero(last_of_tie) + 1
     return float(np.sum(np.diff(hits, prepend=0) * hits / ranks) / hits[-1])
 
 

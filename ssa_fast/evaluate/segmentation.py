@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """True label of pixels that are not counted (VOC's void)."""
-
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
-"""Background scores of ``threshold_sweep``: 0.01 to 0.99 in steps of 0.01."""
+"""Background scores of ``threshold_sweep``."""
 
 
 def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -> NDArray[np.int64]:
@@ -35,16 +34,17 @@ def confusion_matrix(predicted: ArrayLike, truth: ArrayLike, num_classes: int) -
         ValueError: The shapes differ, or a counted label lies outside ``[0, N)``.
         TypeError: A map does not hold integers.
     """
-    guess, true = np.asarray(predicted), np.asarray(truth)
-    for name, labels in (("predicted", guess), ("truth", true)):
+    maps = {"predicted": np.asarray(predicted), "truth": np.asarray(truth)}
+    for name, labels in maps.items():
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"{name}: expected a label map of integers, got {labels.dtype}; cast it, e.g. to int64")
-    if guess.shape != true.shape:
+    shape, expected = (labels.shape for labels in maps.values())
+    if shape != expected:
         raise ValueError(
-            f"predicted: expected the shape of truth, {true.shape}, got {guess.shape}; resize the prediction first"
+            f"predicted: expected the shape of truth, {expected}, got {shape}; resize the prediction first"
         )
-    counted = true != IGNORE
-    guess, true = guess[counted].astype(np.int64), true[counted].astype(np.int64)
+    counted = maps["truth"] != IGNORE
+    guess, true = (labels[counted].astype(np.int64) for labels in maps.values())
     for name, labels in (("predicted", guess), ("truth", true)):
         if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
             raise ValueError(
@@ -64,9 +64,8 @@ def iou_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
 
 def mean_iou(confusion: ArrayLike) -> float:
     """Return the mean of ``iou_per_class`` over the classes present; NaN if no pixel was counted."""
-    seen = iou_per_class(confusion)
-    seen = seen[~np.isnan(seen)]
-    return float(seen.mean()) if seen.size else float("nan")
+    ious = iou_per_class(confusion)
+    return float(np.nanmean(ious)) if np.isfinite(ious).any() else float("nan")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def threshold_sweep(
     """Return the mean IoU of CAMs at each background score, as the scripts of PSA, IRN and SEAM define it.
 
     At threshold ``t`` a pixel's label is ``argmax([t, cam_1, …, cam_K])``: the highest CAM if it exceeds ``t``, else
-    background. The whole data set shares one ``t``. All thresholds are counted in one pass over the pixels.
+    background.
 
     Args:
         cams: Per image ``(K, H, W)`` in [0, 1], of the classes present; K may differ between images and may be 0.
@@ -114,8 +113,7 @@ def threshold_sweep(
         thresholds: Background scores, in any order.
 
     Raises:
-        ValueError: The iterables differ in length, a shape does not match, a label is out of range, a CAM holds NaN,
-            or there is no threshold.
+        ValueError: Iterables of different lengths, a wrong shape or label, NaN in a CAM, or no threshold.
     """
     levels = np.unique(np.asarray(thresholds, dtype=np.float64))
     if not levels.size or np.isnan(levels).any():
@@ -124,17 +122,15 @@ def threshold_sweep(
         )
     count, side = len(levels), num_classes**2
     # Pixel counts by number of thresholds below the score: labelled foreground at those, background at the others.
-    foreground = np.zeros((count + 1, side), np.int64)
-    background = np.zeros((count + 1, side), np.int64)
+    foreground, background = np.zeros((2, count + 1, side), np.int64)
     for cam, present, truth in zip(cams, classes, truths, strict=True):
         score, label = _strongest(np.asarray(cam), np.asarray(present, dtype=np.int64))
         true = np.asarray(truth)
         confusion_matrix(label, true, num_classes)  # checks shapes and ranges
         counted = true != IGNORE
-        row = true[counted].astype(np.int64) * num_classes
-        above = np.searchsorted(levels, score[counted], side="left")
-        foreground += np.bincount(above * side + row + label[counted], minlength=(count + 1) * side).reshape(-1, side)
-        background += np.bincount(above * side + row, minlength=(count + 1) * side).reshape(-1, side)
+        bins = np.searchsorted(levels, score[counted]) * side + true[counted].astype(np.int64) * num_classes
+        foreground += np.bincount(bins + label[counted], minlength=foreground.size).reshape(-1, side)
+        background += np.bincount(bins, minlength=background.size).reshape(-1, side)
     confusions = (foreground.sum(0) - foreground.cumsum(0) + background.cumsum(0))[:count]
     confusions = confusions.reshape(-1, num_classes, num_classes)
     return Sweep(levels, np.array([mean_iou(confusion) for confusion in confusions]), confusions)

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 
 from ssa_fast import localize
 from ssa_fast.io import pyramid
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.large.resample import Window
 from ssa_fast.localize.masks import IGNORE, voc_palette
-from ssa_fast.localize.panels import heat, side_by_side
+from ssa_fast.localize.panels import heat, paint, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from ssa_fast.io.progress import OnProgress
     from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.disk_map import FusedMap
     from ssa_fast.localize import PostprocessOptions
@@ -30,18 +31,14 @@ if TYPE_CHECKING:
 BOX_SIDE = 4096  # boxes are found on a map no larger than this, so that it fits in memory
 PREVIEW_SIDE = 1024
 STRIP = 16 << 20  # pixels of all classes together whose labels are computed at once
-MASK_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """The files of one large image.
+    """The files of one large image: CAMs, mask and preview (a PNG of image, heat map and mask).
 
-    Attributes:
-        cams: ``.tif`` (tiled BigTIFF with a pyramid, a page per class) or ``.zarr``; (K, H, W) uint8, 255 ·
-            CAM.
-        mask: As ``cams``; labels (H, W) uint8.
-        preview: A PNG of image, heat map and mask.
+    CAMs (K, H, W), 255 · CAM, and the mask's labels (H, W) are uint8, in ``.tif`` (tiled BigTIFF with a pyramid, a page
+    per class) or ``.zarr``.
     """
 
     cams: Path
@@ -72,11 +69,7 @@ class OutputPaths:
 def names_and_labels(
     classes: Sequence[int], names: Sequence[str] | None, labels: Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
-    """Return the names and mask labels of the selected classes, from those of all model outputs.
-
-    Raises:
-        ValueError: Too many classes for a mask, or labels outside 1 to 254.
-    """
+    """Return the names and mask labels of the selected classes, from those of all model outputs."""
     if len(classes) >= IGNORE:
         raise ValueError(
             f"classes: expected at most 254, as 255 means unsure in the mask, got {len(classes)}; take fewer"
@@ -99,11 +92,7 @@ def write_outputs(
     postprocess: PostprocessOptions,
     report: Callable[[int, int], None],
 ) -> tuple[list[Tensor], int]:
-    """Write the three files, all of them or none, replacing what is there.
-
-    Returns:
-        Boxes per class, (n, 4) float32 x1 y1 x2 y2, and the pixels to which they are exact.
-    """
+    """Write the three files or none; return boxes (n, 4) per class, and the pixels to which they are exact."""
     H, W = fused.size
     K = len(names)
     image = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
@@ -112,97 +101,73 @@ def write_outputs(
     table[1 : K + 1] = labels
 
     def cam_window(k: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        values = _to_uint8(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))[0]
+        values = _to_uint8(fused.cam(Window(y0, y1, x0, x1), slice(k, k + 1)))
         reduced.add(k, values, y0, x0)
-        return values
+        return values[0].numpy()
 
     def mask_window(_: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        def rows(lo: int, hi: int) -> np.ndarray:
+        def rows(lo: int, hi: int) -> Tensor:
             return _to_uint8(fused.cam(Window(y0 + lo, y0 + hi, x0, x1)))
 
         return table[_label_map(rows, (K, y1 - y0, x1 - x0), postprocess)]
 
-    def part(first: int, count: int) -> Callable[[int, int], None]:
-        return lambda done, total: report(round(1000 * (first + count * done / total)), 1000 * (K + 1))
+    def on_progress(first: int, count: int) -> OnProgress:
+        return lambda step: report(round(1000 * (first + count * step.done / step.total)), 1000 * (K + 1))
 
-    cam_options: dict[str, Any] = {"shape": (K, H, W), "names": names, "metadata": metadata, "watch": part(0, K)}
-    mask_options: dict[str, Any] = {"shape": (1, H, W), "names": ["mask"], "metadata": metadata, "watch": part(K, 1)}
-    mask_options |= {"kind": "mask", "palette": voc_palette()}
+    def write_cams(path: Path) -> None:
+        pyramid.write(path, cam_window, shape=(K, H, W), names=names, metadata=metadata, on_progress=on_progress(0, K))
+
+    def write_mask(path: Path) -> None:
+        options: dict[str, Any] = {"kind": "mask", "palette": voc_palette(), "metadata": metadata}
+        pyramid.write(path, mask_window, shape=(1, H, W), names=["mask"], on_progress=on_progress(K, 1), **options)
 
     def write_preview(path: Path) -> None:
         reduced.finish_class()
-        _preview(image, reduced.previews, postprocess, table).save(path, format="PNG", optimize=True)
+        cams = reduced.previews
+        labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, postprocess)]
+        strongest = heat(image, cams.amax(dim=0) / 255.0)
+        painted = paint(image, labels, np.array(voc_palette(), dtype=np.uint8).reshape(256, 3))
+        side_by_side([image, strongest, painted]).save(path, format="PNG", optimize=True)
 
-    Transaction(
-        {
-            paths.cams: lambda path: pyramid.write(path, cam_window, **cam_options),
-            paths.mask: lambda path: pyramid.write(path, mask_window, **mask_options),
-            paths.preview: write_preview,
-        }
-    ).commit()
+    Transaction({paths.cams: write_cams, paths.mask: write_mask, paths.preview: write_preview}).commit()
     return reduced.boxes, reduced.factor
 
 
 class _ReducedCams:
-    """Reduced CAMs, collected while the windows are written, for the boxes and the preview.
+    """CAMs reduced by the maximum of blocks of ``factor``² pixels while they are written, for boxes and preview."""
 
-    Blocks of ``factor`` × ``factor`` pixels keep their maximum, so that no region is lost.
-    """
-
-    def __init__(
-        self, K: int, size: tuple[int, int], preview: tuple[int, int], postprocess: PostprocessOptions
-    ) -> None:
-        self.postprocess, self.size, self.factor = postprocess, size, 1
+    def __init__(self, K: int, size: tuple[int, int], preview: tuple[int, int], options: PostprocessOptions) -> None:
+        self.options, self.size, self.factor = options, size, 1
         while max(size) > BOX_SIDE * self.factor:
             self.factor *= 2
-        self.plane = np.zeros([-(-side // self.factor) for side in size], dtype=np.uint8)  # of the current class
-        self.previews = np.zeros((K, *preview), dtype=np.uint8)
+        self.plane = torch.zeros([-(-side // self.factor) for side in size])  # of the current class
+        self.previews = torch.zeros((K, *preview), dtype=torch.uint8)
         self.boxes: list[Tensor] = []
 
-    def add(self, k: int, values: np.ndarray, y0: int, x0: int) -> None:
-        """Add a window of class ``k``; classes come one after the other."""
+    def add(self, k: int, values: Tensor, y0: int, x0: int) -> None:
+        """Add a window ``(1, h, w)`` of class ``k``; classes come one after the other."""
         if k > len(self.boxes):
             self.finish_class()
-        factor = self.factor
-        h, w = (-(-side // factor) for side in values.shape)
-        padded = np.zeros((h * factor, w * factor), dtype=np.uint8)
-        padded[: values.shape[0], : values.shape[1]] = values
-        maxima = padded.reshape(h, factor, w, factor).max(axis=(1, 3))
-        self.plane[y0 // factor : y0 // factor + h, x0 // factor : x0 // factor + w] = maxima
+        maxima = max_pool2d(values / 255.0, self.factor, ceil_mode=True)[0]
+        y, x = y0 // self.factor, x0 // self.factor
+        self.plane[y : y + maxima.shape[0], x : x + maxima.shape[1]] = maxima
 
     def finish_class(self) -> None:
         """Find the boxes and draw the preview of the class whose windows are complete."""
         H, W = self.size
-        plane = torch.from_numpy(self.plane).float() / 255.0
-        found = localize.boxes(plane, self.postprocess)[0][0]
-        limit = torch.tensor([W, H, W, H], dtype=torch.float32)
-        small = interpolate(plane[None, None], self.previews.shape[1:], mode="area")[0]
-        self.previews[len(self.boxes)] = _to_uint8(small)[0]
-        self.boxes.append(torch.minimum(found * self.factor, limit))
+        found = localize.boxes(self.plane, self.options)[0][0]
+        small = interpolate(self.plane[None, None], self.previews.shape[1:], mode="area")[0, 0]
+        self.previews[len(self.boxes)] = _to_uint8(small)
+        self.boxes.append(torch.minimum(found * self.factor, torch.tensor([W, H, W, H])))
 
 
-def _to_uint8(cam: Tensor) -> np.ndarray:
-    values: np.ndarray = (cam * 255.0).round_().to(torch.uint8).numpy()
-    return values
+def _to_uint8(cam: Tensor) -> Tensor:
+    return (cam * 255.0).round_().to(torch.uint8)
 
 
-def _label_map(
-    rows: Callable[[int, int], np.ndarray], shape: tuple[int, int, int], postprocess: PostprocessOptions
-) -> np.ndarray:
+def _label_map(rows: Callable[[int, int], Tensor], shape: Sequence[int], postprocess: PostprocessOptions) -> np.ndarray:
     """Return ``localize.masks`` (h, w) of uint8 CAMs (K, h, w), read in strips by ``rows(lo, hi)``."""
     K, h, w = shape
-    labels = np.empty((h, w), dtype=np.uint8)
-    count = max(1, STRIP // (K * w))
-    for lo in range(0, h, count):
-        maps = torch.from_numpy(rows(lo, min(lo + count, h))).float() / 255.0
-        labels[lo : lo + count] = localize.masks(maps, postprocess)[0]
-    return labels
-
-
-def _preview(image: Image.Image, cams: np.ndarray, postprocess: PostprocessOptions, table: np.ndarray) -> Image.Image:
-    """Draw the image, the strongest class's heat map, and the mask side by side."""
-    labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, postprocess)]
-    colours = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
-    painted = Image.blend(image, Image.fromarray(colours[labels]), MASK_OPACITY)
-    strongest = torch.from_numpy(cams.max(axis=0)).float() / 255.0
-    return side_by_side([image, heat(image, strongest), painted])
+    step = max(1, STRIP // (K * w))
+    strips = [localize.masks(rows(lo, min(lo + step, h)) / 255.0, postprocess)[0] for lo in range(0, h, step)]
+    return torch.cat(strips).numpy()

@@ -1,8 +1,4 @@
-"""``LargeImageSSA``: the CAMs of one image that is never in memory as a whole.
-
-A first pass over its tiles gathers what every pixel needs of all others, a second applies it. The network's features
-are computed once and cached on disk, or computed again in each pass.
-"""
+"""``LargeImageSSA``: the CAMs of one image that is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +20,7 @@ from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
-from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling
+from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling, measure_field
 from ssa_fast.localize import PostprocessOptions
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 from ssa_fast.ops.resize import minmax
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.io.progress import OnProgress
-    from ssa_fast.io.readers import WindowReader
+    from ssa_fast.large.receptive_field import ReceptiveField
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
 
@@ -50,15 +47,12 @@ class LargeImageResult:
         mask: File of the labels, (H, W) uint8.
         preview: A PNG of image, heat map and mask.
         size: (H, W).
-        classes: K indices.
-        names: K names.
-        labels: K values in the mask.
+        classes, names, labels: Of each of the K classes: index, name and value in the mask.
         logits: (num_classes,) float32 of the whole image, None with a seed given.
         seed: (K, h, w) float32 in [0, 1], the CAMs before polishing.
         boxes: Per class (n, 4) float32 x1 y1 x2 y2 in pixels.
         box_precision: Pixels to which the boxes are exact.
-        tile: Pixels of a tile's side.
-        halo: Pixels around a tile that the network also saw.
+        tile, halo: Pixels of a tile's side, and around it that the network also saw.
         passes: Forwards of the network per tile, on average.
         methods: Stage -> "prototypes" or "pixel_bank".
         cached: Whether the features were cached on disk.
@@ -93,25 +87,22 @@ class LargeImageSSA:
 
         result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
-    The image is cut into tiles, padded by the model's receptive field, which is measured by tracing a NaN through the
-    network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other affinities,
-    the pixels themselves), a second applies them; both read the features from disk if there is room, and otherwise
-    compute them again. With listed classes the network runs once per tile if features are cached, else twice;
-    "predicted" and "topN", which need the whole image's logits first, take one run more where features are not cached.
-    CAMs have the image's size, whatever the ``size`` of ``ssa``.
+    The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN
+    through the network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other
+    affinities, the pixels themselves), a second applies them. The network runs once per tile if there is room on disk
+    for its features; otherwise twice, and three times for "predicted" and "topN", which need the whole image's logits
+    first. CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
     Args:
         ssa: An ``SSA`` with scales=(1.0,) and flip=False.
         tile: Pixels of a tile's side, a multiple of the coarsest stride; "auto": the largest that fits the memory.
-        halo: Pixels around a tile that the network also sees; "auto" measures the receptive field (ResNet-18 and
-            ResNet-50: 224 pixels). A smaller one is an approximation. A margin for the seed's resizing is added: two
-            of its map's pixels, 64 of the image, for those.
+        halo: Pixels around a tile that the network also sees; "auto" is the receptive field (ResNet-18 and ResNet-50:
+            224 pixels), a smaller one an approximation. A margin for the seed's resizing is added (64 pixels there).
         memory: What the process may take in all, bytes or text such as "4GB".
         disk: Bytes that cached features may take; "auto" is half of what is free, 0 none.
         scratch: Folder for them; default beside the outputs.
         stride: Where pixels are stored, store every stride-th only: an approximation, see ``PixelBank``.
-        mean: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
-        std: As ``mean``.
+        mean, std: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
 
     Raises:
         ValueError: An option out of range, or an ``ssa`` that cannot be run in tiles, with what to do instead.
@@ -142,6 +133,7 @@ class LargeImageSSA:
         self.disk = disk if disk in ("auto", 0) else parse_bytes(disk, "disk")
         self.scratch = None if scratch is None else Path(scratch)
         self.mean, self.std = mean, std
+        self._fields: dict[bool, ReceptiveField] = {}  # of the stages; True: and of the map that the seed is made from
 
     def __call__(
         self,
@@ -164,8 +156,7 @@ class LargeImageSSA:
             image: A path (TIFF and BigTIFF, zarr, .npy, slides, or what Pillow reads), an array or memmap (H, W, 3), a
                 zarr array, an open rasterio dataset or OpenSlide, or any reader (``ssa_fast.io.readers``).
             classes: As for ``SSA``, for one image.
-            out: The CAMs' file, ``.tif`` or ``.zarr``; beside it come ``NAME.mask.tif`` (or .zarr) and
-                ``NAME.preview.png``. Or the three paths, as ``OutputPaths``.
+            out: The CAMs' file, see ``OutputPaths.beside``, or all three paths.
             overwrite: Replace these files.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with listed classes.
             postprocess: Options of the mask and the boxes.
@@ -174,9 +165,6 @@ class LargeImageSSA:
             metadata: JSON values to store in the files.
             on_progress: Called with a ``Progress`` after every window of every phase.
             progress: Show a bar with the time left for every phase on stderr; needs rich.
-
-        Returns:
-            The files, classes, logits and boxes, and how they were computed.
 
         Raises:
             TypeError: A seed that is no tensor or array, or metadata that is not JSON.
@@ -203,21 +191,21 @@ class LargeImageSSA:
             reader = stack.enter_context(open_image(image, memory=self.memory // 8))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-            tiles = self._tiles(reader, folder, with_seed=seed is None)
-            pipeline = Pipeline(
-                self.ssa,
-                tiles,
-                folder,
-                seed=seed,
-                stride=self.stride,
-                memory=self.memory,
-                callbacks=callbacks,
-                start=start,
+            with_seed = seed is None
+            if with_seed not in self._fields:
+                self._fields[with_seed] = measure_field(self.ssa, with_seed)
+            field, memory = self._fields[with_seed], self.memory
+            tiling = make_tiling(
+                self.ssa, field, reader.size, tile=self.tile, halo=self.halo, memory=memory, with_seed=with_seed
             )
+            disk = shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk)
+            tiles = TileExtractor(self.ssa, reader, tiling, self.mean, self.std, folder / "features", disk)
+            pipeline = Pipeline(tiles, folder, seed, self.stride, memory, callbacks, start)
             class_tensor = pipeline.select_classes(classes)
             indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
-            with pipeline.gather(class_tensor) as gathered:
+            with ExitStack() as banks:
+                gathered = pipeline.gather(class_tensor, banks)
                 maps = pipeline.apply(gathered)
             boxes, box_precision = write_outputs(
                 pipeline.fuse(maps),
@@ -227,14 +215,11 @@ class LargeImageSSA:
                 labels=chosen_labels,
                 metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
                 postprocess=postprocess,
-                report=lambda done, total: pipeline.report("write", done, total),
+                report=partial(pipeline.report, "write"),
             )
             pipeline.record_time("write")
-        methods = gathered.methods
         return LargeImageResult(
-            cams=paths.cams,
-            mask=paths.mask,
-            preview=paths.preview,
+            **vars(paths),
             size=tiles.size,
             classes=indices,
             names=chosen_names,
@@ -243,26 +228,11 @@ class LargeImageSSA:
             seed=minmax(gathered.seed[None])[0].float().cpu(),
             boxes=boxes,
             box_precision=box_precision,
-            tile=tiles.tiling.tile,
-            halo=tiles.tiling.halo,
+            tile=tiling.tile,
+            halo=tiling.halo,
             passes=tiles.forwards / len(tiles),
-            methods=methods,
+            methods=gathered.methods,
             cached=tiles.cached,
-            exact=tiles.tiling.exact and (self.stride == 1 or "pixel_bank" not in methods.values()),
+            exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in gathered.methods.values()),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
-        )
-
-    def _tiles(self, reader: WindowReader, folder: Path, *, with_seed: bool) -> TileExtractor:
-        tiling = make_tiling(
-            self.ssa, reader.size, tile=self.tile, halo=self.halo, memory=self.memory, with_seed=with_seed
-        )
-        return TileExtractor(
-            self.ssa,
-            reader,
-            tiling,
-            with_seed=with_seed,
-            mean=self.mean,
-            std=self.std,
-            cache=folder / "features",
-            disk=shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
 
     from ssa_fast.io.readers import WindowReader
@@ -33,35 +33,17 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class TileFeatures:
-    """The network's maps for a tile, without a batch dimension.
+    """The network's maps for a tile, without a batch dimension."""
 
-    Attributes:
-        stages: Stage -> (C, h, w) of the core.
-        seed: (C, h, w) of the seed layer, core and margin; None where the caller gave the seed.
-        seed_window: Where ``seed`` lies in the whole map.
-    """
-
-    stages: dict[str, Tensor]
-    seed: Tensor | None
-    seed_window: Window
+    stages: dict[str, Tensor]  # stage -> (C, h, w) of the core
+    seed: Tensor | None  # (C, h, w) of the seed layer, core and margin; None where the caller gave the seed
+    seed_window: Window  # where ``seed`` lies in the whole map
 
 
 class TileExtractor:
-    """Iterates over the tiles of an image and extracts their features, cached on disk if all of them fit.
+    """Iterates over an image's tiles and extracts their features, cached in a folder if all of them fit ``disk`` bytes.
 
-    Args:
-        ssa: The network and its stages.
-        reader: The image.
-        tiling: How it is cut.
-        with_seed: Whether the seed layer's map is needed, too.
-        mean: Of the normalisation of pixels in [0, 1].
-        std: As ``mean``.
-        cache: Folder for the cached features.
-        disk: Bytes that they may take.
-
-    Attributes:
-        cached: Whether the features are cached; decided at the first tile.
-        forwards: Number of forwards so far.
+    ``mean`` and ``std`` normalise pixels in [0, 1]. After the first tile ``cached`` says whether features are cached.
     """
 
     def __init__(
@@ -69,17 +51,12 @@ class TileExtractor:
         ssa: SSA,
         reader: WindowReader,
         tiling: Tiling,
-        *,
-        with_seed: bool,
         mean: Sequence[float],
         std: Sequence[float],
         cache: Path,
         disk: int,
     ) -> None:
-        self.ssa, self.reader, self.tiling, self.with_seed = ssa, reader, tiling, with_seed
-        self.sources = dict(ssa.info.stages)
-        if with_seed:
-            self.sources.setdefault(ssa.info.seed.layer, ssa.info.seed.ref)
+        self.ssa, self.reader, self.tiling, self.size = ssa, reader, tiling, reader.size
         parameter = next(p for p in ssa.model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
         # Images are normalised before they are rounded to half precision, as callers of SSA do.
@@ -88,88 +65,64 @@ class TileExtractor:
             torch.tensor(list(values), dtype=self.working_dtype, device=self.device)[:, None, None]
             for values in (mean, std)
         )
-        self.cache, self.disk, self.cached, self._in_cache = cache, disk, False, set[int]()
-        self.forwards = 0
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the image."""
-        return self.reader.size
+        self.cache, self.disk, self.cached, self.forwards = cache, disk, False, 0
 
     def __len__(self) -> int:
         H, W = self.size
         return -(-H // self.tiling.tile) * -(-W // self.tiling.tile)
 
     def __iter__(self) -> Iterator[Tile]:
-        (H, W), halo = self.size, self.tiling.halo
         for number, core in enumerate(iter_windows(self.size, self.tiling.tile)):
-            y0, y1, x0, x1 = core
-            window = Window(max(0, y0 - halo), min(H, y1 + halo), max(0, x0 - halo), min(W, x1 + halo))
-            yield Tile(number, core, window)
+            yield Tile(number, core, core.padded(self.tiling.halo, Window(0, self.size[0], 0, self.size[1])))
 
     def extract(self, tile: Tile) -> TileFeatures:
         """Return a tile's features, computed or read from the cache."""
         path = self.cache / f"{tile.number}.pt"
-        if tile.number in self._in_cache:
-            saved = torch.load(path, weights_only=True, map_location=self.device)
-            return TileFeatures(saved["stages"], saved["seed"], Window(*saved["seed_window"]))
+        if path.exists():
+            stages, seed, seed_window = torch.load(path, weights_only=True, map_location=self.device)
+            return TileFeatures(stages, seed, Window(*seed_window))
         features = self._compute(tile)
         if tile.number == 0:
-            self.cached = self._cache_bytes(tile, features) <= self.disk
+            held = [each.nbytes for each in (*features.stages.values(), features.seed) if each is not None]
+            self.cached = sum(held) * math.prod(self.size) / math.prod(tile.core.shape) <= self.disk
         if self.cached:
-            content = {"stages": features.stages, "seed": features.seed, "seed_window": tuple(features.seed_window)}
             self.cache.mkdir(exist_ok=True)
-            torch.save(content, path)
-            self._in_cache.add(tile.number)
+            torch.save((features.stages, features.seed, tuple(features.seed_window)), path)
         return features
 
     def core(self, name: str, tile: Tile) -> Window:
         """Return the tile's own part of a map; tiles at the image's end include the strides' remainders."""
-        stride, (h, w) = self.tiling.strides[name], self.tiling.sizes[name]
+        stride, (h, w) = self.tiling.field.strides[name], self.tiling.sizes[name]
         (H, W), core = self.size, tile.core
         bottom = h if core.y1 == H else min(core.y1 // stride, h)
         right = w if core.x1 == W else min(core.x1 // stride, w)
         return Window(min(core.y0 // stride, h), bottom, min(core.x0 // stride, w), right)
 
-    def _cache_bytes(self, tile: Tile, features: TileFeatures) -> float:
-        """Return what all tiles' features would take, by those of one."""
-        tensors = [*features.stages.values(), *([] if features.seed is None else [features.seed])]
-        (h, w), (H, W) = tile.core.shape, self.size
-        return sum(tensor.nbytes for tensor in tensors) * (H * W / (h * w))
-
     def _compute(self, tile: Tile) -> TileFeatures:
         self.forwards += 1
-        images = self._normalize(self.reader.read(*tile.window))
-        maps = extract_features(self.ssa.model, images, self.sources).maps
+        pixels = torch.tensor(self.reader.read(*tile.window), device=self.device).permute(2, 0, 1)
+        pixels = pixels.to(self.working_dtype).div_(255.0).sub_(self.mean).div_(self.std)
+        maps = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources).maps
+        held = {}  # where the maps lie in the whole ones; around the core their values may differ
+        for name, stride in self.tiling.field.strides.items():
+            y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
+            held[name] = Window(y0, y0 + maps[name].shape[-2], x0, x0 + maps[name].shape[-1])
+
+        def crop(name: str, window: Window) -> Tensor:
+            y, x = window.inside(held[name])
+            return maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
+
         stages = {}
         for name in self.ssa.stage_names:
-            core, held = self.core(name, tile), self._held_window(name, tile, maps[name])
-            if not core.empty and (core.y1 > held.y1 or core.x1 > held.x1):
+            core = self.core(name, tile)
+            if not core.empty and (core.y1 > held[name].y1 or core.x1 > held[name].x1):
                 raise ValueError(
                     f"halo: expected more than {self.tiling.halo} pixels, as the network does not pad and the tiles' "
                     f'windows give too few pixels of {name!r}; pass "auto"'
                 )
-            y, x = core.inside(held)
-            stages[name] = maps[name][0, :, y, x].clone()  # a view would keep the whole window in memory
-        if not self.with_seed:
+            stages[name] = crop(name, core)
+        if self.tiling.margin is None:
             return TileFeatures(stages, None, Window(0, 0, 0, 0))
-        layer, margin = self.ssa.info.seed.layer, self.tiling.margin
-        held, core = self._held_window(layer, tile, maps[layer]), self.core(layer, tile)
-        seed_window = Window(
-            max(core.y0 - margin, held.y0),
-            min(core.y1 + margin, held.y1),
-            max(core.x0 - margin, held.x0),
-            min(core.x1 + margin, held.x1),
-        )
-        y, x = seed_window.inside(held)
-        return TileFeatures(stages, maps[layer][0, :, y, x].clone(), seed_window)
-
-    def _normalize(self, rgb: np.ndarray) -> Tensor:
-        pixels = torch.tensor(rgb, device=self.device).permute(2, 0, 1).to(self.working_dtype)
-        return pixels.div_(255.0).sub_(self.mean).div_(self.std)[None].to(self.dtype)
-
-    def _held_window(self, name: str, tile: Tile, maps: Tensor) -> Window:
-        """Return where a tile's map lies in the whole map; around the core its values may differ."""
-        stride = self.tiling.strides[name]
-        y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
-        return Window(y0, y0 + maps.shape[-2], x0, x0 + maps.shape[-1])
+        layer = self.ssa.info.seed.layer
+        seed_window = self.core(layer, tile).padded(self.tiling.margin, held[layer])
+        return TileFeatures(stages, crop(layer, seed_window), seed_window)

@@ -9,41 +9,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssa_fast.io.sizes import resident_bytes
-from ssa_fast.large.receptive_field import check_windows, map_sizes, measure_receptive_field
+from ssa_fast.large.receptive_field import ReceptiveField, measure_receptive_field
 from ssa_fast.large.resample import resize_margin
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ssa_fast.large.receptive_field import ReceptiveField
     from ssa_fast.ssa import SSA
 
-ACTIVATION_FACTOR = 5.0
-"""Peak bytes of a forward over those of its largest output: input, output, and the convolution's copies of both."""
-FORWARD_SHARE = 0.6
-"""Share of the free memory that a forward may take; the rest is for tile features, windows and the allocator."""
+ACTIVATION_FACTOR = 5.0  # a forward's peak bytes over its largest output's: both ends of a convolution and copies
+FORWARD_SHARE = 0.6  # of the free memory, for a forward; the rest is for tile features, windows and the allocator
 LARGEST_TILE = 8192
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiling:
-    """How an image is cut into tiles.
+    """How an image is cut into tiles."""
 
-    Attributes:
-        tile: Pixels of a tile's side.
-        halo: Pixels around it that the network also sees, including ``margin``.
-        strides: Map -> image pixels per map pixel.
-        sizes: Map -> (h, w) for the whole image.
-        margin: Pixels of the seed layer's map around a tile's own that resizing it to the stages reads.
-        exact: Whether the halo covers the receptive field.
-    """
-
-    tile: int
-    halo: int
-    strides: dict[str, int]
-    sizes: dict[str, tuple[int, int]]
-    margin: int
-    exact: bool
+    field: ReceptiveField
+    sizes: dict[str, tuple[int, int]]  # map -> (h, w) for the whole image
+    tile: int  # pixels of a tile's side
+    halo: int  # pixels around it that the network also sees
+    margin: int | None  # pixels around a tile's own in the seed layer's map that resizing reads; None without that map
+    exact: bool  # whether the halo covers the receptive field
 
 
 def check_pixels(name: str, value: int | str, least: int) -> None:
@@ -85,27 +73,43 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
 
 
+def measure_field(ssa: SSA, with_seed: bool) -> ReceptiveField:
+    """Return the receptive field of an SSA's stages and, if asked for, of its seed layer's map."""
+    seed = {ssa.info.seed.layer: ssa.info.seed.ref} if with_seed else {}
+    return measure_receptive_field(ssa.model, {**ssa.info.stages, **seed})
+
+
 def make_tiling(
-    ssa: SSA, size: tuple[int, int], *, tile: int | str, halo: int | str, memory: int, with_seed: bool
+    ssa: SSA,
+    field: ReceptiveField,
+    size: tuple[int, int],
+    *,
+    tile: int | str,
+    halo: int | str,
+    memory: int,
+    with_seed: bool,
 ) -> Tiling:
-    """Choose the tiles and the halo of an image of ``size`` (H, W).
-
-    With "auto", the halo covers the receptive field, and the tile is the largest that fits ``memory``, the bytes for
-    the whole process. ``with_seed`` says that the seed layer's map is needed, too.
-
-    Raises:
-        ValueError: A wrong option, a model with global layers, or too little memory for any tile.
-    """
-    model, layer, sources = ssa.model, ssa.info.seed.layer, dict(ssa.info.stages)
-    if with_seed:
-        sources.setdefault(layer, ssa.info.seed.ref)
-    field = measure_receptive_field(model, sources)
-    around = _halo(halo, field)
+    """Choose the tiles and the halo of an image of ``size`` (H, W) for the bytes ``memory`` of the whole process."""
+    if halo != "auto":
+        around = -(-int(halo) // field.stride) * field.stride
+    elif field.halo is not None:
+        around = field.halo
+    else:
+        raise ValueError(
+            'halo: expected pixels, got "auto", which needs a finite receptive field, but this model has global '
+            "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
+        )
     exact = field.halo is not None and around >= field.halo
-    check_windows(model, sources, field, size)
-    sizes = map_sizes(model, sources, field, size)
-    margin = _seed_margin(ssa, field, sizes) if with_seed else 0
-    around += -(-margin * field.strides.get(layer, 1) // field.stride) * field.stride
+    field.check_windows(size)
+    sizes, margin = field.map_sizes(size), None
+    if with_seed:
+        layer = ssa.info.seed.layer
+        margin = max(
+            resize_margin(source, target, field.strides[name] / field.strides[layer], ssa.align_corners)
+            for name in ssa.stage_names
+            for source, target in zip(sizes[layer], sizes[name], strict=True)
+        )
+        around += -(-margin * field.strides[layer] // field.stride) * field.stride
     if tile == "auto":
         tile = _largest_tile(ssa, size, field, around, memory)
     elif int(tile) % field.stride:
@@ -113,16 +117,7 @@ def make_tiling(
             f'tile: expected "auto" or a multiple of {field.stride}, the coarsest map\'s stride, got {tile}'
         )
     tile = int(tile)
-    return Tiling(tile, around, field.strides, sizes, margin, exact or tile >= max(size))
-
-
-def _seed_margin(ssa: SSA, field: ReceptiveField, sizes: dict[str, tuple[int, int]]) -> int:
-    layer = ssa.info.seed.layer
-    return max(
-        resize_margin(source, target, field.strides[name] / field.strides[layer], ssa.align_corners)
-        for name in ssa.stage_names
-        for source, target in zip(sizes[layer], sizes[name], strict=True)
-    )
+    return Tiling(field, sizes, tile, around, margin, exact or tile >= max(size))
 
 
 def _largest_tile(ssa: SSA, size: tuple[int, int], field: ReceptiveField, around: int, memory: int) -> int:
@@ -136,28 +131,14 @@ def _largest_tile(ssa: SSA, size: tuple[int, int], field: ReceptiveField, around
         free = min(free, torch.cuda.mem_get_info(device)[0])
 
     def forward_bytes(side: int) -> float:
-        H, W = (min(side + 2 * around, length) for length in size)
-        return per_pixel * H * W / FORWARD_SHARE
+        return per_pixel * math.prod(min(side + 2 * around, length) for length in size) / FORWARD_SHARE
 
-    longest = -(-max(size) // field.stride) * field.stride
-    side = min(longest, LARGEST_TILE // field.stride * field.stride)
-    while side >= field.stride and forward_bytes(side) > free:
-        side -= field.stride
-    if side < field.stride:
-        least = math.ceil(used + forward_bytes(field.stride))
-        raise ValueError(
-            f"memory: expected at least {least:,} bytes for this network's halo of {around} pixels, got {memory:,}; "
-            "raise it, or pass a smaller halo, which is an approximation"
-        )
-    return side
-
-
-def _halo(halo: int | str, field: ReceptiveField) -> int:
-    if halo == "auto":
-        if field.halo is None:
-            raise ValueError(
-                'halo: expected pixels, got "auto", which needs a finite receptive field, but this model has global '
-                "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
-            )
-        return field.halo
-    return -(-int(halo) // field.stride) * field.stride
+    longest = min(-(-max(size) // field.stride), LARGEST_TILE // field.stride) * field.stride
+    for side in range(longest, 0, -field.stride):
+        if forward_bytes(side) <= free:
+            return side
+    least = math.ceil(used + forward_bytes(field.stride))
+    raise ValueError(
+        f"memory: expected at least {least:,} bytes for this network's halo of {around} pixels, got {memory:,}; "
+        "raise it, or pass a smaller halo, which is an approximation"
+    )

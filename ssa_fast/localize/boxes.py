@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +10,17 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ssa_fast.localize.options import Components, PostprocessOptions, check_components, with_overrides
+from ssa_fast.localize.options import Components, PostprocessOptions, check_components
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> list[list[Tensor]]:
     """Return the boxes around connected regions above ``box_threshold`` times each map's maximum.
 
-    The threshold is relative to each map's maximum and exceeded strictly, as in the WSOL evaluation of Choe et al.
-    (CVPR 2020); regions are 8-connected, as OpenCV's contours are there. A map that holds NaN, or nothing above 0, has
-    no box.
+    The threshold is exceeded strictly and regions are 8-connected, as in the WSOL evaluation of Choe et al. (CVPR
+    2020). A map that holds NaN, or nothing above 0, has no box.
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), floating.
@@ -38,8 +36,13 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
         ValueError: ``cams`` has another rank, or an option is out of range.
     """
     maps = read_cams(cams)
-    options = with_overrides(options, overrides)
-    return [[_plane_boxes(plane, options) for plane in planes] for planes in maps.numpy()]
+    options = replace(options or PostprocessOptions(), **overrides)
+
+    def plane_boxes(plane: np.ndarray) -> Tensor:
+        above = (plane > options.box_threshold * plane.max()) & (plane.max() > 0)
+        return torch.from_numpy(component_boxes(above, options.components)).float()
+
+    return [[plane_boxes(plane) for plane in planes] for planes in maps.numpy()]
 
 
 def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
@@ -59,7 +62,7 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
     filled = np.asarray(mask).astype(bool, copy=False)
     if filled.ndim != 2:
         raise ValueError(f"mask: expected (H, W), got shape {filled.shape}; pass one map at a time")
-    labels, count = ndimage.label(filled, structure=EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(filled, structure=np.ones((3, 3)))
     regions = ndimage.find_objects(labels)
     if count > 1:
         areas = np.bincount(labels.ravel())[1:]
@@ -71,11 +74,12 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:
     """Return the mean of the map inside each box of ``boxes``: per image and class a float32 tensor (n,)."""
-    maps = read_cams(cams)
-    return [
-        [_plane_scores(plane, corners) for plane, corners in zip(planes, image, strict=True)]
-        for planes, image in zip(maps, found, strict=True)
-    ]
+
+    def plane_scores(plane: Tensor, corners: Tensor) -> Tensor:
+        return torch.tensor([float(plane[y1:y2, x1:x2].mean()) for x1, y1, x2, y2 in corners.int().tolist()])
+
+    images = zip(read_cams(cams), found, strict=True)
+    return [[plane_scores(*pair) for pair in zip(*image, strict=True)] for image in images]
 
 
 def read_cams(cams: Tensor) -> Tensor:
@@ -90,13 +94,3 @@ def read_cams(cams: Tensor) -> Tensor:
             f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them"
         )
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
-
-
-def _plane_boxes(plane: np.ndarray, options: PostprocessOptions) -> Tensor:
-    peak = plane.max()
-    above = (plane > options.box_threshold * peak) & (peak > 0)
-    return torch.from_numpy(component_boxes(above, options.components)).float()
-
-
-def _plane_scores(plane: Tensor, corners: Tensor) -> Tensor:
-    return torch.tensor([float(plane[y1:y2, x1:x2].mean()) for x1, y1, x2, y2 in corners.int().tolist()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.localize.boxes import read_cams
-from ssa_fast.localize.options import PostprocessOptions, with_overrides
+from ssa_fast.localize.options import PostprocessOptions
 
 IGNORE = 255
 
@@ -20,12 +21,9 @@ IGNORE = 255
 def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> Tensor:
     """Return label maps: per pixel the class of the largest CAM, or background if none exceeds its score.
 
-    The background's score is the constant ``background``, or ``(1 - max_k cam_k)^alpha``; ``ignore`` marks the pixels
-    between two such scores as unsure. See ``PostprocessOptions``.
-
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), in [0, 1].
-        options: ``background``, ``alpha`` and ``ignore``; the rest is for ``boxes``.
+        options: ``background`` or ``alpha``, the background's score, and ``ignore``; the rest is for ``boxes``.
         **overrides: Single fields of the options, for example ``alpha=8, ignore=16``.
 
     Returns:
@@ -36,24 +34,23 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
         ValueError: Options out of range or not going together, CAMs outside [0, 1], or over 254 classes.
     """
     maps = read_cams(cams)
-    options = with_overrides(options, overrides)
+    options = replace(options or PostprocessOptions(), **overrides)
     if maps.shape[1] >= IGNORE:
         raise ValueError(f"cams: expected at most 254 classes, as 255 means unsure, got {maps.shape[1]}; take fewer")
     if bool((maps < 0).any() | (maps > 1).any()):
         low, high = maps.nan_to_num(0).aminmax()
         raise ValueError(f"cams: expected values in [0, 1], got {low:.3g} to {high:.3g}; rescale them first")
     peak, best = maps.max(dim=1)  # [B, H, W]
-    labels = torch.where(peak > _background(peak, options, options.alpha or options.background_score), best + 1, 0)
+
+    def exceeds(setting: float) -> Tensor:
+        """Return where the CAM exceeds the constant ``setting``, or the score with it as exponent."""
+        return peak > (setting if options.alpha is None else (1 - peak) ** setting)
+
+    labels = torch.where(exceeds(options.alpha or options.background_score), best + 1, 0)
     if options.ignore is not None:
-        unsure = peak > _background(peak, options, options.ignore)
-        labels[(labels == 0) & unsure] = IGNORE
+        labels[(labels == 0) & exceeds(options.ignore)] = IGNORE
     labels[peak.isnan()] = IGNORE
     return labels.to(torch.uint8)
-
-
-def _background(peak: Tensor, options: PostprocessOptions, setting: float) -> Tensor:
-    """Return the background's score per pixel: the constant ``setting``, or with it as exponent."""
-    return torch.full_like(peak, setting) if options.alpha is None else (1 - peak) ** setting
 
 
 def voc_palette() -> list[int]:
@@ -64,7 +61,7 @@ def voc_palette() -> list[int]:
 
 
 def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc"] | list[int] = "voc") -> None:
-    """Write a label map (H, W) atomically as an indexed PNG whose pixel values are the labels.
+    """Write a label map atomically as an indexed PNG whose pixel values are the labels.
 
     Args:
         path: The file.

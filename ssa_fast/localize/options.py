@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
-DEFAULT_BACKGROUND = 0.25
 Components = Literal["largest", "all"]
 
 
@@ -19,7 +18,7 @@ class PostprocessOptions:
         alpha: Exponent > 0 of the background score ``(1 - max_k cam_k)^alpha`` of AffinityNet (Ahn & Kwak, CVPR 2018),
             instead of ``background``; the authors use 4 to 32. Larger means less background.
         ignore: A second, lower background (or higher ``alpha``): pixels that are foreground under it and background
-            under the first become 255, as in IRN (Ahn et al., CVPR 2019). Default: no such pixels.
+            under the first become 255, as in IRN (Ahn et al., CVPR 2019).
         box_threshold: Share of each map's maximum, in [0, 1], that a box's region exceeds.
         components: "largest" connected region, or "all".
 
@@ -35,10 +34,10 @@ class PostprocessOptions:
     components: Components = "largest"
 
     def __post_init__(self) -> None:
-        check_fraction("box_threshold", self.box_threshold)
+        _check_fraction("box_threshold", self.box_threshold)
         check_components(self.components)
         if self.alpha is None:
-            check_fraction("background", self.background_score)
+            _check_fraction("background", self.background_score)
             if self.ignore is not None and not 0 <= self.ignore < self.background_score:
                 limit = f"background = {self.background_score}"
                 raise ValueError(f"ignore: expected a number in [0, {limit}), got {self.ignore}; lower it")
@@ -55,12 +54,7 @@ class PostprocessOptions:
     @property
     def background_score(self) -> float:
         """The constant background score, its default filled in."""
-        return DEFAULT_BACKGROUND if self.background is None else self.background
-
-
-def with_overrides(options: PostprocessOptions | None, overrides: dict[str, Any]) -> PostprocessOptions:
-    """Return the options with single fields replaced, as ``boxes`` and ``masks`` take both forms."""
-    return replace(options or PostprocessOptions(), **overrides)
+        return 0.25 if self.background is None else self.background
 
 
 def check_components(value: str) -> None:
@@ -69,8 +63,7 @@ def check_components(value: str) -> None:
         raise ValueError(f'components: expected "largest" or "all", got {value!r}; choose one of them')
 
 
-def check_fraction(argument: str, value: object) -> None:
-    """Raise TypeError or ValueError unless ``value`` is a number in [0, 1]."""
+def _check_fraction(argument: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}: expected a number in [0, 1], got {type(value).__name__}; pass a float")
     if not 0 <= float(value) <= 1:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssa_fast.localize import panels
 from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import masks, voc_palette
-from ssa_fast.localize.options import PostprocessOptions, with_overrides
+from ssa_fast.localize.options import PostprocessOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PanelRow:
-    """One class of one image, ready to be drawn; maps are (h, w) in [0, 1] at any size.
+    """One class of one image, ready to be drawn.
 
     Attributes:
         label: The class's name.
-        maps: Title -> map, drawn between the image and the fused CAM.
-        fused: The fused CAM.
-        boxes: (n, 4) in the fused CAM's pixels.
-        scores: (n,), one per box.
+        maps: Title -> map (h, w) in [0, 1] at any size, drawn between the image and the fused CAM.
+        fused: The fused CAM (h, w) in [0, 1].
+        boxes, scores: (n, 4) in the fused CAM's pixels, and (n,).
         region: (H, W) bool, the class's part of the mask.
-        colour: The region's colour.
+        colour: The region's colour, RGB.
     """
 
     label: str
@@ -39,7 +38,7 @@ class PanelRow:
     boxes: Tensor
     scores: Tensor
     region: Tensor
-    colour: tuple[int, int, int]
+    colour: Sequence[int]
 
 
 def overlay(
@@ -72,48 +71,46 @@ def overlay(
     if classes is None:
         classes = torch.arange(cams.shape[1]).expand(len(cams), -1)
     _check(images, cams, classes, names)
-    options = with_overrides(options or PostprocessOptions(components="all"), overrides)
-    found = boxes(cams, options)
+    options = replace(options or PostprocessOptions(components="all"), **overrides)
+    found, labels = boxes(cams, options), masks(cams, options)
     scores = box_scores(cams, found)
-    labels = masks(cams, options)
     maps = {**({} if seed is None else {"seed": seed}), **(stages or {})}
-    palette = voc_palette()
-    drawn = []
+    palette, drawn = voc_palette(), []
     for b, image in enumerate(images.detach().float().cpu().clamp(0, 1)):
-        rows = []
-        for k, index in enumerate(classes[b].tolist()):
-            red, green, blue = palette[3 * k + 3 : 3 * k + 6]
-            rows.append(
-                PanelRow(
-                    label=f"class {index}" if names is None else f"{names[index]} ({index})",
-                    maps={title: values[b, k] for title, values in maps.items()},
-                    fused=cams[b, k],
-                    boxes=found[b][k],
-                    scores=scores[b][k],
-                    region=labels[b] == k + 1,
-                    colour=(red, green, blue),
-                )
+        rows = [
+            PanelRow(
+                label=f"class {index}" if names is None else f"{names[index]} ({index})",
+                maps={title: values[b, k] for title, values in maps.items()},
+                fused=cams[b, k],
+                boxes=found[b][k],
+                scores=scores[b][k],
+                region=labels[b] == k + 1,
+                colour=palette[3 * k + 3 : 3 * k + 6],
             )
+            for k, index in enumerate(classes[b].tolist())
+        ]
         drawn.append(panel(image, rows))
     return drawn
 
 
 def panel(image: Tensor, rows: Sequence[PanelRow]) -> Image.Image:
     """Return the panel of one image, (3, H, W) or (1, H, W) in [0, 1], with one row of cells per class."""
-    background = panels.fit(panels.to_image(image))
+    pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    background = panels.fit(Image.fromarray(pixels))
+
+    def cells(row: PanelRow) -> list[Image.Image]:
+        cams = [panels.heat(background, cam) for cam in (*row.maps.values(), row.fused)]
+        colours = np.array([panels.INK, row.colour], dtype=np.uint8)
+        mask = panels.paint(background, row.region.cpu().numpy().astype(int), colours)
+        return [background, *cams, _draw_boxes(background, row), mask]
+
     titles = ["image", *rows[0].maps, "fused", "boxes", "mask"]
-    return panels.sheet(titles, [_cells(background, row) for row in rows], [row.label for row in rows])
-
-
-def _cells(image: Image.Image, row: PanelRow) -> list[Image.Image]:
-    cams = [panels.heat(image, cam) for cam in (*row.maps.values(), row.fused)]
-    colours = np.array([panels.INK, row.colour], dtype=np.uint8)
-    return [image, *cams, _draw_boxes(image, row), panels.paint(image, row.region.cpu().numpy().astype(int), colours)]
+    return panels.sheet(titles, [cells(row) for row in rows], [row.label for row in rows])
 
 
 def _draw_boxes(image: Image.Image, row: PanelRow) -> Image.Image:
     drawn = image.copy()
-    pen, font = ImageDraw.Draw(drawn), panels.font(11)
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(11)
     height, width = row.fused.shape
     scale = torch.tensor([drawn.width / width, drawn.height / height] * 2)
     for n in reversed(range(len(row.boxes))):  # the largest last, on top

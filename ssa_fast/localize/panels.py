@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
@@ -19,9 +18,8 @@ GAP, TITLE, SIDE = 6, 20, 24  # pixels between cells, above the columns, and lef
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 OPACITY = 0.55
 
-# Turbo's polynomial approximation, because matplotlib is not a dependency: one row per channel, coefficients of
-# t^0 .. t^5 (A. Mikhailov, "Turbo, an improved rainbow colormap", Google Research 2019; Apache-2.0, gist
-# 0d177465a8151eb6ede1768d51d476c7).
+# Turbo's polynomial approximation, because matplotlib is not a dependency: coefficients of t^0 .. t^5 per channel
+# (A. Mikhailov, Google Research 2019; Apache-2.0, gist 0d177465a8151eb6ede1768d51d476c7).
 TURBO = np.array(
     [
         [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
@@ -36,8 +34,7 @@ def turbo(values: np.ndarray) -> np.ndarray:
     t = np.nan_to_num(values, nan=0.0).clip(0, 1)
     colours = (np.stack([t**n for n in range(6)], axis=-1) @ TURBO.T).clip(0, 1)
     colours[np.isnan(values)] = 0.5
-    pixels: np.ndarray = np.round(colours * 255).astype(np.uint8)
-    return pixels
+    return np.asarray(np.round(colours * 255), dtype=np.uint8)
 
 
 def heat(image: Image.Image, cam: Tensor) -> Image.Image:
@@ -52,26 +49,18 @@ def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: 
     return Image.blend(image, layer, opacity)
 
 
-def to_image(pixels: Tensor) -> Image.Image:
-    """Return (3, H, W) or (1, H, W) in [0, 1] as an RGB image."""
-    return Image.fromarray((pixels.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-
-
 def fit(image: Image.Image) -> Image.Image:
     """Return the image resized so that its longer side has ``CELL`` pixels."""
     factor = CELL / max(image.size)
-    width, height = (max(1, math.floor(side * factor)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image.resize([max(1, int(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Return the images in one row on white, ``gap`` pixels apart."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
-    left = 0
-    for image in images:
+    *lefts, end = accumulate((image.width + gap for image in images), initial=0)
+    row = Image.new("RGB", (end - gap, max(image.height for image in images)), PAPER)
+    for image, left in zip(images, lefts, strict=True):
         row.paste(image, (left, 0))
-        left += image.width + gap
     return row
 
 
@@ -94,14 +83,8 @@ def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: 
 
 def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
     """Write a line; if it is too wide, cut off its beginning, as module names differ at the end."""
-    pen, face = ImageDraw.Draw(page), font(12)
-    line = text
+    pen, face, line = ImageDraw.Draw(page), ImageFont.load_default(12), text
     while pen.textlength(line, font=face) > width and len(text) > 1:
         text = text[1:]
         line = f"…{text}"
     pen.text(corner, line, fill=INK, font=face)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font in ``size`` pixels."""
-    return ImageFont.load_default(size)

@@ -28,17 +28,16 @@ class _Accumulator:
                 "and apply() on all tiles once per step"
             )
         self.K, self.C, self.affinity = K, C, affinity
-        self.device = torch.device(device) if device is not None else torch.device("cpu")
+        self.device = torch.device(device or "cpu")
         self.pixels = 0
 
     def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
         """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
         given = {"feats": (feats, self.C)} if cam is None else {"cam": (cam, self.K), "feats": (feats, self.C)}
         validation.check_no_grad({name: tensor for name, (tensor, _) in given.items()})
-        single = feats.ndim == 3
         for name, (tensor, rows) in given.items():
-            if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
-                batch = "" if single else "n, "
+            if tensor.ndim != (3 if feats.ndim == 3 else 4) or tensor.shape[-3] != rows:
+                batch = "" if feats.ndim == 3 else "n, "
                 raise ValueError(f"{name}: expected ({batch}{rows}, h, w), got {tuple(tensor.shape)}")
             if not tensor.is_floating_point():
                 raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
@@ -74,11 +73,6 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a whole number > 0, got {value!r}")
 
 
-def computing_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return float64 if one of the tensors is, else float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
 def lasting_zeros(*shape: int, device: torch.device | None = None) -> Tensor:
     """Return float64 zeros that can be added to inside and outside inference mode."""
     with torch.inference_mode(False):
@@ -92,7 +86,7 @@ def iter_blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]
     columns = max(1, -(-w // across))
     for y in range(0, h, rows):
         for x in range(0, w, columns):
-            yield slice(y, min(y + rows, h)), slice(x, min(x + columns, w))
+            yield slice(y, y + rows), slice(x, x + columns)
 
 
 def normalize(sums: Tensor, affinity: Affinity) -> Tensor:

@@ -9,15 +9,9 @@ import torch
 from ssa_fast.affinity import Affinity
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.ops.features import UnitFeatures
-from ssa_fast.streaming.base import (
-    _Accumulator,
-    check_positive,
-    computing_dtype,
-    iter_blocks,
-    lasting_zeros,
-    normalize,
-)
+from ssa_fast.streaming.base import _Accumulator, check_positive, iter_blocks, lasting_zeros, normalize
 from ssa_fast.streaming.spill_buffer import SpillBuffer
+from ssa_fast.validation import result_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +29,7 @@ class PixelBank(_Accumulator):
     """One image's source pixels, stored tile by tile; exact for any affinity, in L² time.
 
     Works for signed and centred features and any φ. ``add`` stores the pixels, in memory and beyond ``memory`` in a
-    file; ``apply`` streams them, block by block, against a tile of target pixels. The time is that of the full L²
-    products.
+    file; ``apply`` compares them with a tile of target pixels, block by block.
 
     Args:
         K: CAM classes.
@@ -51,8 +44,7 @@ class PixelBank(_Accumulator):
         device: Where tiles are computed; default the CPU, where the stored pixels are in any case.
 
     Attributes:
-        pixels: Number of pixels added.
-        stored: Number of them that are stored.
+        pixels, stored: Numbers of pixels added, and of those stored.
         exact: Whether every pixel is stored.
 
     Raises:
@@ -92,10 +84,7 @@ class PixelBank(_Accumulator):
         return self.stride == 1
 
     def _working_bytes(self, block: int) -> int:
-        """Return the bytes that ``apply`` holds beside the stored pixels, at the worst of its two steps.
-
-        ``add`` needs less: one block of features and CAM, and another of features in float64.
-        """
+        """Return the bytes that ``apply``, which needs more than ``add``, holds beside the stored pixels."""
         unit_features = 5 * self.C * block  # read, centred twice (for norms as well), squared, scaled
         columns = self.C + 2 * (self.C + self.K)  # targets; sources and their CAM as read and in the targets' dtype
         sums = 2 * (self.K + 1) + 2
@@ -129,18 +118,20 @@ class PixelBank(_Accumulator):
         """
         self._check_open("add", self)
         self._check_tile(feats, cam)
-        dtype = computing_dtype(cam, feats)
+        dtype = result_dtype(cam, feats)
         y, x = (-start % self.stride for start in at)
         f, v = (tensor[:, y :: self.stride, x :: self.stride] for tensor in (feats, cam))
         windows = iter_blocks(f.shape[1:], self._block)
         blocks = (_pack(f[:, rows, columns], v[:, rows, columns], dtype) for rows, columns in windows)
-        total = self._feature_sum(feats)
+        total = torch.zeros(self.C, dtype=torch.float64, device=feats.device)
+        for rows, columns in iter_blocks(feats.shape[1:], self._block) if self.affinity.center else ():
+            total += feats[:, rows, columns].sum(dim=(1, 2), dtype=torch.float64)
         self._buffer.extend(blocks, f[0].numel() * (self.C + self.K) * dtype.itemsize)
-        self._sum += total
+        self._sum += total.cpu()
         self.stored, self.pixels = self.stored + f[0].numel(), self.pixels + feats[0].numel()
 
     def merge(self, other: PixelBank) -> None:
-        """Also store the pixels of ``other``, made from other tiles of the image; ``other`` does not change.
+        """Also store the pixels of ``other``, made from other tiles of the image.
 
         Raises:
             ValueError: Other classes, channels, affinity or stride, the same object, or a closed one.
@@ -155,13 +146,7 @@ class PixelBank(_Accumulator):
         self.stored, self.pixels = self.stored + other.stored, self.pixels + other.pixels
 
     def apply(self, feats: Tensor) -> Tensor:
-        """Return the polished CAM of a tile.
-
-        Args:
-            feats: ``(C, h, w)``, floating.
-
-        Returns:
-            ``(K, h, w)``; float32, or float64 for float64 features.
+        """Return the polished CAM ``(K, h, w)`` of features ``(C, h, w)``: float32, or float64 for float64 features.
 
         Raises:
             ValueError: Nothing was added, another shape, or after ``close``.
@@ -170,7 +155,7 @@ class PixelBank(_Accumulator):
         self._check_open("apply", self)
         self._check_not_empty()
         self._check_tile(feats)
-        dtype = computing_dtype(feats)
+        dtype = result_dtype(feats, feats)
         mean = (self._sum / self.pixels).to(self.device, dtype)[:, None] if self.affinity.center else None
         out = torch.empty((self.K, *feats.shape[1:]), dtype=dtype, device=self.device)
         with torch.autocast(self.device.type, enabled=False):
@@ -189,19 +174,15 @@ class PixelBank(_Accumulator):
     def _accumulate(self, x_j: Tensor, mean: Tensor | None) -> Tensor:
         """Return ``Σ_i v_ri φ(x_iᵀ x_j)`` over all stored pixels, ``[K + 1, n]``, for ``x_j`` ``[C, n]``."""
         sums = torch.zeros(self.K + 1, x_j.shape[1], dtype=torch.float64, device=x_j.device)
+        affinities = x_j.new_empty((GROUP, x_j.shape[1]))
         for packed in self._buffer:
-            self._add_block(packed.to(x_j.device, x_j.dtype), x_j, mean, sums)
+            for group in packed.to(x_j.device, x_j.dtype).view(-1, self.C + self.K).split(GROUP):
+                x_i = self._unit(group[:, : self.C].mT, mean).mT
+                a = self.affinity.apply_(torch.mm(x_i, x_j, out=affinities[: len(x_i)]))
+                sums[:-1] += group[:, self.C :].mT @ a
+                sums[-1] += a.sum(dim=0)
+            del group  # its block, before the next one is read
         return sums
-
-    def _add_block(self, packed: Tensor, x_j: Tensor, mean: Tensor | None, sums: Tensor) -> None:
-        """Add the contribution of one block of stored pixels to ``sums``."""
-        f, v = self._unpack(packed)
-        affinities = x_j.new_empty((min(GROUP, len(f)), x_j.shape[1]))
-        for lo in range(0, len(f), GROUP):
-            x_i = self._unit(f[lo : lo + GROUP].mT, mean).mT
-            a = self.affinity.apply_(torch.mm(x_i, x_j, out=affinities[: len(x_i)]))
-            sums[:-1] += v[:, lo : lo + GROUP] @ a
-            sums[-1] += a.sum(dim=0)
 
     def close(self) -> None:
         """Discard the stored pixels and the file; afterwards nothing can be added or applied."""
@@ -217,32 +198,16 @@ class PixelBank(_Accumulator):
     def _signature(self) -> str:
         return f"{super()._signature()}, stride={self.stride}"
 
-    def _feature_sum(self, feats: Tensor) -> Tensor:
-        """Return the sum over a tile's pixels ``[C]``, which only centring needs."""
-        total = torch.zeros(self.C, dtype=torch.float64, device=feats.device)
-        if self.affinity.center:
-            for rows, columns in iter_blocks(feats.shape[1:], self._block):
-                total += feats[:, rows, columns].sum(dim=(1, 2), dtype=torch.float64)
-        return total.cpu()
-
-    def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a block's features ``[n, C]`` and CAM ``[K, n]``, as views."""
-        n = packed.numel() // (self.C + self.K)
-        return packed[: n * self.C].view(n, self.C), packed[n * self.C :].view(self.K, n)
-
     def _rechunk(self, other: PixelBank) -> Iterator[Tensor]:
-        """Yield the blocks of ``other``, cut where they are larger than this bank's."""
+        """Yield copies of the blocks of ``other``, cut where they are larger than this bank's."""
         for packed in other._buffer:
-            f, v = self._unpack(packed)
-            for lo in range(0, len(f), self._block):
-                part = slice(lo, lo + self._block)
-                yield _pack(f[part].mT[:, None], v[:, None, part], packed.dtype)
+            yield from map(torch.clone, packed.split(self._block * (self.C + self.K)))
 
 
 def _pack(f: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy ``[C, h, w]`` features and a ``[K, h, w]`` CAM into one block of h·w pixels on the CPU."""
+    """Copy ``[C, h, w]`` features and a ``[K, h, w]`` CAM into one block ``[h · w · (C + K)]`` on the CPU."""
     (C, h, w), K = f.shape, len(v)
-    packed = torch.empty((C + K) * h * w, dtype=dtype)
-    packed[: C * h * w].view(h, w, C).copy_(f.permute(1, 2, 0))
-    packed[C * h * w :].view(K, h, w).copy_(v)
-    return packed
+    packed = torch.empty((h, w, C + K), dtype=dtype)
+    packed[..., :C].copy_(f.permute(1, 2, 0))
+    packed[..., C:].copy_(v.permute(1, 2, 0))
+    return packed.flatten()

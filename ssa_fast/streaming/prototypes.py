@@ -10,7 +10,8 @@ from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import split_off_mean
-from ssa_fast.streaming.base import _Accumulator, computing_dtype, lasting_zeros, normalize
+from ssa_fast.streaming.base import _Accumulator, lasting_zeros, normalize
+from ssa_fast.validation import result_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,7 @@ class Prototypes(_Accumulator):
             nonnegative: True promises that no feature is negative; None reads it from the data.
 
         Raises:
-            ValueError: A negative feature, for which the ReLU acts and no such sum exists (nothing is added then);
-                ``nonnegative=False``; other shapes.
+            ValueError: A negative feature (nothing is added then), ``nonnegative=False``, or other shapes.
             TypeError: Tensors that are not floating.
         """
         self._check_tile(feats, cam)
@@ -86,7 +86,7 @@ class Prototypes(_Accumulator):
                 "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
                 "pixels exists; PixelBank is exact for signed features"
             )
-        dtype = computing_dtype(cam, feats)
+        dtype = result_dtype(cam, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
@@ -108,25 +108,16 @@ class Prototypes(_Accumulator):
         self.pixels += other.pixels
 
     def all_reduce(self, group: Any = None) -> None:
-        """Sum over the processes of a torch.distributed group, so that each holds the whole image's sums.
-
-        Call it once: a second call would count everything again.
-        """
+        """Sum over a torch.distributed group; call it once, or everything would be counted again."""
         import torch.distributed as dist
 
-        packed = torch.cat([self.sums.flatten(), self.sums.new_tensor([float(self.pixels)])])
+        packed = torch.cat([self.sums.flatten(), self.sums.new_tensor([self.pixels])])
         dist.all_reduce(packed, group=group)
         self.sums.copy_(packed[:-1].view_as(self.sums))
         self.pixels = int(packed[-1].item())
 
     def apply(self, feats: Tensor) -> Tensor:
-        """Return the polished CAM of a tile.
-
-        Args:
-            feats: ``(C, h, w)`` or ``(n, C, h, w)``, floating.
-
-        Returns:
-            ``(K, h, w)`` or ``(n, K, h, w)``; float32, or float64 for float64 features.
+        """Return the polished CAM ``([n,] K, h, w)`` of features ``([n,] C, h, w)``: float32, float64 for float64.
 
         Raises:
             ValueError: Nothing was added, or another shape.
@@ -136,7 +127,7 @@ class Prototypes(_Accumulator):
         self._check_tile(feats)
         single = feats.ndim == 3
         feats = (feats[None] if single else feats).to(self.device)
-        dtype = computing_dtype(feats)
+        dtype = result_dtype(feats, feats)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]

@@ -16,18 +16,10 @@ if TYPE_CHECKING:
 
 
 class SpillBuffer:
-    """An append-only sequence of 1-D float32 and float64 tensors on the CPU.
-
-    Args:
-        memory_budget: Bytes to hold in memory.
-        scratch: Folder of the file; default the system's temporary one.
-
-    Raises:
-        OSError: No file can be made in ``scratch``.
-    """
+    """1-D float32 and float64 tensors: ``memory_budget`` bytes in memory, the rest in a file in ``scratch``."""
 
     def __init__(self, memory_budget: int, scratch: str | Path | None) -> None:
-        self.folder = tempfile.gettempdir() if scratch is None else str(scratch)
+        self.folder = str(scratch or tempfile.gettempdir())
         self._memory_left, self._end = memory_budget, 0
         self._in_memory: list[Tensor] = []
         self._on_disk: list[tuple[int, int, torch.dtype]] = []  # offset in the file, bytes, dtype
@@ -38,7 +30,7 @@ class SpillBuffer:
     @property
     def closed(self) -> bool:
         """Whether the buffer has been closed."""
-        return not self._finalizer.alive
+        return self._file.closed
 
     @property
     def size(self) -> int:
@@ -46,11 +38,7 @@ class SpillBuffer:
         return sum(block.nbytes for block in self._in_memory) + self._end
 
     def extend(self, blocks: Iterable[Tensor], size: int) -> None:
-        """Append blocks of ``size`` bytes in all, or none: an error here or in ``blocks`` changes nothing.
-
-        Raises:
-            OSError: The file's folder is full; the message says how many bytes are needed there.
-        """
+        """Append blocks of ``size`` bytes in all, or none: an error here or in ``blocks`` changes nothing."""
         in_memory: list[Tensor] = []
         on_disk: list[tuple[int, int, torch.dtype]] = []
         memory_left, end = self._memory_left, self._end

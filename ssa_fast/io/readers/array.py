@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssa_fast.io.images import ImageError
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, image_errors
+from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,14 +32,9 @@ class ArrayReader(WindowReader):
 
 
 def open_npy(path: Path, memory: int | None, backdrop: Color) -> ArrayReader:
-    """Memory-map a ``.npy`` file.
-
-    Raises:
-        ImageError: The file is damaged, or holds no image.
-    """
+    """Memory-map a ``.npy`` file; raise ValueError if it is damaged or holds no image."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises nearly every exception
         raise ImageError(f"it is not an array that can be memory-mapped ({error}).") from None
-    with image_errors():
-        return ArrayReader(array, memory, backdrop)
+    return ArrayReader(array, memory, backdrop)

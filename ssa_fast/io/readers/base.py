@@ -29,7 +29,7 @@ class SupportsWindows(Protocol):
 
 
 class WindowReader(ABC):
-    """Base class of the readers; a context manager. Subclasses implement ``_window``.
+    """Base class of the readers; a context manager.
 
     Attributes:
         size: (H, W) in pixels.
@@ -85,10 +85,7 @@ class WindowReader(ABC):
 
 
 class CustomReader(WindowReader):
-    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed.
-
-    ``read`` raises ValueError, too, if the caller's reader returns something other than uint8 RGB.
-    """
+    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed."""
 
     def __init__(self, reader: SupportsWindows, backdrop: Color) -> None:
         size = tuple(reader.size)
@@ -98,7 +95,7 @@ class CustomReader(WindowReader):
         self.reader = reader
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return a window as uint8 RGB (y1 − y0, x1 − x0, 3)."""
+        """Return a window; raise ValueError if it is not uint8 RGB or not inside the image."""
         self._check_window(y0, y1, x0, x1)
         pixels = self._window(y0, y1, x0, x1)
         shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
@@ -115,7 +112,7 @@ class CustomReader(WindowReader):
 
 @contextmanager
 def image_errors() -> Iterator[None]:
-    """Re-raise a ValueError about an array as an ImageError about the file that holds it."""
+    """Re-raise a ValueError about an array as an ImageError about the file that holds it; also a decorator."""
     try:
         yield
     except ImageError:
@@ -149,13 +146,7 @@ def scale_to_uint8(values: np.ndarray, largest: int) -> np.ndarray:
 
 
 def to_rgb(pixels: np.ndarray, backdrop: Color, *, premultiplied: bool = False) -> np.ndarray:
-    """Convert grey or RGB pixels, with or without alpha, to uint8 RGB (h, w, 3).
-
-    Args:
-        pixels: uint8 or uint16, (h, w) or (h, w, 1 to 4); 16 bits are scaled from their full range.
-        backdrop: RGB colour behind transparent parts.
-        premultiplied: Whether colours are already multiplied by their alpha.
-    """
+    """Convert uint8 or uint16 pixels, (h, w) or (h, w, 1 to 4), grey or RGB and alpha, to uint8 RGB (h, w, 3)."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype.itemsize == 2:

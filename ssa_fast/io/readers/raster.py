@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ssa_fast.io.images import ImageError, exif_orientation
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, image_errors, scale_to_uint8
+from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, scale_to_uint8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +44,7 @@ class RasterioReader(WindowReader):
 
 
 def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioReader:
-    """Open a file with rasterio.
-
-    Raises:
-        ImageError: rasterio cannot open it, or it holds no upright image of 8 or 16 bits.
-    """
+    """Open a file; raise ValueError unless it holds an upright image of 8 or 16 bits."""
     import rasterio
 
     try:
@@ -60,8 +56,7 @@ def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioRead
     try:
         if _is_rotated(path):
             raise ImageError("its orientation tag rotates it: save it upright.")
-        with image_errors():
-            return RasterioReader(dataset, memory, backdrop, owns=True)
+        return RasterioReader(dataset, memory, backdrop, owns=True)
     except BaseException:
         dataset.close()
         raise
@@ -78,6 +73,5 @@ def _is_rotated(path: Path) -> bool:
 
 def _palette(entries: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
     table = np.zeros((max(entries) + 1, 4), dtype=np.uint8)
-    for value, rgba in entries.items():
-        table[value] = rgba
+    table[list(entries)] = list(entries.values())
     return table

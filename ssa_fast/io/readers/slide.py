@@ -26,11 +26,7 @@ class OpenSlideReader(WindowReader):
 
 
 def open_slide(path: Path, backdrop: Color) -> OpenSlideReader:
-    """Open a file with OpenSlide.
-
-    Raises:
-        ImageError: OpenSlide is not installed, or cannot open the file.
-    """
+    """Open a file; raise ImageError if OpenSlide is not installed or cannot open it."""
     try:
         import openslide
     except ModuleNotFoundError:

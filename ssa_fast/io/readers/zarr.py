@@ -8,7 +8,7 @@ import numpy as np
 
 from ssa_fast.io.images import ImageError
 from ssa_fast.io.readers.array import ArrayReader
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, image_errors
+from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,11 +48,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, memory: int | None, backdrop: Color) -> WindowReader:
-    """Open an array, the full resolution of an OME-Zarr, or the array named 0 of another group.
-
-    Raises:
-        ImageError: zarr is not installed, or there is no such image.
-    """
+    """Open an array, the full resolution of an OME-Zarr, or the array named 0 of another group."""
     if not path.exists():
         raise ImageError("it cannot be opened (No such file or directory).")
     try:
@@ -69,8 +65,7 @@ def open_zarr(path: Path, memory: int | None, backdrop: Color) -> WindowReader:
         ) from None
     if not hasattr(array, "dtype"):
         raise ImageError("it is a zarr group of groups: give an array's own path.")
-    with image_errors():
-        return ArrayReader(array, memory, backdrop) if axes is None else OmeZarrReader(array, axes, memory, backdrop)
+    return ArrayReader(array, memory, backdrop) if axes is None else OmeZarrReader(array, axes, memory, backdrop)
 
 
 def _full_resolution(group: Any) -> tuple[Any, list[str] | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssa_fast.io.images import ImageError
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,7 @@ class ArrayReader(WindowReader):
             raise ValueError(
                 f"image: expected (H, W), (H, W, 3) or (H, W, 4), got {shape}; move the channels to the end"
             )
-        check_dtype(array.dtype)
-        check_chunks(getattr(array, "chunks", None), array.dtype, memory)
+        check_pixels(array.dtype, getattr(array, "chunks", None), memory)
         super().__init__(shape[:2], backdrop)
         self.array = array
 

@@ -121,14 +121,10 @@ def image_errors() -> Iterator[None]:
         raise ImageError(f"{error}.") from None
 
 
-def check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless pixels have 8 or 16 bits."""
+def check_pixels(dtype: Any, chunks: Any = None, memory: int | None = None) -> None:
+    """Raise ValueError unless pixels have 8 or 16 bits and a chunk, decoded as a whole, fits in ``memory`` bytes."""
     if str(dtype) not in ("uint8", "uint16", "<u2", ">u2"):
         raise ValueError(f"image: expected uint8 or uint16 pixels, got {dtype}; rescale them to one of these first")
-
-
-def check_chunks(chunks: Any, dtype: Any, memory: int | None) -> None:
-    """Raise ValueError if one chunk, which is decoded as a whole, takes more than ``memory`` bytes."""
     if memory is None or not chunks or not all(isinstance(side, int) for side in chunks):
         return
     size = math.prod(chunks) * np.dtype(dtype).itemsize
@@ -141,8 +137,7 @@ def check_chunks(chunks: Any, dtype: Any, memory: int | None) -> None:
 
 def scale_to_uint8(values: np.ndarray, largest: int) -> np.ndarray:
     """Scale integers from 0..``largest`` to 0..255, rounded."""
-    scaled: np.ndarray = ((values.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
-    return scaled
+    return ((values.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
 
 
 def to_rgb(pixels: np.ndarray, backdrop: Color, *, premultiplied: bool = False) -> np.ndarray:

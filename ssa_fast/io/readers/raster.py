@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ssa_fast.io.images import ImageError, exif_orientation
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, scale_to_uint8
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, scale_to_uint8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,7 @@ class RasterioReader(WindowReader):
         colors = [band for band in range(1, dataset.count + 1) if band not in alpha]
         self.bands = colors[: 3 if len(colors) >= 3 else 1] + alpha
         for band in self.bands:
-            check_dtype(dataset.dtypes[band - 1])
-        check_chunks((*dataset.block_shapes[0], dataset.count), dataset.dtypes[0], memory)
+            check_pixels(dataset.dtypes[band - 1], (*dataset.block_shapes[0], dataset.count), memory)
         self.palette = _palette(dataset.colormap(1)) if meanings[0] == "palette" else None
         self.bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
         self.white_is_zero = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
@@ -63,7 +62,7 @@ def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioRead
 
 
 def _is_rotated(path: Path) -> bool:
-    """Return whether the file has an orientation tag, which GDAL ignores."""
+    """Return whether the file has an orientation tag other than upright, which GDAL ignores."""
     try:
         with Image.open(path) as image:
             return exif_orientation(image) != 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssa_fast.io.images import ORIENTATION, ImageError
-from ssa_fast.io.readers.base import Color, WindowReader, check_dtype, image_errors
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, image_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,8 +145,7 @@ class TiffReader(WindowReader):
     def _to_colors(self, pixels: np.ndarray) -> np.ndarray:
         if self.page.photometric == PALETTE:
             palette = (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T
-            colors: np.ndarray = palette[pixels[..., 0]]
-            return colors
+            return palette[pixels[..., 0]]
         if self.page.photometric == MINISWHITE:
             pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
         return pixels
@@ -174,7 +173,7 @@ def _check_page(page: Any) -> None:
     if small and page.bitspersample not in (8, 16):
         raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
     with image_errors():
-        check_dtype(page.dtype)
+        check_pixels(page.dtype)
 
 
 def _channels(page: Any) -> tuple[list[int], bool]:

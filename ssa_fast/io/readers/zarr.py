@@ -8,7 +8,7 @@ import numpy as np
 
 from ssa_fast.io.images import ImageError
 from ssa_fast.io.readers.array import ArrayReader
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,7 @@ class OmeZarrReader(WindowReader):
                 f"its axes {', '.join(axes)} of {tuple(array.shape)} are not a single grey, RGB or RGBA image: "
                 "open the array and pass the part that is one."
             )
-        check_dtype(array.dtype)
-        check_chunks(getattr(array, "chunks", None), array.dtype, memory)
+        check_pixels(array.dtype, getattr(array, "chunks", None), memory)
         super().__init__((sizes["y"], sizes["x"]), backdrop)
         self.array, self.axes = array, list(axes)
 

@@ -6,9 +6,9 @@ import time
 import traceback
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.text import Text
@@ -55,29 +55,16 @@ def command(
     """
     with console.usage_errors(debug=debug):
         conversion = _Conversion(to, out, source, dtype, allow_pickle, class_, overwrite)
-        conversion.check()
-        result = _convert_all(conversion, conversion.jobs(paths))
-    _print_summary(result, out, debug=debug)
-    raise typer.Exit(130 if result.interrupted else int(bool(result.failures)))
+        exit_code = _convert_all(conversion, conversion.jobs(paths), debug=debug)
+    raise typer.Exit(exit_code)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A file to read and its output path, or the reason why it cannot be converted."""
+class _Job(NamedTuple):
+    """A file to read, its output path, and why it cannot be converted (empty if it can)."""
 
     path: Path
     target: Path
-    refusal: str = ""
-
-
-@dataclass
-class _Result:
-    """The outcome of all jobs; ``failures`` are (file, reason, error)."""
-
-    done: int = 0
-    failures: list[tuple[str, str, Exception]] = field(default_factory=list)
-    seconds: float = 0.0
-    interrupted: bool = False
+    refusal: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class _Conversion:
     class_: str | None
     overwrite: bool
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise ValueError for options that would make every file fail."""
         from ssa_fast.io.cam_files import PICKLED
 
@@ -107,29 +94,34 @@ class _Conversion:
             raise ValueError(f"out: expected a folder, got the file {self.out}; choose another --out")
 
     def jobs(self, paths: Sequence[Path]) -> list[_Job]:
-        """Return one job per file, in the order of ``paths`` and sorted inside each folder.
-
-        Raises:
-            ValueError: There is no file to read.
-        """
-        found = [pair for path in paths for pair in self._files(path)]
-        if not any(path.exists() for path, _ in found):
-            raise ValueError(f"paths: expected CAM files (.npy, .npz), found none in {', '.join(map(str, paths))}")
-        unique: dict[tuple[Path, str], tuple[Path, Path]] = {}
-        for path, relative in found:
-            unique.setdefault((path.parent.resolve(), path.name), (path, relative))
-        inputs = {path.resolve() for path, _ in found}
-        owners: dict[str, Path] = {}
-        return [self._job(path, relative, inputs, owners) for path, relative in unique.values()]
-
-    def _files(self, path: Path) -> Iterator[tuple[Path, Path]]:
-        """Yield files to read, each with its path below the folder that was given."""
+        """Return one job per file, in the order of ``paths``; raise ValueError if there is no file."""
         from ssa_fast.io.cam_files import suffix
 
+        suffixes = SUFFIXES if self.source is None else (suffix(self.source),)
+        found = [pair for path in paths for pair in self._files(path, suffixes)]
+        if not any(path.exists() for path, _ in found):
+            raise ValueError(f"paths: expected CAM files (.npy, .npz), found none in {', '.join(map(str, paths))}")
+        inputs = {path.resolve() for path, _ in found}
+        jobs: dict[tuple[Path, str], _Job] = {}  # by file
+        owners: dict[str, Path] = {}  # by output
+        for path, relative in found:
+            key = (path.parent.resolve(), path.name)
+            if key in jobs:
+                continue
+            stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
+            target, refusal = self.out / relative.with_name(stem + suffix(self.to)), ""
+            if target.resolve() in inputs:
+                refusal = f"its output {target} would replace an input file; choose another --out."
+            elif (owner := owners.setdefault(str(target).casefold(), path)) != path:
+                refusal = f"its output {target} is also that of {owner}; convert it to another --out."
+            jobs[key] = _Job(path, target, refusal)
+        return list(jobs.values())
+
+    def _files(self, path: Path, suffixes: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+        """Yield files to read, each with its path below the folder that was given."""
         if not path.is_dir():
             yield path, Path(path.name)
             return
-        suffixes = SUFFIXES if self.source is None else (suffix(self.source),)
         out = self.out.resolve()
         for file in sorted(path.rglob("*")):
             relative = file.relative_to(path)
@@ -138,24 +130,8 @@ class _Conversion:
             if file.suffix.lower() in suffixes and file.is_file() and not hidden and not is_output:
                 yield file, relative
 
-    def _job(self, path: Path, relative: Path, inputs: set[Path], owners: dict[str, Path]) -> _Job:
-        from ssa_fast.io.cam_files import suffix
-
-        stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
-        target = self.out / relative.with_name(stem + suffix(self.to))
-        if target.resolve() in inputs:
-            return _Job(path, target, f"its output {target} would replace an input file; choose another --out.")
-        owner = owners.setdefault(str(target).casefold(), path)
-        if owner != path:
-            return _Job(path, target, f"its output {target} is also that of {owner}; convert it to another --out.")
-        return _Job(path, target)
-
     def convert(self, job: _Job) -> None:
-        """Convert one file.
-
-        Raises:
-            ValueError, OSError: The file cannot be converted.
-        """
+        """Convert one file; raise ValueError or OSError if that is not possible."""
         from ssa_fast.io import cam_files
 
         if job.refusal:
@@ -164,7 +140,9 @@ class _Conversion:
             raise ValueError(f"{job.target} exists; pass --overwrite to replace it.")
         cam = cam_files.read_cam(job.path, format=self.source, allow_pickle=self.allow_pickle)
         if self.to == "wsol":
-            cam = _select(cam, _class_position(cam, self.class_))
+            k = _class_position(cam, self.class_)
+            per_class = {name: getattr(cam, name) for name in ("cams", "classes", "names", "labels", "logits")}
+            cam = replace(cam, **{name: each[k : k + 1] for name, each in per_class.items() if each is not None})
         job.target.parent.mkdir(parents=True, exist_ok=True)
         cam_files.write_cam(job.target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
 
@@ -184,19 +162,12 @@ def _class_position(cam: CamFile, wanted: str | None) -> int:
     raise ValueError(f"class: expected a name or index that the file has ({known}), got {wanted!r}; choose one of them")
 
 
-def _select(cam: CamFile, k: int) -> CamFile:
-    per_class = ((name, getattr(cam, name)) for name in ("cams", "classes", "names", "labels", "logits"))
-    kept: dict[str, Any] = {name: values[k : k + 1] for name, values in per_class if values is not None}
-    return replace(cam, **kept)
-
-
-def _convert_all(conversion: _Conversion, jobs: Sequence[_Job]) -> _Result:
-    """Run all jobs; print failures as they occur, and each warning once."""
+def _convert_all(conversion: _Conversion, jobs: Sequence[_Job], *, debug: bool) -> int:
+    """Run all jobs; print failures as they occur, each warning once, and a table. Return the exit code."""
     from ssa_fast.io.cam_files import PickleWarning
 
-    screen = console.err()
-    result, seen = _Result(), set[str]()
-    start = time.perf_counter()
+    screen, seen, interrupted, start = console.err(), set[str](), False, time.perf_counter()
+    done, failures = 0, list[tuple[Path, str, Exception]]()
 
     def show(kind: str, style: str, line: str) -> None:
         screen.print(Text(f"{kind}: ", style).append(line, "default"), soft_wrap=True)
@@ -208,19 +179,29 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[_Job]) -> _Result:
                     warnings.simplefilter("always", PickleWarning)
                     try:
                         conversion.convert(job)
-                        result.done += 1
+                        done += 1
                     except Exception as error:
-                        result.failures.append((str(job.path), _reason(job, error), error))
-                        show("failed", "red", f"{job.path}: {_reason(job, error)}")
+                        reason = _reason(job, error)
+                        failures.append((job.path, reason, error))
+                        show("failed", "red", f"{job.path}: {reason}")
                 for line in {str(warning.message) for warning in caught} - seen:
                     seen.add(line)
                     show("warning", "yellow", line)
                 if on_progress is not None:
                     on_progress(Progress(number, len(jobs), phase="convert"))
         except KeyboardInterrupt:
-            result.interrupted = True
-    result.seconds = time.perf_counter() - start
-    return result
+            interrupted = True
+    seconds, result = time.perf_counter() - start, console.out()
+    if debug:
+        for _, _, failure in failures:
+            traceback.print_exception(failure)
+    if failures:
+        result.print(console.table("failed", ("file", "reason"), [each[:2] for each in failures]))
+    rate = f"{done / seconds:.1f}" if seconds else "-"
+    row = (done, len(failures), f"{seconds:.1f}", rate, conversion.out if done else "-")
+    title = "interrupted; finished files were kept" if interrupted else "convert"
+    result.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
+    return 130 if interrupted else int(bool(failures))
 
 
 def _reason(job: _Job, error: Exception) -> str:
@@ -230,16 +211,3 @@ def _reason(job: _Job, error: Exception) -> str:
         return f"{error.strerror or type(error).__name__}{where}"
     line = " ".join(str(error).split()) or type(error).__name__
     return line.removeprefix(f"path: {job.path} ")
-
-
-def _print_summary(result: _Result, out: Path, *, debug: bool) -> None:
-    screen = console.out()
-    if debug:
-        for _, _, error in result.failures:
-            traceback.print_exception(error)
-    if result.failures:
-        screen.print(console.table("failed", ("file", "reason"), [failure[:2] for failure in result.failures]))
-    rate = f"{result.done / result.seconds:.1f}" if result.seconds else "-"
-    row = (result.done, len(result.failures), f"{result.seconds:.1f}", rate, out if result.done else "-")
-    title = "interrupted; finished files were kept" if result.interrupted else "convert"
-    screen.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))

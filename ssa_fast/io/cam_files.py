@@ -43,6 +43,7 @@ PICKLE_RISK = (
     "reading a pickle runs whatever code its author put in; allow_pickle=True (--allow-pickle) is for files that you "
     "made or whose makers you trust"
 )
+PICKLE_WARNING = f"pickled CAM files are used: {PICKLE_RISK}"
 # What the pickles of the codebases above hold: arrays and tensors. Refusing all other names limits the damage that a
 # malicious file can do, but does not make untrusted files safe.
 ALLOWED_GLOBALS = {
@@ -126,22 +127,21 @@ def write_cam(
 
     Args:
         path: The file; its folder must exist.
-        cam: The CAMs; formats other than "ssa" store their ``full_size``.
-        format: One of ``FORMATS``.
+        cam: The CAMs.
+        format: One of ``FORMATS``; all but "ssa" store the ``full_size``.
         dtype: Of "ssa" files: "float16", or "uint8" for 255 times the CAM, rounded. "uint8" and "wsol" need CAMs in
             [0, 1].
         allow_pickle: Required for the formats in ``PICKLED``.
 
     Raises:
-        ValueError: An unknown format or dtype, a pickled format without ``allow_pickle``, or CAMs that the format
-            cannot store.
+        ValueError: An unknown format or dtype, a pickle without ``allow_pickle``, or CAMs that the format cannot store.
         OSError: The file cannot be written.
     """
     _check_format(format)
     if format in PICKLED:
         if not allow_pickle:
             raise ValueError(f"path: {path} would be a pickle: {PICKLE_RISK}")
-        _warn_of_pickle(stacklevel=3)
+        warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=2)
     buffer = io.BytesIO()
     if format == "ssa":
         np.savez_compressed(buffer, **_own_content(cam, dtype))  # without dates: equal CAMs give equal bytes
@@ -159,8 +159,7 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
         allow_pickle: Required for the formats in ``PICKLED``.
 
     Raises:
-        ValueError: A pickle without ``allow_pickle``, a pickle of more than arrays, a damaged file, or another format
-            than ``format``.
+        ValueError: A pickle without ``allow_pickle`` or of more than arrays, a damaged file, or another format.
         OSError: The file cannot be opened.
     """
     if format is not None:
@@ -269,7 +268,7 @@ def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
         return "wsol", CamFile(array[None].astype(np.float32), size=(array.shape[0], array.shape[1]))
     if not allow_pickle:
         raise _Refused(f"is a pickle: {PICKLE_RISK}")
-    _warn_of_pickle(stacklevel=4)
+    warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=3)
     if shape != ():
         raise _Refused(f"holds objects of shape {shape}; expected one dictionary")
     held = RestrictedUnpickler(stream).load()
@@ -307,15 +306,11 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def _storage_from_bytes(content: bytes) -> Any:
-    """Load a tensor's data, which is a file of ``torch.save`` inside the pickle."""
+    """Load a tensor's data, a file of ``torch.save`` inside the pickle."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise _Refused("is refused: a tensor in the pickle holds more than numbers") from None
-
-
-def _warn_of_pickle(*, stacklevel: int) -> None:
-    warnings.warn(f"pickled CAM files are used: {PICKLE_RISK}", PickleWarning, stacklevel=stacklevel)
 
 
 def _check_format(format: str) -> None:

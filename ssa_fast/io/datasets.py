@@ -34,10 +34,8 @@ class ImageSource:
     """An image file (or zarr folder) and what its dataset says about it.
 
     Attributes:
-        path: Where it is.
-        relative: Its path below the folder that was given, or its own name; outputs are named after it.
-        dataset: Class names of its dataset, None without one.
-        annotation: Its VOC annotation file, None outside VOC.
+        path, relative: Its path, also below the folder that was given (or its own name); outputs are named after it.
+        dataset, annotation: Class names of its dataset and its VOC annotation file; None without one.
     """
 
     path: Path
@@ -52,8 +50,7 @@ class Listing:
 
     Attributes:
         sources: Images, each once, in the order of the paths given and sorted inside each folder.
-        missing: Paths that do not exist or cannot be listed, with the reason.
-        skipped: Files and subfolders that were skipped, with the reason.
+        missing, skipped: Paths that do not exist or cannot be listed, and files and subfolders left out, with reasons.
     """
 
     sources: tuple[ImageSource, ...]
@@ -95,9 +92,7 @@ def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclud
 
 
 def labels_of(source: ImageSource) -> tuple[str, ...]:
-    """Return the classes that the dataset gives for an image, in the order of its class list.
-
-    They are the objects of its VOC annotation, or the name of its ImageFolder's subfolder.
+    """Return an image's classes: the objects of its VOC annotation, or its ImageFolder's subfolder.
 
     Raises:
         ValueError: The image belongs to no dataset, or its annotation cannot be read.
@@ -133,8 +128,7 @@ class _Search:
             self.missing.append((path, "there is no such file or folder."))
 
     def _glob(self, pattern: Path) -> None:
-        first_magic = next(n for n, part in enumerate(pattern.parts) if glob.has_magic(part))
-        root = Path(*pattern.parts[:first_magic])
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
         matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
         files = [match for match in matches if not match.is_dir() or match.suffix.lower() == ZARR]
         if not files:
@@ -159,7 +153,7 @@ class _Search:
     def _voc(self, root: Path) -> Iterator[ImageSource]:
         images = root / "JPEGImages"
         if self.split is None:
-            names = [path.name for path in sorted(images.iterdir()) if path.suffix.lower() in _image_suffixes()]
+            names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in _image_suffixes())
         else:
             names = [f"{image_id}.jpg" for image_id in self._split_ids(root, self.split)]
         for name in names:
@@ -168,8 +162,8 @@ class _Search:
 
     def _split_ids(self, root: Path, split: str) -> list[str]:
         self.split_used = True
-        folders = (root / "ImageSets" / kind for kind in ("Segmentation", "Main"))
-        for path in (*(folder / f"{split}.txt" for folder in folders), Path(split)):
+        file = f"{split}.txt"
+        for path in (root / "ImageSets/Segmentation" / file, root / "ImageSets/Main" / file, Path(split)):
             if path.is_file():
                 lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
                 # The second column is a flag in the list of one class (-1: absent), a mask's path in a list of pairs.

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "DecodedImage", "ImageError", "check_file", "exif_orientation", "read_image", "read_size"]
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels."""
-
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 WHITE = (255, 255, 255)
 ORIENTATION = 274  # tag of EXIF and TIFF
 

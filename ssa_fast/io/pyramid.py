@@ -53,8 +53,7 @@ def write(
     Args:
         path: The file; a TIFF stores the reduced copies as sub-pages.
         window: ``window(k, y0, y1, x0, x1)`` returns uint8 (y1 − y0, x1 − x0); called map by map, row by row.
-        shape: (K, H, W).
-        names: One per map.
+        shape, names: (K, H, W), and K names.
         tile: Side of the windows and of the file's tiles, in pixels; a multiple of 16.
         kind: Reduced copies are 2×2 means of a "cam", every second pixel of a "mask".
         metadata: Stored as JSON; in the first page of a TIFF.
@@ -105,7 +104,7 @@ class _Pyramid:
         return sizes
 
     def uncompressed_bytes(self) -> int:
-        """Return the bytes of all tiles before compression; tiles at the border count as whole ones."""
+        """Return the bytes of all tiles before compression, as if those at the border were whole."""
         tiles = sum(-(-H // self.tile) * -(-W // self.tile) for H, W in self.sizes)
         return self.shape[0] * tiles * self.tile**2
 
@@ -234,8 +233,7 @@ def thumbnail(reader: SupportsWindows, longest: int = 1024, tile: int = 2048) ->
 
     Args:
         reader: The image.
-        longest: Longest side of the result, in pixels.
-        tile: Longest side of a window, in pixels.
+        longest, tile: Longest sides of the result and of a window, in pixels.
 
     Raises:
         ValueError: ``longest`` or ``tile`` is less than 1.
@@ -259,5 +257,4 @@ def _block_means(pixels: np.ndarray, factor: int) -> np.ndarray:
     sums = np.add.reduceat(pixels, starts[0], axis=0, dtype=np.uint64)
     sums = np.add.reduceat(sums, starts[1], axis=1)
     areas = (rows[:, None] * columns).astype(np.uint64)[..., None]
-    means: np.ndarray = ((sums + areas // 2) // areas).astype(np.uint8)
-    return means
+    return ((sums + areas // 2) // areas).astype(np.uint8)

@@ -34,10 +34,9 @@ class WindowReader(ABC):
     Attributes:
         size: (H, W) in pixels.
         backdrop: RGB colour behind transparent parts.
-        premultiplied: Whether stored colours are already multiplied by their alpha.
     """
 
-    premultiplied = False
+    premultiplied = False  # whether stored colours are already multiplied by their alpha
 
     def __init__(self, size: tuple[int, int], backdrop: Color, *, owned: Any = None) -> None:
         self.size, self.backdrop, self._owned = size, backdrop, owned
@@ -97,7 +96,7 @@ class CustomReader(WindowReader):
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Return a window; raise ValueError if it is not uint8 RGB or not inside the image."""
         self._check_window(y0, y1, x0, x1)
-        pixels = self._window(y0, y1, x0, x1)
+        pixels = self.reader.read(y0, y1, x0, x1)
         shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
         if dtype != np.uint8 or shape != (y1 - y0, x1 - x0, 3):
             raise ValueError(

@@ -31,14 +31,10 @@ class UnsupportedTiff(ImageError):
 class TiffReader(WindowReader):
     """The first page of a TIFF; segments (tiles or strips) that a window touches are decoded and cached.
 
-    Attributes:
-        decoded: Number of segments decoded so far.
-        segments, held: The cached segments (h, w, samples) by index, and their bytes.
+    With ``memory=None`` only ``size`` may be used.
 
-    Args:
-        path: The file.
-        memory: Bytes that cached segments may take; with None only ``size`` may be used.
-        backdrop: RGB colour behind transparent parts.
+    Attributes:
+        segments, held, decoded: Cached segments (h, w, samples) by index, their bytes, and how many were decoded.
 
     Raises:
         UnsupportedTiff: The installed tifffile cannot decode it.
@@ -132,8 +128,7 @@ class TiffReader(WindowReader):
             self.file.filehandle.seek(page.dataoffsets[index])
             data = self.file.filehandle.read(count)
             self.decoded += 1
-            segment: np.ndarray = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-            return segment
+            return np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0][0])
         except MemoryError:
             raise
         except Exception as error:  # only the text distinguishes a missing codec from damaged data
@@ -144,8 +139,7 @@ class TiffReader(WindowReader):
 
     def _to_colors(self, pixels: np.ndarray) -> np.ndarray:
         if self.page.photometric == PALETTE:
-            palette = (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T
-            return palette[pixels[..., 0]]
+            return (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T[pixels[..., 0]]
         if self.page.photometric == MINISWHITE:
             pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
         return pixels

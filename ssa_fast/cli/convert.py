@@ -8,7 +8,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ssa_fast.io.cam_files import CamFile
+
+    Job = tuple[Path, Path, str]  # a file to read, its output, and why it cannot be converted (empty if it can)
 
 __all__ = ["command"]
 
@@ -59,14 +61,6 @@ def command(
     raise typer.Exit(exit_code)
 
 
-class _Job(NamedTuple):
-    """A file to read, its output path, and why it cannot be converted (empty if it can)."""
-
-    path: Path
-    target: Path
-    refusal: str
-
-
 @dataclass(frozen=True)
 class _Conversion:
     to: Format
@@ -93,7 +87,7 @@ class _Conversion:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, got the file {self.out}; choose another --out")
 
-    def jobs(self, paths: Sequence[Path]) -> list[_Job]:
+    def jobs(self, paths: Sequence[Path]) -> list[Job]:
         """Return one job per file, in the order of ``paths``; raise ValueError if there is no file."""
         from ssa_fast.io.cam_files import suffix
 
@@ -102,7 +96,7 @@ class _Conversion:
         if not any(path.exists() for path, _ in found):
             raise ValueError(f"paths: expected CAM files (.npy, .npz), found none in {', '.join(map(str, paths))}")
         inputs = {path.resolve() for path, _ in found}
-        jobs: dict[tuple[Path, str], _Job] = {}  # by file
+        jobs: dict[tuple[Path, str], Job] = {}  # by file
         owners: dict[str, Path] = {}  # by output
         for path, relative in found:
             key = (path.parent.resolve(), path.name)
@@ -114,7 +108,7 @@ class _Conversion:
                 refusal = f"its output {target} would replace an input file; choose another --out."
             elif (owner := owners.setdefault(str(target).casefold(), path)) != path:
                 refusal = f"its output {target} is also that of {owner}; convert it to another --out."
-            jobs[key] = _Job(path, target, refusal)
+            jobs[key] = (path, target, refusal)
         return list(jobs.values())
 
     def _files(self, path: Path, suffixes: Sequence[str]) -> Iterator[tuple[Path, Path]]:
@@ -130,21 +124,21 @@ class _Conversion:
             if file.suffix.lower() in suffixes and file.is_file() and not hidden and not is_output:
                 yield file, relative
 
-    def convert(self, job: _Job) -> None:
+    def convert(self, path: Path, target: Path, refusal: str) -> None:
         """Convert one file; raise ValueError or OSError if that is not possible."""
         from ssa_fast.io import cam_files
 
-        if job.refusal:
-            raise ValueError(job.refusal)
-        if job.target.exists() and not self.overwrite:
-            raise ValueError(f"{job.target} exists; pass --overwrite to replace it.")
-        cam = cam_files.read_cam(job.path, format=self.source, allow_pickle=self.allow_pickle)
+        if refusal:
+            raise ValueError(refusal)
+        if target.exists() and not self.overwrite:
+            raise ValueError(f"{target} exists; pass --overwrite to replace it.")
+        cam = cam_files.read_cam(path, format=self.source, allow_pickle=self.allow_pickle)
         if self.to == "wsol":
             k = _class_position(cam, self.class_)
             per_class = {name: getattr(cam, name) for name in ("cams", "classes", "names", "labels", "logits")}
             cam = replace(cam, **{name: each[k : k + 1] for name, each in per_class.items() if each is not None})
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        cam_files.write_cam(job.target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cam_files.write_cam(target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
 
 
 def _class_position(cam: CamFile, wanted: str | None) -> int:
@@ -162,7 +156,7 @@ def _class_position(cam: CamFile, wanted: str | None) -> int:
     raise ValueError(f"class: expected a name or index that the file has ({known}), got {wanted!r}; choose one of them")
 
 
-def _convert_all(conversion: _Conversion, jobs: Sequence[_Job], *, debug: bool) -> int:
+def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -> int:
     """Run all jobs; print failures as they occur, each warning once, and a table. Return the exit code."""
     from ssa_fast.io.cam_files import PickleWarning
 
@@ -178,12 +172,11 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[_Job], *, debug: bool) 
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", PickleWarning)
                     try:
-                        conversion.convert(job)
+                        conversion.convert(*job)
                         done += 1
                     except Exception as error:
-                        reason = _reason(job, error)
-                        failures.append((job.path, reason, error))
-                        show("failed", "red", f"{job.path}: {reason}")
+                        failures.append((job[0], _reason(job[0], error), error))
+                        show("failed", "red", "{}: {}".format(*failures[-1]))
                 for line in {str(warning.message) for warning in caught} - seen:
                     seen.add(line)
                     show("warning", "yellow", line)
@@ -204,10 +197,10 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[_Job], *, debug: bool) 
     return 130 if interrupted else int(bool(failures))
 
 
-def _reason(job: _Job, error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """Return in one line why a file was not converted."""
     if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename not in (None, str(job.path)) else ""
+        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         return f"{error.strerror or type(error).__name__}{where}"
     line = " ".join(str(error).split()) or type(error).__name__
-    return line.removeprefix(f"path: {job.path} ")
+    return line.removeprefix(f"path: {path} ")

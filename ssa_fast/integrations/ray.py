@@ -136,8 +136,7 @@ def polish_images(
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        TypeError: An option is unknown.
-        ValueError: There is no image in ``paths``.
+        TypeError, ValueError: An option is unknown; there is no image in ``paths``.
     """
     try:
         import ray.data

@@ -61,7 +61,7 @@ class Listing:
 def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclude: Sequence[Path] = ()) -> Listing:
     """Return the images that ``paths`` stand for, each once.
 
-    - A file is taken whatever its suffix, so that it is read or reported.
+    - A file is taken whatever its suffix.
     - A text list (.txt, .lst) has one path per line, relative to the list or to the current folder.
     - A folder is searched recursively by suffix; its first level of subfolders are the classes of an ImageFolder.
     - A folder with VOC's layout (JPEGImages beside ImageSets or Annotations) stands for the images of ``split``.
@@ -69,9 +69,8 @@ def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclud
 
     Args:
         paths: Files, folders, text lists and globs.
-        split: For VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main), or a file of ids;
-            None for all images.
-        exclude: Folders to skip inside other folders (those that a run writes to).
+        split: Of VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main), or a file of ids.
+        exclude: Folders to skip inside other folders.
 
     Raises:
         ValueError: ``split`` is given, but no path is a VOC folder.

@@ -167,25 +167,17 @@ def _write_tiff(
 ) -> None:
     import tifffile
 
-    common: dict[str, Any] = {
-        "dtype": np.uint8,
-        "tile": (pyramid.tile, pyramid.tile),
-        "compression": "zlib",
-        "metadata": None,
-        "maxworkers": 1,  # several would queue up to half a gigabyte of windows
-        "software": "ssa_fast",
-        "photometric": "minisblack",
-    }
+    common: dict[str, Any] = {"dtype": np.uint8, "tile": (pyramid.tile, pyramid.tile), "compression": "zlib"}
+    common |= {"metadata": None, "software": "ssa_fast", "photometric": "minisblack"}
+    common["maxworkers"] = 1  # several would queue up to half a gigabyte of windows
     if palette is not None:
         common |= {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
     sizes = pyramid.sizes
     with tifffile.TiffWriter(path, bigtiff=pyramid.uncompressed_bytes() > MAX_CLASSIC) as file:
         for k, name in enumerate(names):
-            page = {
-                "subifds": len(sizes) - 1,
-                "description": json.dumps({"name": name, **(metadata if k == 0 else {})}),
-                "extratags": [(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)],
-            }
+            description = json.dumps({"name": name, **(metadata if k == 0 else {})})
+            tags = [(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)]
+            page = {"subifds": len(sizes) - 1, "description": description, "extratags": tags}
             for size, blocks in zip(sizes, pyramid.levels(k, path.parent), strict=True):
                 tiles = (_pad(block, pyramid.tile) for _, _, block in blocks)
                 file.write(tiles, shape=size, **common, **page)
@@ -219,12 +211,10 @@ def _zarr_arrays(path: Path, shapes: list[tuple[int, int, int]], tile: int) -> t
     common: dict[str, Any] = {"chunks": (1, tile, tile), "dtype": "uint8", "fill_value": 0}
     if zarr.__version__.startswith("2."):
         group = zarr.open_group(str(path), mode="w", zarr_version=2)
-        create = group.create_dataset
-        common["dimension_separator"] = "/"
+        create, common["dimension_separator"] = group.create_dataset, "/"
     else:
         group = zarr.open_group(str(path), mode="w", zarr_format=2)
-        create = group.create_array
-        common["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+        create, common["chunk_key_encoding"] = group.create_array, {"name": "v2", "separator": "/"}
     return group, [create(str(n), shape=shape, **common) for n, shape in enumerate(shapes)]
 
 

@@ -70,11 +70,10 @@ class TiffReader(WindowReader):
                     )
                 if self.mapped is None:
                     self._segment(0)  # fail now if the data cannot be decoded
-        except (ImageError, MemoryError):
-            self.close()
-            raise
         except Exception as error:  # the parser raises nearly every exception on damaged files
             self.close()
+            if isinstance(error, ImageError | MemoryError):
+                raise
             raise ImageError(f"it is damaged or not a TIFF ({type(error).__name__}: {error}).") from None
 
     def _map(self) -> np.ndarray | None:

@@ -34,7 +34,8 @@ class ImageSource:
     """An image file (or zarr folder) and what its dataset says about it.
 
     Attributes:
-        path, relative: Its path, also below the folder that was given (or its own name); outputs are named after it.
+        path: Where it is.
+        relative: Its path below the folder that was given, or its own name; outputs are named after it.
         dataset, annotation: Class names of its dataset and its VOC annotation file; None without one.
     """
 
@@ -50,7 +51,7 @@ class Listing:
 
     Attributes:
         sources: Images, each once, in the order of the paths given and sorted inside each folder.
-        missing, skipped: Paths that do not exist or cannot be listed, and files and subfolders left out, with reasons.
+        missing, skipped: Paths that cannot be found or listed, and files and subfolders left out, with the reasons.
     """
 
     sources: tuple[ImageSource, ...]

@@ -15,7 +15,7 @@ class Progress:
     """How far an operation is; handed to ``on_progress`` after each item.
 
     Attributes:
-        done, total: Items finished so far, failed ones included, and in all.
+        done, total: Items finished so far, failed ones included; items in all.
         phase: Name of the current phase if an operation has several; ``done`` and ``total`` count its items.
         name: The item just finished; empty for the first report.
         error: Why that item failed, in one sentence; None if it did not.

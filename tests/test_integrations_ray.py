@@ -136,7 +136,7 @@ def test_an_image_that_the_network_refuses_gets_the_error(folder: Path) -> None:
 
 def test_stacked_batches_and_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     polish = PolishCams(**OPTIONS, size=(32, 32), ssa={"fuse": "max"})
-    assert polish.predictor.ssa.fuse == "max"
+    assert polish.predictor.ssa.fusion.fuse == "max"
     stacked = polish({"image": np.stack([load_images(folder)[0]] * 2)})
     assert [cams.shape for cams in stacked["cams"]] == [(2, 8, 8)] * 2
     with pytest.raises(ValueError, match='expected a column "image"'):

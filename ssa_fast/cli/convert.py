@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ssa_fast.io.cam_files import CamFile
+
+    Job = tuple[Path, Path, str]  # a file to read, its output, and why it cannot be converted (empty if it can)
 
 __all__ = ["command"]
 
@@ -55,29 +57,8 @@ def command(
     """
     with console.usage_errors(debug=debug):
         conversion = _Conversion(to, out, source, dtype, allow_pickle, class_, overwrite)
-        conversion.check()
-        result = _convert_all(conversion, conversion.jobs(paths))
-    _print_summary(result, out, debug=debug)
-    raise typer.Exit(130 if result.interrupted else int(bool(result.failures)))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A file to read and its output path, or the reason why it cannot be converted."""
-
-    path: Path
-    target: Path
-    refusal: str = ""
-
-
-@dataclass
-class _Result:
-    """The outcome of all jobs; ``failures`` are (file, reason, error)."""
-
-    done: int = 0
-    failures: list[tuple[str, str, Exception]] = field(default_factory=list)
-    seconds: float = 0.0
-    interrupted: bool = False
+        exit_code = _convert_all(conversion, conversion.jobs(paths), debug=debug)
+    raise typer.Exit(exit_code)
 
 
 @dataclass(frozen=True)
@@ -90,7 +71,7 @@ class _Conversion:
     class_: str | None
     overwrite: bool
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise ValueError for options that would make every file fail."""
         from ssa_fast.io.cam_files import PICKLED
 
@@ -106,30 +87,35 @@ class _Conversion:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, got the file {self.out}; choose another --out")
 
-    def jobs(self, paths: Sequence[Path]) -> list[_Job]:
-        """Return one job per file, in the order of ``paths`` and sorted inside each folder.
-
-        Raises:
-            ValueError: There is no file to read.
-        """
-        found = [pair for path in paths for pair in self._files(path)]
-        if not any(path.exists() for path, _ in found):
-            raise ValueError(f"paths: expected CAM files (.npy, .npz), found none in {', '.join(map(str, paths))}")
-        unique: dict[tuple[Path, str], tuple[Path, Path]] = {}
-        for path, relative in found:
-            unique.setdefault((path.parent.resolve(), path.name), (path, relative))
-        inputs = {path.resolve() for path, _ in found}
-        owners: dict[str, Path] = {}
-        return [self._job(path, relative, inputs, owners) for path, relative in unique.values()]
-
-    def _files(self, path: Path) -> Iterator[tuple[Path, Path]]:
-        """Yield files to read, each with its path below the folder that was given."""
+    def jobs(self, paths: Sequence[Path]) -> list[Job]:
+        """Return one job per file, in the order of ``paths``; raise ValueError if there is no file."""
         from ssa_fast.io.cam_files import suffix
 
+        suffixes = SUFFIXES if self.source is None else (suffix(self.source),)
+        found = [pair for path in paths for pair in self._files(path, suffixes)]
+        if not any(path.exists() for path, _ in found):
+            raise ValueError(f"paths: expected CAM files (.npy, .npz), found none in {', '.join(map(str, paths))}")
+        inputs = {path.resolve() for path, _ in found}
+        jobs: dict[tuple[Path, str], Job] = {}  # by file
+        owners: dict[str, Path] = {}  # by output
+        for path, relative in found:
+            key = (path.parent.resolve(), path.name)
+            if key in jobs:
+                continue
+            stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
+            target, refusal = self.out / relative.with_name(stem + suffix(self.to)), ""
+            if target.resolve() in inputs:
+                refusal = f"its output {target} would replace an input file; choose another --out."
+            elif (owner := owners.setdefault(str(target).casefold(), path)) != path:
+                refusal = f"its output {target} is also that of {owner}; convert it to another --out."
+            jobs[key] = (path, target, refusal)
+        return list(jobs.values())
+
+    def _files(self, path: Path, suffixes: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+        """Yield files to read, each with its path below the folder that was given."""
         if not path.is_dir():
             yield path, Path(path.name)
             return
-        suffixes = SUFFIXES if self.source is None else (suffix(self.source),)
         out = self.out.resolve()
         for file in sorted(path.rglob("*")):
             relative = file.relative_to(path)
@@ -138,35 +124,21 @@ class _Conversion:
             if file.suffix.lower() in suffixes and file.is_file() and not hidden and not is_output:
                 yield file, relative
 
-    def _job(self, path: Path, relative: Path, inputs: set[Path], owners: dict[str, Path]) -> _Job:
-        from ssa_fast.io.cam_files import suffix
-
-        stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
-        target = self.out / relative.with_name(stem + suffix(self.to))
-        if target.resolve() in inputs:
-            return _Job(path, target, f"its output {target} would replace an input file; choose another --out.")
-        owner = owners.setdefault(str(target).casefold(), path)
-        if owner != path:
-            return _Job(path, target, f"its output {target} is also that of {owner}; convert it to another --out.")
-        return _Job(path, target)
-
-    def convert(self, job: _Job) -> None:
-        """Convert one file.
-
-        Raises:
-            ValueError, OSError: The file cannot be converted.
-        """
+    def convert(self, path: Path, target: Path, refusal: str) -> None:
+        """Convert one file; raise ValueError or OSError if that is not possible."""
         from ssa_fast.io import cam_files
 
-        if job.refusal:
-            raise ValueError(job.refusal)
-        if job.target.exists() and not self.overwrite:
-            raise ValueError(f"{job.target} exists; pass --overwrite to replace it.")
-        cam = cam_files.read_cam(job.path, format=self.source, allow_pickle=self.allow_pickle)
+        if refusal:
+            raise ValueError(refusal)
+        if target.exists() and not self.overwrite:
+            raise ValueError(f"{target} exists; pass --overwrite to replace it.")
+        cam = cam_files.read_cam(path, format=self.source, allow_pickle=self.allow_pickle)
         if self.to == "wsol":
-            cam = _select(cam, _class_position(cam, self.class_))
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        cam_files.write_cam(job.target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
+            k = _class_position(cam, self.class_)
+            per_class = {name: getattr(cam, name) for name in ("cams", "classes", "names", "labels", "logits")}
+            cam = replace(cam, **{name: each[k : k + 1] for name, each in per_class.items() if each is not None})
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cam_files.write_cam(target, cam, format=self.to, dtype=self.dtype, allow_pickle=self.allow_pickle)
 
 
 def _class_position(cam: CamFile, wanted: str | None) -> int:
@@ -184,19 +156,12 @@ def _class_position(cam: CamFile, wanted: str | None) -> int:
     raise ValueError(f"class: expected a name or index that the file has ({known}), got {wanted!r}; choose one of them")
 
 
-def _select(cam: CamFile, k: int) -> CamFile:
-    per_class = ((name, getattr(cam, name)) for name in ("cams", "classes", "names", "labels", "logits"))
-    kept: dict[str, Any] = {name: values[k : k + 1] for name, values in per_class if values is not None}
-    return replace(cam, **kept)
-
-
-def _convert_all(conversion: _Conversion, jobs: Sequence[_Job]) -> _Result:
-    """Run all jobs; print failures as they occur, and each warning once."""
+def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -> int:
+    """Run all jobs; print failures as they occur, each warning once, and a table. Return the exit code."""
     from ssa_fast.io.cam_files import PickleWarning
 
-    screen = console.err()
-    result, seen = _Result(), set[str]()
-    start = time.perf_counter()
+    screen, seen, interrupted, start = console.err(), set[str](), False, time.perf_counter()
+    done, failures = 0, list[tuple[Path, str, Exception]]()
 
     def show(kind: str, style: str, line: str) -> None:
         screen.print(Text(f"{kind}: ", style).append(line, "default"), soft_wrap=True)
@@ -207,39 +172,35 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[_Job]) -> _Result:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", PickleWarning)
                     try:
-                        conversion.convert(job)
-                        result.done += 1
+                        conversion.convert(*job)
+                        done += 1
                     except Exception as error:
-                        result.failures.append((str(job.path), _reason(job, error), error))
-                        show("failed", "red", f"{job.path}: {_reason(job, error)}")
+                        failures.append((job[0], _reason(job[0], error), error))
+                        show("failed", "red", "{}: {}".format(*failures[-1]))
                 for line in {str(warning.message) for warning in caught} - seen:
                     seen.add(line)
                     show("warning", "yellow", line)
                 if on_progress is not None:
                     on_progress(Progress(number, len(jobs), phase="convert"))
         except KeyboardInterrupt:
-            result.interrupted = True
-    result.seconds = time.perf_counter() - start
-    return result
+            interrupted = True
+    seconds, result = time.perf_counter() - start, console.out()
+    if debug:
+        for _, _, failure in failures:
+            traceback.print_exception(failure)
+    if failures:
+        result.print(console.table("failed", ("file", "reason"), [each[:2] for each in failures]))
+    rate = f"{done / seconds:.1f}" if seconds else "-"
+    row = (done, len(failures), f"{seconds:.1f}", rate, conversion.out if done else "-")
+    title = "interrupted; finished files were kept" if interrupted else "convert"
+    result.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
+    return 130 if interrupted else int(bool(failures))
 
 
-def _reason(job: _Job, error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """Return in one line why a file was not converted."""
     if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename not in (None, str(job.path)) else ""
+        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         return f"{error.strerror or type(error).__name__}{where}"
     line = " ".join(str(error).split()) or type(error).__name__
-    return line.removeprefix(f"path: {job.path} ")
-
-
-def _print_summary(result: _Result, out: Path, *, debug: bool) -> None:
-    screen = console.out()
-    if debug:
-        for _, _, error in result.failures:
-            traceback.print_exception(error)
-    if result.failures:
-        screen.print(console.table("failed", ("file", "reason"), [failure[:2] for failure in result.failures]))
-    rate = f"{result.done / result.seconds:.1f}" if result.seconds else "-"
-    row = (result.done, len(result.failures), f"{result.seconds:.1f}", rate, out if result.done else "-")
-    title = "interrupted; finished files were kept" if result.interrupted else "convert"
-    screen.print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
+    return line.removeprefix(f"path: {path} ")

@@ -42,8 +42,7 @@ class PolishCams:
     """A callable class for ``Dataset.map_batches`` that polishes the CAMs of a batch of images.
 
     ``map_batches(PolishCams, fn_constructor_kwargs={...}, batch_size=16, compute=ActorPoolStrategy(size=4))``
-
-    It takes the column "image", uint8 RGB (H, W, 3) of any sizes, keeps the other columns, and adds:
+    takes the column "image", uint8 RGB (H, W, 3) of any sizes, keeps the other columns, and adds:
 
     - "cams": (K, h, w) float16 or uint8, as ``ssa_fast.runs`` stores them
     - "mask": (H, W) uint8, with the values "labels" (K,)
@@ -51,14 +50,14 @@ class PolishCams:
     - "boxes": (n, 4) float32 x1, y1, x2, y2 in pixels, of the classes "box_classes" (n,) int64
     - "error": "", or why an image failed; its arrays are then empty. Rows that come with an "error" keep it.
 
-    Images of a batch that have the same size at the network's input share one forward pass. An actor with a GPU uses
-    it; one without uses as many threads as it has CPUs. Outside Ray, a GPU is used if there is one.
+    Images of one size at the network's input share a forward pass. An actor uses its GPU, or as many threads as it has
+    CPUs; outside Ray, a GPU is used if there is one.
 
     Args:
         model, weights: See ``models.zoo.load``.
         ssa: Options of ``SSA`` by name, except ``size``, which is "stage" to keep "cams" small.
-        options: Those options of ``runs.RunOptions`` that ``OPTIONS`` lists. Images with more than ``large_above``
-            pixels at the network's input get an "error", as nothing is processed in tiles here.
+        options: The options of ``runs.RunOptions`` listed in ``OPTIONS``. Images with more than ``large_above`` pixels
+            at the network's input get an "error": nothing is processed in tiles here.
 
     Raises:
         TypeError: An option is unknown.
@@ -74,7 +73,7 @@ class PolishCams:
         self.predictor = Predictor(classifier, SSA(classifier.model, size="stage", **(ssa or {})), self.options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Polish a batch: a dictionary of columns with B rows each."""
+        """Polish a batch, a dictionary of columns with B rows each."""
         if "image" not in batch or EMPTY.keys() & batch:
             raise ValueError(
                 f'batch: expected a column "image" and none of {", ".join(EMPTY)}, got {", ".join(batch)}; rename or '
@@ -97,18 +96,16 @@ class PolishCams:
                 else:
                     rows[b] = self._row(result)
         kept = {name: column for name, column in batch.items() if name not in ("image", "error")}
-        return {
-            **kept,
-            **{name: object_column([row[name] for row in rows]) for name in EMPTY},
-            "error": object_column(errors),
-        }
+        added = {name: object_column([row[name] for row in rows]) for name in EMPTY}
+        return {**kept, **added, "error": object_column(errors)}
 
     def _input_error(self, image: np.ndarray) -> str:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             return f"image: expected uint8 RGB (H, W, 3), got {image.dtype} {image.shape}."
         (height, width), limit = self.predictor.size(image), self.options.large_above
-        too_large = f"image: {height} x {width} is more than {limit} pixels; pass a smaller size, or use ssa-fast run."
-        return too_large if height * width > limit else ""
+        if height * width > limit:
+            return f"image: {height} x {width} is more than {limit} pixels; pass a smaller size, or use ssa-fast run."
+        return ""
 
     def _row(self, prediction: Prediction) -> dict[str, Any]:
         boxes = localize.boxes(prediction.full, self.options.postprocess)[0]
@@ -130,20 +127,16 @@ def polish_images(
 ) -> Dataset:
     """Return a ``ray.data.Dataset`` of images with their polished CAMs.
 
-    Its columns are "path", "notes" and those of ``PolishCams``. A file that cannot be read gets an
-    "error", where ``ray.data.read_images`` would stop.
+    Its columns are "path", "notes" and those of ``PolishCams``. A file that cannot be read gets an "error".
 
     Args:
         paths: Files, folders and globs, see ``io.datasets.find_images``; valid on every node, as each reads its own.
-        batch_size: Images per batch.
-        concurrency: Number of actors.
-        num_gpus: GPUs per actor.
+        batch_size, concurrency, num_gpus: Images per batch, number of actors, and GPUs per actor.
         options: Arguments of ``PolishCams``.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        TypeError: An option is unknown.
-        ValueError: There is no image in ``paths``.
+        TypeError, ValueError: An option is unknown; there is no image in ``paths``.
     """
     try:
         import ray.data
@@ -156,16 +149,17 @@ def polish_images(
         raise ValueError(f"paths: expected images, got none in {', '.join(map(str, paths))}; give other folders")
     rows = ray.data.from_items([{"path": str(path)} for path in files]).map(_read)
     actors = ray.data.ActorPoolStrategy(size=concurrency)
-    resources: dict[str, Any] = {"batch_size": batch_size, "compute": actors, "num_gpus": num_gpus}
-    return rows.map_batches(PolishCams, fn_constructor_kwargs=options, **resources)
+    return rows.map_batches(
+        PolishCams, fn_constructor_kwargs=options, batch_size=batch_size, compute=actors, num_gpus=num_gpus
+    )
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
     try:
         image = read_image(row["path"])
+        return {**row, "image": image.rgb, "notes": " ".join(image.notes), "error": ""}
     except ImageError as error:
         return {**row, "image": np.zeros((0, 0, 3), np.uint8), "notes": "", "error": describe_error(error)}
-    return {**row, "image": image.rgb, "notes": " ".join(image.notes), "error": ""}
 
 
 def _run_options(options: Mapping[str, Any]) -> RunOptions:
@@ -193,7 +187,4 @@ def _assigned_device() -> str:
 
 def object_column(values: Sequence[Any]) -> np.ndarray:
     """Return an object array, which Ray stores as arrays of different sizes even if all sizes are equal."""
-    column = np.empty(len(values), dtype=object)
-    for b, value in enumerate(values):
-        column[b] = value
-    return column
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -6,11 +6,12 @@ import errno
 import itertools
 import os
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 __all__ = ["Transaction", "atomic_write", "write_files"]
 
@@ -73,11 +74,7 @@ class Transaction:
 
 
 def atomic_write(
-    target: Path,
-    content: bytes | str | Callable[[Path], object],
-    *,
-    parents: bool = True,
-    tmp_dir: Path | None = None,
+    target: Path, content: bytes | str | Callable[[Path], object], *, parents: bool = True, tmp_dir: Path | None = None
 ) -> None:
     """Write one file atomically, replacing what is there.
 
@@ -85,19 +82,17 @@ def atomic_write(
         target: The file.
         content: Bytes, text (UTF-8), or a function that writes the file at the path it is given.
         parents: Create the target's folder if it is missing; otherwise a missing folder is an error.
-        tmp_dir: Folder for the temporary file, on the target's file system; default: the target's own folder.
+        tmp_dir: As in ``Transaction``.
 
     Raises:
         OSError: The file or its folder could not be written; what was there before is untouched.
     """
 
-    def write(path: Path) -> object:
-        if callable(content):
-            return content(path)
-        return path.write_bytes(content.encode() if isinstance(content, str) else content)
-
     if not parents and not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+    if isinstance(content, str):
+        content = content.encode()
+    write = partial(Path.write_bytes, data=content) if isinstance(content, bytes) else content
     Transaction({target: write}, tmp_dir).commit()
 
 
@@ -105,7 +100,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: 
     """Write several files that belong together: all of them appear whole, or none does.
 
     Args:
-        writers: Target path -> function that writes the file at the path it is given (same suffix as the target).
+        writers: As in ``Transaction``.
         overwrite: Whether existing targets may be replaced.
 
     Raises:
@@ -118,10 +113,10 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], *, overwrite: 
     try:
         if not overwrite:
             _refuse_existing(writers)  # another process may have written one meanwhile
+        transaction.commit()
     except FileExistsError:
         transaction.rollback()
         raise
-    transaction.commit()
 
 
 def _remove(path: Path) -> None:

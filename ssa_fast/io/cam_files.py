@@ -17,7 +17,6 @@ import io
 import json
 import pickle
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +36,14 @@ FORMATS = ("ssa", "psa", "irn", "clip-es", "wsol")
 PICKLED = ("psa", "irn", "clip-es")
 IRN_STRIDE = 4
 TOLERANCE = 0.5 / 255  # SEAM's CAMs go slightly below 0: values that round to 0 or 255 count as in [0, 1]
-EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file's earliest date: equal CAMs give equal bytes
+DTYPES = {"classes": np.int64, "names": np.str_, "labels": np.uint8, "logits": np.float32, "size": np.int64}
+"""Fields that an ``ssa`` file may lack, and their dtypes in it."""
 
 PICKLE_RISK = (
     "reading a pickle runs whatever code its author put in; allow_pickle=True (--allow-pickle) is for files that you "
     "made or whose makers you trust"
 )
+PICKLE_WARNING = f"pickled CAM files are used: {PICKLE_RISK}"
 # What the pickles of the codebases above hold: arrays and tensors. Refusing all other names limits the damage that a
 # malicious file can do, but does not make untrusted files safe.
 ALLOWED_GLOBALS = {
@@ -116,8 +117,7 @@ def full_size(cam: CamFile) -> np.ndarray:
     maps = torch.from_numpy(np.ascontiguousarray(cam.cams, dtype=np.float32))[None]
     resized = interpolate(maps, cam.size, mode="bilinear", align_corners=cam.align_corners)[0]
     low, high = (bound[0, :, None, None] for bound in (maps.amin((2, 3)), maps.amax((2, 3))))
-    result: np.ndarray = resized.clamp_(low, high).numpy()  # rounding must not exceed a CAM's own range
-    return result
+    return resized.clamp_(low, high).numpy()  # rounding must not exceed a CAM's own range
 
 
 def write_cam(
@@ -127,24 +127,27 @@ def write_cam(
 
     Args:
         path: The file; its folder must exist.
-        cam: The CAMs; formats other than "ssa" store their ``full_size``.
-        format: One of ``FORMATS``.
+        cam: The CAMs.
+        format: One of ``FORMATS``; all but "ssa" store the ``full_size``.
         dtype: Of "ssa" files: "float16", or "uint8" for 255 times the CAM, rounded. "uint8" and "wsol" need CAMs in
             [0, 1].
         allow_pickle: Required for the formats in ``PICKLED``.
 
     Raises:
-        ValueError: An unknown format or dtype, a pickled format without ``allow_pickle``, or CAMs that the format
-            cannot store.
+        ValueError: An unknown format or dtype, a pickle without ``allow_pickle``, or CAMs that the format cannot store.
         OSError: The file cannot be written.
     """
     _check_format(format)
     if format in PICKLED:
         if not allow_pickle:
             raise ValueError(f"path: {path} would be a pickle: {PICKLE_RISK}")
-        _warn_of_pickle(stacklevel=3)
-    content = _npz(cam, dtype) if format == "ssa" else _npy(_foreign_content(cam, format))
-    atomic_write(Path(path), content, parents=False)
+        warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=2)
+    buffer = io.BytesIO()
+    if format == "ssa":
+        np.savez_compressed(buffer, **_own_content(cam, dtype))  # without dates: equal CAMs give equal bytes
+    else:
+        np.save(buffer, _foreign_content(cam, format), allow_pickle=format in PICKLED)
+    atomic_write(Path(path), buffer.getvalue(), parents=False)
 
 
 def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool = False) -> CamFile:
@@ -156,8 +159,7 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
         allow_pickle: Required for the formats in ``PICKLED``.
 
     Raises:
-        ValueError: A pickle without ``allow_pickle``, a pickle of more than arrays, a damaged file, or another format
-            than ``format``.
+        ValueError: A pickle without ``allow_pickle`` or of more than arrays, a damaged file, or another format.
         OSError: The file cannot be opened.
     """
     if format is not None:
@@ -180,26 +182,21 @@ class _Refused(Exception):
     """The reason why an intact file is not read."""
 
 
-def _npz(cam: CamFile, dtype: str) -> bytes:
-    if dtype not in ("float16", "uint8"):
+def _own_content(cam: CamFile, dtype: str) -> dict[str, Any]:
+    if dtype == "float16":
+        stored = _to_float16(cam.cams)
+    elif dtype == "uint8":
+        stored = np.rint(_in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
+    else:
         raise ValueError(f"dtype: expected float16 or uint8, got {dtype!r}")
-    optional = {
-        "classes": (cam.classes, np.int64),
-        "names": (cam.names, np.str_),
-        "labels": (cam.labels, np.uint8),
-        "logits": (cam.logits, np.float32),
-        "size": (cam.size, np.int64),
+    arrays: dict[str, Any] = {
+        "cams": stored,
+        "align_corners": cam.align_corners,
+        "settings": json.dumps(dict(cam.settings)),
+        "version": cam.version,
     }
-    arrays: dict[str, np.ndarray] = {"cams": _to_float16(cam.cams) if dtype == "float16" else _to_uint8(cam.cams)}
-    arrays |= {name: np.asarray(value, kind) for name, (value, kind) in optional.items() if value is not None}
-    arrays["align_corners"] = np.asarray(cam.align_corners)
-    arrays["settings"] = np.asarray(json.dumps(dict(cam.settings)))
-    arrays["version"] = np.asarray(cam.version)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", EPOCH), _npy(array), zipfile.ZIP_DEFLATED)
-    return packed.getvalue()
+    optional = {name: getattr(cam, name) for name in DTYPES}
+    return arrays | {name: np.asarray(value, DTYPES[name]) for name, value in optional.items() if value is not None}
 
 
 def _read_npz(content: bytes) -> tuple[str, CamFile]:
@@ -207,13 +204,10 @@ def _read_npz(content: bytes) -> tuple[str, CamFile]:
         arrays = {name: archive[name] for name in archive.files}
     if "cams" not in arrays:
         raise _Refused("is an archive without CAMs; give a file that ssa_fast wrote")
-    cams = arrays["cams"]
-    values = cams.astype(np.float32) / (255 if cams.dtype == np.uint8 else 1)
-    size = arrays.get("size")
     return "ssa", CamFile(
-        values.astype(np.float32),
+        arrays["cams"].astype(np.float32) / (255 if arrays["cams"].dtype == np.uint8 else 1),
         classes=arrays.get("classes"),
-        size=None if size is None else (int(size[0]), int(size[1])),
+        size=tuple(arrays["size"].tolist()) if "size" in arrays else None,
         names=tuple(arrays["names"].tolist()) if "names" in arrays else None,
         labels=arrays.get("labels"),
         logits=arrays.get("logits"),
@@ -224,7 +218,7 @@ def _read_npz(content: bytes) -> tuple[str, CamFile]:
 
 
 def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
-    """Return the content of another codebase's file as the array that it would pass to ``np.save``."""
+    """Return the array that another codebase would pass to ``np.save``."""
     size = cam.size or (cam.cams.shape[1], cam.cams.shape[2])
     high_res = np.ascontiguousarray(full_size(CamFile(cam.cams, size=size, align_corners=cam.align_corners)))
     if format == "wsol":
@@ -252,26 +246,14 @@ def _in_unit(cams: np.ndarray, what: str) -> np.ndarray:
         raise ValueError(
             f"{what} holds CAMs in [0, 1] only, got {cams.min():g} to {cams.max():g}; rescale them, or use another"
         )
-    clipped: np.ndarray = cams.clip(0, 1)
-    return clipped
-
-
-def _to_uint8(cams: np.ndarray) -> np.ndarray:
-    return np.rint(_in_unit(cams, "dtype: uint8") * 255).astype(np.uint8)
+    return cams.clip(0, 1)
 
 
 def _to_float16(cams: np.ndarray) -> np.ndarray:
     largest = np.finfo(np.float16).max
     if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
         raise ValueError(f"cams: float16 holds values up to {largest:g}, got {np.abs(cams).max():g}; rescale them")
-    half: np.ndarray = cams.astype(np.float16)
-    return half
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=array.dtype == object)
-    return buffer.getvalue()
+    return cams.astype(np.float16)
 
 
 def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
@@ -286,7 +268,7 @@ def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
         return "wsol", CamFile(array[None].astype(np.float32), size=(array.shape[0], array.shape[1]))
     if not allow_pickle:
         raise _Refused(f"is a pickle: {PICKLE_RISK}")
-    _warn_of_pickle(stacklevel=4)
+    warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=3)
     if shape != ():
         raise _Refused(f"holds objects of shape {shape}; expected one dictionary")
     held = RestrictedUnpickler(stream).load()
@@ -324,15 +306,11 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def _storage_from_bytes(content: bytes) -> Any:
-    """Load a tensor's data, which is a file of ``torch.save`` inside the pickle."""
+    """Load a tensor's data, a file of ``torch.save`` inside the pickle."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise _Refused("is refused: a tensor in the pickle holds more than numbers") from None
-
-
-def _warn_of_pickle(*, stacklevel: int) -> None:
-    warnings.warn(f"pickled CAM files are used: {PICKLE_RISK}", PickleWarning, stacklevel=stacklevel)
 
 
 def _check_format(format: str) -> None:

@@ -36,8 +36,7 @@ class ImageSource:
     Attributes:
         path: Where it is.
         relative: Its path below the folder that was given, or its own name; outputs are named after it.
-        dataset: Class names of its dataset, None without one.
-        annotation: Its VOC annotation file, None outside VOC.
+        dataset, annotation: Class names of its dataset and its VOC annotation file; None without one.
     """
 
     path: Path
@@ -52,8 +51,7 @@ class Listing:
 
     Attributes:
         sources: Images, each once, in the order of the paths given and sorted inside each folder.
-        missing: Paths that do not exist or cannot be listed, with the reason.
-        skipped: Files and subfolders that were skipped, with the reason.
+        missing, skipped: Paths that cannot be found or listed, and files and subfolders left out, with the reasons.
     """
 
     sources: tuple[ImageSource, ...]
@@ -64,7 +62,7 @@ class Listing:
 def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclude: Sequence[Path] = ()) -> Listing:
     """Return the images that ``paths`` stand for, each once.
 
-    - A file is taken whatever its suffix, so that it is read or reported.
+    - A file is taken whatever its suffix.
     - A text list (.txt, .lst) has one path per line, relative to the list or to the current folder.
     - A folder is searched recursively by suffix; its first level of subfolders are the classes of an ImageFolder.
     - A folder with VOC's layout (JPEGImages beside ImageSets or Annotations) stands for the images of ``split``.
@@ -72,9 +70,8 @@ def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclud
 
     Args:
         paths: Files, folders, text lists and globs.
-        split: For VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main), or a file of ids;
-            None for all images.
-        exclude: Folders to skip inside other folders (those that a run writes to).
+        split: Of VOC folders: a name such as "train" (ImageSets/Segmentation, else ImageSets/Main), or a file of ids.
+        exclude: Folders to skip inside other folders.
 
     Raises:
         ValueError: ``split`` is given, but no path is a VOC folder.
@@ -95,9 +92,7 @@ def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclud
 
 
 def labels_of(source: ImageSource) -> tuple[str, ...]:
-    """Return the classes that the dataset gives for an image, in the order of its class list.
-
-    They are the objects of its VOC annotation, or the name of its ImageFolder's subfolder.
+    """Return an image's classes: the objects of its VOC annotation, or its ImageFolder's subfolder.
 
     Raises:
         ValueError: The image belongs to no dataset, or its annotation cannot be read.
@@ -133,8 +128,7 @@ class _Search:
             self.missing.append((path, "there is no such file or folder."))
 
     def _glob(self, pattern: Path) -> None:
-        first_magic = next(n for n, part in enumerate(pattern.parts) if glob.has_magic(part))
-        root = Path(*pattern.parts[:first_magic])
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
         matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
         files = [match for match in matches if not match.is_dir() or match.suffix.lower() == ZARR]
         if not files:
@@ -159,7 +153,7 @@ class _Search:
     def _voc(self, root: Path) -> Iterator[ImageSource]:
         images = root / "JPEGImages"
         if self.split is None:
-            names = [path.name for path in sorted(images.iterdir()) if path.suffix.lower() in _image_suffixes()]
+            names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in _image_suffixes())
         else:
             names = [f"{image_id}.jpg" for image_id in self._split_ids(root, self.split)]
         for name in names:
@@ -168,8 +162,8 @@ class _Search:
 
     def _split_ids(self, root: Path, split: str) -> list[str]:
         self.split_used = True
-        folders = (root / "ImageSets" / kind for kind in ("Segmentation", "Main"))
-        for path in (*(folder / f"{split}.txt" for folder in folders), Path(split)):
+        file = f"{split}.txt"
+        for path in (root / "ImageSets/Segmentation" / file, root / "ImageSets/Main" / file, Path(split)):
             if path.is_file():
                 lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
                 # The second column is a flag in the list of one class (-1: absent), a mask's path in a list of pairs.

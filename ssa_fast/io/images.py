@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "DecodedImage", "ImageError", "check_file", "exif_orientation", "read_image", "read_size"]
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels."""
-
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 WHITE = (255, 255, 255)
 ORIENTATION = 274  # tag of EXIF and TIFF
 
@@ -45,15 +43,10 @@ class DecodedImage:
 def read_image(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, backdrop: tuple[int, int, int] = WHITE
 ) -> DecodedImage:
-    """Decode an image file to 8-bit RGB, upright according to its EXIF tag.
+    """Decode an image file to 8-bit RGB, upright according to its EXIF tag, on a ``backdrop`` if transparent.
 
     16-bit greyscale is scaled from its full range (0..65535 -> 0..255); wider integers and floats are stretched from
     their own range, with a note. The first of several frames is used, with a note.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse images with more pixels.
-        backdrop: RGB colour behind transparent parts.
 
     Raises:
         ImageError: The file is missing, empty, not an image, damaged, or has more than ``max_pixels`` pixels.
@@ -123,11 +116,11 @@ def _pillow(max_pixels: int | None) -> Iterator[list[str]]:
         ) from None
     except UnidentifiedImageError:
         raise ImageError("it is not an image in any format that Pillow can read.") from None
-    except ImageError:
-        raise
     except MemoryError:
         raise ImageError("there is not enough memory to decode it.") from None
     except Exception as error:  # decoders raise nearly every exception on damaged data
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(f"it is damaged or cut short ({_one_line(error)}).") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -137,9 +130,9 @@ def _frame_count(image: Image.Image) -> int:
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)
+        return count
     except (OSError, EOFError, SyntaxError, ValueError):
         return 1  # a later frame is damaged, but only the first one is used
-    return count
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -152,11 +145,9 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
 
 def _to_rgb(image: Image.Image, backdrop: tuple[int, int, int], notes: list[str]) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        grey = _to_uint8(np.asarray(image), notes)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(_to_uint8(np.asarray(image), notes)[..., None], 3, axis=2)
     if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, (*backdrop, 255))
-        image = Image.alpha_composite(background, image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*backdrop, 255)), image.convert("RGBA"))
         notes.append("its transparent parts are shown on rgb({}, {}, {}).".format(*backdrop))
     return np.array(image.convert("RGB"))
 
@@ -172,8 +163,7 @@ def _to_uint8(values: np.ndarray, notes: list[str]) -> np.ndarray:
         low, high = 0.0, 1.0
     else:
         notes.append(f"its values, {low:g} to {high:g}, are stretched to 0..255.")
-    scaled: np.ndarray = np.rint((wide - low) * 255.0 / ((high - low) or 1.0))
-    return scaled.astype(np.uint8)
+    return np.rint((wide - low) * 255.0 / ((high - low) or 1.0)).astype(np.uint8)
 
 
 def _one_line(error: object) -> str:

@@ -15,8 +15,7 @@ class Progress:
     """How far an operation is; handed to ``on_progress`` after each item.
 
     Attributes:
-        done: Items finished so far, failed ones included.
-        total: Items in all.
+        done, total: Items finished so far, failed ones included; items in all.
         phase: Name of the current phase if an operation has several; ``done`` and ``total`` count its items.
         name: The item just finished; empty for the first report.
         error: Why that item failed, in one sentence; None if it did not.
@@ -36,10 +35,7 @@ OnProgress: TypeAlias = "Callable[[Progress], None]"
 
 @contextmanager
 def progress_bars(console: Any = None) -> Iterator[OnProgress]:
-    """Yield a callback that shows one bar per phase, with the time left, on stderr.
-
-    Args:
-        console: A ``rich.console.Console``; default one on stderr.
+    """Yield a callback that shows one bar per phase, with the time left, on a rich ``console`` (default: stderr).
 
     Raises:
         ModuleNotFoundError: rich is not installed.

@@ -6,17 +6,18 @@ one map; large copies are kept in a temporary file.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
 import tempfile
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 
-from ssa_fast.io.atomic import Transaction
+from ssa_fast.io.atomic import atomic_write
 from ssa_fast.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.io.readers.base import SupportsWindows
 
-    WindowOf = Callable[[int, int, int, int, int], np.ndarray]
+    Block = tuple[int, int, np.ndarray]  # y0, x0, pixels
 
 __all__ = ["thumbnail", "write"]
 
@@ -37,7 +38,7 @@ MAX_CLASSIC = 4_000_000_000  # bytes of pixels above which the 32-bit offsets of
 
 def write(
     path: str | Path,
-    window: WindowOf,
+    window: Callable[[int, int, int, int, int], np.ndarray],
     *,
     shape: tuple[int, int, int],
     names: Sequence[str],
@@ -52,8 +53,7 @@ def write(
     Args:
         path: The file; a TIFF stores the reduced copies as sub-pages.
         window: ``window(k, y0, y1, x0, x1)`` returns uint8 (y1 − y0, x1 − x0); called map by map, row by row.
-        shape: (K, H, W).
-        names: One per map.
+        shape, names: (K, H, W), and K names.
         tile: Side of the windows and of the file's tiles, in pixels; a multiple of 16.
         kind: Reduced copies are 2×2 means of a "cam", every second pixel of a "mask".
         metadata: Stored as JSON; in the first page of a TIFF.
@@ -64,22 +64,6 @@ def write(
         ValueError: The suffix is another one, or an argument or a window has the wrong size.
         OSError: The file cannot be written; what was at ``path`` is untouched.
     """
-    path = Path(path)
-    _check(shape, names, tile, kind, palette)
-    source = _Pyramid(window, shape, tile, kind, on_progress)
-    suffix = path.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        transaction = Transaction({path: lambda target: _write_tiff(target, source, names, metadata or {}, palette)})
-    elif suffix == ".zarr":
-        transaction = Transaction({path: lambda target: _write_zarr(target, source, names, metadata or {})})
-    else:
-        raise ValueError(f"path: expected a name that ends in .tif or .zarr, got {path.name!r}; rename it")
-    transaction.commit()
-
-
-def _check(
-    shape: tuple[int, int, int], names: Sequence[str], tile: int, kind: str, palette: Sequence[int] | None
-) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape: expected (K, H, W), each at least 1, got {shape}; omit empty maps")
     if len(names) != shape[0]:
@@ -90,34 +74,59 @@ def _check(
         raise ValueError(f"kind: expected 'cam' or 'mask', got {kind!r}; pass one of the two")
     if palette is not None and len(palette) != 768:
         raise ValueError(f"palette: expected 768 values, R, G, B of 256 colours, got {len(palette)}; pad with zeros")
+    path = Path(path)
+    pyramid = _Pyramid(window, shape, tile, kind, on_progress)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        atomic_write(path, lambda target: _write_tiff(target, pyramid, names, metadata or {}, palette))
+    elif path.suffix.lower() == ".zarr":
+        atomic_write(path, lambda target: _write_zarr(target, pyramid, names, metadata or {}))
+    else:
+        raise ValueError(f"path: expected a name that ends in .tif or .zarr, got {path.name!r}; rename it")
 
 
+@dataclass(frozen=True)
 class _Pyramid:
-    """The windows of K maps, and reduced copies of each map, each half the size of the one before."""
+    """K maps, and reduced copies of each map, each half the size of the one before."""
 
-    def __init__(
-        self, window: WindowOf, shape: tuple[int, int, int], tile: int, kind: str, on_progress: OnProgress | None
-    ) -> None:
-        self.window, self.shape, self.tile, self.kind, self.on_progress = window, shape, tile, kind, on_progress
-        _, h, w = shape
-        self.levels: list[tuple[int, int]] = []  # sizes of the reduced copies
-        while max(h, w) > MIN_SIDE:
-            h, w = -(-h // 2), -(-w // 2)
-            self.levels.append((h, w))
-        self.done = 0
-        self.total = shape[0] * self._tile_count(shape[1:])
+    window: Callable[[int, int, int, int, int], np.ndarray]
+    shape: tuple[int, int, int]
+    tile: int
+    kind: str
+    on_progress: OnProgress | None
 
-    def _tile_count(self, size: tuple[int, ...]) -> int:
-        return -(-size[0] // self.tile) * -(-size[1] // self.tile)
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of a map and of its copies."""
+        sizes = [self.shape[1:]]
+        while max(sizes[-1]) > MIN_SIDE:
+            H, W = sizes[-1]
+            sizes.append((-(-H // 2), -(-W // 2)))
+        return sizes
 
     def uncompressed_bytes(self) -> int:
-        """Return the bytes of all tiles before compression; tiles at the border count as whole ones."""
-        tiles = sum(self._tile_count(size) for size in [self.shape[1:], *self.levels])
+        """Return the bytes of all tiles before compression, as if those at the border were whole."""
+        tiles = sum(-(-H // self.tile) * -(-W // self.tile) for H, W in self.sizes)
         return self.shape[0] * tiles * self.tile**2
 
-    def windows(self, k: int, copies: list[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (y0, x0, window) of map ``k``, row by row, and fill the first reduced copy on the way."""
-        for y0, y1, x0, x1 in _grid(self.shape[1:], self.tile):
+    def levels(self, k: int, folder: Path) -> Iterator[Iterator[Block]]:
+        """Yield the blocks of map ``k``, then those of each copy; read all of one level before the next.
+
+        Copies above ``IN_MEMORY`` are kept in a temporary file in ``folder``.
+        """
+        *ends, total = itertools.accumulate((H * W for H, W in self.sizes[1:]), initial=0)
+        pixels = np.empty(total, np.uint8) if total <= IN_MEMORY else _temporary_map(folder, total)
+        parts = zip(np.split(pixels, ends)[1:], self.sizes[1:], strict=True)
+        copies = [part.reshape(size) for part, size in parts]
+        yield self._windows(k, copies)
+        for larger, smaller in itertools.pairwise(copies):
+            for y0, x0, block in self._blocks(larger):
+                self._reduce_into(smaller, block, y0, x0)
+        yield from map(self._blocks, copies)
+
+    def _windows(self, k: int, copies: list[np.ndarray]) -> Iterator[Block]:
+        """Yield the windows of map ``k``, and fill the first copy on the way."""
+        grid = list(_grid(self.shape[1:], self.tile))
+        for done, (y0, y1, x0, x1) in enumerate(grid, k * len(grid) + 1):
             block = self.window(k, y0, y1, x0, x1)
             if block.dtype != np.uint8 or block.shape != (y1 - y0, x1 - x0):
                 raise ValueError(
@@ -126,44 +135,24 @@ class _Pyramid:
                 )
             if copies:
                 self._reduce_into(copies[0], block, y0, x0)
-            self.done += 1
             if self.on_progress is not None:
-                self.on_progress(Progress(self.done, self.total))
+                self.on_progress(Progress(done, self.shape[0] * len(grid)))
             yield y0, x0, block
 
-    def fill(self, copies: list[np.ndarray]) -> None:
-        """Fill the copies after the first, each from the one before."""
-        for larger, smaller in pairwise(copies):
-            for y0, y1, x0, x1 in _grid(larger.shape, self.tile):
-                self._reduce_into(smaller, larger[y0:y1, x0:x1], y0, x0)
+    def _blocks(self, pixels: np.ndarray) -> Iterator[Block]:
+        return ((y0, x0, pixels[y0:y1, x0:x1]) for y0, y1, x0, x1 in _grid(pixels.shape, self.tile))
 
     def _reduce_into(self, copy: np.ndarray, block: np.ndarray, y0: int, x0: int) -> None:
-        half = block[::2, ::2] if self.kind == "mask" else _half_size_means(block)
+        half = block[::2, ::2] if self.kind == "mask" else np.asarray(Image.fromarray(block).reduce(2))
         copy[y0 // 2 : y0 // 2 + half.shape[0], x0 // 2 : x0 // 2 + half.shape[1]] = half
 
-    @contextlib.contextmanager
-    def allocate_copies(self, folder: Path) -> Iterator[list[np.ndarray]]:
-        """Yield arrays for one map's reduced copies, in memory or in a temporary file in ``folder``."""
-        offsets = np.cumsum([0, *(h * w for h, w in self.levels)]).tolist()
-        if offsets[-1] <= IN_MEMORY:
-            yield [np.empty(size, dtype=np.uint8) for size in self.levels]
-            return
-        with tempfile.TemporaryFile(dir=folder, prefix=".ssa-fast-copies-") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, offsets[-1])  # a full disk is an error now, not a SIGBUS later
-            else:
-                file.truncate(offsets[-1])
-            yield [
-                np.memmap(file, np.uint8, "r+", offset=offset, shape=size)
-                for offset, size in zip(offsets, self.levels, strict=False)
-            ]
 
-
-def _half_size_means(block: np.ndarray) -> np.ndarray:
-    padded = np.pad(block, ((0, block.shape[0] % 2), (0, block.shape[1] % 2)), mode="edge").astype(np.uint16)
-    sums = padded[::2, ::2] + padded[1::2, ::2] + padded[::2, 1::2] + padded[1::2, 1::2]
-    means: np.ndarray = ((sums + 2) // 4).astype(np.uint8)
-    return means
+def _temporary_map(folder: Path, size: int) -> np.ndarray:
+    """Return ``size`` bytes of a temporary file, which is deleted when they are freed."""
+    with tempfile.TemporaryFile(dir=folder, prefix=".ssa-fast-copies-") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a SIGBUS later
+        return np.memmap(file, np.uint8, "w+", shape=size)
 
 
 def _grid(size: tuple[int, ...], tile: int) -> Iterator[tuple[int, int, int, int]]:
@@ -178,61 +167,38 @@ def _write_tiff(
 ) -> None:
     import tifffile
 
-    _, H, W = pyramid.shape
-    common: dict[str, Any] = {
-        "dtype": np.uint8,
-        "tile": (pyramid.tile, pyramid.tile),
-        "compression": "zlib",
-        "metadata": None,
-        "maxworkers": 1,  # several would queue up to half a gigabyte of windows
-        "software": "ssa_fast",
-        "photometric": "minisblack",
-    }
+    common: dict[str, Any] = {"dtype": np.uint8, "tile": (pyramid.tile, pyramid.tile), "compression": "zlib"}
+    common |= {"metadata": None, "software": "ssa_fast", "photometric": "minisblack"}
+    common["maxworkers"] = 1  # several would queue up to half a gigabyte of windows
     if palette is not None:
         common |= {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
+    sizes = pyramid.sizes
     with tifffile.TiffWriter(path, bigtiff=pyramid.uncompressed_bytes() > MAX_CLASSIC) as file:
         for k, name in enumerate(names):
-            description = {"name": name, **(metadata if k == 0 else {})}
-            with pyramid.allocate_copies(path.parent) as copies:
-                file.write(
-                    (_pad(block, pyramid.tile) for _, _, block in pyramid.windows(k, copies)),
-                    shape=(H, W),
-                    subifds=len(copies),
-                    description=json.dumps(description),
-                    extratags=[(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)],
-                    **common,
-                )
-                pyramid.fill(copies)
-                for copy in copies:
-                    tiles = (
-                        _pad(copy[y0:y1, x0:x1], pyramid.tile) for y0, y1, x0, x1 in _grid(copy.shape, pyramid.tile)
-                    )
-                    file.write(tiles, shape=copy.shape, subfiletype=1, **common)
+            description = json.dumps({"name": name, **(metadata if k == 0 else {})})
+            tags = [(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)]
+            page = {"subifds": len(sizes) - 1, "description": description, "extratags": tags}
+            for size, blocks in zip(sizes, pyramid.levels(k, path.parent), strict=True):
+                tiles = (_pad(block, pyramid.tile) for _, _, block in blocks)
+                file.write(tiles, shape=size, **common, **page)
+                page = {"subfiletype": 1}  # of the copies, which follow
 
 
 def _pad(block: np.ndarray, tile: int) -> np.ndarray:
     """Pad a block at the border to a whole tile, as TIFF stores it."""
-    if block.shape == (tile, tile):
-        return np.ascontiguousarray(block)
-    return np.pad(np.asarray(block), ((0, tile - block.shape[0]), (0, tile - block.shape[1])))
+    return np.ascontiguousarray(np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1]))))
 
 
 def _write_zarr(path: Path, pyramid: _Pyramid, names: Sequence[str], metadata: Mapping[str, Any]) -> None:
-    K, H, W = pyramid.shape
-    sizes = [(H, W), *pyramid.levels]
-    group, arrays = _zarr_arrays(path, [(K, *size) for size in sizes], pyramid.tile)
-    for k in range(K):
-        with pyramid.allocate_copies(path.parent) as copies:
-            for y0, x0, block in pyramid.windows(k, copies):
-                arrays[0][k, y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = block
-            pyramid.fill(copies)
-            for array, copy in zip(arrays[1:], copies, strict=True):
-                for y0, y1, x0, x1 in _grid(copy.shape, pyramid.tile):
-                    array[k, y0:y1, x0:x1] = np.asarray(copy[y0:y1, x0:x1])
+    group, arrays = _zarr_arrays(path, [(pyramid.shape[0], *size) for size in pyramid.sizes], pyramid.tile)
+    for k in range(pyramid.shape[0]):
+        for array, blocks in zip(arrays, pyramid.levels(k, path.parent), strict=True):
+            for y0, x0, block in blocks:
+                array[k, y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = np.asarray(block)
     axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     datasets = [
         {"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0**n, 2.0**n]}]}
-        for n in range(len(sizes))
+        for n in range(len(arrays))
     ]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
     group.attrs["ssa_fast"] = {"names": list(names), **metadata}
@@ -243,14 +209,12 @@ def _zarr_arrays(path: Path, shapes: list[tuple[int, int, int]], tile: int) -> t
     import zarr
 
     common: dict[str, Any] = {"chunks": (1, tile, tile), "dtype": "uint8", "fill_value": 0}
-    if int(zarr.__version__.split(".")[0]) >= 3:
-        group = zarr.open_group(str(path), mode="w", zarr_format=2)
-        create = group.create_array
-        common["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
-    else:
+    if zarr.__version__.startswith("2."):
         group = zarr.open_group(str(path), mode="w", zarr_version=2)
-        create = group.create_dataset
-        common["dimension_separator"] = "/"
+        create, common["dimension_separator"] = group.create_dataset, "/"
+    else:
+        group = zarr.open_group(str(path), mode="w", zarr_format=2)
+        create, common["chunk_key_encoding"] = group.create_array, {"name": "v2", "separator": "/"}
     return group, [create(str(n), shape=shape, **common) for n, shape in enumerate(shapes)]
 
 
@@ -259,8 +223,7 @@ def thumbnail(reader: SupportsWindows, longest: int = 1024, tile: int = 2048) ->
 
     Args:
         reader: The image.
-        longest: Longest side of the result, in pixels.
-        tile: Longest side of a window, in pixels.
+        longest, tile: Longest sides of the result and of a window, in pixels.
 
     Raises:
         ValueError: ``longest`` or ``tile`` is less than 1.
@@ -284,5 +247,4 @@ def _block_means(pixels: np.ndarray, factor: int) -> np.ndarray:
     sums = np.add.reduceat(pixels, starts[0], axis=0, dtype=np.uint64)
     sums = np.add.reduceat(sums, starts[1], axis=1)
     areas = (rows[:, None] * columns).astype(np.uint64)[..., None]
-    means: np.ndarray = ((sums + areas // 2) // areas).astype(np.uint8)
-    return means
+    return ((sums + areas // 2) // areas).astype(np.uint8)

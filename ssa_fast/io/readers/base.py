@@ -29,15 +29,14 @@ class SupportsWindows(Protocol):
 
 
 class WindowReader(ABC):
-    """Base class of the readers; a context manager. Subclasses implement ``_window``.
+    """Base class of the readers; a context manager.
 
     Attributes:
         size: (H, W) in pixels.
         backdrop: RGB colour behind transparent parts.
-        premultiplied: Whether stored colours are already multiplied by their alpha.
     """
 
-    premultiplied = False
+    premultiplied = False  # whether stored colours are already multiplied by their alpha
 
     def __init__(self, size: tuple[int, int], backdrop: Color, *, owned: Any = None) -> None:
         self.size, self.backdrop, self._owned = size, backdrop, owned
@@ -85,10 +84,7 @@ class WindowReader(ABC):
 
 
 class CustomReader(WindowReader):
-    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed.
-
-    ``read`` raises ValueError, too, if the caller's reader returns something other than uint8 RGB.
-    """
+    """A caller's own reader: its windows are checked, its errors pass through, and it is not closed."""
 
     def __init__(self, reader: SupportsWindows, backdrop: Color) -> None:
         size = tuple(reader.size)
@@ -98,9 +94,9 @@ class CustomReader(WindowReader):
         self.reader = reader
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Return a window as uint8 RGB (y1 − y0, x1 − x0, 3)."""
+        """Return a window; raise ValueError if it is not uint8 RGB or not inside the image."""
         self._check_window(y0, y1, x0, x1)
-        pixels = self._window(y0, y1, x0, x1)
+        pixels = self.reader.read(y0, y1, x0, x1)
         shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
         if dtype != np.uint8 or shape != (y1 - y0, x1 - x0, 3):
             raise ValueError(
@@ -115,7 +111,7 @@ class CustomReader(WindowReader):
 
 @contextmanager
 def image_errors() -> Iterator[None]:
-    """Re-raise a ValueError about an array as an ImageError about the file that holds it."""
+    """Re-raise a ValueError about an array as an ImageError about the file that holds it; also a decorator."""
     try:
         yield
     except ImageError:
@@ -124,14 +120,10 @@ def image_errors() -> Iterator[None]:
         raise ImageError(f"{error}.") from None
 
 
-def check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless pixels have 8 or 16 bits."""
+def check_pixels(dtype: Any, chunks: Any = None, memory: int | None = None) -> None:
+    """Raise ValueError unless pixels have 8 or 16 bits and a chunk, decoded as a whole, fits in ``memory`` bytes."""
     if str(dtype) not in ("uint8", "uint16", "<u2", ">u2"):
         raise ValueError(f"image: expected uint8 or uint16 pixels, got {dtype}; rescale them to one of these first")
-
-
-def check_chunks(chunks: Any, dtype: Any, memory: int | None) -> None:
-    """Raise ValueError if one chunk, which is decoded as a whole, takes more than ``memory`` bytes."""
     if memory is None or not chunks or not all(isinstance(side, int) for side in chunks):
         return
     size = math.prod(chunks) * np.dtype(dtype).itemsize
@@ -144,18 +136,11 @@ def check_chunks(chunks: Any, dtype: Any, memory: int | None) -> None:
 
 def scale_to_uint8(values: np.ndarray, largest: int) -> np.ndarray:
     """Scale integers from 0..``largest`` to 0..255, rounded."""
-    scaled: np.ndarray = ((values.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
-    return scaled
+    return ((values.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
 
 
 def to_rgb(pixels: np.ndarray, backdrop: Color, *, premultiplied: bool = False) -> np.ndarray:
-    """Convert grey or RGB pixels, with or without alpha, to uint8 RGB (h, w, 3).
-
-    Args:
-        pixels: uint8 or uint16, (h, w) or (h, w, 1 to 4); 16 bits are scaled from their full range.
-        backdrop: RGB colour behind transparent parts.
-        premultiplied: Whether colours are already multiplied by their alpha.
-    """
+    """Convert uint8 or uint16 pixels, (h, w) or (h, w, 1 to 4), grey or RGB and alpha, to uint8 RGB (h, w, 3)."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype.itemsize == 2:

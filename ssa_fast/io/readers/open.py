@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssa_fast.io import images
 from ssa_fast.io.images import ImageError
 from ssa_fast.io.readers.array import ArrayReader, open_npy
-from ssa_fast.io.readers.base import Color, CustomReader, WindowReader
+from ssa_fast.io.readers.base import Color, CustomReader, WindowReader, image_errors
 from ssa_fast.io.readers.raster import RasterioReader, open_raster
 from ssa_fast.io.readers.slide import OpenSlideReader, open_slide
 from ssa_fast.io.readers.tiff import TiffReader, UnsupportedTiff
 from ssa_fast.io.readers.zarr import is_zarr, open_zarr
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".bigtiff", ".svs")
 SLIDE_SUFFIXES = (".ndpi", ".mrxs", ".vms", ".vmu", ".bif", ".svslide", ".scn", ".dcm")
-BYTES_PER_PIXEL = 4  # of an image that Pillow decodes whole
 
 
 def open_image(source: Any, *, memory: int, backdrop: Color = images.WHITE) -> WindowReader:
@@ -67,6 +63,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
     return images.read_size(path)
 
 
+@image_errors()
 def _open_path(path: Path, memory: int | None, backdrop: Color) -> WindowReader:
     """Open a file; with ``memory=None`` only the reader's size may be used."""
     suffix = path.suffix.lower()
@@ -80,7 +77,7 @@ def _open_path(path: Path, memory: int | None, backdrop: Color) -> WindowReader:
     if suffix in TIFF_SUFFIXES:
         return _open_tiff(path, memory, backdrop)
     H, W = images.read_size(path)
-    if memory is not None and memory // 4 < H * W * BYTES_PER_PIXEL:
+    if memory is not None and memory // 4 < 4 * H * W:  # Pillow decodes to 4 bytes per pixel
         raise ImageError(
             f"its {H * W:,} pixels can only be decoded whole, which takes more than a quarter of the memory allowed: "
             "raise memory, or save it as a tiled TIFF (vips tiffsave --tile, or gdal_translate -co TILED=YES)."
@@ -96,14 +93,10 @@ def _open_tiff(path: Path, memory: int | None, backdrop: Color) -> WindowReader:
             return TiffReader(path, memory, backdrop)
         except UnsupportedTiff as error:
             reasons, remedy = [str(error)], error.remedy
-    others: dict[str, Callable[[], WindowReader]] = {
-        "rasterio": lambda: open_raster(path, memory, backdrop),
-        "openslide": lambda: open_slide(path, backdrop),
-    }
-    for package, open_with in others.items():
+    for package in ("rasterio", "openslide"):
         if importlib.util.find_spec(package) is not None:
             try:
-                return open_with()
-            except ImageError as error:
+                return open_raster(path, memory, backdrop) if package == "rasterio" else open_slide(path, backdrop)
+            except ValueError as error:
                 reasons.append(str(error).rstrip("."))
     raise ImageError(f"it cannot be read in windows ({'; '.join(reasons)}): {remedy}.")

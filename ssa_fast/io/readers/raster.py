@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ssa_fast.io.images import ImageError, exif_orientation
-from ssa_fast.io.readers.base import Color, WindowReader, check_chunks, check_dtype, image_errors, scale_to_uint8
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, scale_to_uint8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,7 @@ class RasterioReader(WindowReader):
         colors = [band for band in range(1, dataset.count + 1) if band not in alpha]
         self.bands = colors[: 3 if len(colors) >= 3 else 1] + alpha
         for band in self.bands:
-            check_dtype(dataset.dtypes[band - 1])
-        check_chunks((*dataset.block_shapes[0], dataset.count), dataset.dtypes[0], memory)
+            check_pixels(dataset.dtypes[band - 1], (*dataset.block_shapes[0], dataset.count), memory)
         self.palette = _palette(dataset.colormap(1)) if meanings[0] == "palette" else None
         self.bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
         self.white_is_zero = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
@@ -44,11 +43,7 @@ class RasterioReader(WindowReader):
 
 
 def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioReader:
-    """Open a file with rasterio.
-
-    Raises:
-        ImageError: rasterio cannot open it, or it holds no upright image of 8 or 16 bits.
-    """
+    """Open a file; raise ValueError unless it holds an upright image of 8 or 16 bits."""
     import rasterio
 
     try:
@@ -60,15 +55,14 @@ def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioRead
     try:
         if _is_rotated(path):
             raise ImageError("its orientation tag rotates it: save it upright.")
-        with image_errors():
-            return RasterioReader(dataset, memory, backdrop, owns=True)
+        return RasterioReader(dataset, memory, backdrop, owns=True)
     except BaseException:
         dataset.close()
         raise
 
 
 def _is_rotated(path: Path) -> bool:
-    """Return whether the file has an orientation tag, which GDAL ignores."""
+    """Return whether the file has an orientation tag other than upright, which GDAL ignores."""
     try:
         with Image.open(path) as image:
             return exif_orientation(image) != 1
@@ -78,6 +72,5 @@ def _is_rotated(path: Path) -> bool:
 
 def _palette(entries: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
     table = np.zeros((max(entries) + 1, 4), dtype=np.uint8)
-    for value, rgba in entries.items():
-        table[value] = rgba
+    table[list(entries)] = list(entries.values())
     return table

@@ -17,8 +17,7 @@ class OpenSlideReader(WindowReader):
     """An OpenSlide at its full resolution; closed with a reader that ``owns`` it."""
 
     def __init__(self, slide: Any, backdrop: Color, *, owns: bool = False) -> None:
-        width, height = slide.dimensions
-        super().__init__((height, width), backdrop, owned=slide if owns else None)
+        super().__init__(slide.dimensions[::-1], backdrop, owned=slide if owns else None)
         self.slide = slide
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -26,11 +25,7 @@ class OpenSlideReader(WindowReader):
 
 
 def open_slide(path: Path, backdrop: Color) -> OpenSlideReader:
-    """Open a file with OpenSlide.
-
-    Raises:
-        ImageError: OpenSlide is not installed, or cannot open the file.
-    """
+    """Open a file; raise ImageError if OpenSlide is not installed or cannot open it."""
     try:
         import openslide
     except ModuleNotFoundError:

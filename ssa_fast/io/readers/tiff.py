@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssa_fast.io.images import ORIENTATION, ImageError
-from ssa_fast.io.readers.base import Color, WindowReader, check_dtype, image_errors
+from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, image_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,99 +28,71 @@ class UnsupportedTiff(ImageError):
         self.remedy = remedy
 
 
-class _Layout(NamedTuple):
-    """The segments (tiles or strips) of a page: their size, and how many there are down and across."""
-
-    height: int
-    width: int
-    samples: int
-    down: int
-    across: int
-    contiguous: bool
-
-    @classmethod
-    def of(cls, page: Any) -> _Layout:
-        height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
-        width = page.tilewidth if page.is_tiled else page.imagewidth
-        contiguous = page.planarconfig == CONTIG or page.samplesperpixel == 1
-        down, across = -(-page.imagelength // height), -(-page.imagewidth // width)
-        return cls(height, width, page.samplesperpixel if contiguous else 1, down, across, contiguous)
-
-
 class TiffReader(WindowReader):
-    """The first page of a TIFF; segments that a window touches are decoded and cached.
+    """The first page of a TIFF; segments (tiles or strips) that a window touches are decoded and cached.
+
+    With ``memory=None`` only ``size`` may be used.
 
     Attributes:
-        decoded: Number of segments decoded so far.
-
-    Args:
-        path: The file.
-        memory: Bytes that cached segments may take; with None only ``size`` may be used.
-        backdrop: RGB colour behind transparent parts.
+        segments, held, decoded: Cached segments (h, w, samples) by index, their bytes, and how many were decoded.
 
     Raises:
         UnsupportedTiff: The installed tifffile cannot decode it.
         ImageError: The file is damaged, or not an upright image of 8 or 16 bits, or one segment exceeds ``memory``.
     """
 
-    layout: _Layout
-
     def __init__(self, path: Path, memory: int | None, backdrop: Color) -> None:
         import tifffile
 
-        self.segments: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.segments: dict[int, np.ndarray] = {}  # least recently used first
         self.mapped: np.ndarray | None = None
         self.held = self.decoded = 0
         self.memory = memory or 0
         self.file: Any = None
         try:
             self.file = tifffile.TiffFile(path)
-            self.page = self.file.pages.first
-            super().__init__((self.page.imagelength, self.page.imagewidth), backdrop)
-            _check_page(self.page)
-            self.channels, self.premultiplied = _channels(self.page)
+            page = self.page = self.file.pages.first
+            super().__init__((page.imagelength, page.imagewidth), backdrop)
+            _check_page(page)
+            self.channels, self.premultiplied = _channels(page)
+            self.contiguous = page.planarconfig == CONTIG or page.samplesperpixel == 1
+            strip = min(page.rowsperstrip, page.imagelength), page.imagewidth
+            height, width = (page.tilelength, page.tilewidth) if page.is_tiled else strip
+            self.segment_shape = (height, width, page.samplesperpixel if self.contiguous else 1)
+            self.segment_bytes = math.prod(self.segment_shape) * int(page.dtype.itemsize)
             if memory is not None:
-                self.layout = _Layout.of(self.page)
                 self.mapped = self._map()
+                if self.mapped is None and self.segment_bytes > memory:
+                    raise ImageError(
+                        f"its {'tiles' if page.is_tiled else 'strips'} of {height}x{width} pixels take "
+                        f"{self.segment_bytes:,} bytes each, more than the {memory:,} allowed: "
+                        "save it with tiles of 512x512, or raise memory."
+                    )
                 if self.mapped is None:
-                    self._check_memory()
                     self._segment(0)  # fail now if the data cannot be decoded
-        except (ImageError, MemoryError):
-            self.close()
-            raise
         except Exception as error:  # the parser raises nearly every exception on damaged files
             self.close()
+            if isinstance(error, ImageError | MemoryError):
+                raise
             raise ImageError(f"it is damaged or not a TIFF ({type(error).__name__}: {error}).") from None
-
-    @property
-    def segment_bytes(self) -> int:
-        """Bytes of one decoded segment."""
-        return self.layout.height * self.layout.width * self.layout.samples * int(self.page.dtype.itemsize)
-
-    def _check_memory(self) -> None:
-        if self.segment_bytes > self.memory:
-            segments = f"{'tiles' if self.page.is_tiled else 'strips'} of {self.layout.height}x{self.layout.width}"
-            raise ImageError(
-                f"its {segments} pixels take {self.segment_bytes:,} bytes each, more than the {self.memory:,} allowed: "
-                "save it with tiles of 512x512, or raise memory."
-            )
 
     def _map(self) -> np.ndarray | None:
         """Memory-map the pixels if they are stored uncompressed and in order."""
         import tifffile
 
-        if self.page.is_tiled or not self.layout.contiguous or not self.page.is_memmappable:
+        if self.page.is_tiled or not self.contiguous or not self.page.is_memmappable:
             return None
         try:
             mapped: np.ndarray = tifffile.memmap(self.file.filehandle.path, page=0, mode="r")
         except ValueError as error:  # the file ends before its pixels do
             raise ImageError(f"it is damaged or cut short ({error}).") from None
-        return mapped.reshape(*self.size, self.layout.samples)
+        return mapped.reshape(*self.size, self.segment_shape[2])
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         if self.mapped is not None:
             return self._to_colors(np.asarray(self.mapped[y0:y1, x0:x1, self.channels]))
-        height, width, _, down, across, contiguous = self.layout
+        height, width, _ = self.segment_shape
+        down, across = (-(-side // step) for side, step in zip(self.size, (height, width), strict=True))
         pixels = np.empty((y1 - y0, x1 - x0, len(self.channels)), dtype=self.page.dtype)
         for row in range(y0 // height, -(-y1 // height)):
             for column in range(x0 // width, -(-x1 // width)):
@@ -129,35 +101,33 @@ class TiffReader(WindowReader):
                 xa, xb = max(x0, left), min(x1, left + width)
                 target = pixels[ya - y0 : yb - y0, xa - x0 : xb - x0]
                 for n, channel in enumerate(self.channels):
-                    plane, sample = (0, channel) if contiguous else (channel, 0)
+                    plane, sample = (0, channel) if self.contiguous else (channel, 0)
                     segment = self._segment((plane * down + row) * across + column)
                     target[..., n] = segment[ya - top : yb - top, xa - left : xb - left, sample]
         return self._to_colors(pixels)
 
     def _segment(self, index: int) -> np.ndarray:
-        """Return a decoded segment (h, w, samples), from the cache or the file."""
-        if index in self.segments:
-            self.segments.move_to_end(index)
-            return self.segments[index]
-        while self.segments and self.held + self.segment_bytes > self.memory:
-            _, dropped = self.segments.popitem(last=False)
-            self.held -= dropped.nbytes
-        segment = self._decode(index)
+        """Return a decoded segment, from the cache or the file."""
+        segment = self.segments.pop(index, None)
+        if segment is None:
+            while self.segments and self.held + self.segment_bytes > self.memory:
+                self.held -= self.segments.pop(next(iter(self.segments))).nbytes
+            segment = self._decode(index)
+            self.held += segment.nbytes
         self.segments[index] = segment
-        self.held += segment.nbytes
         return segment
 
     def _decode(self, index: int) -> np.ndarray:
         page = self.page
         try:
-            count, offset = page.databytecounts[index], page.dataoffsets[index]
+            count = page.databytecounts[index]
             if count == 0:  # a sparse file omits empty tiles
-                return self._empty()
-            self.file.filehandle.seek(offset)
+                value = page.nodata if 0 <= page.nodata <= np.iinfo(page.dtype).max else 0
+                return np.full(self.segment_shape, value, dtype=page.dtype)
+            self.file.filehandle.seek(page.dataoffsets[index])
             data = self.file.filehandle.read(count)
             self.decoded += 1
-            segment: np.ndarray = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-            return segment
+            return np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0][0])
         except MemoryError:
             raise
         except Exception as error:  # only the text distinguishes a missing codec from damaged data
@@ -166,15 +136,9 @@ class TiffReader(WindowReader):
                 raise UnsupportedTiff(reason, "pip install imagecodecs") from None
             raise ImageError(f"its tile or strip {index} is damaged ({type(error).__name__}: {error}).") from None
 
-    def _empty(self) -> np.ndarray:
-        value, largest = self.page.nodata, np.iinfo(self.page.dtype).max
-        return np.full(self.layout[:3], value if 0 <= value <= largest else 0, dtype=self.page.dtype)
-
     def _to_colors(self, pixels: np.ndarray) -> np.ndarray:
         if self.page.photometric == PALETTE:
-            palette = (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T
-            colors: np.ndarray = palette[pixels[..., 0]]
-            return colors
+            return (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T[pixels[..., 0]]
         if self.page.photometric == MINISWHITE:
             pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
         return pixels
@@ -202,15 +166,13 @@ def _check_page(page: Any) -> None:
     if small and page.bitspersample not in (8, 16):
         raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
     with image_errors():
-        check_dtype(page.dtype)
+        check_pixels(page.dtype)
 
 
 def _channels(page: Any) -> tuple[list[int], bool]:
-    """Return the samples that are grey or RGB, and alpha, and whether colours are premultiplied by alpha.
-
-    Samples without a declared meaning, such as a satellite's near infrared, are left out; three or more declared as
-    grey are taken as RGB, in their order, as rasters of bands are commonly stored.
-    """
+    """Return the samples that are grey or RGB, and alpha, and whether colours are premultiplied by alpha."""
+    # Samples without a declared meaning, such as a satellite's near infrared, are left out; three or more declared as
+    # grey are taken as RGB, in their order, as rasters of bands are commonly stored.
     if page.photometric == PALETTE:
         return [0], False
     extras = list(page.extrasamples)

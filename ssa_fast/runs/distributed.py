@@ -24,10 +24,8 @@ from ssa_fast.runs.report import Process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEARTBEAT_S = 2.0
-"""Seconds between two heartbeats of a process."""
-TIMEOUT_S = 60.0
-"""Seconds without a heartbeat after which a process on another machine counts as dead."""
+HEARTBEAT_S = 2.0  # between two heartbeats of a process
+TIMEOUT_S = 60.0  # without a heartbeat, after which a process on another machine counts as dead
 POLL_S = 0.2
 
 
@@ -37,39 +35,29 @@ class SingleProcess:
     rank = 0
 
     def owns(self, window: int) -> bool:
-        """Return True: every window of images is this process's."""
         return True
 
     def wait_for_rank0(self, error: str | None) -> None:
-        """Raise ValueError if the run could not be opened."""
         if error is not None:
             raise ValueError(error)
 
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
-        """Return the number of images processed, and how many of them are resumed."""
         return done + failed, resumed
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Do nothing: there is no other process to inform."""
+        pass
 
     def gather(self, timeout: float = 0.0) -> tuple[list[Process], list[dict[str, Any]]]:
-        """Return nothing: there are no other processes."""
         return [], []
 
 
 class Distributed:
-    """One process of a run by several.
-
-    Args:
-        store: The key-value store at rank 0.
-        rank: This process's rank.
-        members: Host and process id of each rank.
-    """
+    """One process of a run by several, with the host and process id of each rank in ``members``."""
 
     def __init__(self, store: dist.TCPStore, rank: int, members: list[dict[str, Any]]) -> None:
         self.store, self.rank, self.members = store, rank, members
         self._heartbeats: dict[int, tuple[int, float]] = {}  # rank -> last heartbeat, and when it was first seen
-        self._reported = (0, 0)  # images finished and resumed
+        self._reported: dict[str, int] = {}  # what ``report`` has added to the store
 
     def owns(self, window: int) -> bool:
         """Return True if a window of images is this process's to do."""
@@ -82,10 +70,10 @@ class Distributed:
             ValueError: Rank 0 could not open the run; the message is its own, on every rank.
         """
         if self.rank == 0:
-            self._set("open", {"error": error})
+            self.store.set("open", json.dumps(error))
         while not self.store.check(["open"]):
             time.sleep(POLL_S)
-        error = json.loads(self.store.get("open"))["error"]
+        error = json.loads(self.store.get("open"))
         if error is None:
             return
         self.store.add("acknowledged", 1)
@@ -96,14 +84,14 @@ class Distributed:
 
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
         """Publish this process's counts; return how many images all processes finished, and resumed of them."""
-        finished, before = done + failed, self._reported
-        self._reported = (finished, resumed)
+        before = self._reported
+        self._reported = {f"done/{self.rank}": done, f"failed/{self.rank}": failed, "finished": done + failed}
+        self._reported["resumed"] = resumed
         try:
-            self.store.set(f"count/{self.rank}", f"{done} {failed}")
-            finished_by_all = int(self.store.add("finished", finished - before[0]))
-            return finished_by_all, int(self.store.add("resumed", resumed - before[1]))
+            totals = {key: int(self.store.add(key, n - before.get(key, 0))) for key, n in self._reported.items()}
         except (RuntimeError, dist.DistError):
-            return finished, resumed  # rank 0 exited; this process finishes its share all the same
+            return done + failed, resumed  # rank 0 exited; this process finishes its share all the same
+        return totals["finished"], totals["resumed"]
 
     def finish(self, content: dict[str, Any]) -> None:
         """Publish this process's report for ``gather``.
@@ -112,7 +100,7 @@ class Distributed:
             RuntimeError: Rank 0 exited.
         """
         try:
-            self._set(f"report/{self.rank}", content)
+            self.store.set(f"report/{self.rank}", json.dumps(content))
         except (RuntimeError, dist.DistError):
             raise RuntimeError(
                 "Rank 0 exited, so no combined report was written. This rank's results are saved; run the same "
@@ -138,9 +126,10 @@ class Distributed:
             waiting -= set(states)
             if waiting:
                 time.sleep(POLL_S)
-        processes = [
-            Process(rank, member["host"], *self._counts(rank), states[rank]) for rank, member in enumerate(self.members)
-        ]
+        processes = []
+        for rank, member in enumerate(self.members):
+            done, failed = (int(self.store.add(f"{kind}/{rank}", 0)) for kind in ("done", "failed"))
+            processes.append(Process(rank, member["host"], done, failed, states[rank]))
         return processes, [reports[rank] for rank in sorted(reports)]
 
     def _is_dead(self, rank: int) -> bool:
@@ -151,15 +140,6 @@ class Distributed:
         if self._heartbeats.get(rank, (-1, 0.0))[0] != heartbeat:
             self._heartbeats[rank] = (heartbeat, now)
         return now - self._heartbeats[rank][1] > TIMEOUT_S
-
-    def _counts(self, rank: int) -> tuple[int, int]:
-        if not self.store.check([f"count/{rank}"]):
-            return 0, 0
-        done, failed = self.store.get(f"count/{rank}").split()
-        return int(done), int(failed)
-
-    def _set(self, key: str, value: dict[str, Any]) -> None:
-        self.store.set(key, json.dumps(value))
 
 
 def _is_running(pid: int) -> bool:

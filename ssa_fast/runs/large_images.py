@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssa_fast.io import atomic
 from ssa_fast.large import LargeImageSSA, OutputPaths
-from ssa_fast.runs.manifest import output_paths
+from ssa_fast.runs.manifest import image_record, output_paths
 from ssa_fast.runs.options import MAX_LABEL
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ def polish(
     predictor: Predictor,
     manifest: Manifest,
     classes: list[int] | None,
-    settings: dict[str, Any],
-    *,
-    progress: bool,
 ) -> list[str]:
     """Write one large image's files and its record; return notes for the user."""
     options, classifier = predictor.options, predictor.classifier
@@ -47,8 +44,8 @@ def polish(
         postprocess=options.postprocess,
         names=classifier.categories,
         labels=range(1, count + 1) if count <= MAX_LABEL else None,
-        metadata={"settings": settings},
-        progress=progress,
+        metadata={"settings": manifest.settings},
+        progress=options.progress,
     )
     assert result.logits is not None
     scores = classifier.probabilities(result.logits)[result.classes]
@@ -56,23 +53,7 @@ def polish(
         f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
         + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
     ]
-    H, W = result.size
     atomic.Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
-    manifest.commit(
-        [
-            {
-                "output": str(name),
-                "file_name": source.relative.as_posix(),
-                "bytes": source.path.stat().st_size,
-                "width": W,
-                "height": H,
-                "classes": result.classes,
-                "names": result.names,
-                "labels": result.labels,
-                "scores": scores.tolist(),
-                "boxes": [found.tolist() for found in result.boxes],
-                "notes": notes,
-            }
-        ]
-    )
+    record = image_record(source, name, result.size, result, scores.tolist(), result.boxes, notes)
+    manifest.commit([record])
     return notes

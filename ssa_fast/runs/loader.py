@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -81,24 +81,18 @@ def _ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _identity(loaded: Any) -> Any:
-    return loaded
-
-
 def load(
     sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions, device: torch.device
 ) -> Generator[Loaded, None, None]:
     """Yield the images at ``indices`` one by one, read ahead by ``options.workers`` processes."""
     workers = options.workers if options.workers is not None else default_workers(len(indices), device)
-    loader = DataLoader(
+    yield from DataLoader(
         _ImageDataset(sources, indices, options),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_identity,
         worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
 
 
 def default_workers(count: int, device: torch.device) -> int:

@@ -12,15 +12,19 @@ import os
 import shutil
 import socket
 import tempfile
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path, PurePosixPath
+
+    from torch import Tensor
 
     from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.large import LargeImageResult
+    from ssa_fast.runs.predictor import Prediction
 
 MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
 IMAGE_KEYS = ("file_name", "width", "height", "output")
@@ -109,8 +113,7 @@ class Manifest:
 
     def commit(self, records: Sequence[ImageRecord]) -> None:
         """Mark images as complete, all at the same moment."""
-        path = self.out / RECORDS / f"{records[0]['output']}.json"
-        atomic_write(path, json.dumps(list(records), indent=1), tmp_dir=self.tmp_dir)
+        self.write(f"{RECORDS}/{records[0]['output']}.json", json.dumps(list(records), indent=1))
         self.done.update({record["output"]: (record["file_name"], record["bytes"]) for record in records})
 
     def records(self) -> Iterator[ImageRecord]:
@@ -121,15 +124,13 @@ class Manifest:
 
     def write_boxes(self) -> Path | None:
         """Write ``boxes.json`` from the records and return its path; None without a record."""
-        if not self.done:
-            return None
-        path = self.out / BOXES
-        atomic_write(path, self._save_boxes, tmp_dir=self.tmp_dir)
-        return path
+        return self.write(BOXES, self._save_boxes) if self.done else None
 
-    def write_report(self, text: str) -> None:
-        """Replace ``report.json``."""
-        atomic_write(self.out / REPORT, text, tmp_dir=self.tmp_dir)
+    def write(self, name: str, content: str | Callable[[Path], object]) -> Path:
+        """Write a file of the folder atomically (see ``atomic_write``) and return its path."""
+        path = self.out / name
+        atomic_write(path, content, tmp_dir=self.tmp_dir)
+        return path
 
     def close(self, *, complete: bool) -> None:
         """Record whether the run is complete, and remove the temporary files."""
@@ -171,10 +172,10 @@ class Manifest:
 
     def _write(self, preexisting: Sequence[str], *, complete: bool) -> None:
         content = {"settings": self._all_settings(), "preexisting": list(preexisting), "complete": complete}
-        atomic_write(self.out / MANIFEST, json.dumps(content, indent=1), tmp_dir=self.tmp_dir)
+        self.write(MANIFEST, json.dumps(content, indent=1))
 
     def _relative(self, target: Path) -> str:
-        return PurePosixPath(target.relative_to(self.out)).as_posix()
+        return target.relative_to(self.out).as_posix()
 
 
 def _annotations(record: ImageRecord, image_id: int) -> Iterator[dict[str, Any]]:
@@ -198,6 +199,31 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """Return the settings that differ, each as "name: there …, here …"."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return [f"{name}: there {before.get(name)}, here {now.get(name)}" for name in names]
+
+
+def image_record(
+    source: ImageSource,
+    name: PurePosixPath,
+    size: Sequence[int],
+    result: Prediction | LargeImageResult,
+    scores: list[float],
+    boxes: Sequence[Tensor],
+    notes: Sequence[str],
+) -> ImageRecord:
+    """Return the record of an image of ``size`` (H, W, ...) pixels, written under ``name``."""
+    return {
+        "output": str(name),
+        "file_name": source.relative.as_posix(),
+        "bytes": source.path.stat().st_size,
+        "width": size[1],
+        "height": size[0],
+        "classes": result.classes,
+        "names": result.names,
+        "labels": result.labels,
+        "scores": scores,
+        "boxes": [found.tolist() for found in boxes],
+        "notes": list(notes),
+    }
 
 
 def output_paths(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:

@@ -92,27 +92,21 @@ class Predictor:
         """
         if not images:
             return []
-        step = self.max_batch_by_size.get(self.size(images[0]), len(images))
-        results: list[Prediction | Exception] = []
-        for lo in range(0, len(images), step):
-            results += self._predict_or_split(images[lo : lo + step], classes and classes[lo : lo + step])
-        return results
-
-    def _predict_or_split(
-        self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
-    ) -> list[Prediction | Exception]:
-        try:
-            return self._predict(images, classes)
-        except Exception as error:  # one bad image must not fail the others of its batch
-            failure = error.with_traceback(None)  # its frames hold the tensors that filled the memory
-        half = len(images) // 2
-        if isinstance(failure, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            if half:
-                self.max_batch_by_size[self.size(images[0])] = half
-        if not half:
-            return [failure]
-        return self(images[:half], classes and classes[:half]) + self(images[half:], classes and classes[half:])
+        size, failure = self.size(images[0]), None
+        split = most = self.max_batch_by_size.get(size, len(images))
+        if len(images) <= most:
+            try:
+                return self._predict(images, classes)
+            except Exception as error:  # one bad image must not fail the others of its batch
+                failure = error.with_traceback(None)  # its frames hold the tensors that filled the memory
+            split = len(images) // 2
+            if isinstance(failure, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+                if split:
+                    self.max_batch_by_size[size] = split
+            if not split:
+                return [failure]
+        return self(images[:split], classes and classes[:split]) + self(images[split:], classes and classes[split:])
 
     def _predict(
         self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None

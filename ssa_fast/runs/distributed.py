@@ -1,8 +1,7 @@
 """Distribute one run over several processes: assignment, progress, failure detection.
 
-The processes, on one machine or many, meet by torch.distributed (``torchrun``, or anything that sets RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT). After that no collective is called, since one dead process would block all
-others: they communicate through a key-value store at rank 0.
+The processes meet by torch.distributed (``torchrun``, or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT). After that they use a key-value store at rank 0: a collective would block all when one process dies.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,7 @@ class Distributed:
         return window % len(self.members) == self.rank
 
     def wait_for_rank0(self, error: str | None) -> None:
-        """Wait until rank 0 has opened the run; ``error`` is its own failure to do so.
-
-        Raises:
-            ValueError: Rank 0 could not open the run; the message is its own, on every rank.
-        """
+        """Wait until rank 0 has opened the run; raise its ``error``, if any, as ValueError on every rank."""
         if self.rank == 0:
             self.store.set("open", json.dumps(error))
         while not self.store.check(["open"]):
@@ -94,11 +90,7 @@ class Distributed:
         return totals["finished"], totals["resumed"]
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Publish this process's report for ``gather``.
-
-        Raises:
-            RuntimeError: Rank 0 exited.
-        """
+        """Publish this process's report for ``gather``; raise RuntimeError if rank 0 exited."""
         try:
             self.store.set(f"report/{self.rank}", json.dumps(content))
         except (RuntimeError, dist.DistError):
@@ -108,11 +100,7 @@ class Distributed:
             ) from None
 
     def gather(self, timeout: float = float("inf")) -> tuple[list[Process], list[dict[str, Any]]]:
-        """Wait on rank 0 for all other processes; return every process, and the others' reports.
-
-        Args:
-            timeout: Seconds after which processes still at work count as "stopped".
-        """
+        """Wait on rank 0 for the others, up to ``timeout`` s; return all processes and the others' reports."""
         waiting, end = set(range(1, len(self.members))), time.monotonic() + timeout
         states, reports = {0: "finished"}, {}
         while waiting:
@@ -169,16 +157,17 @@ def join() -> Iterator[SingleProcess | Distributed]:
     stop = threading.Event()
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
-        host = os.environ.get("MASTER_ADDR") or socket.getfqdn()
-        address: list[Any] = [None]
+        timeout = timedelta(seconds=TIMEOUT_S)
+        connect = partial(dist.TCPStore, world_size=world, timeout=timeout, wait_for_workers=False)
+        address: list[Any] = [None, None]
         if rank == 0:
-            store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
-            address = [(host, store.port)]
+            host = os.environ.get("MASTER_ADDR") or socket.getfqdn()
+            store = connect(host, 0, is_master=True)
+            address = [host, store.port]
         dist.broadcast_object_list(address, src=0)
-        host, port = address[0]
         if rank != 0:
-            store = _connect(host, port, world)
-        threading.Thread(target=_send_heartbeats, args=(_connect(host, port, world), rank, stop), daemon=True).start()
+            store = connect(*address)
+        threading.Thread(target=_send_heartbeats, args=(connect(*address), rank, stop), daemon=True).start()
         members: list[Any] = [None] * world
         dist.all_gather_object(members, {"host": socket.gethostname(), "pid": os.getpid()})
         yield Distributed(store, rank, members)
@@ -186,11 +175,6 @@ def join() -> Iterator[SingleProcess | Distributed]:
         stop.set()
         if owned:
             dist.destroy_process_group()
-
-
-def _connect(host: str, port: int, world: int) -> dist.TCPStore:
-    timeout = timedelta(seconds=TIMEOUT_S)
-    return dist.TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def _send_heartbeats(store: dist.TCPStore, rank: int, stop: threading.Event) -> None:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from ssa_fast.runs.manifest import Manifest
     from ssa_fast.runs.predictor import Predictor
 
-KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}
-"""Folder -> suffix of a large image's outputs: tiled TIFFs with a pyramid, and a preview."""
+KINDS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}  # folder -> suffix of a large image's outputs
 
 
 def polish(
@@ -39,7 +38,7 @@ def polish(
     result = polish_large(
         source.path,
         predictor.classes if classes is None else classes,
-        out=OutputPaths(temporary["cams"], temporary["masks"], temporary["previews"]),
+        out=OutputPaths(*temporary.values()),
         overwrite=True,
         postprocess=options.postprocess,
         names=classifier.categories,
@@ -54,6 +53,7 @@ def polish(
         + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
     ]
     atomic.Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
-    record = image_record(source, name, result.size, result, scores.tolist(), result.boxes, notes)
+    boxes = [found.tolist() for found in result.boxes]
+    record = image_record(source, name, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
     manifest.commit([record])
     return notes

@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from ssa_fast.runs.loader import Loaded
     from ssa_fast.ssa import SSA
 
-Batch: TypeAlias = "list[tuple[int, DecodedImage, list[int] | None]]"
-"""Position among the sources, pixels and own classes of each image."""
+Batch: TypeAlias = "list[tuple[int, DecodedImage, list[int] | None]]"  # position among the sources, pixels, classes
 
 BATCH_ON_GPU = 16
-WINDOW = 8
-"""Batches' worth of consecutive images that one process takes, and forms batches of one size from."""
+WINDOW = 8  # batches' worth of consecutive images that one process takes, and forms batches of one size from
 
 
 def run(
@@ -58,16 +56,15 @@ def run(
     values are class indices + 1 if the network has at most 254 classes, else positions in the image's list of classes
     + 1; the CAM file gives them under ``labels``.
 
-    A bad image never stops a run. A run is resumable: started again, it skips images with a record. Under ``torchrun``
-    the images are distributed over all processes; ``out`` must be the same folder for all of them.
+    A bad image never stops a run. Started again, a run skips images with a record. Under ``torchrun`` the images are
+    distributed over all processes, with the same ``out`` for all of them.
 
     Args:
-        paths: Images, folders, globs and lists, see ``datasets.find_images``.
+        paths, split: See ``datasets.find_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.
         options: Outputs per image, and how to execute.
-        split: Of VOC folders, see ``datasets.find_images``.
         settings: Further JSON values for the outputs; a run is only resumed with the same ones.
         on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes.
 
@@ -288,11 +285,7 @@ class _Run:
         self._record(str(path), failure=Failure.from_error(path, error))
 
     def _record(self, name: str, notes: Sequence[str] = (), failure: Failure | None = None) -> None:
-        """Add a finished image to the report and report progress.
-
-        Raises:
-            DiskFull: It failed because nothing more can be written.
-        """
+        """Add a finished image to the report and report progress; raise DiskFull if nothing more can be written."""
         if failure is None:
             self.report.done.append(name)
         else:

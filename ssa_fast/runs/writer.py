@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.runs.predictor import Prediction
 
-MAX_WAITING = 2
-"""Batches that wait to be written while the next is computed; more would only fill the memory."""
+MAX_WAITING = 2  # batches being written while the next is computed; more would only fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +45,13 @@ class Job:
     prediction: Prediction
 
 
-Outcome: TypeAlias = "tuple[str, tuple[str, ...], Failure | None]"
-"""The end of a job: the image's path and notes, and why it failed if it did."""
+Outcome: TypeAlias = "tuple[str, tuple[str, ...], Failure | None]"  # path, notes, and why it failed if it did
 
 
 class Writer:
-    """Threads that write what ``submit`` is given; a context that ends when everything is written.
+    """Threads that write batches, ``threads`` images at a time; a context that ends when everything is written.
 
     After an exception inside the context only batches that have been begun are written.
-
-    Args:
-        threads: Number of images written at the same time.
-        manifest: Of the output folder; its settings and version go into the CAM files.
-        options: Of the run.
-        align_corners: How the stored CAMs are resized to the image's size.
     """
 
     def __init__(self, threads: int, manifest: Manifest, options: RunOptions, *, align_corners: bool) -> None:
@@ -121,9 +113,8 @@ class Writer:
         if "overlays" in targets:
             writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
         transaction = Transaction(writers, manifest.tmp_dir)
-        record = image_record(
-            job.source, job.name, job.rgb.shape, prediction, prediction.scores.tolist(), boxes, job.notes
-        )
+        rest = {"scores": prediction.scores.tolist(), "boxes": [found.tolist() for found in boxes], "notes": job.notes}
+        record = image_record(job.source, job.name, job.rgb.shape, prediction, **rest)
         return transaction, record
 
     def _save_cams(self, path: Path, prediction: Prediction) -> None:

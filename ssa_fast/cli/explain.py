@@ -80,7 +80,7 @@ def _find_gpu(device: str) -> tuple[Gpu | None, str]:
 
 
 def _stage_shapes(model: Any, info: ModelInfo, height: int, width: int) -> dict[str, torch.Size]:
-    """Return (1, C, h, w) per stage for an image of height × width; leaves the model on torch's meta device."""
+    """Return (1, C, h, w) per stage for an image of height × width; the model ends on the meta device."""
     import torch
 
     from ssa_fast.models.extract import extract_features

@@ -37,7 +37,7 @@ Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]
 def build(
     *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str, **options: Any
 ) -> tuple[Classifier, SSA]:
-    """Return the classifier and an ``SSA`` around it, to which ``options`` are passed; ValueError if one is wrong."""
+    """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
     from ssa_fast import SSA, Affinity
     from ssa_fast.models import zoo
 

@@ -21,8 +21,6 @@ from ssa_fast.evaluate.precision import average_precision
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, export_weights, load_classifier, preprocess
 
-TRAIN_SEED, HELD_OUT_SEED = 1, 2
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,7 +65,7 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    images, labels = _load_scenes(recipe.scenes, TRAIN_SEED)
+    images, labels = _load_scenes(recipe.scenes, seed=1)
     print(f"{recipe.scenes} scenes generated in {time.perf_counter() - start:.0f} s", flush=True)
     model = SceneClassifier().to(memory_format=torch.channels_last)
     steps = recipe.scenes // recipe.batch
@@ -91,7 +89,7 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
     arrays: Any = export_weights(model)
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, HELD_OUT_SEED))
+    precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, seed=2))
     for name, value in precision.items():
         print(f"average precision {name:10s} {100 * value:.2f}")
     print(f"mean average precision {100 * np.mean(list(precision.values())):.2f} on {recipe.held_out} held-out scenes")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
 
@@ -24,6 +24,7 @@ from ssa_fast.runs.report import Process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Group: TypeAlias = "SingleProcess | Distributed"
 HEARTBEAT_S = 2.0  # between two heartbeats of a process
 TIMEOUT_S = 60.0  # without a heartbeat, after which a process on another machine counts as dead
 POLL_S = 0.2
@@ -80,9 +81,8 @@ class Distributed:
 
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
         """Publish this process's counts; return how many images all processes finished, and resumed of them."""
-        before = self._reported
-        self._reported = {f"done/{self.rank}": done, f"failed/{self.rank}": failed, "finished": done + failed}
-        self._reported["resumed"] = resumed
+        before, own = self._reported, {f"done/{self.rank}": done, f"failed/{self.rank}": failed}
+        self._reported = {**own, "finished": done + failed, "resumed": resumed}
         try:
             totals = {key: int(self.store.add(key, n - before.get(key, 0))) for key, n in self._reported.items()}
         except (RuntimeError, dist.DistError):
@@ -143,7 +143,7 @@ def _is_running(pid: int) -> bool:
 
 
 @contextmanager
-def join() -> Iterator[SingleProcess | Distributed]:
+def join() -> Iterator[Group]:
     """Yield this process's place in the run: a single process without WORLD_SIZE, else connected on gloo.
 
     A process group that the caller has already made is used, and kept.

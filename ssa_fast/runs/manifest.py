@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from ssa_fast.runs.predictor import Prediction
 
 MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
-IMAGE_KEYS = ("file_name", "width", "height", "output")
 
-ImageRecord: TypeAlias = "dict[str, Any]"
-"""JSON object of one complete image: its file, size, classes, scores and boxes."""
+ImageRecord: TypeAlias = "dict[str, Any]"  # JSON object of one complete image, see ``image_record``
 
 
 class Manifest:
-    """The state of the run in the folder ``out``, with the settings (JSON values) and the version that decide it."""
+    """The state of the run in the folder ``out``; ``settings`` (JSON values) and ``version`` decide it."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], version: str) -> None:
         self.out, self.version = out, version
@@ -76,7 +74,7 @@ class Manifest:
         return self._relative(target) in self.preexisting and target.exists()
 
     def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
-        """Return True if the image written under ``name`` is complete; raise ValueError if its file was another one."""
+        """Return True if the image written under ``name`` is complete; ValueError if it was another file."""
         found = self.done.get(str(name))
         if found is None:
             return False
@@ -123,7 +121,8 @@ class Manifest:
             file.write(f'{{"info": {json.dumps(info)},\n"images": [')
             for record in self.records():
                 images += 1
-                _write_item(file, images, {"id": images, **{key: record[key] for key in IMAGE_KEYS}})
+                keys = ("file_name", "width", "height", "output")
+                _write_item(file, images, {"id": images, **{key: record[key] for key in keys}})
                 categories.update(zip(record["classes"], record["names"], strict=True))
                 for annotation in _annotations(record, images):
                     annotations += 1

@@ -86,9 +86,9 @@ class Predictor:
         """
         if not images:
             return []
-        size, failure = self.size(images[0]), None
-        split = most = self.max_batch_by_size.get(size, len(images))
-        if len(images) <= most:
+        size = self.size(images[0])
+        split = self.max_batch_by_size.get(size, len(images))
+        if len(images) <= split:
             try:
                 return self._predict(images, classes)
             except Exception as error:  # one bad image must not fail the others of its batch

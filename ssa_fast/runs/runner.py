@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssa_fast.io import datasets
 from ssa_fast.io.progress import Progress
-from ssa_fast.runs import distributed, large_images, loader
+from ssa_fast.runs import distributed, loader
 from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest, output_paths
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
 from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.signals import Stopped, signals_as_interrupts
-from ssa_fast.runs.writer import Job, Writer, output_folders
+from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, polish_large_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.images import DecodedImage
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
-    from ssa_fast.runs.distributed import Distributed, SingleProcess
+    from ssa_fast.runs.distributed import Group
     from ssa_fast.runs.loader import Loaded
     from ssa_fast.ssa import SSA
 
@@ -87,7 +87,7 @@ def run(
 
 def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, options: RunOptions) -> Listing:
     """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
-    own_folders = [out / folder for folder in (*output_folders(options), *large_images.KINDS, RECORDS)]
+    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS)]
     own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
     found = datasets.find_images(paths, split=split, exclude=own_folders)
     skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
@@ -105,12 +105,7 @@ class _Run:
     """This process's share of a run, and its report."""
 
     def __init__(
-        self,
-        images: Listing,
-        predictor: Predictor,
-        manifest: Manifest,
-        group: SingleProcess | Distributed,
-        on_progress: OnProgress | None,
+        self, images: Listing, predictor: Predictor, manifest: Manifest, group: Group, on_progress: OnProgress | None
     ) -> None:
         self.predictor, self.manifest, self.group = predictor, manifest, group
         self.sources, self.names = images.sources, datasets.output_names(images.sources)
@@ -181,7 +176,7 @@ class _Run:
 
     def _targets(self, name: PurePosixPath) -> list[Path]:
         """Return the files that the image called ``name`` may write."""
-        kinds = (output_folders(self.options), large_images.KINDS)
+        kinds = (output_folders(self.options), LARGE_OUTPUTS)
         return [path for each in kinds for path in output_paths(self.manifest.out, name, each).values()]
 
     def _pending(self) -> list[int]:
@@ -200,9 +195,8 @@ class _Run:
                     if self.manifest.is_preexisting(target):
                         raise ValueError(f"{target} exists; pass --overwrite to replace it.")
                     if target.resolve() in originals:
-                        raise ValueError(
-                            f"its output {target} would replace an image of this run; choose another --out."
-                        )
+                        reason = "would replace an image of this run; choose another --out."
+                        raise ValueError(f"its output {target} {reason}")
             except (ValueError, OSError) as error:
                 failures.append((index, error))
             else:
@@ -245,7 +239,7 @@ class _Run:
                     classes = self._classes(loaded)
                     if image is None:
                         source, name = self.sources[index], self.names[index]
-                        notes = large_images.polish(source, name, self.predictor, self.manifest, classes)
+                        notes = polish_large_image(source, name, self.predictor, self.manifest, classes)
                 except Exception as error:
                     self._record_error(index, error)
                     continue
@@ -285,7 +279,7 @@ class _Run:
         self._record(str(path), failure=Failure.from_error(path, error))
 
     def _record(self, name: str, notes: Sequence[str] = (), failure: Failure | None = None) -> None:
-        """Add a finished image to the report and report progress; raise DiskFull if nothing more can be written."""
+        """Add a finished image to the report and report progress; raise DiskFull where writing is futile."""
         if failure is None:
             self.report.done.append(name)
         else:

@@ -1,4 +1,4 @@
-"""Write outputs in threads: images side by side, then a batch's records together."""
+"""Write outputs: images side by side in threads, then a batch's records together; large images in tiles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from ssa_fast import localize
 from ssa_fast.io import cam_files
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.io.cam_files import CamFile
+from ssa_fast.large import LargeImageSSA, OutputPaths
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.overlay import PanelRow
 from ssa_fast.runs.manifest import image_record, output_paths
+from ssa_fast.runs.options import MAX_LABEL
 from ssa_fast.runs.report import Failure
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import ImageRecord, Manifest
     from ssa_fast.runs.options import RunOptions
-    from ssa_fast.runs.predictor import Prediction
+    from ssa_fast.runs.predictor import Prediction, Predictor
 
+LARGE_OUTPUTS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}  # folder -> suffix of a large image's outputs
 MAX_WAITING = 2  # batches being written while the next is computed; more would only fill the memory
 
 
@@ -49,7 +52,7 @@ Outcome: TypeAlias = "tuple[str, tuple[str, ...], Failure | None]"  # path, note
 
 
 class Writer:
-    """Threads that write batches, ``threads`` images at a time; a context that ends when everything is written.
+    """Threads that write batches, ``threads`` images at a time; a context that ends when all is written.
 
     After an exception inside the context only batches that have been begun are written.
     """
@@ -112,18 +115,16 @@ class Writer:
         }
         if "overlays" in targets:
             writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
-        transaction = Transaction(writers, manifest.tmp_dir)
         rest = {"scores": prediction.scores.tolist(), "boxes": [found.tolist() for found in boxes], "notes": job.notes}
         record = image_record(job.source, job.name, job.rgb.shape, prediction, **rest)
-        return transaction, record
+        return Transaction(writers, manifest.tmp_dir), record
 
     def _save_cams(self, path: Path, prediction: Prediction) -> None:
-        H, W = prediction.mask.shape
         stored, options = prediction.cams, self.options
         content = CamFile(
             cams=stored.astype(np.float32) / (255 if stored.dtype == np.uint8 else 1),
             classes=np.asarray(prediction.classes, dtype=np.int64),
-            size=(H, W),
+            size=prediction.mask.shape,
             names=tuple(prediction.names),
             labels=np.asarray(prediction.labels, dtype=np.uint8),
             logits=prediction.logits,
@@ -153,3 +154,39 @@ def draw_panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Te
         rows.append(PanelRow(name, maps, prediction.full[k], boxes[k], scores, mask == label, (red, green, blue)))
     pixels = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255.0
     return localize.panel(pixels, rows)
+
+
+def polish_large_image(
+    source: ImageSource, name: PurePosixPath, predictor: Predictor, manifest: Manifest, classes: list[int] | None
+) -> list[str]:
+    """Write one large image's files and its record; return notes for the user."""
+    options, classifier = predictor.options, predictor.classifier
+    targets = output_paths(manifest.out, name, LARGE_OUTPUTS)
+    temporary = {kind: manifest.tmp_dir / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
+    manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
+    polish_large = LargeImageSSA(
+        predictor.ssa, memory=options.memory, scratch=manifest.tmp_dir, mean=classifier.mean, std=classifier.std
+    )
+    count = len(classifier.categories)
+    result = polish_large(
+        source.path,
+        predictor.classes if classes is None else classes,
+        out=OutputPaths(*temporary.values()),
+        overwrite=True,
+        postprocess=options.postprocess,
+        names=classifier.categories,
+        labels=range(1, count + 1) if count <= MAX_LABEL else None,
+        metadata={"settings": manifest.settings},
+        progress=options.progress,
+    )
+    assert result.logits is not None
+    scores = classifier.probabilities(result.logits)[result.classes]
+    notes = [
+        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+    ]
+    Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
+    boxes = [found.tolist() for found in result.boxes]
+    record = image_record(source, name, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
+    manifest.commit([record])
+    return notes

@@ -23,10 +23,8 @@ def out(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    width = (
-        None if stream.isatty() or "COLUMNS" in os.environ else 1000
-    )  # in a file, a table is as wide as its contents
-    return Console(stderr=stderr, width=width, markup=False, highlight=False)
+    has_width = stream.isatty() or "COLUMNS" in os.environ  # else a file, where a table is as wide as its contents
+    return Console(stderr=stderr, width=None if has_width else 1000, markup=False, highlight=False)
 
 
 def err() -> Console:

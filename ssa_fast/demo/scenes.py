@@ -97,7 +97,8 @@ def _blades(rng: np.random.Generator, canvas: Array) -> None:
 def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the box around the visible pixels of each class present."""
     regions = ndimage.find_objects(mask)
-    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in (regions[k] for k in np.flatnonzero(labels))])
+    present = (regions[k] for k in np.flatnonzero(labels))
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in present], np.int64)
 
 
 def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:

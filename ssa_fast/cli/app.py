@@ -8,8 +8,6 @@ import typer
 
 from ssa_fast.cli import bench, convert, demo, explain, models, run
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="ssa-fast",
     help="Complete class activation maps at inference time: CAMs, boxes and masks from images and a classifier.",

@@ -9,31 +9,21 @@ import typer
 
 import ssa_fast
 
-__all__ = ["CONTEXT", "command"]
-
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Settings of the command's context: every argument, ``--help`` too, is passed to the benchmarks."""
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}  # pass all arguments on, ``--help`` too
 
 
 def command(context: typer.Context) -> None:
     """Time ssa_fast and its baselines on this machine; the same as: python -m bench."""
-    checkout = _find_checkout()
-    if checkout is None:
+    folders = (Path.cwd(), Path(ssa_fast.__file__).resolve().parent.parent)
+    checkouts = [path for path in folders if (path / "bench/__main__.py").is_file() and (path / "ssa_fast").is_dir()]
+    if not checkouts:
         typer.echo(
             "error: the benchmarks are in the repository, which is not here; clone it, then "
             'pip install -e ".[dev]" and run python -m bench there',
             err=True,
         )
         raise typer.Exit(1)
-    sys.path.insert(0, str(checkout))
+    sys.path.insert(0, str(checkouts[0]))
     from bench.__main__ import main
 
     raise typer.Exit(main(context.args))
-
-
-def _find_checkout() -> Path | None:
-    """Return the repository's folder: the current one, or the one that holds this package."""
-    for folder in (Path.cwd(), Path(ssa_fast.__file__).resolve().parent.parent):
-        if (folder / "bench" / "__main__.py").is_file() and (folder / "ssa_fast").is_dir():
-            return folder
-    return None

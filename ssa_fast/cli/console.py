@@ -17,28 +17,19 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["err", "out", "table", "usage_errors"]
 
-UNBOUNDED = 1000
-"""Columns without a terminal: a table written to a file is as wide as its contents."""
-
-
-def _console(stderr: bool) -> Console:
+def out(*, stderr: bool = False) -> Console:
+    """Return the console for results; it prints text literally, brackets in file names included."""
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    has_width = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if has_width else UNBOUNDED, markup=False, highlight=False)
-
-
-def out() -> Console:
-    """Return the console for results; it prints text literally, brackets in file names included."""
-    return _console(stderr=False)
+    has_width = stream.isatty() or "COLUMNS" in os.environ  # else a file, where a table is as wide as its contents
+    return Console(stderr=stderr, width=None if has_width else 1000, markup=False, highlight=False)
 
 
 def err() -> Console:
     """Return the console for progress, notices and errors; it prints text literally."""
-    return _console(stderr=True)
+    return out(stderr=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
@@ -56,10 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 def usage_errors(*, debug: bool) -> Iterator[None]:
     """Turn errors of usage into one line on stderr and exit code 2, and Ctrl-C into exit code 130.
 
-    These are ``ValueError``, ``TypeError``, ``OSError`` and a missing module, for which the line says what to install.
-
-    Args:
-        debug: Print the traceback before the line.
+    A missing module counts as one: the line says what to install. ``debug`` prints the traceback before the line.
     """
     try:
         yield

@@ -13,8 +13,6 @@ from ssa_fast.cli.options import EXECUTION, Debug
 if TYPE_CHECKING:
     from ssa_fast.demo import DemoReport
 
-__all__ = ["command"]
-
 COLUMNS = ("CAM", "mIoU, %", "box accuracy, %", "mask threshold", "box threshold")
 NAMES = {"seed": "seed", "polished": "polished", "default": "SSA(model), no option"}
 
@@ -40,8 +38,8 @@ def command(
 def _print(report: DemoReport, out: Path) -> None:
     rows = []
     for kind, score in report.scores.items():
-        percent = (f"{100 * score.miou:.1f}", f"{100 * score.box:.1f}")
-        thresholds = (f"{score.background:.2f}", f"{score.box_threshold:.2f}")
+        percent = [f"{100 * value:.1f}" for value in (score.miou, score.box)]
+        thresholds = [f"{value:.2f}" for value in (score.background, score.box_threshold)]
         rows.append((NAMES.get(kind, f"stage {kind} alone (PCM)"), *percent, *thresholds))
     screen = console.out()
     title = f"{report.images} generated scenes not used for training (seed {report.seed})"
@@ -55,5 +53,4 @@ def _print(report: DemoReport, out: Path) -> None:
         f"the classifier's average precision {100 * report.average_precision:.1f} %",
         f"panels: {report.panels[0]} and {len(report.panels) - 1} more in {out}; {report.seconds:.0f} s in total",
     )
-    for line in lines:
-        screen.print(line, soft_wrap=True)
+    screen.print("\n".join(lines), soft_wrap=True)

@@ -7,31 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import CAM, EXECUTION, AffinityText, Debug, Model, Stages, Weights, parse_stages
+from ssa_fast.cli.options import CAM, EXECUTION, AffinityText, Debug, Model, Stages, Weights, option, parse_stages
 from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
+    import torch
+
     from ssa_fast.models import ModelInfo
-    from ssa_fast.ops.cost_model import Problem
-    from ssa_fast.ops.dispatch import Choice
     from ssa_fast.ops.gpu_info import Gpu
 
-__all__ = ["command"]
-
-NUMBERS = ("GFLOP", "extra memory")
-COLUMNS = ("stage", "method", *NUMBERS)
+COLUMNS = ("stage", "method", "GFLOP", "extra memory")
 
 
 def command(
     model: Model = "resnet50",
     weights: Weights = "none",
     size: Annotated[str, typer.Option(help="Image size: the side of a square, or HEIGHTxWIDTH.")] = "512",
-    classes_count: Annotated[int, typer.Option(min=1, help="Number of CAM classes.", rich_help_panel=CAM)] = 1,
+    classes_count: Annotated[int, option(CAM, "Number of CAM classes.", min=1)] = 1,
     affinity: AffinityText = "",
     stages: Stages = "auto",
-    device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="Device to plan for.", rich_help_panel=EXECUTION)
-    ] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], option(EXECUTION, "Device to plan for.")] = "cpu",
     debug: Debug = False,
 ) -> None:
     """Show the plan per stage: method, backend, cost and reason, beside the cost of the dense affinity.
@@ -41,7 +36,7 @@ def command(
     with console.usage_errors(debug=debug):
         from ssa_fast import Affinity, models
         from ssa_fast.models import zoo
-        from ssa_fast.ops.cost_model import Problem
+        from ssa_fast.ops.cost_model import Problem, cost
         from ssa_fast.ops.dispatch import plan
 
         parsed = Affinity.parse(affinity)
@@ -53,21 +48,21 @@ def command(
             console.err().print(f"notice: {model} takes images of {height}x{width} only; the plan is for that size")
         info = models.inspect_model(classifier.model, stages=parse_stages(stages), input_size=classifier.input_size)
         gpu, no_gpu = _find_gpu(device)
+        where: dict[str, Any] = {"device": device, "gpu": gpu, "no_gpu": no_gpu}
         rows, reasons = [], []
-        for name, (C, h, w) in _stage_shapes(classifier.model, info, height, width).items():
+        for name, (_, C, h, w) in _stage_shapes(classifier.model, info, height, width).items():
             nonnegative = info.signs[name] == "non-negative"
-            problem = Problem(
-                1, classes_count, C, h * w, parsed, nonnegative=nonnegative, device=device, gpu=gpu, no_gpu=no_gpu
-            )
+            problem = Problem(1, classes_count, C, h * w, parsed, nonnegative=nonnegative, **where)
             choice = plan(problem)
-            rows.append(_row(f"{name}\n{C} x {h} x {w}", problem, choice))
+            flops = f"{_giga(choice.cost.flops)}\n{_giga(cost('dense', problem).flops)}"
+            memory = [format_bytes(count) for count in (choice.cost.extra_memory, problem.L**2 * problem.itemsize)]
+            rows.append((f"{name}\n{C} x {h} x {w}", f"{choice.method}\ndense L x L", flops, "\n".join(memory)))
             method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.bytes_moved)} moved"
             reasons.append(f"{name}, {info.signs[name]} features: {method}; {choice.why}")
     title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {parsed}, float32, {device}"
     screen = console.out()
-    screen.print(console.table(title, COLUMNS, rows, right=NUMBERS))
-    for reason in reasons:
-        screen.print(reason, soft_wrap=True)
+    screen.print(console.table(title, COLUMNS, rows, right=COLUMNS[2:]))
+    screen.print("\n".join(reasons), soft_wrap=True)
 
 
 def _find_gpu(device: str) -> tuple[Gpu | None, str]:
@@ -84,14 +79,8 @@ def _find_gpu(device: str) -> tuple[Gpu | None, str]:
     return gpu_info.DEFAULT_GPU, ""
 
 
-def _stage_shapes(model: Any, info: ModelInfo, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-    """Return (C, h, w) per stage for an image of height × width without computing anything.
-
-    The model is moved to torch's meta device, where tensors have shapes only; it cannot be used afterwards.
-
-    Raises:
-        ValueError: The network cannot take images of that size.
-    """
+def _stage_shapes(model: Any, info: ModelInfo, height: int, width: int) -> dict[str, torch.Size]:
+    """Return (1, C, h, w) per stage for an image of height × width; the model ends on the meta device."""
     import torch
 
     from ssa_fast.models.extract import extract_features
@@ -101,16 +90,7 @@ def _stage_shapes(model: Any, info: ModelInfo, height: int, width: int) -> dict[
         maps = extract_features(model.to("meta"), images, info.stages).maps
     except RuntimeError as error:
         raise ValueError(f"size: the network cannot take an image of {height}x{width} ({error})") from error
-    return {name: (stage.shape[1], stage.shape[2], stage.shape[3]) for name, stage in maps.items()}
-
-
-def _row(stage: str, problem: Problem, choice: Choice) -> tuple[str, ...]:
-    """Return the cells of a stage, two lines each: the chosen method, and the dense affinity matrix."""
-    from ssa_fast.ops.cost_model import cost
-
-    flops = [_giga(choice.cost.flops), _giga(cost("dense", problem).flops)]
-    memory = [format_bytes(choice.cost.extra_memory), format_bytes(problem.L**2 * problem.itemsize)]
-    return stage, f"{choice.method}\ndense L x L", "\n".join(flops), "\n".join(memory)
+    return {name: stage.shape for name, stage in maps.items()}
 
 
 def _giga(count: int) -> str:

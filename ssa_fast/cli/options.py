@@ -13,63 +13,39 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
-__all__ = ["CAM", "EXECUTION", "MODEL", "AffinityText", "Debug", "Device", "Model", "Stages", "Weights"]
-__all__ += ["build", "parse_stages"]
-
 MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
 """Titles of the groups in which ``--help`` lists the options."""
 
 
-def _option(group: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=group)
+def option(group: str, text: str, *names: str, **details: Any) -> Any:
+    """Return an option with its help text, listed under ``group``."""
+    return typer.Option(*names, help=text, rich_help_panel=group, **details)
 
 
-Model = Annotated[str, _option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
+Model = Annotated[str, option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
 Weights = Annotated[
-    str, _option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
+    str, option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
 ]
-Stages = Annotated[str, _option(CAM, "'auto', or module names separated by commas.")]
+Stages = Annotated[str, option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
-    str, _option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.", "--affinity")
+    str, option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.", "--affinity")
 ]
-Device = Annotated[str, _option(EXECUTION, "'auto', 'cpu', 'cuda', 'cuda:1', ...")]
-Debug = Annotated[bool, _option(EXECUTION, "Print tracebacks.", "--debug")]
+Device = Annotated[str, option(EXECUTION, "'auto', 'cpu', 'cuda', 'cuda:1', ...")]
+Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]
 
 
 def build(
-    *,
-    model: str,
-    weights: str,
-    device: str,
-    stages: str,
-    affinity: str,
-    scales: str = "1",
-    output_size: str = "input",
-    **options: Any,
+    *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str, **options: Any
 ) -> tuple[Classifier, SSA]:
-    """Return the classifier and an ``SSA`` around it; ``options`` are passed to ``SSA`` unchanged.
-
-    Raises:
-        ValueError: An option is wrong.
-    """
+    """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
     from ssa_fast import SSA, Affinity
     from ssa_fast.models import zoo
 
-    parsed = Affinity.parse(affinity)
-    factors = _parse_scales(scales)
+    options |= {"affinity": Affinity.parse(affinity), "scales": _parse_scales(scales), "stages": parse_stages(stages)}
     classifier = zoo.load(model, weights, device=_parse_device(device))
-    if classifier.input_size and factors != (1.0,):
+    if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
-    ssa = SSA(
-        classifier.model,
-        stages=parse_stages(stages),
-        affinity=parsed,
-        scales=factors,
-        input_size=classifier.input_size,
-        size=output_size,
-        **options,
-    )
-    return classifier, ssa
+    return classifier, SSA(classifier.model, input_size=classifier.input_size, **options)
 
 
 def parse_stages(text: str) -> str | list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer evaluates the annotations
@@ -13,7 +14,7 @@ from rich import progress as rich_progress
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build
+from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option
 from ssa_fast.io.images import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
     from ssa_fast.runs import RunReport
 
-__all__ = ["EPILOG", "command"]
-
 PANELS = ("Model", "CAM", "Masks and boxes", "Execution", "Output")
-_model, _cam, _masks, _execution, _output = (partial(typer.Option, rich_help_panel=panel) for panel in PANELS)
+_model, _cam, _masks, _exec, _out = (partial(option, panel) for panel in PANELS)
 
 EPILOG = """Examples:
 
@@ -48,51 +47,47 @@ def command(
     *,
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
-    size: Annotated[str | None, _model(help="Input size: shorter side or HEIGHTxWIDTH; default: the image's.")] = None,
+    size: Annotated[str | None, _model("Input size: shorter side or HEIGHTxWIDTH; default: the image's.")] = None,
     precision: Annotated[
-        str, _model(help="float32, or mixed precision: float16 or bfloat16; 'auto' is float16 on a GPU.")
+        str, _model("float32, or mixed precision: float16 or bfloat16; 'auto' is float16 on a GPU.")
     ] = "auto",
     classes: Annotated[
-        str, _cam("--classes", "-c", help="'predicted', 'top5', names and indices, or 'labels': the dataset's own.")
+        str, _cam("'predicted', 'top5', names and indices, or 'labels': the dataset's own.", "--classes", "-c")
     ] = "predicted",
-    seed: Annotated[str, _cam(help="'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
+    seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "",
-    scales: Annotated[str, _cam(help="Image scales, e.g. 0.5,1,1.5,2.")] = "1",
-    flip: Annotated[bool, _cam("--flip", help="Also use the horizontally flipped image.")] = False,
-    fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam(help="How to fuse the stages.")] = "mean",
-    align_corners: Annotated[bool, _cam(help="Align corner pixels when resizing bilinearly, as PCM does.")] = True,
-    background: Annotated[float | None, _masks(help="Masks: constant background score; default: 0.25.")] = None,
-    alpha: Annotated[float | None, _masks(help="Masks: background score (1 - max)^alpha instead.")] = None,
+    scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
+    flip: Annotated[bool, _cam("Also use the horizontally flipped image.", "--flip")] = False,
+    fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
+    align_corners: Annotated[bool, _cam("Align corner pixels when resizing bilinearly, as PCM does.")] = True,
+    background: Annotated[float | None, _masks("Masks: constant background score; default: 0.25.")] = None,
+    alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
-        float | None, _masks(help="Masks: a lower background (or higher alpha); pixels in between become 255.")
+        float | None, _masks("Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[float, _masks(help="Boxes: share of the map's maximum.")] = 0.2,
-    components: Annotated[Literal["largest", "all"], _masks(help="Boxes: which connected regions.")] = "largest",
+    box_threshold: Annotated[float, _masks("Boxes: share of the map's maximum.")] = 0.2,
+    components: Annotated[Literal["largest", "all"], _masks("Boxes: which connected regions.")] = "largest",
     device: Device = "auto",
     batch: Annotated[
-        int | None, _execution(min=1, help="Images of one size per batch; default: 1 on a CPU, 16 on a GPU.")
+        int | None, _exec("Images of one size per batch; default: 1 on a CPU, 16 on a GPU.", min=1)
     ] = None,
-    workers: Annotated[int | None, _execution(min=0, help="Processes that read images; default: by the cores.")] = None,
-    split: Annotated[str | None, _execution(help="Split of VOC folders: train, val, ..., or a file of ids.")] = None,
-    backdrop: Annotated[str, _execution(help="Colour behind transparent images.")] = "white",
-    max_pixels: Annotated[int, _execution(min=1, help="Refuse images with more pixels.")] = MAX_PIXELS,
-    large_above: Annotated[
-        int, _execution(min=1, help="Process images with more pixels in tiles, and write TIFFs.")
-    ] = 1 << 24,
-    memory: Annotated[str, _execution(help="Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
+    workers: Annotated[int | None, _exec("Processes that read images; default: by the cores.", min=0)] = None,
+    split: Annotated[str | None, _exec("Split of VOC folders: train, val, ..., or a file of ids.")] = None,
+    backdrop: Annotated[str, _exec("Colour behind transparent images.")] = "white",
+    max_pixels: Annotated[int, _exec("Refuse images with more pixels.", min=1)] = MAX_PIXELS,
+    large_above: Annotated[int, _exec("Process images with more pixels in tiles, and write TIFFs.", min=1)] = 2**24,
+    memory: Annotated[str, _exec("Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
     debug: Debug = False,
-    out: Annotated[Path, _output("--out", "-o", help="Output folder.")],
-    cams: Annotated[
-        str, _output(help="Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")
-    ] = "ssa",
-    store: Annotated[Literal["float16", "uint8"], _output(help="Number type of ssa's CAM files.")] = "float16",
+    out: Annotated[Path, _out("Output folder.", "--out", "-o")],
+    cams: Annotated[str, _out("Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")] = "ssa",
+    store: Annotated[Literal["float16", "uint8"], _out("Number type of ssa's CAM files.")] = "float16",
     allow_pickle: Annotated[
-        bool, _output("--allow-pickle", help="Write psa, irn or clip-es files, which are pickles.")
+        bool, _out("Write psa, irn or clip-es files, which are pickles.", "--allow-pickle")
     ] = False,
-    overlays: Annotated[bool, _output(help="Draw an overlay panel per image.")] = True,
+    overlays: Annotated[bool, _out("Draw an overlay panel per image.")] = True,
     overwrite: Annotated[
-        bool, _output("--overwrite", help="Start anew and replace existing outputs; default: resume.")
+        bool, _out("Start anew and replace existing outputs; default: resume.", "--overwrite")
     ] = False,
 ) -> None:
     """Polish the CAMs of images: a .npz, mask and overlay per image, boxes.json and report.json for all.
@@ -101,45 +96,24 @@ def command(
     Under torchrun the images are distributed over all processes.
     Exit codes: 0 all done, 1 failures, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
+    given = locals()
     with console.usage_errors(debug=debug):
         from ssa_fast import runs
         from ssa_fast.localize.options import PostprocessOptions
         from ssa_fast.models import zoo
 
-        options = runs.RunOptions(
-            classes=classes,
-            size=zoo.parse_size(size),
-            precision=precision,
-            postprocess=PostprocessOptions(background, alpha, ignore, box_threshold, components),
-            batch=batch,
-            workers=workers,
-            cams=cams,
-            store=store,
-            allow_pickle=allow_pickle,
-            overlays=overlays,
-            large_above=large_above,
-            memory=memory,
-            overwrite=overwrite,
-            max_pixels=max_pixels,
-            backdrop=_parse_colour(backdrop),
-        )
-        how: dict[str, Any] = {"stages": stages, "affinity": affinity, "scales": scales, "flip": flip, "fuse": fuse}
-        how["align_corners"] = align_corners
-        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, output_size="stage", **how)
+        postprocess = PostprocessOptions(background, alpha, ignore, box_threshold, components)
+        parsed = {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
+        fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
+        options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
+        how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
+        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, size="stage", **how)
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
-            console.err().print(
-                f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
-            )
-        settings = {
-            "model": model,
-            "weights": classifier.weights,
-            **how,
-            "affinity": str(ssa.affinity),
-            "stages": list(ssa.stage_names),
-            "seed": ssa.seed_kind,
-            "seed_layer": ssa.seed_layer,
-        }
+            line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
+            console.err().print(line)
+        settings = {"model": model, "weights": classifier.weights, **how, "affinity": str(ssa.affinity)}
+        settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
         report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
     if debug:
         for failure in report.failures:
@@ -154,13 +128,8 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
     """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
     from ssa_fast import runs
 
-    columns = (
-        rich_progress.TextColumn("polishing"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[name]}", markup=False),
-    )
+    bars = (rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn())
+    columns = ("polishing", *bars, rich_progress.TextColumn("{task.fields[name]}", markup=False))
     screen, printed = console.err(), set[str]()
 
     def print_failure(name: str, reason: str) -> None:
@@ -225,7 +194,6 @@ def _print_summary(report: RunReport, out: Path) -> None:
 
 def _parse_colour(text: str) -> tuple[int, int, int]:
     try:
-        colour = ImageColor.getrgb(text)
+        return ImageColor.getrgb(text)[:3]
     except ValueError:
         raise ValueError(f"backdrop: expected a colour such as white, #808080 or rgb(1,2,3), got {text!r}") from None
-    return colour[0], colour[1], colour[2]

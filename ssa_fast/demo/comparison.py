@@ -21,21 +21,16 @@ from ssa_fast.models.demo_net import load_classifier, preprocess
 from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ssa_fast.models.demo_net import SceneClassifier
-
-TRAINING_SEEDS = (1, 2)
-VALIDATION_SEED = 3
-VALIDATION_SCENES = 100
-DEFAULT_SEED = 2024
+VALIDATION_SEED, VALIDATION_SCENES = 3, 100
 BATCH = 20
-PANEL_ROWS = 4
-SINGLE_PANELS = 4
+PANEL_ROWS = SINGLE_PANELS = 4
+ALL_CLASSES = list(range(len(CLASSES)))
 THRESHOLDS = [step / 25 for step in range(25)]  # of the boxes
 MASK_OPACITY = 0.75
 
@@ -61,8 +56,7 @@ class Score:
     Attributes:
         miou: Mean IoU of the pseudo-masks over background and classes, in [0, 1].
         box: Fraction of (image, class) pairs whose largest component's box has IoU ≥ 0.5 with the truth.
-        background: Background score of the pseudo-masks.
-        box_threshold: Threshold of the boxes.
+        background, box_threshold: Background score of the pseudo-masks, and threshold of the boxes.
     """
 
     miou: float
@@ -76,15 +70,12 @@ class DemoReport:
     """Results of the demo.
 
     Attributes:
-        images: Number of reported scenes.
-        seed: Seed of their generator.
-        validation_images: Number of validation scenes.
-        validation_seed: Seed of their generator.
+        images, seed: Number of reported scenes, and the seed of their generator.
+        validation_images, validation_seed: The same of the validation scenes.
         scores: By kind of CAM: ``"seed"`` (the classifier's own CAM), ``"polished"`` (SSA with the demo's options),
             ``"default"`` (``SSA(model)`` without options), and per stage name that stage alone, which is PCM.
         average_precision: Of the classifier, mean over classes on the reported scenes, in [0, 1].
-        backbone_ms: The classifier's forward pass, milliseconds per image.
-        polish_ms: What SSA adds to it.
+        backbone_ms, polish_ms: The classifier's forward pass, and what SSA adds to it, in milliseconds per image.
         threads: CPU threads of torch.
         panels: The images written, ``panel.png`` first.
         seconds: Wall time of the whole demo.
@@ -104,7 +95,7 @@ class DemoReport:
 
 
 def run(
-    out: Path, *, images: int = 200, seed: int = DEFAULT_SEED, threads: int | None = None, overwrite: bool = False
+    out: Path, *, images: int = 200, seed: int = 2024, threads: int | None = None, overwrite: bool = False
 ) -> DemoReport:
     """Measure seed and polished CAMs of the shipped classifier on new scenes; write panels to ``out``.
 
@@ -123,66 +114,53 @@ def run(
         OSError: ``out`` cannot be written.
     """
     start = time.perf_counter()
-    _check(images, seed, threads)
-    singles = [f"scene-{index}.png" for index in range(min(images, SINGLE_PANELS))]
-    paths = [out / name for name in ("panel.png", *singles)]
-    existing = [path for path in paths if path.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(f"out: {existing[0]} exists; choose another folder or set overwrite")
-    threads_before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        model = load_classifier()
-        validation, scenes = make_scenes(VALIDATION_SCENES, VALIDATION_SEED), make_scenes(images, seed)
-        validation_cams, _ = _compute_cams(model, validation)
-        cams, logits = _compute_cams(model, scenes)
-        scores = {kind: _score(cams[kind], scenes, validation_cams[kind], validation) for kind in cams}
-        backbone_ms, polish_ms = _time(model, scenes)
-        drawn = [_panel(scenes, cams, scores), *_overlays(model, scenes[: len(singles)], scores["polished"])]
-        writers: dict[Path, Callable[[Path], object]] = dict(zip(paths, (image.save for image in drawn), strict=True))
-        write_files(writers, overwrite=overwrite)
-        return DemoReport(
-            images=images,
-            seed=seed,
-            validation_images=VALIDATION_SCENES,
-            validation_seed=VALIDATION_SEED,
-            scores=scores,
-            average_precision=_precision(logits, scenes),
-            backbone_ms=backbone_ms,
-            polish_ms=polish_ms,
-            threads=torch.get_num_threads(),
-            panels=paths,
-            seconds=time.perf_counter() - start,
-        )
-    finally:
-        torch.set_num_threads(threads_before)
-
-
-def _check(images: int, seed: int, threads: int | None) -> None:
     if images < 1:
         raise ValueError(f"images: expected at least 1, got {images}; ask for some scenes")
-    if seed < 0 or seed in (*TRAINING_SEEDS, VALIDATION_SEED):
+    if seed < 0 or seed in (1, 2, VALIDATION_SEED):
         raise ValueError(
             f"seed: expected a number >= 0 other than 1, 2 and 3, got {seed}; training and validation used those scenes"
         )
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}; leave it out to keep torch's own number")
+    paths = [out / "panel.png", *(out / f"scene-{index}.png" for index in range(min(images, SINGLE_PANELS)))]
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"out: {existing[0]} exists; choose another folder or set overwrite")
+    threads_before = torch.get_num_threads()
+    threads = threads or threads_before
+    torch.set_num_threads(threads)
+    try:
+        model = load_classifier()
+        ssa = SSA(model, **OPTIONS)
+        validation, scenes = make_scenes(VALIDATION_SCENES, VALIDATION_SEED), make_scenes(images, seed)
+        validation_cams, _ = _compute_cams(ssa, validation)
+        cams, logits = _compute_cams(ssa, scenes)
+        scores = {kind: _score(cams[kind], scenes, validation_cams[kind], validation) for kind in cams}
+        labels = np.stack([scene.labels for scene in scenes])
+        precisions = [average_precision(logits[:, k], labels[:, k]) for k in np.flatnonzero(labels.any(0))]
+        times = _time(ssa, scenes)
+        drawn = [_panel(scenes, cams, scores)]
+        drawn += [_overlay(ssa, scene, scores["polished"]) for scene in scenes[:SINGLE_PANELS]]
+    finally:
+        torch.set_num_threads(threads_before)
+    write_files({path: image.save for path, image in zip(paths, drawn, strict=True)}, overwrite=overwrite)
+    of = (images, seed, VALIDATION_SCENES, VALIDATION_SEED)
+    return DemoReport(*of, scores, float(np.mean(precisions)), *times, threads, paths, time.perf_counter() - start)
 
 
 def _batch(scenes: list[Scene]) -> Tensor:
     return preprocess(np.stack([scene.image for scene in scenes]))
 
 
-def _compute_cams(model: SceneClassifier, scenes: list[Scene]) -> tuple[dict[str, Cams], NDArray[np.float32]]:
+def _compute_cams(polished: SSA, scenes: list[Scene]) -> tuple[dict[str, Cams], NDArray[np.float32]]:
     """Return each kind of CAM, per scene ``(K, H, W)`` of its classes, and the logits ``(B, N)``."""
-    polished, default = SSA(model, **OPTIONS), SSA(model)
+    default = SSA(polished.model)
     cams: dict[str, Cams] = {}
     logits = []
     for start in range(0, len(scenes), BATCH):
         batch = scenes[start : start + BATCH]
         size = batch[0].mask.shape
-        ours, plain = (ssa(_batch(batch), classes=list(range(len(CLASSES)))) for ssa in (polished, default))
+        ours, plain = (ssa(_batch(batch), classes=ALL_CLASSES) for ssa in (polished, default))
         # The seed is resized with align_corners=False, which suits it better on the validation scenes.
         maps = {"seed": F.interpolate(ours.seed, size, mode="bilinear"), "polished": ours.cams, "default": plain.cams}
         for name, stage in plain.stages.items():
@@ -204,42 +182,30 @@ def _score(cams: Cams, scenes: list[Scene], validation_cams: Cams, validation: l
 
     background = sweep(validation_cams, validation).best_threshold
     boxes = max_box_acc(*pairs(validation_cams, validation), thresholds=THRESHOLDS, ious=(0.5,), components="largest")
-    return Score(
-        miou=sweep(cams, scenes, thresholds=(background,)).best_miou,
-        box=box_accuracy(*pairs(cams, scenes), threshold=boxes.best_threshold),
-        background=background,
-        box_threshold=boxes.best_threshold,
-    )
+    miou = sweep(cams, scenes, thresholds=(background,)).best_miou
+    accuracy = box_accuracy(*pairs(cams, scenes), threshold=boxes.best_threshold)
+    return Score(miou, accuracy, background, boxes.best_threshold)
 
 
-def _precision(logits: NDArray[np.float32], scenes: list[Scene]) -> float:
-    labels = np.stack([scene.labels for scene in scenes])
-    return float(np.mean([average_precision(logits[:, k], labels[:, k]) for k in np.flatnonzero(labels.any(0))]))
-
-
-def _time(model: SceneClassifier, scenes: list[Scene], repeats: int = 5) -> tuple[float, float]:
+def _time(ssa: SSA, scenes: list[Scene]) -> tuple[float, float]:
     """Return milliseconds per image of the classifier and of what SSA adds: medians of alternating runs."""
     images = _batch(scenes[:BATCH])
-    ssa = SSA(model, **OPTIONS)
     times = []
     with torch.no_grad():
-        for _ in range(repeats + 1):
+        for _ in range(6):  # the first is not counted
             start = time.perf_counter()
-            model(images)
+            ssa.model(images)
             middle = time.perf_counter()
-            ssa(images, classes=list(range(len(CLASSES))))
+            ssa(images, classes=ALL_CLASSES)
             times.append((middle - start, time.perf_counter() - middle))
     backbone, both = (1000 * statistics.median(column) / len(images) for column in zip(*times[1:], strict=True))
     return backbone, both - backbone
 
 
 def _panel(scenes: list[Scene], cams: Mapping[str, Cams], scores: Mapping[str, Score]) -> Image.Image:
-    """Return a sheet of the first scenes, preferably with several classes: image, CAMs and masks, truth.
-
-    Where CAMs of several classes overlap, the largest value is drawn.
-    """
+    """Return a sheet of the first scenes, preferably with several classes, drawn by their largest CAM."""
     rows = []
-    for index in sorted(range(len(scenes)), key=lambda index: (scenes[index].labels.sum() < 2, index))[:PANEL_ROWS]:
+    for index in sorted(range(len(scenes)), key=lambda index: scenes[index].labels.sum() < 2)[:PANEL_ROWS]:
         scene = scenes[index]
         image = panels.fit(Image.fromarray(scene.image))
         cells = [image]
@@ -251,12 +217,8 @@ def _panel(scenes: list[Scene], cams: Mapping[str, Cams], scores: Mapping[str, S
     return panels.sheet(["image", "seed CAM", "its mask", "polished CAM", "its mask", "truth"], rows)
 
 
-def _overlays(model: SceneClassifier, scenes: list[Scene], score: Score) -> list[Image.Image]:
-    ssa = SSA(model, **OPTIONS)
-    drawn = []
-    for scene in scenes:
-        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255.0
-        result = ssa(_batch([scene]), classes=scene.box_classes.tolist())
-        options = PostprocessOptions(score.background, box_threshold=score.box_threshold, components="all")
-        drawn += result.overlay(image, names=CLASSES, options=options)
-    return drawn
+def _overlay(ssa: SSA, scene: Scene, score: Score) -> Image.Image:
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255.0
+    result = ssa(_batch([scene]), classes=scene.box_classes.tolist())
+    options = PostprocessOptions(score.background, box_threshold=score.box_threshold, components="all")
+    return result.overlay(image, names=CLASSES, options=options)[0]

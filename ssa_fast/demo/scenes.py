@@ -6,9 +6,10 @@ Training sees only ``labels``, the animals in a scene. ``mask`` and ``boxes`` ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from ssa_fast.demo.creatures import CREATURES, DISTRACTORS
 from ssa_fast.demo.textures import PATTERNS, Array, Coat, ground, noise, random_coat
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["CLASSES", "SIZE", "Scene", "make_scene", "make_scenes"]
 
 SIZE = 128
-_OWN_COAT = 0.5  # probability that an animal's coat has its class's own pattern instead of a random one
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Scene:
     box_classes: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Position of an object: centre and half-length in pixels, rotation in radians, direction -1 or 1."""
 
     x: float
@@ -72,15 +71,14 @@ def _paint(canvas: Array, place: _Place, draw: Draw, coat: Coat) -> tuple[Array,
     window = (rows, columns)
     y, x = np.mgrid[window].astype(np.float32)
     x, y = (x - np.float32(place.x)) * place.direction, y - np.float32(place.y)
-    cos, sin = np.float32(np.cos(place.angle)), np.float32(np.sin(place.angle))
+    cos, sin, scale = np.array((np.cos(place.angle), np.sin(place.angle), place.scale), np.float32)
     u, v = cos * x + sin * y, cos * y - sin * x
-    scale = np.float32(place.scale)
     layers = draw(u / scale, v / scale)
-    whole = np.minimum.reduce([layer.distance for layer in layers]) * scale
+    whole = np.minimum.reduce([distance for distance, _ in layers]) * scale
     view = canvas[window]
     shadow = np.clip(1.0 - np.pad(whole, ((2, 0), (1, 0)), mode="edge")[:-2, :-1] / 4.0, 0.0, 1.0)[..., None]
     view *= 1.0 - 0.3 * shadow
-    fur, light = coat.paint(u, v), (1.0 - 0.16 * v / scale)[..., None]
+    fur, light = coat(u, v), (1.0 - 0.16 * v / scale)[..., None]
     for distance, colour in layers:
         cover = np.clip(0.5 - distance * scale, 0.0, 1.0)[..., None]
         view += cover * ((fur if colour is None else colour) * light - view)
@@ -91,19 +89,16 @@ def _blades(rng: np.random.Generator, canvas: Array) -> None:
     """Draw short blades of grass, lighter or darker than the ground."""
     size = canvas.shape[0]
     for x, y in rng.integers(2, size - 8, (28, 2)):
-        length, lean = int(rng.integers(3, 7)), float(rng.uniform(-0.6, 0.6))
-        steps = np.arange(length)
-        rows, columns = y + steps, np.clip(x + np.round(lean * steps).astype(int), 0, size - 1)
-        canvas[rows, columns] *= np.float32(rng.choice((0.72, 1.28)))
+        steps, lean = np.arange(rng.integers(3, 7)), float(rng.uniform(-0.6, 0.6))
+        columns = np.clip(x + np.round(lean * steps).astype(int), 0, size - 1)
+        canvas[y + steps, columns] *= np.float32(rng.choice((0.72, 1.28)))
 
 
 def _boxes(mask: NDArray[np.uint8], labels: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the box around the visible pixels of each class present."""
-    edges = []
-    for label in np.flatnonzero(labels) + 1:
-        rows, columns = np.nonzero(mask == label)
-        edges.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-    return np.array(edges, np.int64)
+    regions = ndimage.find_objects(mask)
+    present = (regions[k] for k in np.flatnonzero(labels))
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in present], np.int64)
 
 
 def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
@@ -121,10 +116,10 @@ def make_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
         if place is None:
             continue
         places.append(place)
-        own = kind is not None and rng.random() < _OWN_COAT
+        own = kind is not None and rng.random() < 0.5  # the class's own pattern instead of a random one
         pattern = kind if kind is not None and own else int(rng.integers(len(PATTERNS)))
         coat, hue = random_coat(rng, pattern, hues)
-        draw = CREATURES[CLASSES[kind]] if kind is not None else DISTRACTORS[rng.integers(len(DISTRACTORS))]
+        draw = DISTRACTORS[rng.integers(len(DISTRACTORS))] if kind is None else CREATURES[CLASSES[kind]]
         cover, window = _paint(canvas, place, draw, coat)
         mask[window][cover > 0.5] = 0 if kind is None else kind + 1
         if kind is not None:

@@ -1,27 +1,22 @@
 """Generate colours and textures of the scenes: animal coats and ground.
 
-Everything is drawn from a ``numpy.random.Generator``. The noise fields, the only shared state, are generated once from
-a fixed seed, so that a scene depends on its own seed alone.
+The noise fields, the only shared state, come from a fixed seed, so that a scene depends on its own seed alone.
 """
 
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 Array = NDArray[np.float32]
+Coat = Callable[[Array, Array], Array]
+"""Colours ``(..., 3)`` at body coordinates ``u``, ``v`` in pixels."""
 
-_BANK_SEED = 20211110
 _BANK_SIZE = 256
-_FIELDS_PER_SCALE = 6
 
 
 def rgb(hue: float, saturation: float, value: float) -> Array:
@@ -32,11 +27,11 @@ def rgb(hue: float, saturation: float, value: float) -> Array:
 @lru_cache(maxsize=1)
 def _noise_bank() -> dict[int, Array]:
     """Return noise fields ``(n, 256, 256)``, mean 0 and standard deviation 1, by grain size in pixels."""
-    rng = np.random.default_rng(_BANK_SEED)
+    rng = np.random.default_rng(20211110)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_BANK_SIZE), np.fft.rfftfreq(_BANK_SIZE), indexing="ij"))
     bank = {}
     for grain in (1, 2, 6, 24):
-        white = rng.standard_normal((_FIELDS_PER_SCALE, _BANK_SIZE, _BANK_SIZE))
+        white = rng.standard_normal((6, _BANK_SIZE, _BANK_SIZE))
         smooth = np.fft.irfft2(np.fft.rfft2(white) * np.exp(-2.0 * (np.pi * frequency * grain / 2.5) ** 2))
         smooth -= smooth.mean(axis=(1, 2), keepdims=True)
         bank[grain] = (smooth / smooth.std(axis=(1, 2), keepdims=True)).astype(np.float32)
@@ -61,23 +56,6 @@ PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Coat:
-    """Two colours, and the pattern and period in pixels that mix them."""
-
-    light: Array
-    dark: Array
-    pattern: int
-    period: float
-
-    def paint(self, u: Array, v: Array) -> Array:
-        """Return the coat's colour ``(..., 3)`` at body coordinates ``u``, ``v`` in pixels."""
-        angular = np.float32(2.0 * np.pi / self.period)
-        wave = PATTERNS[self.pattern](u * angular, v * angular)
-        mix = np.clip(0.5 + 0.9 * wave, 0.0, 1.0)[..., None]
-        return self.light * mix + self.dark * (1.0 - mix)
-
-
 def random_coat(rng: np.random.Generator, pattern: int, avoid: list[float]) -> tuple[Coat, float]:
     """Return a random coat and its hue, if possible at a distance from the hues in ``avoid``."""
     hue = float(rng.random())
@@ -88,7 +66,13 @@ def random_coat(rng: np.random.Generator, pattern: int, avoid: list[float]) -> t
     saturation, value = rng.uniform(0.55, 0.9), rng.uniform(0.7, 0.98)
     light = rgb(hue, saturation, value)
     dark = rgb(hue + rng.uniform(-0.05, 0.05), min(1.0, saturation + 0.1), value * rng.uniform(0.45, 0.7))
-    return Coat(light, dark, pattern, float(rng.uniform(5.5, 8.5))), hue
+    frequency = np.float32(2.0 * np.pi / float(rng.uniform(5.5, 8.5)))  # the period is in pixels
+
+    def coat(u: Array, v: Array) -> Array:
+        mix = np.clip(0.5 + 0.9 * PATTERNS[pattern](u * frequency, v * frequency), 0.0, 1.0)[..., None]
+        return light * mix + dark * (1.0 - mix)
+
+    return coat, hue
 
 
 _GROUNDS = (  # two colours each (hue, saturation, value): meadow, sand, soil, snow, heath, moss

@@ -21,8 +21,6 @@ from ssa_fast.evaluate.precision import average_precision
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, export_weights, load_classifier, preprocess
 
-TRAIN_SEED, HELD_OUT_SEED = 1, 2
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -40,8 +38,8 @@ class Recipe:
 def _load_scenes(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
     """Return images ``(B, H, W, 3)`` uint8 and labels ``(B, K)`` float32."""
     scenes = make_scenes(count, seed)
-    labels = torch.from_numpy(np.stack([scene.labels for scene in scenes])).float()
-    return np.stack([scene.image for scene in scenes]), labels
+    labels = np.stack([scene.labels for scene in scenes])
+    return np.stack([scene.image for scene in scenes]), torch.from_numpy(labels).float()
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,9 +47,9 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     flipped = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(flipped[:, None, None, None], images.flip(3), images)
     rows, columns = torch.randint(-8, 9, (2,), generator=generator).tolist()
-    padded = nn.functional.pad(images, (8, 8, 8, 8), mode="reflect")
     height, width = images.shape[2:]
-    return padded[:, :, 8 + rows : 8 + rows + height, 8 + columns : 8 + columns + width]
+    padded = nn.functional.pad(images, (8, 8, 8, 8), mode="reflect")[:, :, 8 + rows :, 8 + columns :]
+    return padded[:, :, :height, :width]
 
 
 def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, batch: int = 64) -> dict[str, float]:
@@ -67,22 +65,20 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    images, labels = _load_scenes(recipe.scenes, TRAIN_SEED)
+    images, labels = _load_scenes(recipe.scenes, seed=1)
     print(f"{recipe.scenes} scenes generated in {time.perf_counter() - start:.0f} s", flush=True)
     model = SceneClassifier().to(memory_format=torch.channels_last)
     steps = recipe.scenes // recipe.batch
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
-    )
+    total = recipe.epochs * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total, pct_start=0.2)
     for epoch in range(recipe.epochs):
         model.train()
         losses = []
         for chosen in torch.randperm(recipe.scenes, generator=generator).split(recipe.batch)[:steps]:
-            batch = _augment(preprocess(images[chosen.numpy()]), generator).contiguous(
-                memory_format=torch.channels_last
-            )
-            loss = nn.functional.binary_cross_entropy_with_logits(model(batch), labels[chosen])
+            batch = _augment(preprocess(images[chosen.numpy()]), generator)
+            logits = model(batch.contiguous(memory_format=torch.channels_last))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -90,15 +86,14 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
             losses.append(loss.item())
         taken = time.perf_counter() - start
         print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {taken:.0f} s", flush=True)
-    arrays: dict[str, Any] = dict(export_weights(model))
+    arrays: Any = export_weights(model)
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, HELD_OUT_SEED))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    precision = per_class_precision(load_classifier(path), *_load_scenes(recipe.held_out, seed=2))
     for name, value in precision.items():
         print(f"average precision {name:10s} {100 * value:.2f}")
     print(f"mean average precision {100 * np.mean(list(precision.values())):.2f} on {recipe.held_out} held-out scenes")
-    print(f"{path}: {len(content)} bytes, sha256 {sha256}, {time.perf_counter() - start:.0f} s")
+    print(f"{path}: {path.stat().st_size} bytes, sha256 {sha256}, {time.perf_counter() - start:.0f} s")
     return sha256
 
 

@@ -1,8 +1,7 @@
 """Distribute one run over several processes: assignment, progress, failure detection.
 
-The processes, on one machine or many, meet by torch.distributed (``torchrun``, or anything that sets RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT). After that no collective is called, since one dead process would block all
-others: they communicate through a key-value store at rank 0.
+The processes meet by torch.distributed (``torchrun``, or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT). After that they use a key-value store at rank 0: a collective would block all when one process dies.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
 
@@ -24,10 +24,9 @@ from ssa_fast.runs.report import Process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEARTBEAT_S = 2.0
-"""Seconds between two heartbeats of a process."""
-TIMEOUT_S = 60.0
-"""Seconds without a heartbeat after which a process on another machine counts as dead."""
+Group: TypeAlias = "SingleProcess | Distributed"
+HEARTBEAT_S = 2.0  # between two heartbeats of a process
+TIMEOUT_S = 60.0  # without a heartbeat, after which a process on another machine counts as dead
 POLL_S = 0.2
 
 
@@ -37,55 +36,41 @@ class SingleProcess:
     rank = 0
 
     def owns(self, window: int) -> bool:
-        """Return True: every window of images is this process's."""
         return True
 
     def wait_for_rank0(self, error: str | None) -> None:
-        """Raise ValueError if the run could not be opened."""
         if error is not None:
             raise ValueError(error)
 
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
-        """Return the number of images processed, and how many of them are resumed."""
         return done + failed, resumed
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Do nothing: there is no other process to inform."""
+        pass
 
     def gather(self, timeout: float = 0.0) -> tuple[list[Process], list[dict[str, Any]]]:
-        """Return nothing: there are no other processes."""
         return [], []
 
 
 class Distributed:
-    """One process of a run by several.
-
-    Args:
-        store: The key-value store at rank 0.
-        rank: This process's rank.
-        members: Host and process id of each rank.
-    """
+    """One process of a run by several, with the host and process id of each rank in ``members``."""
 
     def __init__(self, store: dist.TCPStore, rank: int, members: list[dict[str, Any]]) -> None:
         self.store, self.rank, self.members = store, rank, members
         self._heartbeats: dict[int, tuple[int, float]] = {}  # rank -> last heartbeat, and when it was first seen
-        self._reported = (0, 0)  # images finished and resumed
+        self._reported: dict[str, int] = {}  # what ``report`` has added to the store
 
     def owns(self, window: int) -> bool:
         """Return True if a window of images is this process's to do."""
         return window % len(self.members) == self.rank
 
     def wait_for_rank0(self, error: str | None) -> None:
-        """Wait until rank 0 has opened the run; ``error`` is its own failure to do so.
-
-        Raises:
-            ValueError: Rank 0 could not open the run; the message is its own, on every rank.
-        """
+        """Wait until rank 0 has opened the run; raise its ``error``, if any, as ValueError on every rank."""
         if self.rank == 0:
-            self._set("open", {"error": error})
+            self.store.set("open", json.dumps(error))
         while not self.store.check(["open"]):
             time.sleep(POLL_S)
-        error = json.loads(self.store.get("open"))["error"]
+        error = json.loads(self.store.get("open"))
         if error is None:
             return
         self.store.add("acknowledged", 1)
@@ -96,23 +81,18 @@ class Distributed:
 
     def report(self, done: int, failed: int, resumed: int) -> tuple[int, int]:
         """Publish this process's counts; return how many images all processes finished, and resumed of them."""
-        finished, before = done + failed, self._reported
-        self._reported = (finished, resumed)
+        before, own = self._reported, {f"done/{self.rank}": done, f"failed/{self.rank}": failed}
+        self._reported = {**own, "finished": done + failed, "resumed": resumed}
         try:
-            self.store.set(f"count/{self.rank}", f"{done} {failed}")
-            finished_by_all = int(self.store.add("finished", finished - before[0]))
-            return finished_by_all, int(self.store.add("resumed", resumed - before[1]))
+            totals = {key: int(self.store.add(key, n - before.get(key, 0))) for key, n in self._reported.items()}
         except (RuntimeError, dist.DistError):
-            return finished, resumed  # rank 0 exited; this process finishes its share all the same
+            return done + failed, resumed  # rank 0 exited; this process finishes its share all the same
+        return totals["finished"], totals["resumed"]
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Publish this process's report for ``gather``.
-
-        Raises:
-            RuntimeError: Rank 0 exited.
-        """
+        """Publish this process's report for ``gather``; raise RuntimeError if rank 0 exited."""
         try:
-            self._set(f"report/{self.rank}", content)
+            self.store.set(f"report/{self.rank}", json.dumps(content))
         except (RuntimeError, dist.DistError):
             raise RuntimeError(
                 "Rank 0 exited, so no combined report was written. This rank's results are saved; run the same "
@@ -120,11 +100,7 @@ class Distributed:
             ) from None
 
     def gather(self, timeout: float = float("inf")) -> tuple[list[Process], list[dict[str, Any]]]:
-        """Wait on rank 0 for all other processes; return every process, and the others' reports.
-
-        Args:
-            timeout: Seconds after which processes still at work count as "stopped".
-        """
+        """Wait on rank 0 for the others, up to ``timeout`` s; return all processes and the others' reports."""
         waiting, end = set(range(1, len(self.members))), time.monotonic() + timeout
         states, reports = {0: "finished"}, {}
         while waiting:
@@ -138,9 +114,10 @@ class Distributed:
             waiting -= set(states)
             if waiting:
                 time.sleep(POLL_S)
-        processes = [
-            Process(rank, member["host"], *self._counts(rank), states[rank]) for rank, member in enumerate(self.members)
-        ]
+        processes = []
+        for rank, member in enumerate(self.members):
+            done, failed = (int(self.store.add(f"{kind}/{rank}", 0)) for kind in ("done", "failed"))
+            processes.append(Process(rank, member["host"], done, failed, states[rank]))
         return processes, [reports[rank] for rank in sorted(reports)]
 
     def _is_dead(self, rank: int) -> bool:
@@ -151,15 +128,6 @@ class Distributed:
         if self._heartbeats.get(rank, (-1, 0.0))[0] != heartbeat:
             self._heartbeats[rank] = (heartbeat, now)
         return now - self._heartbeats[rank][1] > TIMEOUT_S
-
-    def _counts(self, rank: int) -> tuple[int, int]:
-        if not self.store.check([f"count/{rank}"]):
-            return 0, 0
-        done, failed = self.store.get(f"count/{rank}").split()
-        return int(done), int(failed)
-
-    def _set(self, key: str, value: dict[str, Any]) -> None:
-        self.store.set(key, json.dumps(value))
 
 
 def _is_running(pid: int) -> bool:
@@ -175,7 +143,7 @@ def _is_running(pid: int) -> bool:
 
 
 @contextmanager
-def join() -> Iterator[SingleProcess | Distributed]:
+def join() -> Iterator[Group]:
     """Yield this process's place in the run: a single process without WORLD_SIZE, else connected on gloo.
 
     A process group that the caller has already made is used, and kept.
@@ -189,16 +157,17 @@ def join() -> Iterator[SingleProcess | Distributed]:
     stop = threading.Event()
     try:
         rank, world = dist.get_rank(), dist.get_world_size()
-        host = os.environ.get("MASTER_ADDR") or socket.getfqdn()
-        address: list[Any] = [None]
+        timeout = timedelta(seconds=TIMEOUT_S)
+        connect = partial(dist.TCPStore, world_size=world, timeout=timeout, wait_for_workers=False)
+        address: list[Any] = [None, None]
         if rank == 0:
-            store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
-            address = [(host, store.port)]
+            host = os.environ.get("MASTER_ADDR") or socket.getfqdn()
+            store = connect(host, 0, is_master=True)
+            address = [host, store.port]
         dist.broadcast_object_list(address, src=0)
-        host, port = address[0]
         if rank != 0:
-            store = _connect(host, port, world)
-        threading.Thread(target=_send_heartbeats, args=(_connect(host, port, world), rank, stop), daemon=True).start()
+            store = connect(*address)
+        threading.Thread(target=_send_heartbeats, args=(connect(*address), rank, stop), daemon=True).start()
         members: list[Any] = [None] * world
         dist.all_gather_object(members, {"host": socket.gethostname(), "pid": os.getpid()})
         yield Distributed(store, rank, members)
@@ -206,11 +175,6 @@ def join() -> Iterator[SingleProcess | Distributed]:
         stop.set()
         if owned:
             dist.destroy_process_group()
-
-
-def _connect(host: str, port: int, world: int) -> dist.TCPStore:
-    timeout = timedelta(seconds=TIMEOUT_S)
-    return dist.TCPStore(host, port, world, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def _send_heartbeats(store: dist.TCPStore, rank: int, stop: threading.Event) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,27 +21,16 @@ if TYPE_CHECKING:
     from ssa_fast.io.images import DecodedImage
     from ssa_fast.runs.options import RunOptions
 
-TILED_SUFFIXES = (".zarr", ".npy")
-"""Suffixes of images that Pillow cannot read: they are processed in tiles whatever their size."""
-
-MIN_FOR_WORKERS = 8
-"""Fewer images than this are read faster without starting a process."""
+TILED_SUFFIXES = (".zarr", ".npy")  # of images that Pillow cannot read: processed in tiles whatever their size
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The image at ``index`` of the sources, or the reason why there is none.
-
-    Attributes:
-        index: Position among the sources.
-        image: The pixels; None for an image that is to be processed in tiles, or after an error.
-        labels: The dataset's class names for it, if they were asked for.
-        error: Why it could not be read.
-    """
+    """The image at ``index`` of the sources, or the reason why there is none."""
 
     index: int
-    image: DecodedImage | None = None
-    labels: tuple[str, ...] = ()
+    image: DecodedImage | None = None  # None for an image to be processed in tiles, or after an error
+    labels: tuple[str, ...] = ()  # the dataset's class names, if asked for
     error: Exception | None = None
 
 
@@ -81,29 +70,19 @@ def _ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _identity(loaded: Any) -> Any:
-    return loaded
-
-
 def load(
     sources: Sequence[ImageSource], indices: Sequence[int], options: RunOptions, device: torch.device
 ) -> Generator[Loaded, None, None]:
     """Yield the images at ``indices`` one by one, read ahead by ``options.workers`` processes."""
-    workers = options.workers if options.workers is not None else default_workers(len(indices), device)
-    loader = DataLoader(
+    workers = options.workers
+    if workers is None:  # few images are read faster than a process starts; the network on a CPU needs cores, too
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = min(8, cores - 1) if device.type == "cuda" else min(4, cores // 2)
+        workers = 0 if len(indices) < 8 else max(1, most)
+    yield from DataLoader(
         _ImageDataset(sources, indices, options),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_identity,
         worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
-
-
-def default_workers(count: int, device: torch.device) -> int:
-    """Return the number of reading processes: half the cores if the network needs the CPU, else more."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if count < MIN_FOR_WORKERS:
-        return 0
-    return max(1, min(8, cores - 1)) if device.type == "cuda" else max(1, min(4, cores // 2))

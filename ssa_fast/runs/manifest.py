@@ -1,8 +1,7 @@
 """Track on disk which images are complete: settings, a record per image, and ``boxes.json``.
 
 An image is complete when its record exists, which is written after all its files. The records of a batch are one
-file, so a batch is complete as a whole or not at all. A resumed run therefore forms the same batches as an
-uninterrupted one, and its results round alike.
+file: a resumed run forms the same batches as an uninterrupted one, so that its results round alike.
 """
 
 from __future__ import annotations
@@ -12,62 +11,46 @@ import os
 import shutil
 import socket
 import tempfile
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path, PurePosixPath
 
     from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.large import LargeImageResult
+    from ssa_fast.runs.predictor import Prediction
 
 MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
-IMAGE_KEYS = ("file_name", "width", "height", "output")
 
-ImageRecord: TypeAlias = "dict[str, Any]"
-"""JSON object of one complete image: its file, size, classes, scores and boxes."""
+ImageRecord: TypeAlias = "dict[str, Any]"  # JSON object of one complete image, see ``image_record``
 
 
 class Manifest:
-    """The state of the run in one output folder.
-
-    Args:
-        out: The folder.
-        settings: What decides the outputs, as JSON values; a run is only resumed with the same settings.
-        version: The package's version, which is one of the settings.
-
-    Attributes:
-        settings: The settings without the version.
-        tmp_dir: This process's folder for temporary files, inside ``out``.
-        done: Output name of each complete image -> name and size in bytes of the file it was made from.
-        preexisting: Output files that are older than the run, relative to ``out``.
-    """
+    """The state of the run in the folder ``out``; ``settings`` (JSON values) and ``version`` decide it."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], version: str) -> None:
         self.out, self.version = out, version
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.tmp_dir = out / TMP / f"{socket.gethostname()}-{os.getpid()}"
-        self.done: dict[str, tuple[str, int]] = {}
-        self.preexisting: set[str] = set()
+        self._all_settings = {"ssa_fast": version, **self.settings}
+        self.tmp_dir = out / TMP / f"{socket.gethostname()}-{os.getpid()}"  # of this process
+        self.done: dict[str, tuple[str, int]] = {}  # output name -> name and size in bytes of the image's file
+        self.preexisting: set[str] = set()  # output files that are older than the run, relative to ``out``
 
     def open(self, targets: Iterable[Path], *, overwrite: bool) -> None:
-        """Start a run in the folder, or resume the one that is there.
+        """Start a run that may write ``targets``, or resume the one that is there; otherwise raise ValueError.
 
-        Args:
-            targets: All files that the run may write. Those that exist before its first start are not replaced.
-            overwrite: Replace existing files; start anew if the run that is there is complete or had other settings.
-
-        Raises:
-            ValueError: ``out`` is not a folder, or holds a ``boxes.json`` of something else, or a run with other
-                settings.
+        Targets that exist before the first start are only replaced with ``overwrite``, which also starts a run anew
+        that is complete or had other settings.
         """
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, {self.out} is a file")
         before = self._read()
         if before is None and (self.out / BOXES).exists() and not overwrite:
             raise ValueError(f"out: {self.out / BOXES} exists; pass --overwrite, or another folder")
-        differences = [] if before is None else _differences(before["settings"], self._all_settings())
+        differences = [] if before is None else _differences(before["settings"], self._all_settings)
         if differences and not overwrite:
             raise ValueError(
                 f"out: the run in {self.out} was made with other settings ({'; '.join(differences)}); "
@@ -91,11 +74,7 @@ class Manifest:
         return self._relative(target) in self.preexisting and target.exists()
 
     def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
-        """Return True if the image that is written under ``name`` is complete.
-
-        Raises:
-            ValueError: The outputs of that name were made from another file, or the file has changed since.
-        """
+        """Return True if the image written under ``name`` is complete; ValueError if it was another file."""
         found = self.done.get(str(name))
         if found is None:
             return False
@@ -109,8 +88,7 @@ class Manifest:
 
     def commit(self, records: Sequence[ImageRecord]) -> None:
         """Mark images as complete, all at the same moment."""
-        path = self.out / RECORDS / f"{records[0]['output']}.json"
-        atomic_write(path, json.dumps(list(records), indent=1), tmp_dir=self.tmp_dir)
+        self.write(f"{RECORDS}/{records[0]['output']}.json", json.dumps(list(records), indent=1))
         self.done.update({record["output"]: (record["file_name"], record["bytes"]) for record in records})
 
     def records(self) -> Iterator[ImageRecord]:
@@ -121,15 +99,13 @@ class Manifest:
 
     def write_boxes(self) -> Path | None:
         """Write ``boxes.json`` from the records and return its path; None without a record."""
-        if not self.done:
-            return None
-        path = self.out / BOXES
-        atomic_write(path, self._save_boxes, tmp_dir=self.tmp_dir)
-        return path
+        return self.write(BOXES, self._save_boxes) if self.done else None
 
-    def write_report(self, text: str) -> None:
-        """Replace ``report.json``."""
-        atomic_write(self.out / REPORT, text, tmp_dir=self.tmp_dir)
+    def write(self, name: str, content: str | Callable[[Path], object]) -> Path:
+        """Write a file of the folder atomically and return its path."""
+        path = self.out / name
+        atomic_write(path, content, tmp_dir=self.tmp_dir)
+        return path
 
     def close(self, *, complete: bool) -> None:
         """Record whether the run is complete, and remove the temporary files."""
@@ -141,11 +117,12 @@ class Manifest:
         categories: dict[int, str] = {}
         images = annotations = 0
         with path.open("w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
-            info = {"description": f"ssa_fast {self.version}", "settings": self._all_settings()}
+            info = {"description": f"ssa_fast {self.version}", "settings": self._all_settings}
             file.write(f'{{"info": {json.dumps(info)},\n"images": [')
             for record in self.records():
                 images += 1
-                _write_item(file, images, {"id": images, **{key: record[key] for key in IMAGE_KEYS}})
+                keys = ("file_name", "width", "height", "output")
+                _write_item(file, images, {"id": images, **{key: record[key] for key in keys}})
                 categories.update(zip(record["classes"], record["names"], strict=True))
                 for annotation in _annotations(record, images):
                     annotations += 1
@@ -155,9 +132,6 @@ class Manifest:
             shutil.copyfileobj(spool, file)
             named = [{"id": index, "name": name} for index, name in sorted(categories.items())]
             file.write(f'\n],\n"categories": {json.dumps(named)}}}\n')
-
-    def _all_settings(self) -> dict[str, Any]:
-        return {"ssa_fast": self.version, **self.settings}
 
     def _read(self) -> dict[str, Any] | None:
         path = self.out / MANIFEST
@@ -170,24 +144,19 @@ class Manifest:
             raise ValueError(f"out: {path} is no run's manifest ({error}); remove it or use another folder") from None
 
     def _write(self, preexisting: Sequence[str], *, complete: bool) -> None:
-        content = {"settings": self._all_settings(), "preexisting": list(preexisting), "complete": complete}
-        atomic_write(self.out / MANIFEST, json.dumps(content, indent=1), tmp_dir=self.tmp_dir)
+        content = {"settings": self._all_settings, "preexisting": list(preexisting), "complete": complete}
+        self.write(MANIFEST, json.dumps(content, indent=1))
 
     def _relative(self, target: Path) -> str:
-        return PurePosixPath(target.relative_to(self.out)).as_posix()
+        return target.relative_to(self.out).as_posix()
 
 
 def _annotations(record: ImageRecord, image_id: int) -> Iterator[dict[str, Any]]:
     for index, score, boxes in zip(record["classes"], record["scores"], record["boxes"], strict=True):
         for x1, y1, x2, y2 in boxes:
-            yield {
-                "image_id": image_id,
-                "category_id": index,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-                "score": score,
-            }
+            width, height = x2 - x1, y2 - y1
+            annotation = {"image_id": image_id, "category_id": index, "bbox": [x1, y1, width, height]}
+            yield {**annotation, "area": width * height, "iscrowd": 0, "score": score}
 
 
 def _write_item(file: TextIO, number: int, item: Mapping[str, Any]) -> None:
@@ -198,6 +167,23 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """Return the settings that differ, each as "name: there …, here …"."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return [f"{name}: there {before.get(name)}, here {now.get(name)}" for name in names]
+
+
+def image_record(
+    source: ImageSource, name: PurePosixPath, size: Sequence[int], result: Prediction | LargeImageResult, **rest: Any
+) -> ImageRecord:
+    """Return the record of an image of ``size`` (H, W, ...); ``rest`` is "scores", "boxes" and "notes"."""
+    return {
+        "output": str(name),
+        "file_name": source.relative.as_posix(),
+        "bytes": source.path.stat().st_size,
+        "width": size[1],
+        "height": size[0],
+        "classes": result.classes,
+        "names": result.names,
+        "labels": result.labels,
+        **rest,
+    }
 
 
 def output_paths(out: Path, name: PurePosixPath, kinds: Mapping[str, str]) -> dict[str, Path]:

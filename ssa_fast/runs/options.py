@@ -15,13 +15,8 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.zoo import Classifier, Size
 
-MAX_LABEL = 254
-"""Largest class label of an 8-bit mask: 0 is the background, 255 is ignored."""
-
-EXECUTION_FIELDS = ("overwrite", "batch", "workers", "memory", "allow_pickle", "progress")
-"""Options that do not change the outputs, and may differ when a run is resumed."""
-
-PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+MAX_LABEL = 254  # of an 8-bit mask: 0 is the background, 255 is ignored
+EXECUTION_FIELDS = ("overwrite", "batch", "workers", "memory", "allow_pickle", "progress")  # do not change the outputs
 
 
 @dataclass(frozen=True)
@@ -31,19 +26,16 @@ class RunOptions:
     Attributes:
         classes: "predicted", "top5", comma-separated names and indices, or "labels": the dataset's own.
         size: Size at which images enter the network (``zoo.Size``); outputs have the image's own size.
-        precision: Of the network: "float32", or mixed precision in "float16" or "bfloat16"; "auto" is float16 on a
-            GPU.
+        precision: "float32", or mixed precision in "float16" or "bfloat16"; "auto" is float16 on a GPU.
         postprocess: How CAMs become masks and boxes.
-        cams: Format of the CAM files, see ``cam_files.write_cam``; "ssa" is this project's own.
-        store: Number type of the CAMs in this project's format: "float16" or "uint8".
+        cams, store: Format of the CAM files (see ``cam_files.write_cam``), and the number type of "ssa" files.
         overlays: Whether to draw a panel per image.
         max_pixels, backdrop: Of reading, see ``images.read_image``.
         large_above: Images that enter the network with more pixels than this are processed in tiles.
         overwrite: Replace existing outputs; otherwise an existing output is its image's failure.
         batch: Most images of one size in a batch; None: 1 on a CPU, 16 on a GPU.
         workers: Processes that read images; None: by the number of cores.
-        memory: Memory limit for an image processed in tiles, in bytes or as in "4GB".
-        progress: Show progress bars on stderr for each image processed in tiles.
+        memory, progress: Memory limit, in bytes or as in "4GB", and bars on stderr for an image processed in tiles.
         allow_pickle: Whether CAM files may be pickles, as those of IRN, PSA and CLIP-ES are.
     """
 
@@ -77,9 +69,8 @@ class RunOptions:
 
     def precision_on(self, device: torch.device) -> str:
         """Return the precision on a device, "auto" resolved."""
-        if self.precision != "auto":
-            return self.precision
-        return "float16" if device.type == "cuda" else "float32"
+        automatic = "float16" if device.type == "cuda" else "float32"
+        return automatic if self.precision == "auto" else self.precision
 
     def check(self, classifier: Classifier) -> None:
         """Check all options at once, before any work.
@@ -87,7 +78,8 @@ class RunOptions:
         Raises:
             ValueError: An option is unknown, out of range, or does not go with the classifier or another option.
         """
-        for name, known in (("precision", PRECISIONS), ("cams", FORMATS), ("store", ("float16", "uint8"))):
+        precisions, stores = ("auto", "float32", "float16", "bfloat16"), ("float16", "uint8")
+        for name, known in (("precision", precisions), ("cams", FORMATS), ("store", stores)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, least in (("batch", 1), ("workers", 0), ("large_above", 1), ("max_pixels", 1)):

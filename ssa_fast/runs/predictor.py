@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.ssa import SSA, SSAResult
-
-AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +53,7 @@ class Predictor:
     A batch that does not fit into the GPU's memory is halved, and so are later batches of that size.
 
     Attributes:
+        device: The device of the network.
         classes: The classes of every image, as ``SSA`` takes them; None for the dataset's own.
         max_batch_by_size: Input size (H, W) -> most images in a batch, for sizes that ran out of memory.
 
@@ -65,17 +63,13 @@ class Predictor:
 
     def __init__(self, classifier: Classifier, ssa: SSA, options: RunOptions) -> None:
         self.classifier, self.ssa, self.options = classifier, ssa, options
+        self.device = next(classifier.model.parameters()).device
         self.classes = None if options.classes == "labels" else classifier.select(options.classes)
         self.max_batch_by_size: dict[tuple[int, int], int] = {}
         chosen = self.classes if self.classes is not None else []
         count = chosen.removeprefix("top") if isinstance(chosen, str) else str(len(chosen))
         if count.isdecimal() and int(count) > MAX_LABEL:
             raise ValueError(f"classes: expected at most {MAX_LABEL}, the labels of an 8-bit mask, got {count}")
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Return the device of the network."""
-        return next(self.classifier.model.parameters()).device
 
     def size(self, rgb: np.ndarray) -> tuple[int, int]:
         """Return (height, width) at which an image enters the network; a batch has one such size."""
@@ -92,87 +86,65 @@ class Predictor:
         """
         if not images:
             return []
-        step = self.max_batch_by_size.get(self.size(images[0]), len(images))
-        results: list[Prediction | Exception] = []
-        for lo in range(0, len(images), step):
-            results += self._predict_or_split(images[lo : lo + step], classes and classes[lo : lo + step])
-        return results
-
-    def _predict_or_split(
-        self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
-    ) -> list[Prediction | Exception]:
-        try:
-            return self._predict(images, classes)
-        except Exception as error:  # one bad image must not fail the others of its batch
-            failure = error.with_traceback(None)  # its frames hold the tensors that filled the memory
-        half = len(images) // 2
-        if isinstance(failure, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            if half:
-                self.max_batch_by_size[self.size(images[0])] = half
-        if not half:
-            return [failure]
-        return self(images[:half], classes and classes[:half]) + self(images[half:], classes and classes[half:])
+        size = self.size(images[0])
+        split = self.max_batch_by_size.get(size, len(images))
+        if len(images) <= split:
+            try:
+                return self._predict(images, classes)
+            except Exception as error:  # one bad image must not fail the others of its batch
+                failure = error.with_traceback(None)  # its frames hold the tensors that filled the memory
+            split = len(images) // 2
+            if isinstance(failure, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+                if split:
+                    self.max_batch_by_size[size] = split
+            if not split:
+                return [failure]
+        return self(images[:split], classes and classes[:split]) + self(images[split:], classes and classes[split:])
 
     def _predict(
         self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
     ) -> list[Prediction | Exception]:
         batch = torch.cat([self.classifier.preprocess(rgb, self.options.size) for rgb in images])
-        dtype = AUTOCAST_DTYPES.get(self.options.precision_on(self.device))
+        precision = self.options.precision_on(self.device)
+        dtype = None if precision == "float32" else getattr(torch, precision)
         chosen: Any = self.classes if classes is None else [list(each) for each in classes]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             result = self.ssa(batch, classes=chosen)
         probabilities = self.classifier.probabilities(result.logits.float())
         has_nan = result.logits.isnan().any(dim=1).tolist()
+        nan = ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")
         return [
-            ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")
-            if has_nan[b]
-            else self._prediction(result, b, (rgb.shape[0], rgb.shape[1]), probabilities[b])
+            nan if has_nan[b] else self._prediction(result, b, rgb.shape[:2], probabilities[b])
             for b, rgb in enumerate(images)
         ]
 
-    def _prediction(self, result: SSAResult, b: int, size: tuple[int, int], probabilities: Tensor) -> Prediction:
+    def _prediction(self, result: SSAResult, b: int, size: Sequence[int], probabilities: Tensor) -> Prediction:
+        options, categories = self.options, self.classifier.categories
         classes = result.classes[b].tolist()
-        stored = quantize(result.cams[b], self.options.store)
+        labels = [k + 1 for k in (classes if len(categories) <= MAX_LABEL else range(len(classes)))]
+        cams = result.cams[b]
+        stored = (cams * 255.0).round().to(torch.uint8) if options.store == "uint8" else cams.half()
         full = self._resize(stored, size)
-        labels = self.labels(classes)
-        mask = relabel(localize.masks(full[None], self.options.postprocess)[0], labels)
-        overlays = self.options.overlays
+        label_of = torch.arange(256, dtype=torch.uint8)  # of a position in ``classes`` + 1; 0 and 255 stay
+        label_of[1 : len(labels) + 1] = torch.tensor(labels, dtype=torch.uint8)
         return Prediction(
             cams=stored.cpu().numpy(),
             full=full.cpu(),
-            mask=mask.numpy(),
+            mask=label_of[localize.masks(full, options.postprocess)[0].long()].numpy(),
             classes=classes,
-            names=[self.classifier.categories[index] for index in classes],
+            names=[categories[index] for index in classes],
             labels=labels,
             scores=probabilities[result.classes[b]].cpu().numpy(),
             logits=result.logits[b, result.classes[b]].float().cpu().numpy(),
-            seed=result.seed[b].cpu() if overlays else None,
-            stages={name: maps[b].cpu() for name, maps in result.stages.items()} if overlays else None,
+            seed=result.seed[b].cpu() if options.overlays else None,
+            stages={name: maps[b].cpu() for name, maps in result.stages.items()} if options.overlays else None,
         )
 
-    def _resize(self, stored: Tensor, size: tuple[int, int]) -> Tensor:
+    def _resize(self, stored: Tensor, size: Sequence[int]) -> Tensor:
         """Return stored CAMs (K, h, w) at the image's size, float32 in [0, 1], as ``cam_files`` does."""
         cams = stored.float() / 255.0 if stored.dtype == torch.uint8 else stored.float()
         if cams.shape[-2:] == size:
             return cams
         resized = interpolate(cams[None], size, mode="bilinear", align_corners=self.ssa.align_corners)[0]
         return resized.clamp_(0.0, 1.0)
-
-    def labels(self, classes: list[int]) -> list[int]:
-        """Return the classes' values in the mask: the same in every image if 8 bits suffice for all classes."""
-        if len(self.classifier.categories) <= MAX_LABEL:
-            return [index + 1 for index in classes]
-        return list(range(1, len(classes) + 1))
-
-
-def quantize(cams: Tensor, store: str) -> Tensor:
-    """Return CAMs in [0, 1] as they are stored: float16, or 255 times the value, rounded, in uint8."""
-    return (cams * 255.0).round().to(torch.uint8) if store == "uint8" else cams.half()
-
-
-def relabel(mask: Tensor, labels: list[int]) -> Tensor:
-    """Return ``mask`` (H, W) with class positions + 1 replaced by ``labels``; 0 and 255 stay."""
-    table = torch.arange(256, dtype=torch.uint8)
-    table[1 : len(labels) + 1] = torch.tensor(labels, dtype=torch.uint8)
-    return table[mask.cpu().long()]

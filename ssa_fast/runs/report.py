@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OUT_OF_MEMORY = "not enough memory|can't allocate memory|Storage size calculation overflowed"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Failure:
     @property
     def disk_full(self) -> bool:
         """Return True if nothing more can be written, so that every further image would fail too."""
-        return isinstance(self.error, OSError) and self.error.errno in DISK_FULL
+        return isinstance(self.error, OSError) and self.error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,12 @@ class RunReport:
     """How a run ended.
 
     Attributes:
-        done: Names of the images whose outputs are complete.
-        resumed: How many of them an earlier start had completed.
-        failures: The images that failed, with the reason.
+        done, resumed: Names of the images whose outputs are complete; how many of them an earlier start completed.
+        failures, skipped: Images that failed, and files and folders that were not read, with the reason.
         notes: Remark -> names of the images that it is about.
-        skipped: Files and folders that were not read, with the reason.
         boxes: The ``boxes.json`` written; None if no image is complete.
         seconds: Wall-clock time of reading, computing and writing.
-        signal: 2 after Ctrl-C, 15 after SIGTERM, else 0.
-        stopped: Why the run ended early, in one sentence.
+        signal, stopped: 2 after Ctrl-C, 15 after SIGTERM, else 0; why the run ended early, in one sentence.
         rank: The process that this report is about; rank 0's covers all processes.
         processes: The single processes, if there were several (rank 0 only).
     """

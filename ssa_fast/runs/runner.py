@@ -5,33 +5,36 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssa_fast.io import datasets
 from ssa_fast.io.progress import Progress
-from ssa_fast.runs import distributed, large_images, loader
+from ssa_fast.runs import distributed, loader
 from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest, output_paths
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
 from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.signals import Stopped, signals_as_interrupts
-from ssa_fast.runs.writer import Job, Writer, output_folders
+from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, polish_large_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from ssa_fast.io.datasets import Listing
+    from ssa_fast.io.images import DecodedImage
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
-    from ssa_fast.runs.distributed import Distributed, SingleProcess
+    from ssa_fast.runs.distributed import Group
     from ssa_fast.runs.loader import Loaded
     from ssa_fast.ssa import SSA
 
+Batch: TypeAlias = "list[tuple[int, DecodedImage, list[int] | None]]"  # position among the sources, pixels, classes
+
 BATCH_ON_GPU = 16
-WINDOW = 8
-"""Batches' worth of consecutive images that one process takes, and forms batches of one size from."""
+WINDOW = 8  # batches' worth of consecutive images that one process takes, and forms batches of one size from
 
 
 def run(
@@ -53,16 +56,15 @@ def run(
     values are class indices + 1 if the network has at most 254 classes, else positions in the image's list of classes
     + 1; the CAM file gives them under ``labels``.
 
-    A bad image never stops a run. A run is resumable: started again, it skips images with a record. Under ``torchrun``
-    the images are distributed over all processes; ``out`` must be the same folder for all of them.
+    A bad image never stops a run. Started again, a run skips images with a record. Under ``torchrun`` the images are
+    distributed over all processes, with the same ``out`` for all of them.
 
     Args:
-        paths: Images, folders, globs and lists, see ``datasets.find_images``.
+        paths, split: See ``datasets.find_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.
         options: Outputs per image, and how to execute.
-        split: Of VOC folders, see ``datasets.find_images``.
         settings: Further JSON values for the outputs; a run is only resumed with the same ones.
         on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes.
 
@@ -75,60 +77,24 @@ def run(
     predictor = Predictor(classifier, ssa, options)
     settings = {**(settings or {}), **options.fingerprint(predictor.device)}
     manifest = Manifest(Path(out), settings, __version__)
-    images = _list_images(paths, split, manifest.out, output_folders(options))
+    images = _list_images(paths, split, manifest.out, options)
     with distributed.join() as group, signals_as_interrupts():
-        _open(manifest, images, group, overwrite=options.overwrite)
         process = _Run(images, predictor, manifest, group, on_progress)
+        process.open()
         process.execute()
         return process.close()
 
 
-@dataclass(frozen=True)
-class _Images:
-    """All images of a run, the same in every process.
-
-    Attributes:
-        sources, names: The files, and the names of their outputs.
-        missing, skipped: Paths that cannot be read, and those inside folders that are not images, with the reason.
-        out, folders: The output folder, and its folders with a file per image.
-    """
-
-    sources: Sequence[datasets.ImageSource]
-    names: Sequence[PurePosixPath]
-    missing: tuple[tuple[Path, str], ...]
-    skipped: tuple[tuple[Path, str], ...]
-    out: Path
-    folders: dict[str, str]
-
-    def targets(self, name: PurePosixPath) -> list[Path]:
-        """Return the files that the image called ``name`` may write."""
-        kinds = (self.folders, large_images.KINDS)
-        return [path for each in kinds for path in output_paths(self.out, name, each).values()]
-
-
-def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, folders: dict[str, str]) -> _Images:
+def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, options: RunOptions) -> Listing:
     """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
-    own_folders = [out / folder for folder in (*folders, *large_images.KINDS, RECORDS)]
+    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS)]
     own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
     found = datasets.find_images(paths, split=split, exclude=own_folders)
     skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
     if not found.sources:
         reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
         raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
-    return _Images(found.sources, datasets.output_names(found.sources), found.missing, skipped, out, folders)
-
-
-def _open(manifest: Manifest, images: _Images, group: SingleProcess | Distributed, *, overwrite: bool) -> None:
-    """Start or resume the run on disk, by rank 0 for all processes; raise ValueError if it cannot be."""
-    error = None
-    if group.rank == 0:
-        try:
-            targets = (target for name in images.names for target in images.targets(name))
-            manifest.open(targets, overwrite=overwrite)
-        except (ValueError, OSError) as failure:
-            error = str(failure)
-    group.wait_for_rank0(error)
-    manifest.refresh()
+    return replace(found, skipped=skipped)
 
 
 class DiskFull(Exception):
@@ -139,14 +105,10 @@ class _Run:
     """This process's share of a run, and its report."""
 
     def __init__(
-        self,
-        images: _Images,
-        predictor: Predictor,
-        manifest: Manifest,
-        group: SingleProcess | Distributed,
-        on_progress: OnProgress | None,
+        self, images: Listing, predictor: Predictor, manifest: Manifest, group: Group, on_progress: OnProgress | None
     ) -> None:
-        self.images, self.predictor, self.manifest, self.group = images, predictor, manifest, group
+        self.predictor, self.manifest, self.group = predictor, manifest, group
+        self.sources, self.names = images.sources, datasets.output_names(images.sources)
         self.options = predictor.options
         self.on_progress = on_progress if group.rank == 0 else None
         self.on_gpu = predictor.device.type == "cuda"
@@ -158,6 +120,18 @@ class _Run:
             self.report.failures = [Failure(str(path), reason) for path, reason in images.missing]
             self.report.skipped = images.skipped
 
+    def open(self) -> None:
+        """Start or resume the run on disk, by rank 0 for all processes; raise ValueError if it cannot be."""
+        error = None
+        if self.group.rank == 0:
+            try:
+                targets = (target for name in self.names for target in self._targets(name))
+                self.manifest.open(targets, overwrite=self.options.overwrite)
+            except (ValueError, OSError) as failure:
+                error = str(failure)
+        self.group.wait_for_rank0(error)
+        self.manifest.refresh()
+
     def execute(self) -> None:
         """Process the pending images; a signal or a full disk ends that early."""
         start, report = time.perf_counter(), self.report
@@ -167,7 +141,7 @@ class _Run:
         except DiskFull:
             report.stopped = "the disk is full; free some space and run the same command again"
         except KeyboardInterrupt as stop:
-            report.signal = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+            report.signal = stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT
             report.stopped = "interrupted" if report.signal == signal.SIGINT else "ended by SIGTERM"
         report.seconds = time.perf_counter() - start
 
@@ -190,21 +164,26 @@ class _Run:
                 report.notes.setdefault(note, []).extend(names)
         if report.processes:
             self.manifest.refresh()
-            named = zip(self.images.sources, self.images.names, strict=True)
+            named = zip(self.sources, self.names, strict=True)
             report.done = [str(source.path) for source, name in named if str(name) in self.manifest.done]
         try:
             report.boxes = self.manifest.write_boxes()
-            self.manifest.write_report(report.to_json())
+            self.manifest.write(REPORT, report.to_json())
             self.manifest.close(complete=report.complete)
         except OSError as error:
             report.failures.append(Failure.from_error(self.manifest.out, error))
         return report
 
+    def _targets(self, name: PurePosixPath) -> list[Path]:
+        """Return the files that the image called ``name`` may write."""
+        kinds = (output_folders(self.options), LARGE_OUTPUTS)
+        return [path for each in kinds for path in output_paths(self.manifest.out, name, each).values()]
+
     def _pending(self) -> list[int]:
         """Return the images of this process that are not complete; record the others."""
         pending, failures = [], []
-        originals = {source.path.resolve() for source in self.images.sources}
-        for index, (source, name) in enumerate(zip(self.images.sources, self.images.names, strict=True)):
+        originals = {source.path.resolve() for source in self.sources}
+        for index, (source, name) in enumerate(zip(self.sources, self.names, strict=True)):
             if not self.group.owns(index // self.window):
                 continue
             try:
@@ -212,28 +191,26 @@ class _Run:
                     self.report.resumed += 1
                     self.report.done.append(str(source.path))
                     continue
-                self._check_targets(self.images.targets(name), originals)
+                for target in self._targets(name):
+                    if self.manifest.is_preexisting(target):
+                        raise ValueError(f"{target} exists; pass --overwrite to replace it.")
+                    if target.resolve() in originals:
+                        reason = "would replace an image of this run; choose another --out."
+                        raise ValueError(f"its output {target} {reason}")
             except (ValueError, OSError) as error:
-                failures.append(Failure.from_error(source.path, error))
+                failures.append((index, error))
             else:
                 pending.append(index)
         self._report_progress()
-        for failure in failures:
-            self._record(failure.name, failure=failure)
+        for index, failure in failures:
+            self._record_error(index, failure)
         return pending
-
-    def _check_targets(self, targets: list[Path], originals: set[Path]) -> None:
-        for target in targets:
-            if self.manifest.is_preexisting(target):
-                raise ValueError(f"{target} exists; pass --overwrite to replace it.")
-            if target.resolve() in originals:
-                raise ValueError(f"its output {target} would replace an image of this run; choose another --out.")
 
     def _process(self, pending: list[int]) -> None:
         """Read, compute and write the pending images."""
         threads = 4 if self.on_gpu else 1
         writer = Writer(threads, self.manifest, self.options, align_corners=self.predictor.ssa.align_corners)
-        images = loader.load(self.images.sources, pending, self.options, self.predictor.device)
+        images = loader.load(self.sources, pending, self.options, self.predictor.device)
         try:
             # After a first signal, batches in writing are still finished; a second one ends even that.
             with writer, closing(images):
@@ -247,26 +224,30 @@ class _Run:
                 with suppress(DiskFull):
                     self._record(*outcome)
 
-    def _batches(self, images: Iterable[Loaded]) -> Iterator[list[tuple[Loaded, list[int] | None]]]:
+    def _batches(self, images: Iterable[Loaded]) -> Iterator[Batch]:
         """Yield images with their classes in batches of one size and number of classes, window by window.
 
         Large images are processed, and unreadable ones recorded, on the way.
         """
         for _, window in groupby(images, key=lambda image: image.index // self.window):
-            groups: dict[Any, list[tuple[Loaded, list[int] | None]]] = {}
+            groups: dict[Any, Batch] = {}
             for loaded in window:
+                index, image = loaded.index, loaded.image
                 try:
                     if loaded.error is not None:
                         raise loaded.error
                     classes = self._classes(loaded)
+                    if image is None:
+                        source, name = self.sources[index], self.names[index]
+                        notes = polish_large_image(source, name, self.predictor, self.manifest, classes)
                 except Exception as error:
-                    self._record_error(loaded.index, error)
+                    self._record_error(index, error)
                     continue
-                if loaded.image is None:
-                    self._large_image(loaded.index, classes)
+                if image is None:
+                    self._record(str(source.path), notes)
                     continue
-                key = (self.predictor.size(loaded.image.rgb), None if classes is None else len(classes))
-                groups.setdefault(key, []).append((loaded, classes))
+                key = (self.predictor.size(image.rgb), None if classes is None else len(classes))
+                groups.setdefault(key, []).append((index, image, classes))
                 if len(groups[key]) == self.batch_size:
                     yield groups.pop(key)
             yield from groups.values()
@@ -275,46 +256,30 @@ class _Run:
         """Return the image's own classes if the dataset's labels are asked for, else None."""
         if self.options.classes != "labels":
             return None
-        source = self.images.sources[loaded.index]
-        classes = self.predictor.classifier.resolve_labels(loaded.labels, source.dataset or ())
+        dataset = self.sources[loaded.index].dataset or ()
+        classes = self.predictor.classifier.resolve_labels(loaded.labels, dataset)
         if not classes:
             raise ValueError("the dataset names no class in it.")
         return classes
 
-    def _compute(self, batch: list[tuple[Loaded, list[int] | None]]) -> list[Job]:
+    def _compute(self, batch: Batch) -> list[Job]:
         """Return the predictions of a batch, to be written; record the images that failed."""
-        images = [(loaded.index, loaded.image) for loaded, _ in batch if loaded.image is not None]
-        classes = [chosen for _, chosen in batch if chosen is not None]
-        results = self.predictor([image.rgb for _, image in images], classes or None)
+        classes = [chosen for _, _, chosen in batch if chosen is not None]
+        results = self.predictor([image.rgb for _, image, _ in batch], classes or None)
         jobs = []
-        for (index, image), result in zip(images, results, strict=True):
+        for (index, image, _), result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 self._record_error(index, result)
             else:
-                jobs.append(Job(self.images.sources[index], self.images.names[index], image.rgb, image.notes, result))
+                jobs.append(Job(self.sources[index], self.names[index], image.rgb, image.notes, result))
         return jobs
 
-    def _large_image(self, index: int, classes: list[int] | None) -> None:
-        """Process an image in tiles, in this thread: one at a time."""
-        source, name = self.images.sources[index], self.images.names[index]
-        settings, bars = self.manifest.settings, self.options.progress
-        try:
-            notes = large_images.polish(source, name, self.predictor, self.manifest, classes, settings, progress=bars)
-        except Exception as error:
-            self._record_error(index, error)
-        else:
-            self._record(str(source.path), notes)
-
     def _record_error(self, index: int, error: Exception) -> None:
-        path = self.images.sources[index].path
+        path = self.sources[index].path
         self._record(str(path), failure=Failure.from_error(path, error))
 
     def _record(self, name: str, notes: Sequence[str] = (), failure: Failure | None = None) -> None:
-        """Add a finished image to the report and report progress.
-
-        Raises:
-            DiskFull: It failed because nothing more can be written.
-        """
+        """Add a finished image to the report and report progress; raise DiskFull where writing is futile."""
         if failure is None:
             self.report.done.append(name)
         else:
@@ -330,4 +295,4 @@ class _Run:
         done, resumed = self.group.report(len(self.report.done), self.failed, self.report.resumed)
         if self.on_progress is not None:
             error = None if failure is None else failure.reason
-            self.on_progress(Progress(done, len(self.images.sources), name=name, error=error, resumed=resumed))
+            self.on_progress(Progress(done, len(self.sources), name=name, error=error, resumed=resumed))

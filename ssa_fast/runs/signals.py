@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to end; ``number`` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    """A signal asked the run to end; the only argument is the signal's number."""
 
 
 @contextmanager

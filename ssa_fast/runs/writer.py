@@ -1,12 +1,12 @@
-"""Write outputs in threads: temporary files image by image, then a batch's files and records together."""
+"""Write outputs: images side by side in threads, then a batch's records together; large images in tiles."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from ssa_fast import localize
 from ssa_fast.io import cam_files
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.io.cam_files import CamFile
+from ssa_fast.large import LargeImageSSA, OutputPaths
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.overlay import PanelRow
-from ssa_fast.runs.manifest import output_paths
+from ssa_fast.runs.manifest import image_record, output_paths
+from ssa_fast.runs.options import MAX_LABEL
 from ssa_fast.runs.report import Failure
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import ImageRecord, Manifest
     from ssa_fast.runs.options import RunOptions
-    from ssa_fast.runs.predictor import Prediction
+    from ssa_fast.runs.predictor import Prediction, Predictor
 
-MAX_WAITING = 2
-"""Batches that wait to be written while the next is computed; more would only fill the memory."""
+LARGE_OUTPUTS = {"cams": ".tif", "masks": ".tif", "previews": ".png"}  # folder -> suffix of a large image's outputs
+MAX_WAITING = 2  # batches being written while the next is computed; more would only fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,38 +48,20 @@ class Job:
     prediction: Prediction
 
 
-@dataclass
-class _Batch:
-    jobs: Sequence[Job]
-    results: dict[int, tuple[Transaction, ImageRecord] | Failure] = field(default_factory=dict)  # by position
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-class Outcome(NamedTuple):
-    """The end of a job: the image's path and notes, and why it failed if it did."""
-
-    name: str
-    notes: tuple[str, ...]
-    failure: Failure | None
+Outcome: TypeAlias = "tuple[str, tuple[str, ...], Failure | None]"  # path, notes, and why it failed if it did
 
 
 class Writer:
-    """Threads that write what ``submit`` is given; a context that ends when everything is written.
+    """Threads that write batches, ``threads`` images at a time; a context that ends when all is written.
 
-    After an exception inside the context only what has been begun is written.
-
-    Args:
-        threads: Number of threads.
-        manifest: Of the output folder; its settings and version go into the CAM files.
-        options: Of the run.
-        align_corners: How the stored CAMs are resized to the image's size.
+    After an exception inside the context only batches that have been begun are written.
     """
 
     def __init__(self, threads: int, manifest: Manifest, options: RunOptions, *, align_corners: bool) -> None:
         self.manifest, self.options, self.align_corners = manifest, options, align_corners
-        self.folders = output_folders(options)
         self._finished: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ssa_fast-writer")
+        self._batches = ThreadPoolExecutor(min(threads, MAX_WAITING), thread_name_prefix="ssa_fast-writer")
+        self._images = ThreadPoolExecutor(threads, thread_name_prefix="ssa_fast-writer")
         self._slots = threading.Semaphore(MAX_WAITING)
         self._commit_lock = threading.Lock()
 
@@ -85,63 +69,45 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        self._batches.shutdown(cancel_futures=kind is not None)
+        self._images.shutdown()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Write a batch; waits while ``MAX_WAITING`` batches are unfinished."""
         self._slots.acquire()
-        batch = _Batch(jobs)
-        for index in range(len(jobs)):
-            self._pool.submit(self._write, batch, index)
+        self._batches.submit(self._write, jobs).add_done_callback(lambda _: self._slots.release())
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the jobs that have finished since the last call, without waiting."""
         while not self._finished.empty():
             yield self._finished.get()
 
-    def _write(self, batch: _Batch, index: int) -> None:
-        """Write one image's temporary files; the last image of a batch commits the batch."""
-        job = batch.jobs[index]
-        result: tuple[Transaction, ImageRecord] | Failure
-        try:
-            result = self._stage(job)
-        except Exception as error:
-            result = Failure.from_error(job.source.path, error)
-        with batch.lock:
-            batch.results[index] = result
-            last = len(batch.results) == len(batch.jobs)
-        if last:
+    def _write(self, jobs: Sequence[Job]) -> None:
+        """Write a batch: first all files, then the records, which make them count."""
+        failures: dict[PurePosixPath, Failure] = {}
+        records: dict[PurePosixPath, ImageRecord] = {}
+        staged = [self._images.submit(self._stage, job) for job in jobs]
+        wait(staged)
+        for job, future in zip(jobs, staged, strict=True):
             try:
-                self._commit(batch)
-            finally:
-                self._slots.release()
-
-    def _commit(self, batch: _Batch) -> None:
-        """Complete a batch: first all files move into place, then the records, which make them count."""
-        failures: dict[int, Failure] = {}
-        records: dict[int, ImageRecord] = {}
-        for index, result in sorted(batch.results.items()):
-            if isinstance(result, Failure):
-                failures[index] = result
-                continue
-            try:
-                result[0].commit()
-                records[index] = result[1]
+                transaction, record = future.result()
+                transaction.commit()
+                records[job.name] = record
             except Exception as error:
-                failures[index] = Failure.from_error(batch.jobs[index].source.path, error)
-        if records:
-            try:
+                failures[job.name] = Failure.from_error(job.source.path, error)
+        try:
+            if records:
                 with self._commit_lock:
                     self.manifest.commit(list(records.values()))
-            except Exception as error:
-                failures |= {index: Failure.from_error(batch.jobs[index].source.path, error) for index in records}
-        for index, job in enumerate(batch.jobs):
-            self._finished.put(Outcome(str(job.source.path), job.notes, failures.get(index)))
+        except Exception as error:
+            failures |= {job.name: Failure.from_error(job.source.path, error) for job in jobs if job.name in records}
+        for job in jobs:
+            self._finished.put((str(job.source.path), job.notes, failures.get(job.name)))
 
     def _stage(self, job: Job) -> tuple[Transaction, ImageRecord]:
         """Write the temporary files of an image; return them with its record."""
         prediction, manifest = job.prediction, self.manifest
-        targets = output_paths(manifest.out, job.name, self.folders)
+        targets = output_paths(manifest.out, job.name, output_folders(self.options))
         boxes = localize.boxes(prediction.full, self.options.postprocess)[0]
         writers: dict[Path, Callable[[Path], object]] = {
             targets["cams"]: lambda path: self._save_cams(path, prediction),
@@ -149,29 +115,16 @@ class Writer:
         }
         if "overlays" in targets:
             writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
-        transaction = Transaction(writers, manifest.tmp_dir)
-        H, W = job.rgb.shape[:2]
-        return transaction, {
-            "output": str(job.name),
-            "file_name": job.source.relative.as_posix(),
-            "bytes": job.source.path.stat().st_size,
-            "width": W,
-            "height": H,
-            "classes": prediction.classes,
-            "names": prediction.names,
-            "labels": prediction.labels,
-            "scores": prediction.scores.tolist(),
-            "boxes": [found.tolist() for found in boxes],
-            "notes": list(job.notes),
-        }
+        rest = {"scores": prediction.scores.tolist(), "boxes": [found.tolist() for found in boxes], "notes": job.notes}
+        record = image_record(job.source, job.name, job.rgb.shape, prediction, **rest)
+        return Transaction(writers, manifest.tmp_dir), record
 
     def _save_cams(self, path: Path, prediction: Prediction) -> None:
-        H, W = prediction.mask.shape
         stored, options = prediction.cams, self.options
         content = CamFile(
             cams=stored.astype(np.float32) / (255 if stored.dtype == np.uint8 else 1),
             classes=np.asarray(prediction.classes, dtype=np.int64),
-            size=(H, W),
+            size=prediction.mask.shape,
             names=tuple(prediction.names),
             labels=np.asarray(prediction.labels, dtype=np.uint8),
             logits=prediction.logits,
@@ -201,3 +154,39 @@ def draw_panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Te
         rows.append(PanelRow(name, maps, prediction.full[k], boxes[k], scores, mask == label, (red, green, blue)))
     pixels = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255.0
     return localize.panel(pixels, rows)
+
+
+def polish_large_image(
+    source: ImageSource, name: PurePosixPath, predictor: Predictor, manifest: Manifest, classes: list[int] | None
+) -> list[str]:
+    """Write one large image's files and its record; return notes for the user."""
+    options, classifier = predictor.options, predictor.classifier
+    targets = output_paths(manifest.out, name, LARGE_OUTPUTS)
+    temporary = {kind: manifest.tmp_dir / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
+    manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
+    polish_large = LargeImageSSA(
+        predictor.ssa, memory=options.memory, scratch=manifest.tmp_dir, mean=classifier.mean, std=classifier.std
+    )
+    count = len(classifier.categories)
+    result = polish_large(
+        source.path,
+        predictor.classes if classes is None else classes,
+        out=OutputPaths(*temporary.values()),
+        overwrite=True,
+        postprocess=options.postprocess,
+        names=classifier.categories,
+        labels=range(1, count + 1) if count <= MAX_LABEL else None,
+        metadata={"settings": manifest.settings},
+        progress=options.progress,
+    )
+    assert result.logits is not None
+    scores = classifier.probabilities(result.logits)[result.classes]
+    notes = [
+        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+    ]
+    Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
+    boxes = [found.tolist() for found in result.boxes]
+    record = image_record(source, name, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
+    manifest.commit([record])
+    return notes

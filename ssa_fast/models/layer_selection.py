@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from torch import nn
 
     from ssa_fast.models.trace import ForwardTrace, LayerTrace
@@ -31,7 +29,7 @@ def select_stages(model: nn.Module, trace: ForwardTrace, stages: str | Sequence[
     if isinstance(stages, str):
         if stages != "auto":
             raise ValueError(f'stages: expected "auto" or a list of module names, got {stages!r}; write [{stages!r}]')
-        return select_automatic_stages(model, trace)
+        return _select_automatically(model, trace)
     names = list(stages) if isinstance(stages, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f'stages: expected at least one module name, got {stages!r}; pass names or "auto"')
@@ -62,68 +60,50 @@ def check_returns_map(model: nn.Module, trace: ForwardTrace, name: str, *, argum
         )
 
 
-def select_automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
-    """Select the last output of each of the four coarsest resolutions, or four blocks of a single one.
-
-    Raises:
-        ValueError: No module returns a map of more than one pixel.
-    """
-    chains = list(_chains(model, trace))
-    pyramids = [_pyramid(chain, trace) for chain in chains]
-    best = max(pyramids, key=len, default=[])
-    if len(best) > 1:
-        chosen = [level[-1] for level in _drop_pooled_tail(model, best)][-MAX_STAGES:]
+def _select_automatically(model: nn.Module, trace: ForwardTrace) -> list[str]:
+    """Select the last output of each of the four coarsest resolutions, or four blocks of a single one."""
+    chains = _chains(model, trace)
+    levels = max((_group_by_stride(chain, trace) for chain in chains), key=len, default=[])
+    if len(levels) > 1:
+        if not any(list(model.get_submodule(layer.name).parameters()) for layer in levels[-1]):
+            del levels[-1]  # it only pools the level before (VGG and AlexNet end in a max pooling)
+        chosen = [level[-1] for level in levels[-MAX_STAGES:]]
     else:
         chosen = _evenly_spaced_blocks(model, chains)
     if not chosen:
         raise ValueError(
             "stages: expected a network whose modules return maps of more than one pixel, found none; name the stages"
         )
-    names = (_activated(model, trace, layer).name for layer in chosen)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(_activated(model, trace, layer).name for layer in chosen))
 
 
-def _chains(model: nn.Module, trace: ForwardTrace) -> Iterator[list[LayerTrace]]:
-    """Yield for each module, outermost first, its children's maps (> 1 pixel) in order of return."""
-    order = {name: position for position, name in enumerate(trace.layers)}
-    for name, module in model.named_modules():
-        children = sorted(_called_children(name, module, trace), key=order.__getitem__)
-        yield [trace.layers[child] for child in children if trace.layers[child].pixels > 1]
+def _chains(model: nn.Module, trace: ForwardTrace) -> list[list[LayerTrace]]:
+    """List for each module, outermost first, its children's maps (> 1 pixel) in order of return."""
+    chains: dict[str, list[LayerTrace]] = {name: [] for name, _ in model.named_modules()}
+    for layer in trace.layers.values():
+        parent = layer.name
+        while layer.pixels > 1 and parent:
+            parent = parent.rpartition(".")[0]
+            chains[parent].append(layer)
+            if parent in trace.layers:  # else a container that is never called itself, such as a ModuleList
+                break
+    return list(chains.values())
 
 
-def _called_children(prefix: str, module: nn.Module, trace: ForwardTrace) -> Iterable[str]:
-    for name, child in module.named_children():
-        full_name = f"{prefix}.{name}" if prefix else name
-        if full_name in trace.layers:
-            yield full_name
-        else:  # a container that is never called itself, such as a ModuleList
-            yield from _called_children(full_name, child, trace)
-
-
-def _pyramid(chain: list[LayerTrace], trace: ForwardTrace) -> list[list[LayerTrace]]:
+def _group_by_stride(chain: list[LayerTrace], trace: ForwardTrace) -> list[list[LayerTrace]]:
     """Group maps by stride, to the nearest power of two; drop maps finer than an earlier one."""
     levels: dict[int, list[LayerTrace]] = {}
-    area = trace.image_size[0] * trace.image_size[1]
     for layer in chain:
-        octave = round(math.log2(area / layer.pixels) / 2)
+        octave = round(math.log2(math.prod(trace.image_size) / layer.pixels) / 2)
         if not levels or octave >= max(levels):
             levels.setdefault(octave, []).append(layer)
     return list(levels.values())
 
 
-def _drop_pooled_tail(model: nn.Module, levels: list[list[LayerTrace]]) -> list[list[LayerTrace]]:
-    """Drop the last level if it only pools the one before (VGG and AlexNet end in a max pooling)."""
-    learnt = any(list(model.get_submodule(layer.name).parameters()) for layer in levels[-1])
-    return levels if learnt or len(levels) == 1 else levels[:-1]
-
-
 def _evenly_spaced_blocks(model: nn.Module, chains: list[list[LayerTrace]]) -> list[LayerTrace]:
     """Select four evenly spaced modules of the longest row of like ones, for one resolution (ViT)."""
-
-    def has_children(layer: LayerTrace) -> bool:
-        return any(True for _ in model.get_submodule(layer.name).children())
-
-    rows = [[r for r in chain if has_children(r) and r.shape == chain[-1].shape] for chain in chains]
+    blocks = {name for name, module in model.named_modules() if list(module.children())}
+    rows = [[layer for layer in chain if layer.name in blocks and layer.shape == chain[-1].shape] for chain in chains]
     row = max(rows, key=len, default=[])
     if len(row) < 2:  # a flat network without blocks
         flat = max(chains, key=len, default=[])

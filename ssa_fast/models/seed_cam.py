@@ -29,8 +29,7 @@ class SeedRecipe:
     """Recipe of the seed CAM.
 
     Attributes:
-        kind: Formula of the CAM.
-        ref: The layer whose map it reads.
+        kind, ref: Formula of the CAM, the layer whose map it reads.
         head: Name of the layer whose weights a CAM takes. None for Grad-CAM, and for a fully convolutional classifier,
             whose map holds the class scores.
     """
@@ -110,21 +109,21 @@ def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
     refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
     usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
     usable.sort(key=lambda name: name not in stages)  # if one map has several names, prefer that of a stage
-    means = {}
-    for name in usable:
-        features = refs[name].layout.view(trace.layers[name].tensor, trace.image_size)
-        means[name] = features.float().mean((2, 3))
-    for name, mean in means.items():
-        if _equal(mean, trace.logits):
-            return SeedRecipe("cam", refs[name])
-    head = _find_head(trace)
-    if head is None:
-        return "the logits are neither the output of a linear layer nor the mean of a map"
-    pooled = trace.linear_inputs[head].flatten(1)
-    for name, mean in means.items():
-        if _equal(mean, pooled):
-            return SeedRecipe("cam", refs[name], head)
-    return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
+    maps = {name: refs[name].layout.view(trace.layers[name].tensor, trace.image_size) for name in usable}
+    means = {name: features.float().mean((2, 3)) for name, features in maps.items()}
+
+    def find_mean(values: Tensor) -> LayerRef | None:
+        return next((refs[name] for name, mean in means.items() if _equal(mean, values)), None)
+
+    ref, head = find_mean(trace.logits), None
+    if ref is None:
+        head = _find_head(trace)
+        if head is None:
+            return "the logits are neither the output of a linear layer nor the mean of a map"
+        ref = find_mean(trace.linear_inputs[head].flatten(1))
+    if ref is None:
+        return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
+    return SeedRecipe("cam", ref, head)
 
 
 def _find_head(trace: ForwardTrace) -> str | None:
@@ -154,13 +153,14 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
     layer is then that block's first normalisation, the target that pytorch-grad-cam recommends.
     """
     layers = list(trace.layers.values())
-    last = max((trace.layers[name] for name in stages), key=layers.index)
-    alike = [layer for layer in layers[: layers.index(last) + 1] if layer.shape == last.shape]
-    while alike:
-        found = _layers_with_gradient(model, trace, alike[-LAYERS_PER_PASS:])
+    while layers[-1].name not in stages:
+        layers.pop()
+    last = layers[-1]
+    alike = [layer for layer in layers if layer.shape == last.shape]
+    for end in range(len(alike), 0, -LAYERS_PER_PASS):
+        found = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
         if found:
             return found[-1]
-        del alike[-LAYERS_PER_PASS:]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
         "of its shape before it; name the Grad-CAM layer"
@@ -168,28 +168,23 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
 
 
 def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[LayerTrace]) -> list[LayerTrace]:
-    """Return those of the layers (in order) on whose maps the logits depend.
-
-    This takes one forward and one backward pass. The gradient starts at the input of the head, because a head of zeros
-    (as of a new ViT) would make it zero.
-    """
+    """Return those of the layers (in order) on whose maps the logits depend, by one forward and one backward pass."""
     head = _find_head(trace)
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor | None] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tensor = args[0] if name == head else find_first_tensor(output)
-        if tensor is not None:
-            outputs[name] = tensor
+        outputs[name] = args[0] if name == head else find_first_tensor(output)
 
     first, *later = layers
-    names = [layer.name for layer in later if layer.name != head] + ([head] if head else [])
+    names = [layer.name for layer in later] + ([head] if head else [])
     with forward_hooks(model, {name: partial(hook, name) for name in names}):
         image = make_trace_image(model, trace.image_size)
         extracted = extract_features(model, image, {}, gradient_from=LayerRef.from_trace(first))
-    score = (outputs.pop(head) if head else extracted.logits).float().abs().sum()
-    if extracted.leaf is not None:
-        outputs[first.name] = extracted.leaf
-    tracked = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad}
+    # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
+    start = outputs.pop(head) if head else None
+    score = (extracted.logits if start is None else start).float().abs().sum()
+    outputs[first.name] = extracted.leaf
+    tracked = {name: tensor for name, tensor in outputs.items() if tensor is not None and tensor.requires_grad}
     if not tracked or not score.requires_grad:
         return []
     found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
@@ -197,7 +192,6 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
 
     def has_gradient(layer: LayerTrace) -> bool:
         gradient = gradients.get(layer.name)
-        layout = LayerRef.from_trace(layer).layout
-        return gradient is not None and bool(layout.view(gradient, trace.image_size).any())
+        return gradient is not None and bool(LayerRef.from_trace(layer).layout.view(gradient, trace.image_size).any())
 
     return [layer for layer in layers if has_gradient(layer)]

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
-from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-SAMPLED_ELEMENTS = 1024
 
 
 @dataclass
@@ -25,12 +22,9 @@ class LayerTrace:
     """Output of one module during the trace.
 
     Attributes:
-        name: The module's name.
-        tensor: The output, as it was when the forward pass ended.
+        name, tensor: The module's name, its output as it was when the forward pass ended.
         layout: The output's layout if it is a map, else None.
-        version: Version counter of ``tensor`` when the module returned it.
-        sample: Elements of the output when the module returned it.
-        min: Least element of the output when the module returned it.
+        version, sample, min: Version counter, some elements and the least element when the module returned the output.
     """
 
     name: str
@@ -48,7 +42,7 @@ class LayerTrace:
     @property
     def relu_inplace(self) -> bool:
         """Whether the output was modified by an in-place ReLU."""
-        return self.modified_inplace and bool(torch.equal(sample_elements(self.tensor), self.sample.relu()))
+        return self.modified_inplace and bool(torch.equal(_sample_elements(self.tensor), self.sample.relu()))
 
     @property
     def non_negative(self) -> bool:
@@ -98,23 +92,23 @@ class ForwardTrace:
         if layout is not None and layout.kind != "tokens":
             self.grids.append(layout.shape[1:])
         self.layers.pop(name, None)  # a module called again moves to the end
-        sample, least = sample_elements(tensor).clone(), tensor.amin().item()
-        self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, least)
-        if is_linear_map(module) and args and isinstance(args[0], Tensor):
+        sample = _sample_elements(tensor).clone()
+        self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, tensor.amin().item())
+        if _is_linear_map(module) and args and isinstance(args[0], Tensor):
             self.linear_inputs[name] = args[0]
 
 
-def sample_elements(tensor: Tensor) -> Tensor:
-    """Return up to about ``SAMPLED_ELEMENTS`` elements at equal distances in the tensor."""
-    flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
-    return flat[:: math.ceil(flat.numel() / SAMPLED_ELEMENTS)]
-
-
-def is_linear_map(module: nn.Module) -> bool:
+def _is_linear_map(module: nn.Module) -> bool:
     """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
     if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
+        return module.kernel_size == module.stride == (1, 1) and module.groups == 1
     return isinstance(module, nn.Linear)
+
+
+def _sample_elements(tensor: Tensor) -> Tensor:
+    """Return about 1024 elements at equal distances, or all of fewer."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: math.ceil(flat.numel() / 1024)]
 
 
 @contextmanager
@@ -146,16 +140,10 @@ def forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> 
             handle.remove()
 
 
-def choose_trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Return (H, W) of the sample image: ``input_size``, else the model's fixed size, else 224."""
-    size = input_size if input_size is not None else find_fixed_size(model) or 224
-    return check_size("input_size", (size, size) if isinstance(size, int) else size)
-
-
-def find_fixed_size(model: nn.Module) -> int | None:
-    """Return the side of the only square image that the model accepts (ViT), if it names one."""
-    sizes = (getattr(module, "image_size", None) for module in model.modules())
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+def find_fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (H, W) of the only image, a square one, that the model accepts (ViT), if it names one."""
+    sides = (getattr(module, "image_size", None) for module in model.modules())
+    return next(((side, side) for side in sides if isinstance(side, int) and side > 0), None)
 
 
 def find_input_channels(model: nn.Module) -> int:

@@ -50,11 +50,7 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
 
 
 def parse_count(text: str, num_classes: int) -> int:
-    """Parse the number of classes of an image from "predicted" or "topN".
-
-    Raises:
-        ValueError: Another text, or N not in 1..``num_classes``.
-    """
+    """Parse the number of classes of an image from "predicted" or "topN", N at most ``num_classes``."""
     match = re.fullmatch(r"top(\d+)", "top1" if text == "predicted" else text)
     if match is None:
         raise ValueError(f'classes: expected "predicted", "topN" such as "top5", or class indices, got {text!r}')

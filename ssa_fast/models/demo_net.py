@@ -64,12 +64,7 @@ def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_classifier(path: Path = WEIGHTS) -> SceneClassifier:
-    """Load the trained classifier in evaluation mode, float32, on the CPU.
-
-    Raises:
-        FileNotFoundError: ``path`` does not exist.
-        ValueError: ``path`` does not hold exactly this network's arrays.
-    """
+    """Load the trained classifier in evaluation mode, float32, on the CPU; ValueError for other arrays."""
     model = SceneClassifier()
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)

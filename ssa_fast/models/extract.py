@@ -9,35 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, replace_first_tensor
-from ssa_fast.models.trace import evaluation_mode, forward_hooks
+from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
+from ssa_fast.models.trace import hooked_inference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ssa_fast.models.trace import LayerTrace
-
-
-@dataclass(frozen=True)
-class LayerRef:
-    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
-
-    name: str
-    layout: TensorLayout
-    modified_inplace: bool = False
-    relu_inplace: bool = False
-
-    @classmethod
-    def from_trace(cls, layer: LayerTrace) -> LayerRef:
-        """Return the reference to a traced layer; raise ValueError if its output is not a map."""
-        if layer.layout is None:
-            raise ValueError(f"{layer.name}: expected a map, got shape {tuple(layer.tensor.shape)}")
-        return cls(layer.name, layer.layout, layer.modified_inplace, layer.relu_inplace)
-
-    @property
-    def needs_copy(self) -> bool:
-        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
-        return self.modified_inplace and not self.relu_inplace
+    from ssa_fast.models.trace import LayerRef
 
 
 @dataclass(frozen=True)
@@ -91,7 +69,7 @@ def extract_features(
 
     names = {*refs, gradient_from.name} if gradient_from else refs
     hooks = {name: partial(hook, name) for name in names}
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
+    with hooked_inference(model, hooks):
         logits = find_logits(model(images.clone() if images.is_inference() else images))
     image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.models.extract import Features, LayerRef, extract_features
+from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
-from ssa_fast.models.trace import find_fixed_size, find_input_channels, trace_model
+from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
 from ssa_fast.validation import check_size
@@ -109,12 +109,12 @@ def inspect_model(
     fixed_size = find_fixed_size(model)
     size = input_size if input_size is not None else fixed_size or 224
     trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size))
-    layers = {name: trace.layers[name] for name in select_stages(model, trace, stages)}
+    names = select_stages(model, trace, stages)
     with torch.inference_mode(False):
-        recipe = select_seed(model, trace, list(layers), seed)
+        recipe = select_seed(model, trace, names, seed)
     return ModelInfo(
-        stages={name: LayerRef.from_trace(layer) for name, layer in layers.items()},
-        signs={name: "non-negative" if layer.non_negative else "signed" for name, layer in layers.items()},
+        stages={name: trace.maps[name] for name in names},
+        signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
         seed=recipe,
         num_classes=trace.logits.shape[1],
         in_channels=find_input_channels(model),

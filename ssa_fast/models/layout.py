@@ -48,11 +48,7 @@ class TensorLayout:
         return self.image_size[0] / self.shape[1], self.image_size[1] / self.shape[2]
 
     def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Return the module's output for images of ``image_size`` (H, W) as (B, C, h, w), sharing its memory.
-
-        Raises:
-            ValueError: A token sequence does not cover the patch grid of that image size.
-        """
+        """Return the output for images of ``image_size`` (H, W) as (B, C, h, w), sharing its memory."""
         if self.kind == "nchw":
             return output
         if self.kind == "nhwc":
@@ -134,12 +130,7 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
 
 
 def find_logits(output: Any) -> Tensor:
-    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor.
-
-    Raises:
-        TypeError: There is no floating-point tensor.
-        ValueError: The tensor is not of rank 2.
-    """
+    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     logits = named if isinstance(named, Tensor) else find_first_tensor(output)
     if logits is None or not torch.is_floating_point(logits):

@@ -15,10 +15,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.extract import Features, LayerRef, extract_features
+from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor
-from ssa_fast.models.trace import ForwardTrace, LayerTrace, forward_hooks, make_trace_image
+from ssa_fast.models.trace import ForwardTrace, LayerRef, LayerTrace, hooked_inference, make_trace_image
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
@@ -45,13 +45,7 @@ class SeedRecipe:
 
 
 def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str) -> SeedRecipe:
-    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module.
-
-    Raises:
-        TypeError: ``seed`` is not a string.
-        ValueError: ``"cam"`` where it is not exact (with the reason), an unknown name, or a layer that the logits do
-            not depend on.
-    """
+    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module."""
     if not isinstance(seed, str):
         raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
     if seed in ("auto", "cam"):
@@ -61,15 +55,15 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
         if seed == "cam":
             raise ValueError(f'seed: expected a head for which a CAM is exact, but {found}; use seed="grad-cam"')
     if seed in ("auto", "grad-cam"):
-        return SeedRecipe("grad-cam", LayerRef.from_trace(_grad_cam_layer(model, trace, stages)))
+        return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
-    layer = trace.layers[seed]
-    if not _layers_with_gradient(model, trace, [layer]):
+    ref = trace.maps[seed]
+    if not _layers_with_gradient(model, trace, [ref]):
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
         )
-    return SeedRecipe("grad-cam", LayerRef.from_trace(layer))
+    return SeedRecipe("grad-cam", ref)
 
 
 def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
@@ -106,14 +100,13 @@ def _at_least_float32(features: Tensor) -> Tensor:
 
 def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
     """Return a seed whose pooled map and head give the traced logits, or why there is none."""
-    refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
-    usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
-    usable.sort(key=lambda name: name not in stages)  # if one map has several names, prefer that of a stage
-    maps = {name: refs[name].layout.view(trace.layers[name].tensor, trace.image_size) for name in usable}
-    means = {name: features.float().mean((2, 3)) for name, features in maps.items()}
+    usable = [ref for ref in reversed(trace.maps.values()) if ref.layout.pixels > 1 and not ref.needs_copy]
+    usable.sort(key=lambda ref: ref.name not in stages)  # if one map has several names, prefer that of a stage
+    maps = [ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable]
+    means = [features.float().mean((2, 3)) for features in maps]
 
     def find_mean(values: Tensor) -> LayerRef | None:
-        return next((refs[name] for name, mean in means.items() if _equal(mean, values)), None)
+        return next((ref for ref, mean in zip(usable, means, strict=True) if _equal(mean, values)), None)
 
     ref, head = find_mean(trace.logits), None
     if ref is None:
@@ -146,17 +139,17 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(scale > 0) and bool(((a - b).abs() <= tolerance * scale).all())
 
 
-def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerTrace:
+def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerRef:
     """Return the last stage or, if its gradient is zero, the last map of its shape with a gradient.
 
-    In a network whose head reads the class token alone (ViT), the patches after the last block have no gradient. The
-    layer is then that block's first normalisation, the target that pytorch-grad-cam recommends.
+    If the head reads the class token alone (ViT), the patches after the last block have none. The layer is then that
+    block's first normalisation, the target that pytorch-grad-cam recommends.
     """
-    layers = list(trace.layers.values())
-    while layers[-1].name not in stages:
-        layers.pop()
-    last = layers[-1]
-    alike = [layer for layer in layers if layer.shape == last.shape]
+    refs = list(trace.maps.values())
+    while refs[-1].name not in stages:
+        refs.pop()
+    last = refs[-1]
+    alike = [ref for ref in refs if ref.layout.shape == last.layout.shape]
     for end in range(len(alike), 0, -LAYERS_PER_PASS):
         found = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
         if found:
@@ -167,7 +160,7 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
     )
 
 
-def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[LayerTrace]) -> list[LayerTrace]:
+def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> list[LayerRef]:
     """Return those of the layers (in order) on whose maps the logits depend, by one forward and one backward pass."""
     head = _find_head(trace)
     outputs: dict[str, Tensor | None] = {}
@@ -175,11 +168,11 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         outputs[name] = args[0] if name == head else find_first_tensor(output)
 
-    first, *later = layers
-    names = [layer.name for layer in later] + ([head] if head else [])
-    with forward_hooks(model, {name: partial(hook, name) for name in names}):
+    first, *later = refs
+    names = [ref.name for ref in later] + ([head] if head else [])
+    with hooked_inference(model, {name: partial(hook, name) for name in names}):
         image = make_trace_image(model, trace.image_size)
-        extracted = extract_features(model, image, {}, gradient_from=LayerRef.from_trace(first))
+        extracted = extract_features(model, image, {}, gradient_from=first)
     # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
     start = outputs.pop(head) if head else None
     score = (extracted.logits if start is None else start).float().abs().sum()
@@ -190,8 +183,8 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[La
     found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
     gradients = dict(zip(tracked, found, strict=True))
 
-    def has_gradient(layer: LayerTrace) -> bool:
-        gradient = gradients.get(layer.name)
-        return gradient is not None and bool(LayerRef.from_trace(layer).layout.view(gradient, trace.image_size).any())
+    def has_gradient(ref: LayerRef) -> bool:
+        gradient = gradients.get(ref.name)
+        return gradient is not None and bool(ref.layout.view(gradient, trace.image_size).any())
 
-    return [layer for layer in layers if has_gradient(layer)]
+    return [ref for ref in refs if has_gradient(ref)]

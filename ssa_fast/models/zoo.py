@@ -133,11 +133,7 @@ class Classifier:
 
 
 def parse_size(text: str | None) -> Size:
-    """Parse a ``Size`` such as "512" or "480x640".
-
-    Raises:
-        ValueError: ``text`` has another form.
-    """
+    """Parse a ``Size`` such as "512" or "480x640"; raise ValueError if ``text`` has another form."""
     if text is None:
         return None
     sides = text.strip().lower().split("x")

@@ -47,7 +47,7 @@ def command(
 
 
 def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
-    """Return ``names`` if torchvision knows them, or all of its classifiers, or the half with fewer parameters."""
+    """Return ``names`` if torchvision knows them, else all its classifiers or those of ``light_half``."""
     from torchvision import models
 
     from ssa_fast.models.zoo import suggest

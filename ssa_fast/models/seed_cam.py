@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor
-from ssa_fast.models.trace import ForwardTrace, LayerRef, LayerTrace, hooked_inference, make_trace_image
+from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
@@ -102,7 +102,7 @@ def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
     """Return a seed whose pooled map and head give the traced logits, or why there is none."""
     usable = [ref for ref in reversed(trace.maps.values()) if ref.layout.pixels > 1 and not ref.needs_copy]
     usable.sort(key=lambda ref: ref.name not in stages)  # if one map has several names, prefer that of a stage
-    maps = [ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable]
+    maps = (ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable)
     means = [features.float().mean((2, 3)) for features in maps]
 
     def find_mean(values: Tensor) -> LayerRef | None:
@@ -121,22 +121,21 @@ def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
 
 def _find_head(trace: ForwardTrace) -> str | None:
     """Return the name of the linear layer whose output, unchanged, is the logits; None if there is none."""
-
-    def returns_logits(layer: LayerTrace) -> bool:
-        if layer.modified_inplace or layer.tensor.numel() != trace.logits.numel():
-            return False
-        return torch.equal(layer.tensor.reshape_as(trace.logits), trace.logits)
-
-    return next((name for name in reversed(trace.linear_inputs) if returns_logits(trace.layers[name])), None)
+    for name in reversed(trace.linear_inputs):
+        layer, logits = trace.layers[name], trace.logits
+        if layer.modified_inplace or layer.tensor.numel() != logits.numel():
+            continue
+        if torch.equal(layer.tensor.reshape_as(logits), logits):
+            return name
+    return None
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     tolerance = max(1e-4, 2 * torch.finfo(b.dtype).eps)
-    a, b = a.float(), b.float()
-    scale = b.abs().max()
-    return bool(scale > 0) and bool(((a - b).abs() <= tolerance * scale).all())
+    scale = b.float().abs().max()
+    return bool(scale > 0 and ((a.float() - b.float()).abs() <= tolerance * scale).all())
 
 
 def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerRef:
@@ -161,7 +160,7 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
 
 
 def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> list[LayerRef]:
-    """Return those of the layers (in order) on whose maps the logits depend, by one forward and one backward pass."""
+    """Return the layers on whose maps the logits depend, by one forward and one backward pass."""
     head = _find_head(trace)
     outputs: dict[str, Tensor | None] = {}
 
@@ -181,10 +180,6 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
     if not tracked or not score.requires_grad:
         return []
     found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
-    gradients = dict(zip(tracked, found, strict=True))
-
-    def has_gradient(ref: LayerRef) -> bool:
-        gradient = gradients.get(ref.name)
-        return gradient is not None and bool(ref.layout.view(gradient, trace.image_size).any())
-
-    return [ref for ref in refs if has_gradient(ref)]
+    gradients = {name: gradient for name, gradient in zip(tracked, found, strict=True) if gradient is not None}
+    known = [ref for ref in refs if ref.name in gradients]
+    return [ref for ref in known if ref.layout.view(gradients[ref.name], trace.image_size).any()]

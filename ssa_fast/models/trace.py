@@ -80,7 +80,7 @@ def _sample_elements(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def hooked_inference(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Hook the named modules, in evaluation mode and without gradients; restore each module's mode and hooks.
+    """Hook the named modules, in evaluation mode and without gradients; restore hooks and modes.
 
     Modules compiled by ``torch.compile`` ignore hooks registered after their first call, so they run uncompiled here.
     """
@@ -124,7 +124,7 @@ def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
 
 
 def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
-    """Run the sample image through ``model`` and record every module's output; ValueError if the pass fails."""
+    """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails."""
     outputs: dict[str, tuple[Tensor, TensorLayout | None, int, Tensor, bool]] = {}
     inputs: dict[str, Tensor] = {}
     grids: list[tuple[int, int]] = []

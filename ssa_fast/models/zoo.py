@@ -198,8 +198,7 @@ def build_random(name: str, **options: Any) -> nn.Module:
         options["init_weights"] = False  # their own initialisation takes a minute and brings nothing here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: nn.Module = models.get_model(name, weights=None, **options)
-    return model
+        return models.get_model(name, weights=None, **options)
 
 
 def suggest(text: str, known: Sequence[str]) -> str:
@@ -254,14 +253,9 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(
-            isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
-            for key, value in content.items()
-        )
-    ):
+    entries = content.items() if isinstance(content, dict) else ()
+    real = [isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in entries]
+    if not real or not all(real):
         raise ValueError(
             f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
         )

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
-from ssa_fast.models.trace import hooked_inference
+from ssa_fast.models.trace import LayerRef, hooked_inference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from ssa_fast.models.trace import LayerRef
 
 
 @dataclass(frozen=True)

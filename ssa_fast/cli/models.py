@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
     from ssa_fast.models import ModelDescription
 
-__all__ = ["NetworkRow", "command", "describe_network", "light_half", "list_networks", "select_networks"]
-
-COLUMNS = ("model", "input", "stages", "C x h x w", "features", "method at K = 20", "seed", "seconds")
-
 
 @dataclass(frozen=True)
 class NetworkRow:
@@ -51,11 +47,7 @@ def command(
 
 
 def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
-    """Return ``names``, or all of torchvision's classifiers, or the half with fewer parameters.
-
-    Raises:
-        ValueError: A name that torchvision does not know, or names together with ``everything``.
-    """
+    """Return ``names`` if torchvision knows them, else all its classifiers or those of ``light_half``."""
     from torchvision import models
 
     from ssa_fast.models.zoo import suggest
@@ -75,8 +67,8 @@ def light_half() -> list[str]:
     from torchvision import models
 
     known = models.list_models(module=models)
-    size = {name: models.get_model_weights(name)["DEFAULT"].meta["num_params"] for name in known}
-    return sorted(sorted(known, key=lambda name: size[name])[: len(known) // 2])
+    known.sort(key=lambda name: models.get_model_weights(name)["DEFAULT"].meta["num_params"])
+    return sorted(known[: len(known) // 2])
 
 
 def describe_network(name: str, check: Callable[[nn.Module], None] | None = None) -> NetworkRow:
@@ -89,15 +81,13 @@ def describe_network(name: str, check: Callable[[nn.Module], None] | None = None
 
     gc.collect()  # frees the previous network, whose modules may refer to each other
     start = time.perf_counter()
-    description, error = None, None
     try:
         model = build_random(name)
         if check is not None:
             check(model)
-        description = describe(model)
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    return NetworkRow(name, description, error, time.perf_counter() - start)
+        return NetworkRow(name, describe(model), None, time.perf_counter() - start)
+    except Exception as error:
+        return NetworkRow(name, None, f"{type(error).__name__}: {error}", time.perf_counter() - start)
 
 
 def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | None = None) -> None:
@@ -105,9 +95,10 @@ def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | Non
     screen = console.err()
     shown = track(names, "inspecting networks", console=screen, disable=not screen.is_terminal)
     rows = [describe_network(name, check) for name in shown]
-    working = [_cells(row.name, row.description, row.seconds) for row in rows if row.description is not None]
+    working = [_cells(row.name, row.description, row.seconds) for row in rows if row.description]
     if working:
-        console.out().print(console.table("networks", COLUMNS, working, right=("seconds",)))
+        columns = ("model", "input", "stages", "C x h x w", "features", "method at K = 20", "seed", "seconds")
+        console.out().print(console.table("networks", columns, working, right=("seconds",)))
     for row in rows:
         if row.error is not None:
             screen.print(f"failed: {row.name}: {row.error}", soft_wrap=True)

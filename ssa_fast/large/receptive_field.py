@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from ssa_fast.models.extract import LayerRef
+    from ssa_fast.models.trace import LayerRef
 
 SIZES = (256, 512, 1024, 2048)  # sides of the test images, until one is larger than the receptive field
 TOLERANCE = 0.02  # of a map's maximum: white noise shifted by a pixel differs by more, rounding by less

@@ -17,67 +17,21 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     """Return the class indices (B, K), int64, on the logits' device.
 
     Args:
-        classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", class indices for
-            all images, or B rows of K indices each; a tensor (K,) or (B, K) of integers is accepted too.
+        classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", class indices (K,)
+            for all images, or (B, K): lists or an integer tensor or array.
         logits: (B, num_classes).
 
     Raises:
         TypeError: ``classes`` is neither a string nor integers.
         ValueError: An unknown string, an empty list, rows of unequal length, or an index out of range.
     """
-    if classes is None:
-        classes = "predicted"
-    if isinstance(classes, str):
-        return logits.topk(parse_count(classes, logits.shape[1]), dim=1).indices
-    index = _index_tensor(classes, images=len(logits))
+    images, num_classes = logits.shape
+    if classes is None or isinstance(classes, str):
+        count = parse_count("predicted" if classes is None else classes, num_classes)
+        return logits.topk(count, dim=1).indices
+    index = _as_tensor(classes)
     if index.numel() == 0:
         raise ValueError('classes: expected at least one class, got none; pass class indices, "predicted" or "topN"')
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= logits.shape[1]:
-        wrong = low if low < 0 else high
-        raise ValueError(
-            f"classes: expected indices in 0..{logits.shape[1] - 1}, the model's outputs, got {wrong}; correct it"
-        )
-    return index.to(logits.device, copy=True)
-
-
-def parse_count(text: str, num_classes: int) -> int:
-    """Parse the number of classes of an image from "predicted" or "topN".
-
-    Raises:
-        ValueError: Another text, or N not in 1..``num_classes``.
-    """
-    if text == "predicted":
-        return 1
-    match = re.fullmatch(r"top(\d+)", text)
-    if match is None:
-        raise ValueError(f'classes: expected "predicted", "topN" such as "top5", or class indices, got {text!r}')
-    count = int(match[1])
-    if not 1 <= count <= num_classes:
-        raise ValueError(f"classes: expected top1 to top{num_classes} for this model, got {text!r}; ask for fewer")
-    return count
-
-
-def _index_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray, images: int) -> Tensor:
-    """Return integers (K,) or (B, K) as an int64 tensor (B, K)."""
-    if isinstance(classes, Tensor | np.ndarray):
-        index = torch.as_tensor(classes)
-    elif isinstance(classes, Sequence):
-        lengths = {len(row) for row in classes if isinstance(row, Sequence)}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"classes: expected equally many classes for every image, got {sorted(lengths)}; "
-                "run images with different numbers of classes separately"
-            )
-        try:
-            index = torch.as_tensor(np.asarray(classes)) if len(classes) else torch.empty(0, dtype=torch.int64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"classes: expected integers, got {classes!r}; pass class indices") from error
-    else:
-        raise TypeError(
-            f'classes: expected "predicted", "topN", or a list of class indices, got {classes!r}; '
-            "write [index] for a single class"
-        )
     if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"classes: expected integers, got {index.dtype}; pass class indices")
     if index.ndim == 1:
@@ -87,4 +41,40 @@ def _index_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np
             f"classes: expected (K,) or (B, K) indices with B = {images} images, got {tuple(index.shape)}; "
             "pass one list for all images or one per image"
         )
-    return index.to(torch.int64)
+    wrong = index[(index < 0) | (index >= num_classes)].tolist()
+    if wrong:
+        raise ValueError(
+            f"classes: expected indices in 0..{num_classes - 1}, the model's outputs, got {wrong[0]}; correct it"
+        )
+    return index.to(logits.device, torch.int64, copy=True)
+
+
+def parse_count(text: str, num_classes: int) -> int:
+    """Parse the number of classes of an image from "predicted" or "topN", N at most ``num_classes``."""
+    match = re.fullmatch(r"top(\d+)", "top1" if text == "predicted" else text)
+    if match is None:
+        raise ValueError(f'classes: expected "predicted", "topN" such as "top5", or class indices, got {text!r}')
+    count = int(match[1])
+    if not 1 <= count <= num_classes:
+        raise ValueError(f"classes: expected top1 to top{num_classes} for this model, got {text!r}; ask for fewer")
+    return count
+
+
+def _as_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray) -> Tensor:
+    if isinstance(classes, Tensor | np.ndarray):
+        return torch.as_tensor(classes)
+    if not isinstance(classes, Sequence):
+        raise TypeError(
+            f'classes: expected "predicted", "topN", or a list of class indices, got {classes!r}; '
+            "write [index] for a single class"
+        )
+    lengths = {len(row) for row in classes if isinstance(row, Sequence)}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"classes: expected equally many classes for every image, got {sorted(lengths)}; "
+            "run images with different numbers of classes separately"
+        )
+    try:
+        return torch.as_tensor(np.asarray(classes))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"classes: expected integers, got {classes!r}; pass class indices") from error

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 WEIGHTS = Path(__file__).parents[1] / "demo" / "weights.npz"
 CLASSES = ("fish", "owl", "tortoise", "cat", "beetle", "duck")
-WIDTHS = (32, 64, 96, 128)
 
 
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -45,49 +40,41 @@ class SceneClassifier(nn.Module):
     def __init__(self, num_classes: int = len(CLASSES)) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv_bn(3, 24, 3, 2), nn.ReLU())
-        self.layer1 = ResidualBlock(24, WIDTHS[0], 1)
-        self.layer2 = ResidualBlock(WIDTHS[0], WIDTHS[1], 2)
-        self.layer3 = ResidualBlock(WIDTHS[1], WIDTHS[2], 2)
-        self.layer4 = ResidualBlock(WIDTHS[2], WIDTHS[3], 2)
+        self.layer1 = ResidualBlock(24, 32, 1)
+        self.layer2 = ResidualBlock(32, 64, 2)
+        self.layer3 = ResidualBlock(64, 96, 2)
+        self.layer4 = ResidualBlock(96, 128, 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(WIDTHS[3], num_classes)
+        self.fc = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
-def preprocess(images: NDArray[np.uint8]) -> Tensor:
+def preprocess(images: np.ndarray) -> Tensor:
     """Convert uint8 RGB images ``(B, H, W, 3)`` to ``(B, 3, H, W)`` float32, (x − 0.5) / 0.25 of [0, 1]."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0 - 0.5) / 0.25
 
 
-def export_weights(model: nn.Module) -> dict[str, NDArray[np.float16]]:
+def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
     """Return the parameters and running statistics as float16 arrays, as stored in ``weights.npz``."""
-    return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in _stored_state(model).items()}
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return {name: value.detach().cpu().numpy().astype(np.float16) for name, value in state.items()}
 
 
 def load_classifier(path: Path = WEIGHTS) -> SceneClassifier:
-    """Load the trained classifier in evaluation mode, float32, on the CPU.
-
-    Raises:
-        FileNotFoundError: ``path`` does not exist.
-        ValueError: ``path`` does not hold exactly this network's arrays.
-    """
+    """Load the trained classifier in evaluation mode, float32, on the CPU; ValueError for other arrays."""
     model = SceneClassifier()
-    with np.load(path, allow_pickle=False) as arrays:
-        state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files}
-    expected = {name: value.shape for name, value in _stored_state(model).items()}
-    found = {name: value.shape for name, value in state.items()}
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    shapes = {name: value.shape for name, value in export_weights(model).items()}
+    names = shapes.keys() | arrays.keys()
+    wrong = sorted(name for name in names if name not in arrays or arrays[name].shape != shapes.get(name))
+    if wrong:
         raise ValueError(
             f"path: expected the arrays of SceneClassifier, got others in {path} ({', '.join(wrong)}); "
             "train them again with `python -m ssa_fast.demo.train`"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
     return model.eval()
-
-
-def _stored_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}

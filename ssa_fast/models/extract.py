@@ -9,42 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, replace_first_tensor
-from ssa_fast.models.trace import evaluation_mode, forward_hooks
+from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
+from ssa_fast.models.trace import LayerRef, hooked_inference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ssa_fast.models.trace import LayerTrace
-
 
 @dataclass(frozen=True)
-class LayerRef:
-    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
-
-    name: str
-    layout: TensorLayout
-    modified_inplace: bool = False
-    relu_inplace: bool = False
-
-    @classmethod
-    def from_trace(cls, layer: LayerTrace) -> LayerRef:
-        """Return the reference to a traced layer.
-
-        Raises:
-            ValueError: The layer's output is not a map.
-        """
-        if layer.layout is None:
-            raise ValueError(f"{layer.name}: expected a map, got shape {tuple(layer.tensor.shape)}")
-        return cls(layer.name, layer.layout, layer.modified_inplace, layer.relu_inplace)
-
-    @property
-    def needs_copy(self) -> bool:
-        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
-        return self.modified_inplace and not self.relu_inplace
-
-
-@dataclass
 class Features:
     """Feature maps and logits of one forward pass.
 
@@ -56,7 +28,7 @@ class Features:
     """
 
     image_size: tuple[int, int]
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, Tensor]
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     leaf: Tensor | None = None
 
@@ -72,45 +44,36 @@ def extract_features(
     Raises:
         ValueError: A layer was not called, or did not return a map, as it did in the trace.
     """
-    extracted = Features((images.shape[-2], images.shape[-1]))
     outputs: dict[str, Tensor] = {}
-    names = {*refs, *({gradient_from.name} if gradient_from else ())}
+    leaf: Tensor | None = None
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        replaced = None
+        nonlocal leaf
+        tensor = find_first_tensor(output)
+        if tensor is None:
+            raise ValueError(
+                f"stages: expected {name!r} to return a tensor as on the sample image, got {type(output)}; name others"
+            )
         if gradient_from is not None and name == gradient_from.name:
-            output = replaced = _start_gradient(extracted, gradient_from, output)
-        tensor = _tensor(name, output)
+            start = tensor.detach().requires_grad_(True)
+            torch.set_grad_enabled(True)  # the surrounding no_grad() restores the caller's mode
+            # A leaf must not be modified in place. An in-place ReLU turns the copy into the map that Grad-CAM weights.
+            tensor = start.clone() if gradient_from.modified_inplace else start
+            leaf = tensor if gradient_from.relu_inplace else start
+            output = replace_first_tensor(output, tensor)
         if name in refs:
             outputs[name] = tensor.clone() if refs[name].needs_copy else tensor
-        return replaced
+        return output
 
+    names = {*refs, gradient_from.name} if gradient_from else refs
     hooks = {name: partial(hook, name) for name in names}
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
-        extracted.logits = find_logits(model(images.clone() if images.is_inference() else images))
+    with hooked_inference(model, hooks):
+        logits = find_logits(model(images.clone() if images.is_inference() else images))
+    image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():
         if name not in outputs:
             raise ValueError(
                 f"stages: expected the network to call {name!r} as on the sample image, but it did not; name others"
             )
-        extracted.maps[name] = ref.layout.view(outputs[name].detach(), extracted.image_size)
-    return extracted
-
-
-def _start_gradient(extracted: Features, ref: LayerRef, output: Any) -> Any:
-    """Make the layer's output a leaf of the graph, and record everything after it."""
-    leaf = _tensor(ref.name, output).detach().requires_grad_(True)
-    torch.set_grad_enabled(True)  # the surrounding no_grad() restores the caller's mode
-    # A leaf must not be modified in place. An in-place ReLU turns the copy into the map that Grad-CAM weights.
-    passed = leaf.clone() if ref.modified_inplace else leaf
-    extracted.leaf = passed if ref.relu_inplace else leaf
-    return replace_first_tensor(output, passed)
-
-
-def _tensor(name: str, output: Any) -> Tensor:
-    tensor = find_first_tensor(output)
-    if tensor is None:
-        raise ValueError(
-            f"stages: expected {name!r} to return a tensor as on the sample image, got {type(output)}; name others"
-        )
-    return tensor
+        maps[name] = ref.layout.view(outputs[name].detach(), image_size)
+    return Features(image_size, maps, logits, leaf)

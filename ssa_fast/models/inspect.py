@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.models.extract import Features, LayerRef, extract_features
+from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
-from ssa_fast.models.trace import choose_trace_size, find_fixed_size, find_input_channels, trace_model
+from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
+from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +28,9 @@ class ModelInfo:
     """Stages and seed of a network, found on one sample image.
 
     Attributes:
-        stages: Stage name -> the layer that it is read from.
-        signs: Stage name -> sign of the features of the sample image.
+        stages, signs: Stage name -> the layer that it is read from, the sign of its features on the sample image.
         seed: Recipe of the seed CAM.
-        num_classes: Number of logits.
-        in_channels: Channels of an image.
+        num_classes, in_channels: Number of logits, of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network accepts by its own account, or None.
     """
@@ -107,19 +106,20 @@ def inspect_model(
         raise TypeError(
             "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
-    trace = trace_model(model, choose_trace_size(model, input_size))
-    layers = {name: trace.layers[name] for name in select_stages(model, trace, stages)}
+    fixed_size = find_fixed_size(model)
+    size = input_size if input_size is not None else fixed_size or 224
+    trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size))
+    names = select_stages(model, trace, stages)
     with torch.inference_mode(False):
-        found = select_seed(model, trace, list(layers), seed)
-    side = find_fixed_size(model)
+        recipe = select_seed(model, trace, names, seed)
     return ModelInfo(
-        stages={name: LayerRef.from_trace(layer) for name, layer in layers.items()},
-        signs={name: "non-negative" if layer.non_negative else "signed" for name, layer in layers.items()},
-        seed=found,
+        stages={name: trace.maps[name] for name in names},
+        signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
+        seed=recipe,
         num_classes=trace.logits.shape[1],
         in_channels=find_input_channels(model),
         trace_size=trace.image_size,
-        fixed_size=(side, side) if side else None,
+        fixed_size=fixed_size,
     )
 
 
@@ -139,15 +139,9 @@ def describe(
     info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
     described = []
     for name, ref in info.stages.items():
-        channels, height, width = ref.layout.shape
         nonnegative = info.signs[name] == "non-negative"
-        method = plan(Problem(1, classes, channels, height * width, affinity, nonnegative=nonnegative)).method
-        described.append(StageDescription(name, ref.layout.shape, info.signs[name], method))
-    return ModelDescription(
-        stages=tuple(described),
-        seed_kind=info.seed.kind,
-        seed_layer=info.seed.layer,
-        input_size=info.trace_size,
-        num_classes=info.num_classes,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
+        problem = Problem(1, classes, ref.layout.channels, ref.layout.pixels, affinity, nonnegative=nonnegative)
+        described.append(StageDescription(name, ref.layout.shape, info.signs[name], plan(problem).method))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    seed_kind, seed_layer = info.seed.kind, info.seed.layer
+    return ModelDescription(tuple(described), seed_kind, seed_layer, info.trace_size, info.num_classes, parameters)

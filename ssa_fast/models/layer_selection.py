@@ -1,8 +1,8 @@
 """Select the modules whose outputs are the stages of a backbone.
 
-If the network applies an in-place ReLU to a module's output (as VGG does to its convolutions, DenseNet to its last
-normalisation), the stage is the map after the ReLU, which the next layer reads; against any other in-place change the
-output is copied first. Of a module called several times, the last call counts.
+If the network applies an in-place ReLU to a module's output (as VGG does to its convolutions), the stage is the map
+after the ReLU, which the next layer reads; against any other in-place change the output is copied first. Of a module
+called several times, the last call counts.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from torch import nn
 
-    from ssa_fast.models.trace import ForwardTrace, LayerTrace
+    from ssa_fast.models.trace import ForwardTrace, LayerRef
 
 MAX_STAGES = 4
 
 
 def select_stages(model: nn.Module, trace: ForwardTrace, stages: str | Sequence[str]) -> list[str]:
-    """Return the names of the stage modules: finest first for ``"auto"``, else ``stages`` as given.
-
-    Raises:
-        ValueError: A name is unknown, a module returns no map, or no stage is found.
-    """
+    """Return the names of the stage modules: finest first for ``"auto"``, else ``stages`` as given."""
     if isinstance(stages, str):
         if stages != "auto":
             raise ValueError(f'stages: expected "auto" or a list of module names, got {stages!r}; write [{stages!r}]')
-        return select_automatic_stages(model, trace)
+        return _select_automatically(model, trace)
     names = list(stages) if isinstance(stages, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f'stages: expected at least one module name, got {stages!r}; pass names or "auto"')
@@ -62,90 +56,70 @@ def check_returns_map(model: nn.Module, trace: ForwardTrace, name: str, *, argum
         )
 
 
-def select_automatic_stages(model: nn.Module, trace: ForwardTrace) -> list[str]:
-    """Select the last output of each of the four coarsest resolutions, or four blocks of a single one.
-
-    Raises:
-        ValueError: No module returns a map of more than one pixel.
-    """
-    chains = list(_chains(model, trace))
-    pyramids = [_pyramid(chain, trace) for chain in chains]
-    best = max(pyramids, key=len, default=[])
-    if len(best) > 1:
-        chosen = [level[-1] for level in _drop_pooled_tail(model, best)][-MAX_STAGES:]
+def _select_automatically(model: nn.Module, trace: ForwardTrace) -> list[str]:
+    """Select the last output of each of the four coarsest resolutions, or four blocks of a single one."""
+    chains = _chains(model, trace)
+    levels = max((_group_by_stride(chain) for chain in chains), key=len, default=[])
+    if len(levels) > 1:
+        if not any(list(model.get_submodule(ref.name).parameters()) for ref in levels[-1]):
+            del levels[-1]  # it only pools the level before (VGG and AlexNet end in a max pooling)
+        chosen = [level[-1] for level in levels[-MAX_STAGES:]]
     else:
-        chosen = _evenly_spaced_blocks(model, chains)
+        chosen = _evenly_spaced_blocks(model, trace, chains)
     if not chosen:
         raise ValueError(
             "stages: expected a network whose modules return maps of more than one pixel, found none; name the stages"
         )
-    names = (_activated(model, trace, layer).name for layer in chosen)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(_activated(model, trace, ref) for ref in chosen))
 
 
-def _chains(model: nn.Module, trace: ForwardTrace) -> Iterator[list[LayerTrace]]:
-    """Yield for each module, outermost first, its children's maps (> 1 pixel) in order of return."""
-    order = {name: position for position, name in enumerate(trace.layers)}
-    for name, module in model.named_modules():
-        children = sorted(_called_children(name, module, trace), key=order.__getitem__)
-        yield [trace.layers[child] for child in children if trace.layers[child].pixels > 1]
+def _chains(model: nn.Module, trace: ForwardTrace) -> list[list[LayerRef]]:
+    """List for each module, outermost first, its children's maps (> 1 pixel) in order of return."""
+    chains: dict[str, list[LayerRef]] = {name: [] for name, _ in model.named_modules()}
+    for parent, ref in trace.maps.items():
+        while ref.layout.pixels > 1 and parent:
+            parent = parent.rpartition(".")[0]
+            chains[parent].append(ref)
+            if parent in trace.layers:  # else a container that is never called itself, such as a ModuleList
+                break
+    return list(chains.values())
 
 
-def _called_children(prefix: str, module: nn.Module, trace: ForwardTrace) -> Iterable[str]:
-    for name, child in module.named_children():
-        full_name = f"{prefix}.{name}" if prefix else name
-        if full_name in trace.layers:
-            yield full_name
-        else:  # a container that is never called itself, such as a ModuleList
-            yield from _called_children(full_name, child, trace)
-
-
-def _pyramid(chain: list[LayerTrace], trace: ForwardTrace) -> list[list[LayerTrace]]:
+def _group_by_stride(chain: list[LayerRef]) -> list[list[LayerRef]]:
     """Group maps by stride, to the nearest power of two; drop maps finer than an earlier one."""
-    levels: dict[int, list[LayerTrace]] = {}
-    area = trace.image_size[0] * trace.image_size[1]
-    for layer in chain:
-        octave = round(math.log2(area / layer.pixels) / 2)
+    levels: dict[int, list[LayerRef]] = {}
+    for ref in chain:
+        octave = round(math.log2(math.prod(ref.layout.image_size) / ref.layout.pixels) / 2)
         if not levels or octave >= max(levels):
-            levels.setdefault(octave, []).append(layer)
+            levels.setdefault(octave, []).append(ref)
     return list(levels.values())
 
 
-def _drop_pooled_tail(model: nn.Module, levels: list[list[LayerTrace]]) -> list[list[LayerTrace]]:
-    """Drop the last level if it only pools the one before (VGG and AlexNet end in a max pooling)."""
-    learnt = any(list(model.get_submodule(layer.name).parameters()) for layer in levels[-1])
-    return levels if learnt or len(levels) == 1 else levels[:-1]
-
-
-def _evenly_spaced_blocks(model: nn.Module, chains: list[list[LayerTrace]]) -> list[LayerTrace]:
+def _evenly_spaced_blocks(model: nn.Module, trace: ForwardTrace, chains: list[list[LayerRef]]) -> list[LayerRef]:
     """Select four evenly spaced modules of the longest row of like ones, for one resolution (ViT)."""
-
-    def has_children(layer: LayerTrace) -> bool:
-        return any(True for _ in model.get_submodule(layer.name).children())
-
-    rows = [[r for r in chain if has_children(r) and r.shape == chain[-1].shape] for chain in chains]
+    blocks = {name for name, module in model.named_modules() if list(module.children())}
+    rows = [[ref for ref in c if ref.name in blocks and ref.layout.shape == c[-1].layout.shape] for c in chains]
     row = max(rows, key=len, default=[])
     if len(row) < 2:  # a flat network without blocks
         flat = max(chains, key=len, default=[])
-        row = [layer for layer in flat if layer.non_negative] or flat
+        row = [ref for ref in flat if trace.layers[ref.name].non_negative] or flat
     count = min(MAX_STAGES, len(row))
     return [row[(i + 1) * len(row) // count - 1] for i in range(count)]
 
 
-def _activated(model: nn.Module, trace: ForwardTrace, layer: LayerTrace) -> LayerTrace:
-    """Return the map after the ReLU that follows a signed one, else ``layer``.
+def _activated(model: nn.Module, trace: ForwardTrace, ref: LayerRef) -> str:
+    """Return the name of the map after the ReLU that follows a signed one, else the map's own.
 
-    In pre-activation networks (DenseNet) the next block begins with that ReLU. Only normalisations and activations may
-    lie between.
+    Only normalisations and activations may lie between, as where DenseNet's next block begins with the ReLU.
     """
-    layers = list(trace.layers.values())
-    for following in [layer, *layers[layers.index(layer) + 1 :]]:
-        pointwise = all(p.ndim < 2 for p in model.get_submodule(following.name).parameters())
-        same_tensor = following.tensor is layer.tensor
-        if following.shape is None or following.shape != layer.shape or not (pointwise or same_tensor):
+    names, tensor = list(trace.layers), trace.layers[ref.name].tensor
+    for name in names[names.index(ref.name) :]:
+        layer, following = trace.layers[name], trace.maps.get(name)
+        pointwise = all(p.ndim < 2 for p in model.get_submodule(name).parameters())
+        if not following or following.layout.shape != ref.layout.shape or not (pointwise or layer.tensor is tensor):
             break
-        if following.non_negative:
+        if layer.non_negative:
             # Several layers may share one tensor: prefer the name of the ReLU to that of the layer it overwrote.
-            named_after_relu = (r for r in layers if r.tensor is following.tensor and not r.modified_inplace)
-            return next(named_after_relu, following) if following.modified_inplace else following
-    return layer
+            same = (other for other in names if trace.layers[other].tensor is layer.tensor)
+            return next((other for other in (name, *same) if not trace.layers[other].modified_inplace), name)
+    return ref.name

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
@@ -23,8 +20,7 @@ class TensorLayout:
 
     Attributes:
         kind: Order of the axes: (B, C, h, w), (B, h, w, C) or (B, N, C).
-        shape: (C, h, w) of the sample image's map.
-        image_size: (H, W) of the sample image.
+        shape, image_size: (C, h, w) of the sample image's map, (H, W) of the sample image.
         prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
     """
 
@@ -46,18 +42,10 @@ class TensorLayout:
     @property
     def stride(self) -> tuple[float, float]:
         """Image pixels per map pixel (y, x), on the sample image."""
-        return self.image_size[0] / max(self.shape[1], 1), self.image_size[1] / max(self.shape[2], 1)
+        return self.image_size[0] / self.shape[1], self.image_size[1] / self.shape[2]
 
     def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Return the output as (B, C, h, w), sharing its memory.
-
-        Args:
-            output: What the module returned.
-            image_size: (H, W) of the images that the network was given.
-
-        Raises:
-            ValueError: A token sequence does not cover the patch grid of that image size.
-        """
+        """Return the output for images of ``image_size`` (H, W) as (B, C, h, w), sharing its memory."""
         if self.kind == "nchw":
             return output
         if self.kind == "nhwc":
@@ -79,33 +67,26 @@ def infer_layout(
     """Infer the layout of a module's output for one image; None if the output is not a map.
 
     Args:
-        shape: Shape of the output.
-        image_size: (H, W) of the image.
+        shape, image_size: Shape of the output, (H, W) of the image.
         grids: (h, w) of the 4-D maps seen before, newest last. The patch grid of a token sequence is looked up among
             them first; otherwise it is the grid with the image's aspect ratio.
     """
-    if len(shape) == 4 and shape[0] == 1:
-        return _spatial_layout(shape, image_size)
-    if len(shape) == 3 and shape[0] == 1:
-        return _token_layout(shape, image_size, grids)
-    return None
-
-
-def _spatial_layout(shape: Sequence[int], image_size: tuple[int, int]) -> TensorLayout | None:
+    if len(shape) not in (3, 4) or shape[0] != 1:
+        return None
+    if len(shape) == 3:
+        return _token_layout(shape[1], shape[2], image_size, grids)
     _, a, b, c = shape
-    layouts = [TensorLayout("nchw", (a, b, c), image_size), TensorLayout("nhwc", (c, a, b), image_size)]
-    possible = [layout for layout in layouts if min(layout.stride) >= 1]
+    layouts = (TensorLayout("nchw", (a, b, c), image_size), TensorLayout("nhwc", (c, a, b), image_size))
     # A map keeps the image's aspect ratio; an axis of channels does not. NCHW comes first, so it wins a tie.
-    return min(possible, key=_anisotropy, default=None)
+    return min((layout for layout in layouts if min(layout.stride) >= 1), key=_anisotropy, default=None)
 
 
 def _token_layout(
-    shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
+    tokens: int, channels: int, image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
 ) -> TensorLayout | None:
-    _, tokens, channels = shape
     seen = [(h, w) for h, w in reversed(grids) if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX_TOKENS]
     if seen:
-        height, width = max(seen, key=lambda grid: grid[0] * grid[1])
+        height, width = max(seen, key=math.prod)
         return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
@@ -133,11 +114,7 @@ def find_first_tensor(output: Any) -> Tensor | None:
 
 
 def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """Return ``output`` (a tensor, tuple or list) with its first tensor replaced.
-
-    Raises:
-        TypeError: ``output`` is another container.
-    """
+    """Return ``output`` with its first tensor replaced; TypeError unless it is a tensor, tuple or list."""
     if isinstance(output, Tensor):
         return tensor
     if type(output) in (tuple, list):
@@ -150,12 +127,7 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
 
 
 def find_logits(output: Any) -> Tensor:
-    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor.
-
-    Raises:
-        TypeError: There is no floating-point tensor.
-        ValueError: The tensor is not of rank 2.
-    """
+    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     logits = named if isinstance(named, Tensor) else find_first_tensor(output)
     if logits is None or not torch.is_floating_point(logits):

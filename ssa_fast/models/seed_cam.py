@@ -15,10 +15,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.extract import Features, LayerRef, extract_features
+from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor
-from ssa_fast.models.trace import ForwardTrace, LayerTrace, forward_hooks, make_trace_image
+from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
@@ -29,8 +29,7 @@ class SeedRecipe:
     """Recipe of the seed CAM.
 
     Attributes:
-        kind: Formula of the CAM.
-        ref: The layer whose map it reads.
+        kind, ref: Formula of the CAM, the layer whose map it reads.
         head: Name of the layer whose weights a CAM takes. None for Grad-CAM, and for a fully convolutional classifier,
             whose map holds the class scores.
     """
@@ -46,13 +45,7 @@ class SeedRecipe:
 
 
 def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str) -> SeedRecipe:
-    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module.
-
-    Raises:
-        TypeError: ``seed`` is not a string.
-        ValueError: ``"cam"`` where it is not exact (with the reason), an unknown name, or a layer that the logits do
-            not depend on.
-    """
+    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module."""
     if not isinstance(seed, str):
         raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
     if seed in ("auto", "cam"):
@@ -62,15 +55,15 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
         if seed == "cam":
             raise ValueError(f'seed: expected a head for which a CAM is exact, but {found}; use seed="grad-cam"')
     if seed in ("auto", "grad-cam"):
-        return SeedRecipe("grad-cam", LayerRef.from_trace(_grad_cam_layer(model, trace, stages)))
+        return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
-    layer = trace.layers[seed]
-    if not _layers_with_gradient(model, trace, [layer]):
+    ref = trace.maps[seed]
+    if not _layers_with_gradient(model, trace, [ref]):
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
         )
-    return SeedRecipe("grad-cam", LayerRef.from_trace(layer))
+    return SeedRecipe("grad-cam", ref)
 
 
 def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
@@ -107,97 +100,86 @@ def _at_least_float32(features: Tensor) -> Tensor:
 
 def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
     """Return a seed whose pooled map and head give the traced logits, or why there is none."""
-    refs = {layer.name: LayerRef.from_trace(layer) for layer in reversed(trace.maps.values())}
-    usable = [name for name, ref in refs.items() if ref.layout.pixels > 1 and not ref.needs_copy]
-    usable.sort(key=lambda name: name not in stages)  # if one map has several names, prefer that of a stage
-    means = {}
-    for name in usable:
-        features = refs[name].layout.view(trace.layers[name].tensor, trace.image_size)
-        means[name] = features.float().mean((2, 3))
-    for name, mean in means.items():
-        if _equal(mean, trace.logits):
-            return SeedRecipe("cam", refs[name])
-    head = _find_head(trace)
-    if head is None:
-        return "the logits are neither the output of a linear layer nor the mean of a map"
-    pooled = trace.linear_inputs[head].flatten(1)
-    for name, mean in means.items():
-        if _equal(mean, pooled):
-            return SeedRecipe("cam", refs[name], head)
-    return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
+    usable = [ref for ref in reversed(trace.maps.values()) if ref.layout.pixels > 1 and not ref.needs_copy]
+    usable.sort(key=lambda ref: ref.name not in stages)  # if one map has several names, prefer that of a stage
+    maps = (ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable)
+    means = [features.float().mean((2, 3)) for features in maps]
+
+    def find_mean(values: Tensor) -> LayerRef | None:
+        return next((ref for ref, mean in zip(usable, means, strict=True) if _equal(mean, values)), None)
+
+    ref, head = find_mean(trace.logits), None
+    if ref is None:
+        head = _find_head(trace)
+        if head is None:
+            return "the logits are neither the output of a linear layer nor the mean of a map"
+        ref = find_mean(trace.linear_inputs[head].flatten(1))
+    if ref is None:
+        return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
+    return SeedRecipe("cam", ref, head)
 
 
 def _find_head(trace: ForwardTrace) -> str | None:
     """Return the name of the linear layer whose output, unchanged, is the logits; None if there is none."""
-
-    def returns_logits(layer: LayerTrace) -> bool:
-        if layer.modified_inplace or layer.tensor.numel() != trace.logits.numel():
-            return False
-        return torch.equal(layer.tensor.reshape_as(trace.logits), trace.logits)
-
-    return next((name for name in reversed(trace.linear_inputs) if returns_logits(trace.layers[name])), None)
+    for name in reversed(trace.linear_inputs):
+        layer, logits = trace.layers[name], trace.logits
+        if layer.modified_inplace or layer.tensor.numel() != logits.numel():
+            continue
+        if torch.equal(layer.tensor.reshape_as(logits), logits):
+            return name
+    return None
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     tolerance = max(1e-4, 2 * torch.finfo(b.dtype).eps)
-    a, b = a.float(), b.float()
-    scale = b.abs().max()
-    return bool(scale > 0) and bool(((a - b).abs() <= tolerance * scale).all())
+    scale = b.float().abs().max()
+    return bool(scale > 0 and ((a.float() - b.float()).abs() <= tolerance * scale).all())
 
 
-def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerTrace:
+def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerRef:
     """Return the last stage or, if its gradient is zero, the last map of its shape with a gradient.
 
-    In a network whose head reads the class token alone (ViT), the patches after the last block have no gradient. The
-    layer is then that block's first normalisation, the target that pytorch-grad-cam recommends.
+    If the head reads the class token alone (ViT), the patches after the last block have none. The layer is then that
+    block's first normalisation, the target that pytorch-grad-cam recommends.
     """
-    layers = list(trace.layers.values())
-    last = max((trace.layers[name] for name in stages), key=layers.index)
-    alike = [layer for layer in layers[: layers.index(last) + 1] if layer.shape == last.shape]
-    while alike:
-        found = _layers_with_gradient(model, trace, alike[-LAYERS_PER_PASS:])
+    refs = list(trace.maps.values())
+    while refs[-1].name not in stages:
+        refs.pop()
+    last = refs[-1]
+    alike = [ref for ref in refs if ref.layout.shape == last.layout.shape]
+    for end in range(len(alike), 0, -LAYERS_PER_PASS):
+        found = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
         if found:
             return found[-1]
-        del alike[-LAYERS_PER_PASS:]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
         "of its shape before it; name the Grad-CAM layer"
     )
 
 
-def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, layers: list[LayerTrace]) -> list[LayerTrace]:
-    """Return those of the layers (in order) on whose maps the logits depend.
-
-    This takes one forward and one backward pass. The gradient starts at the input of the head, because a head of zeros
-    (as of a new ViT) would make it zero.
-    """
+def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> list[LayerRef]:
+    """Return the layers on whose maps the logits depend, by one forward and one backward pass."""
     head = _find_head(trace)
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor | None] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tensor = args[0] if name == head else find_first_tensor(output)
-        if tensor is not None:
-            outputs[name] = tensor
+        outputs[name] = args[0] if name == head else find_first_tensor(output)
 
-    first, *later = layers
-    names = [layer.name for layer in later if layer.name != head] + ([head] if head else [])
-    with forward_hooks(model, {name: partial(hook, name) for name in names}):
+    first, *later = refs
+    names = [ref.name for ref in later] + ([head] if head else [])
+    with hooked_inference(model, {name: partial(hook, name) for name in names}):
         image = make_trace_image(model, trace.image_size)
-        extracted = extract_features(model, image, {}, gradient_from=LayerRef.from_trace(first))
-    score = (outputs.pop(head) if head else extracted.logits).float().abs().sum()
-    if extracted.leaf is not None:
-        outputs[first.name] = extracted.leaf
-    tracked = {name: tensor for name, tensor in outputs.items() if tensor.requires_grad}
+        extracted = extract_features(model, image, {}, gradient_from=first)
+    # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
+    start = outputs.pop(head) if head else None
+    score = (extracted.logits if start is None else start).float().abs().sum()
+    outputs[first.name] = extracted.leaf
+    tracked = {name: tensor for name, tensor in outputs.items() if tensor is not None and tensor.requires_grad}
     if not tracked or not score.requires_grad:
         return []
     found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
-    gradients = dict(zip(tracked, found, strict=True))
-
-    def has_gradient(layer: LayerTrace) -> bool:
-        gradient = gradients.get(layer.name)
-        layout = LayerRef.from_trace(layer).layout
-        return gradient is not None and bool(layout.view(gradient, trace.image_size).any())
-
-    return [layer for layer in layers if has_gradient(layer)]
+    gradients = {name: gradient for name, gradient in zip(tracked, found, strict=True) if gradient is not None}
+    known = [ref for ref in refs if ref.name in gradients]
+    return [ref for ref in known if ref.layout.view(gradients[ref.name], trace.image_size).any()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,157 +12,104 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
-from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-SAMPLED_ELEMENTS = 1024
 
-
-@dataclass
-class LayerTrace:
-    """Output of one module during the trace.
-
-    Attributes:
-        name: The module's name.
-        tensor: The output, as it was when the forward pass ended.
-        layout: The output's layout if it is a map, else None.
-        version: Version counter of ``tensor`` when the module returned it.
-        sample: Elements of the output when the module returned it.
-        min: Least element of the output when the module returned it.
-    """
+@dataclass(frozen=True)
+class LayerRef:
+    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
 
     name: str
+    layout: TensorLayout
+    modified_inplace: bool = False
+    relu_inplace: bool = False
+
+    @property
+    def needs_copy(self) -> bool:
+        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
+        return self.modified_inplace and not self.relu_inplace
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """Output of one module, as it was when the forward pass ended.
+
+    Attributes:
+        tensor: The output.
+        modified_inplace: Whether the network wrote into the output after the module had returned it.
+        non_negative: Whether the stage taken from this module has no negative element.
+    """
+
     tensor: Tensor
-    layout: TensorLayout | None
-    version: int
-    sample: Tensor
-    min: float
-
-    @property
-    def modified_inplace(self) -> bool:
-        """Whether the network wrote into the output after the module had returned it."""
-        return bool(self.tensor._version != self.version)
-
-    @property
-    def relu_inplace(self) -> bool:
-        """Whether the output was modified by an in-place ReLU."""
-        return self.modified_inplace and bool(torch.equal(sample_elements(self.tensor), self.sample.relu()))
-
-    @property
-    def non_negative(self) -> bool:
-        """Whether the stage taken from this module has no negative element."""
-        return self.min >= 0 or self.relu_inplace
-
-    @property
-    def shape(self) -> tuple[int, int, int] | None:
-        """(C, h, w) if the output is a map, else None."""
-        return self.layout.shape if self.layout is not None else None
-
-    @property
-    def pixels(self) -> int:
-        """h · w if the output is a map, else 0."""
-        return self.layout.pixels if self.layout is not None else 0
+    modified_inplace: bool
+    non_negative: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class ForwardTrace:
     """Trace of one forward pass of the sample image.
 
     Attributes:
         image_size: (H, W) of the sample image.
-        layers: Module name -> its trace, in the order in which the modules last returned.
+        layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
-        grids: (h, w) of the 4-D maps, in the order in which they were returned.
         logits: (1, num_classes).
     """
 
     image_size: tuple[int, int]
-    layers: dict[str, LayerTrace] = field(default_factory=dict)
-    linear_inputs: dict[str, Tensor] = field(default_factory=dict)
-    grids: list[tuple[int, int]] = field(default_factory=list)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def maps(self) -> dict[str, LayerTrace]:
-        """The layers whose outputs are maps."""
-        return {name: layer for name, layer in self.layers.items() if layer.layout is not None}
-
-    def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Record the output of ``module``; called by its forward hook."""
-        tensor = find_first_tensor(output)
-        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
-            return
-        layout = infer_layout(tensor.shape, self.image_size, self.grids)
-        if layout is not None and layout.kind != "tokens":
-            self.grids.append(layout.shape[1:])
-        self.layers.pop(name, None)  # a module called again moves to the end
-        sample, least = sample_elements(tensor).clone(), tensor.amin().item()
-        self.layers[name] = LayerTrace(name, tensor, layout, tensor._version, sample, least)
-        if is_linear_map(module) and args and isinstance(args[0], Tensor):
-            self.linear_inputs[name] = args[0]
+    layers: dict[str, LayerTrace]
+    maps: dict[str, LayerRef]
+    linear_inputs: dict[str, Tensor]
+    logits: Tensor
 
 
-def sample_elements(tensor: Tensor) -> Tensor:
-    """Return up to about ``SAMPLED_ELEMENTS`` elements at equal distances in the tensor."""
-    flat = tensor.detach().flatten() if tensor.is_contiguous() else tensor.detach().reshape(-1)
-    return flat[:: math.ceil(flat.numel() / SAMPLED_ELEMENTS)]
-
-
-def is_linear_map(module: nn.Module) -> bool:
+def _is_linear_map(module: nn.Module) -> bool:
     """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
     if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
+        return module.kernel_size == module.stride == (1, 1) and module.groups == 1
     return isinstance(module, nn.Linear)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and restore each module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _sample_elements(tensor: Tensor) -> Tensor:
+    """Return about 1024 elements at equal distances, or all of fewer."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: math.ceil(flat.numel() / 1024)]
 
 
 @contextmanager
-def forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Register forward hooks on the named modules, and remove them afterwards.
+def hooked_inference(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Hook the named modules, in evaluation mode and without gradients; restore hooks and modes.
 
     Modules compiled by ``torch.compile`` ignore hooks registered after their first call, so they run uncompiled here.
     """
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    training = [module for module in modules.values() if module.training]
     compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in modules.values())
+    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
     try:
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        with torch.inference_mode(False), torch.no_grad(), stance:
+            model.eval()
             yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in training:
+            module.training = True
 
 
-def choose_trace_size(model: nn.Module, input_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Return (H, W) of the sample image: ``input_size``, else the model's fixed size, else 224."""
-    size = input_size if input_size is not None else find_fixed_size(model) or 224
-    return check_size("input_size", (size, size) if isinstance(size, int) else size)
-
-
-def find_fixed_size(model: nn.Module) -> int | None:
-    """Return the side of the only square image that the model accepts (ViT), if it names one."""
-    sizes = (getattr(module, "image_size", None) for module in model.modules())
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+def find_fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (H, W) of the only image, a square one, that the model accepts (ViT), if it names one."""
+    sides = (getattr(module, "image_size", None) for module in model.modules())
+    return next(((side, side) for side in sides if isinstance(side, int) and side > 0), None)
 
 
 def find_input_channels(model: nn.Module) -> int:
-    """Return the number of image channels: that of the first convolution, 3 if there is none.
+    """Return the channels of an image: of the first convolution with at most 4, else of the first, else 3.
 
-    Modules are listed in the order of their registration, which may put the head first; so the first convolution of at
-    most 4 channels is preferred.
+    Modules are listed in the order of their registration, which may put the head first.
     """
     channels = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
     return next((few for few in channels if few <= 4), channels[0] if channels else 3)
@@ -177,14 +124,24 @@ def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
 
 
 def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
-    """Run the sample image through ``model`` and record every module's output.
+    """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails."""
+    outputs: dict[str, tuple[Tensor, TensorLayout | None, int, Tensor, bool]] = {}
+    inputs: dict[str, Tensor] = {}
+    grids: list[tuple[int, int]] = []
 
-    Raises:
-        ValueError: The forward pass fails.
-    """
-    trace = ForwardTrace(image_size)
-    hooks = {name: partial(trace.observe, name) for name, _ in model.named_modules() if name}
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model), forward_hooks(model, hooks):
+    def observe(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tensor = find_first_tensor(output)
+        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
+            return
+        layout = infer_layout(tensor.shape, image_size, grids)
+        if layout is not None and layout.kind != "tokens":
+            grids.append(layout.shape[1:])
+        outputs.pop(name, None)  # a module called again moves to the end
+        outputs[name] = (tensor, layout, tensor._version, _sample_elements(tensor).clone(), bool(tensor.amin() >= 0))
+        if _is_linear_map(module) and args and isinstance(args[0], Tensor):
+            inputs[name] = args[0]
+
+    with hooked_inference(model, {name: partial(observe, name) for name, _ in model.named_modules() if name}):
         image = make_trace_image(model, image_size)
         try:
             output = model(image)
@@ -193,5 +150,11 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
                 f"model: expected a forward pass on a sample image of shape {tuple(image.shape)}, got an error "
                 f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
-        trace.logits = find_logits(output)
+    trace = ForwardTrace(image_size, {}, {}, inputs, find_logits(output))
+    for name, (tensor, layout, version, sample, positive) in outputs.items():
+        modified = bool(tensor._version != version)
+        relu = modified and torch.equal(_sample_elements(tensor), sample.relu())
+        trace.layers[name] = LayerTrace(tensor, modified, positive or relu)
+        if layout is not None:
+            trace.maps[name] = LayerRef(name, layout, modified, relu)
     return trace

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ssa_fast.models.class_spec import parse_count
+from ssa_fast.models.trace import find_fixed_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,6 @@ __all__ = ["Classifier", "Size", "load", "parse_size"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
 TRAINING_ONLY = re.compile(r"^aux\d|^AuxLogits|num_batches_tracked$")
 """State that inference does not use, such as auxiliary heads (GoogLeNet, Inception): optional in a weights file."""
 
@@ -39,8 +38,7 @@ class Classifier:
     """A classification network in evaluation mode, with its preprocessing and class names.
 
     Attributes:
-        name: The model's name, as given.
-        weights: Origin of the weights: a member of the weights enum, "none" or a file.
+        name, weights: The model's name, and its weights: a member of the weights enum, "none" or a file.
         model: The network, on its device.
         categories: One name per output.
         mean, std: Per channel, of images scaled to [0, 1].
@@ -125,8 +123,8 @@ class Classifier:
             if not 0 <= int(spec) < count:
                 raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {spec}")
             return int(spec)
-        matches = [i for i, name in enumerate(self.categories) if name == spec]
-        matches = matches or [i for i, name in enumerate(self.categories) if name.casefold() == spec.casefold()]
+        matches = [i for i, name in enumerate(self.categories) if name.casefold() == spec.casefold()]
+        matches = [i for i in matches if self.categories[i] == spec] or matches
         if len(matches) > 1:
             raise ValueError(f"classes: {spec!r} is the name of several classes; give one of the indices {matches}")
         if not matches:
@@ -135,18 +133,13 @@ class Classifier:
 
 
 def parse_size(text: str | None) -> Size:
-    """Parse a ``Size`` such as "512" or "480x640".
-
-    Raises:
-        ValueError: ``text`` has another form.
-    """
+    """Parse a ``Size`` such as "512" or "480x640"; raise ValueError if ``text`` has another form."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
-    sides = tuple(int(side) for side in match.groups() if side) if match else ()
-    if not sides or 0 in sides:
+    sides = text.strip().lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"size: expected the shorter side such as 512, or HEIGHTxWIDTH such as 480x640, got {text!r}")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
@@ -162,7 +155,14 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         ValueError: An unknown model or weights, a file that does not fit the model, or a failed download.
     """
     if name == "demo":
-        return _load_demo(weights, device)
+        from ssa_fast.models.demo_net import CLASSES, load_classifier
+
+        if weights.upper() != "DEFAULT":
+            raise ValueError(
+                f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}"
+            )
+        demo = load_classifier().to(device)
+        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability="sigmoid")
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -186,7 +186,8 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, _fixed_input_size(model))
+    fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
@@ -197,8 +198,7 @@ def build_random(name: str, **options: Any) -> nn.Module:
         options["init_weights"] = False  # their own initialisation takes a minute and brings nothing here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: nn.Module = models.get_model(name, weights=None, **options)
-    return model
+        return models.get_model(name, weights=None, **options)
 
 
 def suggest(text: str, known: Sequence[str]) -> str:
@@ -211,44 +211,32 @@ def suggest(text: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""
 
 
-def _load_demo(weights: str, device: torch.device | str) -> Classifier:
-    from ssa_fast.models.demo_net import CLASSES, load_classifier
-
-    if weights.upper() != "DEFAULT":
-        raise ValueError(f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}")
-    model = load_classifier().to(device)
-    half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return Classifier("demo", weights, model, CLASSES, half, quarter, None, "sigmoid")
-
-
 def _download(name: str, weights: Any) -> nn.Module:
     from torchvision import models
 
     try:
-        model: nn.Module = models.get_model(name, weights=weights)
+        return models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"weights: {weights.name} of {name} could not be downloaded from {weights.url} ({error}); "
             "give a file with --weights FILE, or --weights none for random weights"
         ) from error
-    return model
 
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
     """Return the model with the state dict in ``path``, and its number of outputs by the file."""
     state = _read_state(path)
     model = build_random(name)
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    heads = {key for key, shape in shapes.items() if shape[:1] == (1000,) and key in state}
-    outputs = {int(state[key].shape[0]) for key in heads if state[key].ndim}
-    if outputs and outputs != {1000} and len(outputs) == 1:
-        model = build_random(name, num_classes=next(iter(outputs)))
-        shapes = {key: value.shape for key, value in model.state_dict().items()}
-    mismatch = _mismatch_message(shapes, {key: value.shape for key, value in state.items()})
+    heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
+    outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
+    num_classes = outputs.pop() if len(outputs) == 1 else 1000
+    if num_classes != 1000:
+        model = build_random(name, num_classes=num_classes)
+    mismatch = _mismatch_message(model.state_dict(), state)
     if mismatch:
         raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
-    model.load_state_dict({key: state[key] for key in shapes.keys() & state.keys()}, strict=False)
-    return model, outputs.pop() if len(outputs) == 1 else 1000
+    model.load_state_dict(state, strict=False)
+    return model, num_classes
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
@@ -262,40 +250,31 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
             f"weights: {path} is not a state dict that can be loaded with weights_only=True ({reason}); "
             "write one with torch.save(model.state_dict(), FILE)"
         ) from error
-    for wrapper in WRAPPERS:
+    for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(_is_entry(*item) for item in content.items()):
+    entries = content.items() if isinstance(content, dict) else ()
+    real = [isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in entries]
+    if not real or not all(real):
         raise ValueError(
             f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
         )
-    for prefix in PREFIXES:
+    for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
 
 
-def _is_entry(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex()
-
-
-def _mismatch_message(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size]) -> str:
+def _mismatch_message(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """Describe how the entries of a state dict differ from those of the model; empty if they fit."""
+    common = expected.keys() & given.keys()
     kinds = {
-        "missing": [key for key in expected.keys() - given.keys() if not TRAINING_ONLY.search(key)],
-        "unknown to the model": [key for key in given.keys() - expected.keys() if not TRAINING_ONLY.search(key)],
-        "of another shape": [key for key in expected.keys() & given.keys() if expected[key] != given[key]],
+        "missing": [key for key in expected.keys() - common if not TRAINING_ONLY.search(key)],
+        "unknown to the model": [key for key in given.keys() - common if not TRAINING_ONLY.search(key)],
+        "of another shape": [key for key in common if expected[key].shape != given[key].shape],
     }
     return "; ".join(
         f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
         for kind, keys in kinds.items()
         if keys
     )
-
-
-def _fixed_input_size(model: nn.Module) -> tuple[int, int] | None:
-    from torchvision.models import MaxVit, VisionTransformer
-
-    if isinstance(model, VisionTransformer):
-        return model.image_size, model.image_size
-    return (224, 224) if isinstance(model, MaxVit) else None

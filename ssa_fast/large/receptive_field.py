@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast.models.extract import extract_features
-from ssa_fast.models.trace import forward_hooks, make_trace_image
+from ssa_fast.models.trace import hooked_inference, make_trace_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +88,7 @@ def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -
         output_bytes.append(output.nbytes if isinstance(output, torch.Tensor) else 0)
 
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
-    with forward_hooks(model, dict.fromkeys(leaves, record_bytes)):
+    with hooked_inference(model, dict.fromkeys(leaves, record_bytes)):
         small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0])), sources).maps
     larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP)), sources).maps
     strides = {name: _stride(name, small[name], larger[name]) for name in sources}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import torch
+import torchvision
 import typer
 
 from ssa_fast.api import polish
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 def sweep(names: Sequence[str]) -> Iterator[models.NetworkRow]:
     """Yield a row per network as soon as it is done; only one network is in memory at a time."""
     return (models.describe_network(name, check_polishing) for name in models.select_networks(names))
+
+
+def light_half() -> list[str]:
+    """Return the half of torchvision's classifiers with fewer parameters, by the weights' metadata."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    known.sort(key=lambda name: torchvision.models.get_model_weights(name)["DEFAULT"].meta["num_params"])
+    return sorted(known[: len(known) // 2])
 
 
 def check_polishing(model: nn.Module) -> None:
@@ -44,7 +52,8 @@ def main(
 ) -> None:
     """Run SSA on networks with random weights; by default on the half with fewer parameters."""
     with console.usage_errors(debug=False):
-        models.list_networks(models.select_networks(names, everything=everything), check_polishing)
+        chosen = models.select_networks(names, everything=everything) if names or everything else light_half()
+        models.list_networks(chosen, check_polishing)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,7 @@ def test_models_table() -> None:
     assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative", result.stdout)
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
+    assert "got neither" in refused("models")
 
 
 @pytest.mark.parametrize(

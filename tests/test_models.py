@@ -12,12 +12,11 @@ import torchvision
 from torch import Tensor, nn
 
 from ssa_fast import SSA
-from ssa_fast.cli.models import light_half
 from ssa_fast.models import describe, inspect_model
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.layout import infer_layout
 from tests.networks import ChannelsLast, ClassMap, ConvHead, DeepHead, ExplicitAttention, Pyramid, Tokens
-from tests.sweep_torchvision import sweep
+from tests.sweep_torchvision import light_half, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -32,9 +32,7 @@ class NetworkRow:
 
 
 def command(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Models; by default the half with fewer parameters.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Classification models.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -47,28 +45,19 @@ def command(
 
 
 def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
-    """Return ``names`` if torchvision knows them, else all its classifiers or those of ``light_half``."""
+    """Return ``names`` if torchvision knows them, or all its classifiers."""
     from torchvision import models
 
     from ssa_fast.models.zoo import suggest
 
-    if names and everything:
-        raise ValueError("names: expected either names or --all, got both; leave one out")
+    if bool(names) == everything:
+        raise ValueError(f"names: expected either names or --all, got {'both; leave one out' if names else 'neither'}")
     known = models.list_models(module=models)
     unknown = [name for name in names or () if name not in known]
     if unknown:
         hint = suggest(unknown[0], known) or f"; name others, such as {', '.join(known[:3])}"
         raise ValueError(f"names: expected models of torchvision, got {unknown[0]!r}{hint}")
-    return list(names) if names else known if everything else light_half()
-
-
-def light_half() -> list[str]:
-    """Return the half of torchvision's classifiers with fewer parameters, by the weights' metadata."""
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    known.sort(key=lambda name: models.get_model_weights(name)["DEFAULT"].meta["num_params"])
-    return sorted(known[: len(known) // 2])
+    return list(names or known)
 
 
 def describe_network(name: str, check: Callable[[nn.Module], None] | None = None) -> NetworkRow:

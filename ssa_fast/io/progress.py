@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an operation is; handed to ``on_progress`` after each item.
+    """Progress of an operation, handed to ``on_progress`` after each item.
 
     Attributes:
         done, total: Items finished so far, failed ones included; items in all.

@@ -28,7 +28,7 @@ STEP = 256  # pixels by which an image is enlarged to measure the strides
 
 @dataclass(frozen=True, eq=False)
 class ReceptiveField:
-    """How a network's maps depend on an image's pixels."""
+    """Dependence of a network's maps on an image's pixels."""
 
     model: nn.Module
     sources: Mapping[str, LayerRef]  # map -> the layer that it is read from

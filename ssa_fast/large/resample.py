@@ -33,7 +33,7 @@ class Window(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether it holds no pixel."""
+        """True if it holds no pixel."""
         return min(self.shape) <= 0
 
     def inside(self, outer: Window) -> tuple[slice, slice]:

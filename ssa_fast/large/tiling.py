@@ -24,7 +24,7 @@ LARGEST_TILE = 8192
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """How an image is cut into tiles."""
+    """Division of an image into tiles."""
 
     field: ReceptiveField
     sizes: dict[str, tuple[int, int]]  # map -> (h, w) for the whole image

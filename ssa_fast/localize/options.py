@@ -11,7 +11,7 @@ Components = Literal["largest", "all"]
 
 @dataclass(frozen=True)
 class PostprocessOptions:
-    """How CAMs become pseudo-masks and boxes; one object, passed whole to ``masks`` and ``boxes``.
+    """Options that turn CAMs into pseudo-masks and boxes, passed whole to ``masks`` and ``boxes``.
 
     Attributes:
         background: Constant background score in [0, 1]; 0.25 where neither it nor ``alpha`` is given.

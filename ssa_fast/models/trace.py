@@ -28,7 +28,7 @@ class LayerRef:
 
     @property
     def needs_copy(self) -> bool:
-        """Whether the output must be copied, because it is overwritten by something other than its ReLU."""
+        """True if the output must be copied, because it is overwritten by something other than its ReLU."""
         return self.modified_inplace and not self.relu_inplace
 
 

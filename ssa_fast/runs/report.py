@@ -48,7 +48,7 @@ class Process:
 
 @dataclass
 class RunReport:
-    """How a run ended.
+    """Outcome of a run.
 
     Attributes:
         done, resumed: Names of the images whose outputs are complete; how many of them an earlier start completed.

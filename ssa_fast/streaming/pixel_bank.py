@@ -80,7 +80,7 @@ class PixelBank(_Accumulator):
 
     @property
     def exact(self) -> bool:
-        """Whether every pixel is stored."""
+        """True if every pixel is stored."""
         return self.stride == 1
 
     def _working_bytes(self, block: int) -> int:

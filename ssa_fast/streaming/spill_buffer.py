@@ -29,7 +29,7 @@ class SpillBuffer:
 
     @property
     def closed(self) -> bool:
-        """Whether the buffer has been closed."""
+        """True if the buffer has been closed."""
         return self._file.closed
 
     @property

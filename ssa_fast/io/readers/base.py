@@ -18,7 +18,7 @@ Color: TypeAlias = tuple[int, int, int]
 
 
 class SupportsWindows(Protocol):
-    """What a caller's own reader must have."""
+    """Protocol of a caller's own reader."""
 
     @property
     def size(self) -> tuple[int, int]:

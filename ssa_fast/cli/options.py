@@ -28,7 +28,7 @@ Weights = Annotated[
 ]
 Stages = Annotated[str, option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
-    str, option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp,temperature=0.1'.", "--affinity")
+    str, option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp, temperature=0.1'.", "--affinity")
 ]
 Device = Annotated[str, option(EXECUTION, "'auto', 'cpu', 'cuda', 'cuda:1', ...")]
 Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]

@@ -174,7 +174,7 @@ class SSA:
                     features.maps[name],
                     self.affinities[name],
                     K=seed.shape[1],
-                    dtype=result_dtype(seed, features.maps[name]),
+                    dtype=result_dtype(seed.dtype, features.maps[name].dtype),
                     align_corners=self.align_corners,
                 )
                 for name in self.stage_names

@@ -139,7 +139,7 @@ def validate(
             stage,
             affinities[name],
             K=tensor.shape[1],
-            dtype=result_dtype(tensor, stage),
+            dtype=result_dtype(tensor.dtype, stage.dtype),
             nonnegative=nonnegative,
             method=method,
             backend=backend,
@@ -214,9 +214,9 @@ def check_no_grad(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def result_dtype(cam: Tensor, stage: Tensor) -> torch.dtype:
-    """Return float64 if either tensor is, else float32, in which half and bfloat16 are accumulated too."""
-    return torch.float64 if torch.float64 in (cam.dtype, stage.dtype) else torch.float32
+def result_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return float64 if one of the inputs' dtypes is, else float32, in which half and bfloat16 are accumulated too."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def check_fuse(fuse: str) -> Fuse:

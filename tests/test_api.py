@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ssa_fast import Affinity, correlation, explain, polish
-from ssa_fast.ops.fusion import minmax
+from ssa_fast import Affinity, api, correlation, explain, kernels, polish
+from ssa_fast.ops.resize import minmax
 
 
 @pytest.fixture
@@ -245,3 +247,30 @@ def test_bad_input_is_one_clear_sentence(changed, error, message):
 def test_bad_points(point, size, error, message):
     with pytest.raises(error, match=message):
         correlation(F1, point, size=size)
+
+
+@pytest.mark.parametrize(("method", "backend"), [("dense", "torch"), ("prototypes", "torch"), ("resident", "triton")])
+def test_polish_passes_the_cam_through_at_most_7_functions(method, backend):
+    """Its 7 classes tell the CAM from the features; from the fusion on, the functions receive the result."""
+    cam, feats = torch.rand(1, 7, 5, 5), torch.rand(1, 16, 6, 6)
+    folders = (Path(api.__file__).parent, Path(kernels.__file__).parent)
+    passed = []
+
+    def record(frame, event, _):
+        code, path = frame.f_code, Path(frame.f_code.co_filename)
+        name = f"{path.stem}.{code.co_name}"
+        if name == "fusion.fuse":
+            sys.setprofile(None)
+        elif event == "call" and name not in passed and any(path.is_relative_to(folder) for folder in folders):
+            given = [frame.f_locals.get(each) for each in code.co_varnames[: code.co_argcount]]
+            if any(isinstance(each, torch.Tensor) and each.ndim > 1 and each.shape[1] == 7 for each in given):
+                passed.append(name)
+
+    polish(cam, feats, method=method, backend=backend)  # what is imported on first use
+    sys.setprofile(record)
+    try:
+        polish(cam, feats, method=method, backend=backend)
+    finally:
+        sys.setprofile(None)
+    assert passed[:4] == ["api.polish", "validation.validate", "validation.as_tensor", "stage.run_stage"]
+    assert len(passed) <= 7, " ".join(passed)

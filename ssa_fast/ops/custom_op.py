@@ -70,7 +70,7 @@ def _polish_stage(
         features,
         affinity,
         K=cam.shape[1],
-        dtype=result_dtype(cam, features),
+        dtype=result_dtype(cam.dtype, features.dtype),
         nonnegative=nonnegative,
         method=method,
         backend=backend,
@@ -83,4 +83,4 @@ def _polish_stage(
 @torch.library.register_fake("ssa_fast::polish_stage")  # type: ignore[untyped-decorator]
 def _polish_stage_fake(cam: Tensor, features: Tensor, *options: object) -> Tensor:
     (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
-    return cam.new_empty((B, K, H, W), dtype=result_dtype(cam, features))
+    return cam.new_empty((B, K, H, W), dtype=result_dtype(cam.dtype, features.dtype))

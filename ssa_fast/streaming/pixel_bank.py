@@ -118,7 +118,7 @@ class PixelBank(_Accumulator):
         """
         self._check_open("add", self)
         self._check_tile(feats, cam)
-        dtype = result_dtype(cam, feats)
+        dtype = result_dtype(cam.dtype, feats.dtype)
         y, x = (-start % self.stride for start in at)
         f, v = (tensor[:, y :: self.stride, x :: self.stride] for tensor in (feats, cam))
         windows = iter_blocks(f.shape[1:], self._block)
@@ -155,7 +155,7 @@ class PixelBank(_Accumulator):
         self._check_open("apply", self)
         self._check_not_empty()
         self._check_tile(feats)
-        dtype = result_dtype(feats, feats)
+        dtype = result_dtype(feats.dtype)
         mean = (self._sum / self.pixels).to(self.device, dtype)[:, None] if self.affinity.center else None
         out = torch.empty((self.K, *feats.shape[1:]), dtype=dtype, device=self.device)
         with torch.autocast(self.device.type, enabled=False):

@@ -86,7 +86,7 @@ class Prototypes(_Accumulator):
                 "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
                 "pixels exists; PixelBank is exact for signed features"
             )
-        dtype = result_dtype(cam, feats)
+        dtype = result_dtype(cam.dtype, feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
@@ -127,7 +127,7 @@ class Prototypes(_Accumulator):
         self._check_tile(feats)
         single = feats.ndim == 3
         feats = (feats[None] if single else feats).to(self.device)
-        dtype = result_dtype(feats, feats)
+        dtype = result_dtype(feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = UnitFeatures(feats, self.affinity, dtype)
             sums = self.sums.clone()[:, None]  # [K + 1, 1, C]

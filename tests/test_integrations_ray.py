@@ -157,6 +157,7 @@ def ray() -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     patience = ("gcs_server_request_timeout_seconds", "NUM_REDIS_GET_RETRIES", "worker_register_timeout_seconds")
     os.environ.update({f"RAY_{name}": "600" for name in patience})  # a busy machine starts it slowly
+    os.environ.update(RAY_worker_niceness="0")  # Ray's own 15 gives its workers next to nothing beside a busy process
     ray = pytest.importorskip("ray", reason="Ray has no wheel here; PolishCams itself is tested without it")
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False

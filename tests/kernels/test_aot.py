@@ -15,15 +15,15 @@ import pytest
 
 pytest.importorskip("triton")
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("aot-golden.json")
 TARGETS = ("sm_90", "gfx942")  # one per backend: all targets take minutes
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with ``arguments`` in the current environment plus ``environment``."""
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=os.environ | environment
-    )
+    """Run Python with ``arguments`` in the current environment plus ``environment``; ``bench`` can be imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
 def aot(*arguments: str) -> subprocess.CompletedProcess[str]:

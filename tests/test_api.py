@@ -249,7 +249,10 @@ def test_bad_points(point, size, error, message):
         correlation(F1, point, size=size)
 
 
-@pytest.mark.parametrize(("method", "backend"), [("dense", "torch"), ("prototypes", "torch"), ("resident", "triton")])
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [("dense", "torch"), ("prototypes", "torch"), pytest.param("resident", "triton", marks=pytest.mark.interpreter)],
+)
 def test_polish_passes_the_cam_through_at_most_7_functions(method, backend):
     """Its 7 classes tell the CAM from the features; from the fusion on, the functions receive the result."""
     cam, feats = torch.rand(1, 7, 5, 5), torch.rand(1, 16, 6, 6)

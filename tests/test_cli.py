@@ -106,6 +106,7 @@ def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
     assert "has no class 'zebra'" in unknown
 
 
+@pytest.mark.slow
 def test_a_network_of_one_size_is_announced_and_its_outputs_have_the_images_size(tmp_path: Path) -> None:
     source = save_image(tmp_path / "a.png", 50, 90)
     result = succeed("run", source, "--model", "vit_b_32", "--weights", "none", "--out", tmp_path / "out")
@@ -209,6 +210,7 @@ def test_explain_at_a_size_too_large_to_run() -> None:
     assert "layer4, non-negative features: prototypes on torch, " in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "vit_b_32"])
 def test_explain_splits_no_word_at_80_columns(model: str) -> None:
     narrow, wide = (call("explain", "--model", model, "--size", 4096, columns=columns) for columns in (80, 1000))
@@ -337,6 +339,7 @@ def complete(instruction: str, line: str = "") -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **words}).stdout
 
 
+@pytest.mark.slow
 def test_shell_completion() -> None:
     assert complete("complete_bash", "ssa-fast ex").split() == ["explain"]
     assert "--affinity" in complete("complete_bash", "ssa-fast explain --a").split()

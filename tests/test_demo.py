@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ssa_fast.demo import DemoReport
 
+pytestmark = pytest.mark.slow  # scenes and CAMs of the demo are made for all of them
+
 FRESH_SEED = 77
 
 

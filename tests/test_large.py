@@ -289,6 +289,7 @@ def test_global_layers_need_an_explicit_halo(large: Run) -> None:
     assert not large(ssa, image, [1], halo=64).exact
 
 
+@pytest.mark.slow
 def test_no_window_is_larger_than_tile_and_halo(large: Run) -> None:
     reader = RecordingReader(random_image(300, 350))
     result = large(SSA(Pyramid()), reader, [1], tile=32)
@@ -331,6 +332,7 @@ class Wide(Pyramid):
         return torch.nn.Sequential(*self.blocks[2:])(x * (0.2 + F.avg_pool2d(x, 31, 1, 15)))
 
 
+@pytest.mark.slow
 def test_no_seams(large: Run) -> None:
     ssa = SSA(Wide(), align_corners=False)
     ssa.model.double()
@@ -475,6 +477,7 @@ def test_a_network_that_gives_nan_is_refused(large: Run, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_too_many_classes_and_wrong_names_or_labels(large: Run, tmp_path: Path) -> None:
     ssa = SSA(Pyramid(classes=300))
     with pytest.raises(ValueError, match="classes: expected at most 254"):

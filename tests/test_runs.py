@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
 
 Run = Callable[..., RunReport]
+pytestmark = pytest.mark.slow  # whole runs; test_cli.py has quick ones
+
 POSTPROCESS = {field.name for field in fields(PostprocessOptions)}
 KINDS = {"cams": ".npz", "masks": ".png", "overlays": ".png", "records": ".json"}
 COMMON = {"boxes.json", "report.json", "run.json"}

@@ -33,7 +33,9 @@ def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:
     """
     x = unit_features(features, affinity)
     a = phi(x.mT @ x, affinity)  # [B, L, L]
-    denominator = positive(a.sum(dim=1, keepdim=True) + affinity.sum_eps)  # [B, 1, L]
+    denominator = a.sum(dim=1, keepdim=True) + affinity.sum_eps  # [B, 1, L]
+    if affinity.phi != "shifted":  # whose sums are positive, or below shift 1 of either sign
+        denominator = positive(denominator)
     for _ in range(affinity.steps):
         cam = cam @ a / denominator
     return cam
@@ -51,6 +53,9 @@ def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
     """Return φ of a tensor of cosines."""
     if affinity.temperature is not None:
         return torch.exp((cosine - 1.0) / affinity.temperature)
+    if affinity.phi == "shifted":
+        base = (cosine + affinity.shift) / (1.0 + affinity.shift)
+        return base**affinity.power if affinity.power in (1.0, 2.0) else base.clamp_min(0.0) ** affinity.power
     cosine = cosine.clamp_min(0.0)
     if affinity.threshold > 0.0:
         cosine = cosine.masked_fill(cosine < affinity.threshold, 0.0)

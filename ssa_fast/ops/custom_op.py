@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 torch.library.define(
     "ssa_fast::polish_stage",
-    "(Tensor cam, Tensor features, str phi, float power, float threshold, float? temperature, bool center, int steps, "
-    "float norm_eps, float sum_eps, bool? nonnegative, str method, str backend, str precision, bool align_corners) "
-    "-> Tensor",
+    "(Tensor cam, Tensor features, str phi, float power, float threshold, float shift, float? temperature, "
+    "bool center, int steps, float norm_eps, float sum_eps, bool? nonnegative, str method, str backend, "
+    "str precision, bool align_corners) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -34,6 +34,7 @@ def polish_stage(cam: Tensor, request: StageRequest) -> Tensor:
         affinity.phi,
         float(affinity.power),
         float(affinity.threshold),
+        float(affinity.shift),
         affinity.temperature,
         affinity.center,
         int(affinity.steps),
@@ -54,6 +55,7 @@ def _polish_stage(
     phi: str,
     power: float,
     threshold: float,
+    shift: float,
     temperature: float | None,
     center: bool,
     steps: int,
@@ -65,7 +67,17 @@ def _polish_stage(
     precision: str,
     align_corners: bool,
 ) -> Tensor:
-    affinity = Affinity(phi, power, threshold, temperature, center, steps, norm_eps, sum_eps)  # type: ignore[arg-type]
+    affinity = Affinity(
+        phi,  # type: ignore[arg-type]
+        power,
+        threshold,
+        shift,
+        temperature,
+        center,
+        steps,
+        norm_eps,
+        sum_eps,
+    )
     request = StageRequest(
         features,
         affinity,

@@ -69,17 +69,22 @@ def _triton_reasons(method: str, problem: Problem) -> list[str]:
 def _algebraic_reasons(method: str, problem: Problem) -> list[str]:
     """Return why φ is not the polynomial that ``method`` sums, or why the ReLU may act."""
     affinity, degree = problem.affinity, {"prototypes": 1, "second_order": 2}[method]
+    if affinity.phi == "exp":
+        return ["φ must be the ReLU or the shifted form, it is 'exp'"]
     reasons = []
-    if affinity.phi != "relu":
-        reasons.append(f"φ must be the ReLU form, it is {affinity.phi!r}")
-    if affinity.phi == "relu" and affinity.power != degree:
+    if affinity.power != degree:
         reasons.append(f"power must be {degree}, it is {affinity.power:g}")
     if affinity.threshold > 0:
         reasons.append(f"threshold must be 0, it is {affinity.threshold:g}")
+    if affinity.any_sign:
+        return reasons
     if affinity.center:
-        reasons.append("centred features are signed, so the ReLU acts")
+        reasons.append("centred features are signed, so the ReLU acts; phi='shifted' has none")
     elif problem.nonnegative is False:
-        reasons.append("the features are not all known to be >= 0 (a negative value, NaN, or nonnegative=False)")
+        reasons.append(
+            "the features are not all known to be >= 0 (a negative value, NaN, or nonnegative=False); phi='shifted' "
+            "takes any sign"
+        )
     elif problem.nonnegative is None and not reasons:
         reasons.append("it is not known whether all features are >= 0; pass nonnegative=True or use method='auto'")
     return reasons
@@ -155,7 +160,8 @@ def needs_sign(problem: Problem, method: str, backend: str) -> bool:
 
     Where only the kernels need it they read it themselves: on a GPU the host would have to wait.
     """
-    if problem.nonnegative is not None or problem.affinity.degree is None or backend == "reference":
+    affinity = problem.affinity
+    if problem.nonnegative is not None or affinity.degree is None or affinity.any_sign or backend == "reference":
         return False
     if method != "auto":
         return method in ("prototypes", "second_order")
@@ -184,7 +190,9 @@ def _choice(candidate: Candidate, problem: Problem, why: str) -> Choice:
 
 def _finds_sign_on_gpu(candidate: Candidate, problem: Problem) -> bool:
     """Return whether the kernels determine the features' sign, so that the host need not wait for it."""
-    return candidate == ("prototypes", "triton") and problem.nonnegative is None and problem.affinity.degree == 1
+    affinity = problem.affinity
+    unknown = problem.nonnegative is None and affinity.degree == 1 and not affinity.any_sign
+    return unknown and candidate == ("prototypes", "triton")
 
 
 def _cost_of(candidate: Candidate, problem: Problem) -> Cost:

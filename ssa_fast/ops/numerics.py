@@ -1,4 +1,4 @@
-"""Matrix products whose long float32 sums keep their last digits."""
+"""Sums of many numbers in float32, and the division of two of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssa_fast.affinity import Affinity
 
 
 def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
@@ -25,18 +27,13 @@ def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
     return product if whole == n else product.baddbmm_(a[:, :, whole:], b[:, whole:])
 
 
-def split_off_mean(sums: Tensor) -> Tensor:
-    """Subtract from each ``sums[r]`` its multiple of the last row, in place, and return the coefficients.
+def divide_by_sum(sums: Tensor, affinity: Affinity) -> Tensor:
+    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)`` from ``sums`` ``(B, K + 1, L)``, the last row ``Σ_i a_ij``.
 
-    ``sums`` is ``(R, B, …)``: pixel sums weighted by CAM r, and in the last row unweighted. The rows are nearly
-    parallel, so the remainder is small, and so is its rounding in a product with a pixel's feature. The rounding of the
-    last row appears in both numerator and denominator of the polished CAM and cancels.
-
-    Returns:
-        Coefficients ``(R − 1, B, 1, …)``: row r was ``sums[r] + coefficients[r] · sums[-1]``.
+    ``sums`` is overwritten. A sum of non-negative affinities is kept off 0, so that a zero feature gives 0 if the eps
+    is 0.
     """
-    dims = tuple(range(2, sums.ndim))
-    total = sums[-1:].sum(dim=dims, keepdim=True).clamp_min_(torch.finfo(sums.dtype).tiny)  # 0 if every feature is 0
-    coefficients = sums[:-1].sum(dim=dims, keepdim=True) / total
-    sums[:-1].addcmul_(coefficients, sums[-1:], value=-1.0)
-    return coefficients
+    denominator = sums[:, -1:] + affinity.sum_eps
+    if affinity.phi != "shifted":
+        denominator.clamp_min_(torch.finfo(sums.dtype).tiny)
+    return sums[:, :-1].div_(denominator)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from ssa_fast.ops import dense, prototypes, second_order, tiled
 from ssa_fast.ops.features import UnitFeatures
+from ssa_fast.ops.numerics import divide_by_sum
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
@@ -53,7 +53,5 @@ def polish_stage(
     v[:, K:] = 1.0
     for _ in range(affinity.steps):
         v[:, :K] = cam
-        sums = propagate(v, unit_features)
-        denominator = (sums[:, K:] + affinity.sum_eps).clamp_min_(torch.finfo(dtype).tiny)
-        cam = sums[:, :K].div_(denominator)
+        cam = divide_by_sum(propagate(v, unit_features), affinity)
     return cam.contiguous().unflatten(2, (H, W))

@@ -87,9 +87,3 @@ def iter_blocks(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]
     for y in range(0, h, rows):
         for x in range(0, w, columns):
             yield slice(y, y + rows), slice(x, x + columns)
-
-
-def normalize(sums: Tensor, affinity: Affinity) -> Tensor:
-    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``; the last row of ``sums`` is ``Σ_i a_ij``."""
-    denominator = (sums[:, -1:] + affinity.sum_eps).clamp_min_(torch.finfo(sums.dtype).tiny)
-    return sums[:, :-1].div_(denominator)

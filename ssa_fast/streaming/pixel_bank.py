@@ -9,7 +9,8 @@ import torch
 from ssa_fast.affinity import Affinity
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.ops.features import UnitFeatures
-from ssa_fast.streaming.base import _Accumulator, check_positive, iter_blocks, lasting_zeros, normalize
+from ssa_fast.ops.numerics import divide_by_sum
+from ssa_fast.streaming.base import _Accumulator, check_positive, iter_blocks, lasting_zeros
 from ssa_fast.streaming.spill_buffer import SpillBuffer
 from ssa_fast.validation import result_dtype
 
@@ -162,7 +163,7 @@ class PixelBank(_Accumulator):
             for rows, columns in iter_blocks(feats.shape[1:], self._block):
                 block = out[:, rows, columns]
                 x_j = self._unit(feats[:, rows, columns].to(self.device, dtype).flatten(1), mean)
-                block.copy_(normalize(self._accumulate(x_j, mean)[None], self.affinity).view_as(block))
+                block.copy_(divide_by_sum(self._accumulate(x_j, mean)[None], self.affinity).view_as(block))
         return out
 
     def _unit(self, f: Tensor, mean: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""``Prototypes``: the contribution of all source pixels as one sum of ``(K + 1)·C`` numbers."""
+"""``Prototypes``: the contribution of all source pixels as one sum of ``(K + 1)·(C + 1)`` numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
 from ssa_fast.ops.features import UnitFeatures
-from ssa_fast.ops.numerics import split_off_mean
-from ssa_fast.streaming.base import _Accumulator, lasting_zeros, normalize
+from ssa_fast.ops.numerics import divide_by_sum
+from ssa_fast.streaming.base import _Accumulator, lasting_zeros
 from ssa_fast.validation import result_dtype
 
 if TYPE_CHECKING:
@@ -18,30 +18,34 @@ if TYPE_CHECKING:
 
 
 class Prototypes(_Accumulator):
-    """One image's class prototypes, summed tile by tile; exact for non-negative features and φ(c) = c.
+    """One image's class prototypes, summed tile by tile; exact for features of any sign under the shifted cosine.
 
     ::
 
-        prototypes = Prototypes(K, C)
+        prototypes = Prototypes(K, C, affinity=Affinity(phi="shifted"))
         for cam, feats in tiles:                 # any tiling, any order
             prototypes.add(cam, feats)
         prototypes.all_reduce()                  # if several processes each had a share of the tiles
         polished = [prototypes.apply(feats) for _, feats in tiles]
 
-    gives what ``polish`` gives for the whole image: ``out = (G x)[:K] / ((G x)[K] + sum_eps)``, with ``G`` the sum over
-    all pixels of ``[cam; 1] xᵀ``. Sums are kept in float64.
+    gives what ``polish`` gives for the whole image: ``out = (G x + s·S)[:K] / ((G x + s·S)[K] + (1 + s)·sum_eps)``,
+    with ``G`` the sum over all pixels of ``[cam; 1] xᵀ``, ``S`` that of ``[cam; 1]`` and ``s`` the affinity's shift (0
+    under the ReLU, which is exact for features ≥ 0). Sums are kept in float64.
 
     Args:
         K: CAM classes.
         C: Channels of the features.
-        affinity: One with φ = relu, power 1, no threshold and no centring; for others use ``PixelBank``.
+        affinity: φ = shifted, or φ = relu without threshold and centring; of power 1. For others use ``PixelBank``.
+        mean: ``(C,)``, the mean feature of the whole image; needed with ``center=True``, where it must be known before
+            the first tile is added.
         device: Where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
+        sums: ``(K + 1, C + 1)`` float64: ``G``, and ``S`` as the last column.
         pixels: Number of pixels added.
 
     Raises:
-        ValueError: An affinity that has no such sum.
+        ValueError: An affinity that has no such sum; a mean that is missing, unused or of another shape.
     """
 
     def __init__(
@@ -50,15 +54,21 @@ class Prototypes(_Accumulator):
         C: int,
         *,
         affinity: Affinity = Affinity(),  # noqa: B008 - frozen
+        mean: Tensor | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(K, C, affinity, device)
-        if affinity.degree != 1 or affinity.center:
+        if affinity.degree != 1:
             raise ValueError(
-                f"affinity: expected φ = relu with power 1, no threshold and no centring, got {affinity}; "
-                "PixelBank is exact for any affinity"
+                "affinity: expected phi='shifted', or phi='relu' without threshold and centring, both of power 1, got "
+                f"{affinity}; PixelBank is exact for any affinity"
             )
-        self.sums = lasting_zeros(K + 1, C, device=self.device)
+        if (mean is None) == affinity.center or (mean is not None and tuple(mean.shape) != (C,)):
+            expected = f"the image's mean feature, ({C},), with center=True" if affinity.center else "None"
+            got = "None" if mean is None else f"shape {tuple(mean.shape)}"
+            raise ValueError(f"mean: expected {expected}, got {got}; center and mean go together")
+        self.mean = None if mean is None else mean.to(self.device, torch.float64)
+        self.sums = lasting_zeros(K + 1, C + 1, device=self.device)
 
     def add(self, cam: Tensor, feats: Tensor, *, nonnegative: bool | None = None) -> None:
         """Add a tile's pixels to the sums.
@@ -66,35 +76,54 @@ class Prototypes(_Accumulator):
         Args:
             cam: ``(K, h, w)`` at the stage's resolution, floating, any strides; or ``(n, K, h, w)``, n tiles at once.
             feats: ``(C, h, w)`` or ``(n, C, h, w)``. NaN propagates.
-            nonnegative: True promises that no feature is negative; None reads it from the data.
+            nonnegative: True promises that no feature is negative; None reads it from the data. Only the ReLU asks.
 
         Raises:
-            ValueError: A negative feature (nothing is added then), ``nonnegative=False``, or other shapes.
+            ValueError: A negative feature under the ReLU, or ``nonnegative=False`` (nothing is added then), or other
+                shapes.
             TypeError: Tensors that are not floating.
         """
         self._check_tile(feats, cam)
-        if nonnegative is False:
-            raise ValueError(
-                "nonnegative: expected True or None, got False; signed features have no such sum: use PixelBank, or "
-                "pass None to have the features read"
-            )
         if feats.ndim == 3:
             cam, feats = cam[None], feats[None]
         cam, feats = cam.to(self.device), feats.to(self.device)
-        if nonnegative is not True and bool((feats < 0).any()):
-            raise ValueError(
-                "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
-                "pixels exists; PixelBank is exact for signed features"
-            )
+        self._check_sign(feats, nonnegative)
         dtype = result_dtype(cam.dtype, feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = UnitFeatures(feats, self.affinity, dtype)
+            pixels = self._unit_features(feats, dtype)
             v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
+            mean = prototypes.row_means(v)
+            total = torch.zeros_like(self.sums[:, :-1])
             for lo, hi in pixels.tiles():
                 part = v.new_zeros((len(v), self.K + 1, self.C))
-                prototypes.gather(v[:, :, lo:hi], pixels, lo, hi, part)
-                self.sums += part.sum(dim=0, dtype=torch.float64)
+                prototypes.gather(v[:, :, lo:hi], mean, pixels, lo, hi, part)
+                part[:, :-1] += mean[:, :-1] * part[:, -1:]
+                total += part.sum(dim=0, dtype=torch.float64)
+            self.sums[:, :-1] += total
+            self.sums[:, -1] += v.sum(dim=(0, 2), dtype=torch.float64)
         self.pixels += v.shape[0] * v.shape[2]
+
+    def _check_sign(self, feats: Tensor, nonnegative: bool | None) -> None:
+        """Refuse features that are not all ≥ 0, or not promised to be, if φ is the ReLU."""
+        if self.affinity.any_sign or nonnegative is True:
+            return
+        advice = "use phi='shifted', or PixelBank, which is exact for any affinity"
+        if nonnegative is False:
+            raise ValueError(
+                f"nonnegative: expected True or None, got False; signed features have no such sum: {advice}"
+            )
+        if bool((feats < 0).any()):
+            raise ValueError(
+                "feats: expected features >= 0, got negative ones, where the ReLU acts on each pair and no sum over "
+                f"pixels exists; {advice}"
+            )
+
+    def _unit_features(self, feats: Tensor, dtype: torch.dtype) -> UnitFeatures:
+        """Return a tile's unit features, centred on the mean of the whole image."""
+        pixels = UnitFeatures(feats, self.affinity, dtype)
+        if self.mean is not None:
+            pixels.mean = self.mean.to(dtype)[:, None]
+        return pixels
 
     def merge(self, other: Prototypes) -> None:
         """Add the sums of ``other``, made from other tiles of the same image.
@@ -104,6 +133,8 @@ class Prototypes(_Accumulator):
             TypeError: Not ``Prototypes``.
         """
         self._check_mergeable(other)
+        if self.mean is not None and (other.mean is None or not torch.equal(self.mean, other.mean.to(self.device))):
+            raise ValueError("other: expected the same mean feature, got another; merge tiles of one image and stage")
         self.sums += other.sums.to(self.device)
         self.pixels += other.pixels
 
@@ -111,10 +142,8 @@ class Prototypes(_Accumulator):
         """Sum over a torch.distributed group; call it once, or everything would be counted again."""
         import torch.distributed as dist
 
-        packed = torch.cat([self.sums.flatten(), self.sums.new_tensor([self.pixels])])
-        dist.all_reduce(packed, group=group)
-        self.sums.copy_(packed[:-1].view_as(self.sums))
-        self.pixels = int(packed[-1].item())
+        dist.all_reduce(self.sums, group=group)
+        self.pixels = round(self.sums[-1, -1].item())
 
     def apply(self, feats: Tensor) -> Tensor:
         """Return the polished CAM ``([n,] K, h, w)`` of features ``([n,] C, h, w)``: float32, float64 for float64.
@@ -129,37 +158,41 @@ class Prototypes(_Accumulator):
         feats = (feats[None] if single else feats).to(self.device)
         dtype = result_dtype(feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
-            pixels = UnitFeatures(feats, self.affinity, dtype)
-            sums = self.sums.clone()[:, None]  # [K + 1, 1, C]
-            coefficients = split_off_mean(sums).movedim(0, 1).to(dtype)  # [1, K, 1]
-            gathered = sums.movedim(0, 1).to(dtype).expand(len(feats), -1, -1)
-            out = gathered.new_empty((len(feats), self.K + 1, pixels.L))
+            pixels = self._unit_features(feats, dtype)
+            mean = self.sums[:, -1:] / self.pixels  # [K + 1, 1]
+            mean[-1:] = 0.0
+            sums = (self.sums[:, :-1] - mean * self.sums[-1:, :-1]).to(dtype).expand(len(feats), -1, -1)
+            scaled, constant = prototypes.scale_by_shift(sums, self.pixels, self.affinity)
+            out = scaled.new_empty((len(feats), self.K + 1, pixels.L))
             for lo, hi in pixels.tiles():
-                prototypes.apply(gathered, coefficients, pixels, lo, hi, out[:, :, lo:hi])
-            polished = normalize(out, self.affinity).unflatten(2, feats.shape[2:])
+                prototypes.apply(scaled, constant, mean.to(dtype)[None], pixels, lo, hi, out[:, :, lo:hi])
+            polished = divide_by_sum(out, self.affinity).unflatten(2, feats.shape[2:])
         return polished[0] if single else polished
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums, the pixel count and the affinity, as tensors, numbers and text for ``torch.save``."""
-        return {"sums": self.sums.cpu().clone(), "pixels": self.pixels, "affinity": str(self.affinity)}
+        """Return the sums, the affinity and the mean feature, as tensors, text and None for ``torch.save``."""
+        mean = None if self.mean is None else self.mean.cpu().clone()
+        return {"sums": self.sums.cpu().clone(), "affinity": str(self.affinity), "mean": mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the sums and the pixel count by copies of those in ``state``.
+        """Replace the sums and the mean feature by copies of those in ``state``.
 
         Raises:
             ValueError: Not a ``state_dict``, or that of another stage or affinity.
         """
         sums = state.get("sums") if isinstance(state, dict) else None
-        if not isinstance(sums, torch.Tensor) or not {"pixels", "affinity"} <= state.keys():
+        if not isinstance(sums, torch.Tensor) or not {"affinity", "mean"} <= state.keys():
             got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                "state: expected a dict with the tensor 'sums', and with 'pixels' and 'affinity', as state_dict() "
+                "state: expected a dict with the tensor 'sums', and with 'affinity' and 'mean', as state_dict() "
                 f"gives, got {got}"
             )
-        if tuple(sums.shape) != (self.K + 1, self.C) or state["affinity"] != str(self.affinity):
+        if tuple(sums.shape) != (self.K + 1, self.C + 1) or state["affinity"] != str(self.affinity):
             raise ValueError(
-                f"state: expected sums of shape {(self.K + 1, self.C)} with {self.affinity}, got "
+                f"state: expected sums of shape {(self.K + 1, self.C + 1)} with {self.affinity}, got "
                 f"{tuple(sums.shape)} with {state['affinity']}"
             )
         self.sums.copy_(sums)
-        self.pixels = int(state["pixels"])
+        self.pixels = round(self.sums[-1, -1].item())
+        if self.mean is not None:
+            self.mean.copy_(state["mean"])

@@ -69,10 +69,15 @@ def assert_as_accurate(
 
 
 def extended_reference(cam: Any, features: Any, affinity: Affinity) -> Any:
-    """Return ``reference.polish_stage`` for φ = relu(c)^power in 80-bit floats, where NumPy has them."""
+    """Return ``reference.polish_stage`` for the ReLU and the shifted form in 80-bit floats, where NumPy has them."""
     cam, features = cam.astype(np.longdouble), features.astype(np.longdouble)
     x = features / (np.sqrt((features**2).sum(1, keepdims=True)) + np.longdouble(affinity.norm_eps))
-    a = np.maximum(x.swapaxes(1, 2) @ x, 0) ** np.longdouble(affinity.power)
+    cosine = x.swapaxes(1, 2) @ x
+    if affinity.phi == "shifted":
+        cosine = (cosine + np.longdouble(affinity.shift)) / (1 + np.longdouble(affinity.shift))
+    else:
+        cosine = np.maximum(cosine, 0)
+    a = cosine ** np.longdouble(affinity.power)
     for _ in range(affinity.steps):
         cam = cam @ a / (a.sum(1, keepdims=True) + np.longdouble(affinity.sum_eps))
     return cam

@@ -20,6 +20,7 @@ def arguments(**changed):
         phi="relu",
         power=1.0,
         threshold=0.0,
+        shift=1.0,
         temperature=None,
         center=False,
         steps=1,
@@ -45,8 +46,9 @@ def arguments(**changed):
         dict(method="resident", phi="exp", temperature=0.2),
         dict(backend="torch", features=torch.rand(B, C, H, W).to(memory_format=torch.channels_last)),
         dict(backend="torch", features=torch.rand(B, C, H, W, dtype=torch.float64)),
+        dict(backend="torch", phi="shifted", shift=0.5, features=torch.randn(B, C, H, W)),
     ],
-    ids=["auto", "prototypes", "tiled", "resident", "torch", "float64"],
+    ids=["auto", "prototypes", "tiled", "resident", "torch", "float64", "shifted"],
 )
 def test_opcheck(changed):
     torch.library.opcheck(torch.ops.ssa_fast.polish_stage.default, arguments(**changed))

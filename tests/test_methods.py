@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ssa_fast import Affinity, polish
+from ssa_fast import Affinity, polish, reference
 from ssa_fast.ops import features as features_module
 from ssa_fast.ops import tiled
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
@@ -15,7 +16,25 @@ from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
 from tests.accuracy import assert_as_accurate
 
 LINEAR, SQUARE = Affinity(), Affinity(power=2)
-METHODS = [("dense", LINEAR), ("prototypes", LINEAR), ("second_order", SQUARE), ("tiled", LINEAR), ("tiled", SQUARE)]
+SHIFTED, SHIFTED_SQUARE = Affinity("shifted"), Affinity("shifted", shift=0.5, power=2)
+METHODS = [
+    ("dense", LINEAR),
+    ("prototypes", LINEAR),
+    ("second_order", SQUARE),
+    ("tiled", LINEAR),
+    ("tiled", SQUARE),
+    ("prototypes", SHIFTED),
+    ("second_order", SHIFTED_SQUARE),
+    ("tiled", SHIFTED),
+]
+ANY_SIGN = [
+    ("prototypes", SHIFTED),
+    ("prototypes", Affinity("shifted", center=True)),
+    ("prototypes", Affinity("shifted", shift=2.5, steps=3)),
+    ("second_order", Affinity("shifted", power=2)),
+    ("second_order", SHIFTED_SQUARE),
+    ("second_order", Affinity("shifted", power=2, center=True, steps=2)),
+]
 SHAPES = {  # B, K, C, H, W
     "aligned": (1, 16, 64, 16, 16),
     "ragged": (1, 21, 67, 13, 19),
@@ -91,6 +110,46 @@ CAMS = {
 }
 
 
+SIGNED_DRAWS = {
+    "signed": torch.randn,
+    "an offset": lambda *shape: 3 + torch.randn(*shape),
+    "nearly constant": lambda *shape: torch.randn(1, shape[1], 1, 1) + 1e-3 * torch.randn(*shape),
+    "two opposite groups": lambda *shape: torch.randn(1, shape[1], 1, 1) * torch.randn(shape[0], 1, *shape[2:]).sign(),
+    "mixed scales": lambda *shape: torch.randn(*shape) * torch.exp(3 * torch.randn(shape[0], shape[1], 1, 1)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", SIGNED_DRAWS.values(), ids=SIGNED_DRAWS)
+@pytest.mark.parametrize("cams", CAMS.values(), ids=CAMS)
+@pytest.mark.parametrize(("method", "affinity"), ANY_SIGN, ids=lambda p: str(p))
+def test_the_shifted_cosine_takes_linear_time_for_features_of_any_sign(method, affinity, cams, draw):
+    with shipped_tiles():
+        cam, f = cams(5, 61, 47), draw(1, 32, 61, 47)
+        assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
+
+
+@pytest.mark.parametrize(("method", "shift", "power"), [("prototypes", 0.5, 1), ("tiled", 0.5, 1), ("dense", 0.5, 1)])
+@pytest.mark.parametrize("draw", [torch.randn, lambda *shape: 1 + torch.randn(*shape)], ids=["signed", "offset"])
+def test_negative_weights_are_summed_as_they_are(method, shift, power, draw):
+    affinity = Affinity("shifted", shift=shift, power=power)
+    cam, f = torch.rand(2, 5, 17, 21), draw(2, 24, 17, 21)
+    assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
+
+
+@pytest.mark.parametrize("method", ["dense", "prototypes", "tiled"])
+def test_a_negative_sum_of_weights_divides_as_it_is(method):
+    """One pixel opposes all others, so that its weights sum to less than 0."""
+    affinity = Affinity("shifted", shift=0.25)
+    cam, f = torch.rand(1, 2, 5, 5, dtype=torch.float64), torch.ones(1, 3, 5, 5, dtype=torch.float64)
+    f[..., 2, 2] = -1
+    out = polish(cam, f, affinity=affinity, method=method)
+    others = cam.sum(dim=(2, 3)) - cam[..., 2, 2]
+    expected = (1.25 * cam[..., 2, 2] - 0.75 * others) / (1.25 - 0.75 * 24)
+    torch.testing.assert_close(out[..., 2, 2], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(out, polish(cam, f, affinity=affinity, backend="reference"), rtol=1e-12, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("cams", CAMS.values(), ids=CAMS)
@@ -161,6 +220,8 @@ def test_layouts(method, affinity, layout):
         Affinity(center=True, steps=3),
         Affinity(phi="exp", temperature=0.07),
         Affinity(phi="exp", temperature=0.5, center=True, steps=2),
+        Affinity("shifted", power=3, center=True),
+        Affinity("shifted", shift=1.5, power=0.5),
         Affinity(norm_eps=0.5, sum_eps=3.0),
         Affinity(norm_eps=0.0, sum_eps=0.0),
     ],
@@ -171,16 +232,14 @@ def test_options_on_signed_features(method, affinity):
     assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
 
 
-@pytest.mark.parametrize(
-    ("method", "power"), [("dense", 1), ("prototypes", 1), ("second_order", 2), ("tiled", 1), ("tiled", 2)]
-)
-def test_steps_apply_the_same_affinity_again(method, power):
+@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+def test_steps_apply_the_same_affinity_again(method, affinity):
     cam, f = torch.rand(2, 3, 15, 20), torch.rand(2, 40, 15, 20)
-    three = Affinity(power=power, steps=3)
+    three = replace(affinity, steps=3)
     assert_as_accurate(polish(cam, f, affinity=three, method=method), cam, f, three)
     repeated = cam
     for _ in range(3):
-        repeated = polish(repeated, f, affinity=Affinity(power=power), method=method)
+        repeated = polish(repeated, f, affinity=affinity, method=method)
     torch.testing.assert_close(polish(cam, f, affinity=three, method=method), repeated, rtol=1e-6, atol=0)
 
 
@@ -197,13 +256,26 @@ def test_nan_stays_nan(method, affinity):
     assert not polish(cam[:1], f[:1], affinity=affinity, method=method).isfinite()[0, 1].any()
 
 
-@pytest.mark.parametrize(("method", "affinity"), METHODS, ids=lambda p: str(p))
+@pytest.mark.parametrize(("method", "affinity"), METHODS[:5], ids=lambda p: str(p))
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
 def test_a_zero_feature_gives_zero(method, affinity, eps):
-    affinity = Affinity(power=affinity.power, norm_eps=eps, sum_eps=eps)
+    affinity = replace(affinity, norm_eps=eps, sum_eps=eps)
     cam, f = 100 * torch.rand(1, 2, 6, 6), torch.rand(1, 9, 6, 6)
     f[..., 2, 3] = 0
     out = polish(cam, f, affinity=affinity, method=method)
     assert (out[..., 2, 3] == 0).all()
     assert (out.flatten(2).sum(0).sum(0) > 0).sum() == 35
     assert (polish(cam, torch.zeros_like(f), affinity=affinity, method=method) == 0).all()
+
+
+@pytest.mark.parametrize(("method", "affinity"), [*METHODS[5:], ("dense", SHIFTED)], ids=lambda p: str(p))
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_a_zero_feature_gives_the_mean_under_the_shifted_cosine(method, affinity, eps):
+    affinity = replace(affinity, norm_eps=eps, sum_eps=eps)
+    cam, f = 100 * torch.rand(1, 2, 6, 6), torch.randn(1, 9, 6, 6)
+    f[..., 2, 3] = 0
+    total = 36 * reference.phi(torch.zeros(()), affinity)
+    mean = cam.mean(dim=(2, 3)) * total / (total + eps)
+    torch.testing.assert_close(polish(cam, f, affinity=affinity, method=method)[..., 2, 3], mean)
+    everywhere = polish(cam, torch.zeros_like(f), affinity=affinity, method=method)
+    torch.testing.assert_close(everywhere, mean[..., None, None].expand_as(everywhere))

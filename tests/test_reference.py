@@ -31,6 +31,8 @@ def by_hand(cam, f, a: Affinity):
         cosine = sum(f[c][i] * f[c][j] for c in range(C)) / (norm[i] * norm[j])
         if a.phi == "exp":
             return math.exp((cosine - 1) / a.temperature)
+        if a.phi == "shifted":
+            return ((cosine + a.shift) / (1 + a.shift)) ** a.power
         return max(cosine, 0.0) ** a.power if cosine >= a.threshold else 0.0
 
     for _ in range(a.steps):
@@ -50,6 +52,10 @@ def by_hand(cam, f, a: Affinity):
         Affinity(),
         Affinity(power=2.5, threshold=0.3),
         Affinity(center=True, power=2, steps=3),
+        Affinity("shifted"),
+        Affinity("shifted", shift=0.25, sum_eps=0.3),
+        Affinity("shifted", shift=0.25, power=2, center=True, steps=2),
+        Affinity("shifted", power=2.5),
         Affinity(phi="exp", temperature=0.2, center=True),
         Affinity(phi="exp", temperature=0.5, steps=2, norm_eps=0.1, sum_eps=0.7),
     ],
@@ -64,5 +70,9 @@ def test_the_reference_is_its_formula(affinity):
 def test_the_reference_is_differentiable():
     cam = torch.rand(1, 2, 6, dtype=torch.float64, requires_grad=True)
     f = torch.randn(1, 3, 6, dtype=torch.float64, requires_grad=True)
-    for affinity in (Affinity(power=2, center=True), Affinity(phi="exp", temperature=0.3, steps=2)):
+    for affinity in (
+        Affinity(power=2, center=True),
+        Affinity(phi="exp", temperature=0.3, steps=2),
+        Affinity("shifted", shift=0.5, center=True, steps=2),
+    ):
         assert torch.autograd.gradcheck(lambda c, x, a=affinity: reference.polish_stage(c, x, a), (cam, f))

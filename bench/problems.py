@@ -2,7 +2,8 @@
 
 resnet50/512/layer1            features ≥ 0 of an input of 512×512, K = 20 classes, one image, float32
 resnet50/512/layer1/K1000/B32  other numbers of classes and images
-resnet50/512/layer1/signed     normal features; centred: the affinity subtracts the mean; nhwc: channels last
+resnet50/512/layer1/signed     normal features; shifted: those under the shifted cosine; centred: the affinity
+                               subtracts the mean; nhwc: channels last
 resnet50-d8/512/layer4         layers 3 and 4 dilated, so that all end at an eighth of the input
 resnet50/512                   the network itself: its forward, and polishing and fusing its four stages
 """
@@ -23,13 +24,18 @@ Named: TypeAlias = "Problem | Network"
 # Channels and the step between pixels of each stage.
 STAGES = {"layer1": (256, 4), "layer2": (512, 8), "layer3": (1024, 16), "layer4": (2048, 32)}
 NETS = {"resnet50": STAGES, "resnet50-d8": STAGES | {"layer3": (1024, 8), "layer4": (2048, 8)}}
-KINDS = {"signed": {"values": "randn"}, "centred": {"affinity": "center"}, "nhwc": {"layout": "nhwc"}}
+KINDS = {
+    "signed": {"values": "randn"},
+    "shifted": {"values": "randn", "affinity": "phi=shifted"},
+    "centred": {"affinity": "center"},
+    "nhwc": {"layout": "nhwc"},
+}
 SIZES = (224, 512, 1024, 2048, 4096)
 EXPECTED = (
     f"<net>/<size>[/<stage>][/K<k>][/B<b>][/{'|'.join(KINDS)}] with a net of {', '.join(NETS)}, a size divisible by 32 "
     f"and a stage of {', '.join(STAGES)}"
 )
-_NAME = re.compile(r"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/(signed|centred|nhwc))?")
+_NAME = re.compile(r"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/(signed|shifted|centred|nhwc))?")
 LIMITS = {"small": 20.0, "curve": 120.0, "backbone": 120.0, "full": 120.0}
 
 
@@ -97,7 +103,7 @@ def _small() -> Iterator[Label]:
 
 
 def _curve() -> Iterator[Label]:
-    for kind in ("", "signed"):
+    for kind in ("", "signed", "shifted"):
         for size in SIZES:
             yield Label("resnet50", size, "layer1", kind=kind)
 

@@ -160,7 +160,18 @@ def no_compiler(problem: Named, stand: Device) -> Reasons:
     return ["torch.compile needs a C++ compiler on a CPU and there is none: install g++ or clang++, or name one in CXX"]
 
 
+def not_pcm(problem: Problem, stand: Device) -> Reasons:
+    """Why PCM's arithmetic is not the problem's."""
+    return [] if problem.phi.phi == "relu" else [f"it computes PCM's ReLU, and the problem is φ = {problem.phi.phi}"]
+
+
+def no_compiled_pcm(problem: Problem, stand: Device) -> Reasons:
+    return not_pcm(problem, stand) + no_compiler(problem, stand)
+
+
 def no_algebra(problem: Problem, stand: Device) -> Reasons:
+    if not_pcm(problem, stand):
+        return not_pcm(problem, stand)
     if problem.phi.center or not positive(problem):
         return ["the algebra holds where no cosine is negative, and these features are signed"]
     return []
@@ -172,7 +183,7 @@ def no_compiled_algebra(problem: Problem, stand: Device) -> Reasons:
 
 def no_keops(problem: Problem, stand: Device) -> Reasons:
     found = importlib.util.find_spec("pykeops")
-    return [] if found else ["pykeops is not installed: pip install pykeops"]
+    return not_pcm(problem, stand) + ([] if found else ["pykeops is not installed: pip install pykeops"])
 
 
 def no_product(problem: Problem, stand: Device) -> Reasons:
@@ -226,12 +237,12 @@ def _pairs(problem: Problem) -> int:
 
 
 PEERS = [
-    Provider("dense PCM", peers.dense, none, work_dense),
-    Provider("dense PCM compiled", peers.dense_compiled, no_compiler, work_fused, compiles=True),
-    Provider("chunked PCM", peers.chunked, none, work_chunked),
+    Provider("dense PCM", peers.dense, not_pcm, work_dense),
+    Provider("dense PCM compiled", peers.dense_compiled, no_compiled_pcm, work_fused, compiles=True),
+    Provider("chunked PCM", peers.chunked, not_pcm, work_chunked),
     Provider("algebra", peers.algebra, no_algebra, work_algebra),
     Provider("algebra compiled", peers.algebra_compiled, no_compiled_algebra, work_algebra, compiles=True),
-    Provider("FlexAttention", peers.flex, no_compiler, work_streamed, compiles=True),
+    Provider("FlexAttention", peers.flex, no_compiled_pcm, work_streamed, compiles=True),
     Provider("KeOps", peers.keops, no_keops, work_streamed, compiles=True),
     Provider("xᵀx", peers.product, no_product, work_product, answer="square", holds=True),
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.conftest import Versus
 
 K = 20
+SHIFTED = Affinity("shifted")
 
 
 @pytest.mark.parametrize(("side", "promised", "goal"), [(128, True, 250), (128, None, 250), (56, None, 15)])
@@ -44,6 +45,32 @@ def test_prototypes_against_their_own_products(versus: Versus) -> None:
     )
 
 
+# Signed features pay nothing for their sign: the goal allows a tenth. The peer's features are ≥ 0, its CAM the same.
+@pytest.mark.parametrize("promised", [True, None])
+def test_the_shifted_cosine_against_prototypes(versus: Versus, promised: bool | None) -> None:
+    cam, f, signed = torch.rand(1, K, 128, 128), torch.rand(1, 256, 128, 128), torch.randn(1, 256, 128, 128)
+    versus(
+        lambda: polish(cam, signed, affinity=SHIFTED),
+        lambda: polish(cam, f, nonnegative=promised),
+        label="shifted cosine, signed, vs prototypes, features >= 0 "
+        f"({'sign promised' if promised else 'sign read'}), L=16,384, C=256",
+        at_least=1 / 1.1,
+        same=False,
+        rounds=31,
+    )
+
+
+def test_the_shifted_cosine_against_dense(versus: Versus) -> None:
+    cam, f = torch.rand(1, K, 128, 128), torch.randn(1, 256, 128, 128)
+    versus(
+        lambda: polish(cam, f, affinity=SHIFTED),
+        lambda: dense_pcm(cam, f),
+        label="shifted cosine vs dense PCM (the ReLU), signed, L=16,384, C=256",
+        at_least=250,
+        same=False,
+    )
+
+
 @pytest.mark.parametrize(("side", "goal"), [(128, 2.5), (64, 1.0)])
 def test_tiled_against_dense(versus: Versus, side: int, goal: float) -> None:
     cam, f = torch.rand(1, K, side, side), torch.randn(1, 256, side, side)
@@ -64,31 +91,39 @@ def test_tiled_against_the_product_alone(versus: Versus) -> None:
     )
 
 
-# Exponents e of time = L^e, between 16,384 and 262,144 pixels: tiled takes minutes there, so it is timed once.
+# Exponents e of time = L^e from 16,384 pixels on: tiled takes minutes at 262,144, so it is timed once.
 @pytest.mark.parametrize(
-    ("method", "draw", "goal", "times"), [("prototypes", "rand", 1.1, 9), ("tiled", "randn", 2.05, 1)]
+    ("method", "draw", "affinity", "last", "goal", "times"),
+    [
+        ("prototypes", "rand", Affinity(), 512, 1.1, 9),
+        ("prototypes", "randn", SHIFTED, 1024, 1.1, 9),
+        ("tiled", "randn", Affinity(), 512, 2.05, 1),
+    ],
 )
-def test_growth(rows: list[dict[str, Any]], method: str, draw: str, goal: float, times: int) -> None:
-    sides, found = (128, 512), []
+def test_growth(
+    rows: list[dict[str, Any]], method: str, draw: str, affinity: Affinity, last: int, goal: float, times: int
+) -> None:
+    sides, found = (128, last), []
     for side in sides:
         cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
-        call = partial(polish, cam, f, method=method)
+        call = partial(polish, cam, f, affinity=affinity, method=method)
         if side == sides[0] or times > 1:
             call()
         taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
         found.append(float(np.median(taken)))
-    exponent = float(np.log(found[1] / found[0]) / np.log(512**2 / 128**2))
+    exponent = float(np.log(found[1] / found[0]) / np.log(last**2 / 128**2))
     if (
         method == "prototypes"
     ):  # what memory costs beyond the caches is not the method's: its products alone, for comparison
         rows.append(
             {
-                "what": "the products of prototypes alone, exponent",
+                "what": f"the products of prototypes alone, exponent, to {last**2:,}",
                 "exponent": _products_exponent(sides),
                 "goal": "none",
             }
         )
-    what = f"{method}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to 262,144"
+    name = method if affinity.phi == "relu" else f"{method} ({affinity.phi} cosine, signed)"
+    what = f"{name}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to {last**2:,}"
     rows.append({"what": what, "exponent": round(exponent, 3), "goal": f"<= {goal}"})
     assert exponent <= goal, f"{what}: {exponent:.3f}, the goal is {goal}"
 

@@ -23,7 +23,7 @@ from bench.providers import Provider, Workload
 from bench.stand import Device
 
 CPU = Device(device="cpu")
-KINDS = ("", "/signed", "/centred", "/nhwc", "/K3/B2")
+KINDS = ("", "/signed", "/shifted", "/centred", "/nhwc", "/K3/B2")
 TINY_CEILINGS = (1 << 16, 64)
 HANGS = 600  # seconds after which a test that waits fails
 FOREVER = 3600  # seconds that no test takes
@@ -89,7 +89,7 @@ def test_suites(suite):
 
 def test_what_the_suites_hold():
     curve = problems.suite("curve")
-    assert [problems.parse(name).size for name in curve] == [224, 512, 1024, 2048, 4096] * 2
+    assert [problems.parse(name).size for name in curve] == [224, 512, 1024, 2048, 4096] * 3
     labels = [problems.parse(name) for name in problems.suite("full")]
     assert {label.stage for label in labels} == {"", *problems.STAGES}
     assert {label.kind for label in labels} == {"", *problems.KINDS}
@@ -147,7 +147,8 @@ def test_every_provider_is_right_or_says_why_not(kind):
         work = provider.work(problem, rehearsal)
         assert min(work) > 0
     refused = {each.name for each in providers.of(problem, rehearsal) if each.reasons(problem, rehearsal)}
-    assert ("algebra" in refused) == (kind in ("/signed", "/centred"))
+    assert ("algebra" in refused) == (kind in ("/signed", "/shifted", "/centred"))
+    assert ("dense PCM" in refused) == (kind == "/shifted")
     assert ("xᵀx" in refused) == (kind == "/K3/B2")
 
 
@@ -496,7 +497,7 @@ def test_what_there_is_can_be_listed(capsys):
     assert command.main(["--suite", "curve", "--list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["resnet50/224/layer1", "1", "20", "256", "3,136", "56×56"]
-    assert any(line.split()[:1] == ["algebra"] and "5 of 10" in line for line in printed)
+    assert any(line.split()[:1] == ["algebra"] and "5 of 15" in line for line in printed)
 
 
 def pid_and_sleep(stand, problem, cam, f):

@@ -25,7 +25,7 @@ def file(tmp_path):
 
 
 def panel(path, quantity="warm_ms", at=0):
-    (results,) = read([path])
+    (results,) = read(path if isinstance(path, list) else [path])
     return {curve.name: curve for curve in series.panels(results, quantity)[at].curves}
 
 
@@ -109,6 +109,15 @@ def test_a_failure_between_two_points_is_a_gap(tmp_path):
     assert np.isnan(found.points[1].p50)
     assert found.points[2] == series.Point(300, 2.0, 2.0, 2.0)
     assert found.end == ""
+
+
+def test_the_shifted_cosine_is_drawn_among_signed_features_beside_ours_for_others(file, tmp_path):
+    rows = [row(f"resnet50/{L}/layer1/shifted", "auto", L, warm_ms=spread(L / 1e3)) for L in (512, 1024)]
+    both = [file, save(tmp_path / "shifted.json", rows)]
+    signed = panel(both, at=1)
+    assert [point.p50 for point in signed[series.SHIFTED].points] == [0.512, 1.024]
+    assert signed[series.NONNEGATIVE].points == panel(file)["ssa_fast"].points
+    assert series.SHIFTED not in panel(both)
 
 
 def test_only_one_series_is_in_a_panel(file):

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image, PngImagePlugin
 from scipy.optimize import isotonic_regression
 
-from bench.plot.series import FEATURES, GOALS, pixels
+from bench.plot.series import FEATURES, GOALS, NONNEGATIVE, SHIFTED, pixels
 from bench.plot.table import number
 
 if TYPE_CHECKING:
@@ -190,11 +190,14 @@ def _look(curve: Curve) -> dict[str, Any]:
     """How a curve's line is drawn."""
     if curve.name == FEATURES:
         return {"color": FAINT, "linewidth": 2.0, "linestyle": DOTTED}
+    if curve.name == NONNEGATIVE:
+        return {"color": INK, "linewidth": 2.0, "linestyle": DOTTED, "zorder": 6}
     color, marker = OURS if curve.ours else PEERS.get(curve.name.removesuffix(" compiled"), OTHER)
     line = DASHED if curve.name.endswith(" compiled") else "-"
     return {
         "color": color, "linestyle": line, "linewidth": 5.0 if curve.ours else 2.4,
-        "marker": marker, "markersize": 11.0 if curve.ours else 8.0, "zorder": 5 if curve.ours else 3,
+        "marker": "*" if curve.name == SHIFTED else marker, "zorder": 5 if curve.ours else 3,
+        "markersize": 17.0 if curve.name == SHIFTED else 11.0 if curve.ours else 8.0,
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.plot.results import BYTES
@@ -17,6 +17,7 @@ OURS, FEATURES = "auto", "input features"
 NAMES = {OURS: "ssa_fast", "xᵀx": "xᵀx alone"}
 GOALS = {"cpu": 0.03, "cuda": 0.05}  # of the backbone's forward, for all four stages
 SIGNS = ("features ≥ 0", "signed features")
+SHIFTED, NONNEGATIVE = "ssa_fast, shifted", "ssa_fast, f ≥ 0"  # drawn beside the signed features' own curves
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,16 @@ class Share:
 def panels(results: Results, quantity: str) -> list[Panel]:
     """One panel per sign of the features; ``quantity`` is ``"warm_ms"`` or ``"peak_extra_mib"``."""
     found = []
+    everything = list(results.rows.values())
     for sign in SIGNS:
-        rows = _one_series(row for row in results.rows.values() if _sign(row) == sign)
+        rows = _one_series(row for row in everything if _sign(row) == sign)
         providers = dict.fromkeys(row["provider"] for row in rows if row["provider"] == OURS or not row["ours"])
         curves = [_curve([row for row in rows if row["provider"] == name], quantity) for name in providers]
+        shifted = _ours(row for row in everything if _sign(row) == SHIFTED)
+        if sign == SIGNS[1] and shifted:
+            nonnegative = _ours(row for row in everything if _sign(row) == SIGNS[0])
+            curves.append(replace(_curve(shifted, quantity), name=SHIFTED))
+            curves += [replace(_curve(nonnegative, quantity), name=NONNEGATIVE)] if nonnegative else []
         drawn = tuple(curve for curve in curves if curve.points)
         if any(curve.ours for curve in drawn):
             drawn += (_features(rows),) if quantity == "peak_extra_mib" else ()
@@ -75,12 +82,17 @@ def panels(results: Results, quantity: str) -> list[Panel]:
     return found
 
 
+def _ours(rows: Iterable[Row]) -> list[Row]:
+    """The rows of ours of one series."""
+    return [row for row in _one_series(rows) if row["provider"] == OURS]
+
+
 def _sign(row: Row) -> str:
-    """Which panel a row is for, if any: those of first stages."""
+    """Which panel or curve a row is for, if any: those of first stages."""
     parts = row["problem"].split("/")
     if parts[2:3] != ["layer1"] or "centred" in parts:
         return ""
-    return SIGNS["signed" in parts]
+    return SHIFTED if "shifted" in parts else SIGNS["signed" in parts]
 
 
 def _one_series(rows: Iterable[Row]) -> list[Row]:

@@ -15,6 +15,7 @@ from ssa_fast.ops.torch_backend import PROPAGATE
 from ssa_fast.validation import METHODS
 
 RELU, SQUARE, CENTERED = Affinity(), Affinity(power=2), Affinity(center=True)
+SHIFTED, SHIFTED_SQUARE = Affinity("shifted"), Affinity("shifted", power=2, center=True)
 
 
 def problem(L=16_384, C=256, K=20, B=1, affinity=RELU, nonnegative=True, **rest):
@@ -32,6 +33,12 @@ def problem(L=16_384, C=256, K=20, B=1, affinity=RELU, nonnegative=True, **rest)
         (problem(affinity=Affinity("exp", temperature=0.1)), "tiled"),
         (problem(affinity=SQUARE, K=3), "second_order"),
         (problem(affinity=SQUARE, nonnegative=False), "tiled"),
+        # the shifted cosine takes linear time whatever the sign, even if it is not known
+        (problem(affinity=SHIFTED, nonnegative=False), "prototypes"),
+        (problem(affinity=SHIFTED, nonnegative=None), "prototypes"),
+        (problem(affinity=Affinity("shifted", shift=0.5, center=True), nonnegative=None), "prototypes"),
+        (problem(affinity=SHIFTED_SQUARE, nonnegative=None, K=3), "second_order"),
+        (problem(affinity=Affinity("shifted", power=3), nonnegative=None), "tiled"),
         # K + 1 prototypes of C channels cost more than the affinity of so few pixels, although f >= 0
         (problem(L=196, K=1000), "dense"),
         (problem(L=49, C=2048, affinity=SQUARE), "dense"),
@@ -52,6 +59,24 @@ def test_the_reason_names_what_ruled_a_method_out():
     why = plan(problem(affinity=Affinity(power=3, threshold=0.2), nonnegative=False, L=65_536)).why
     assert "prototypes no: power must be 1, it is 3; threshold must be 0, it is 0.2; the features are not all" in why
     assert "dense no: it would hold" in why
+
+
+def test_the_shifted_cosine_needs_no_sign():
+    for affinity, method in ((SHIFTED, "prototypes"), (SHIFTED_SQUARE, "second_order")):
+        for nonnegative in (None, False, True):
+            assert not_supported_reasons(method, "torch", problem(affinity=affinity, nonnegative=nonnegative)) == []
+        assert not needs_sign(problem(affinity=affinity, nonnegative=None), "auto", "auto")
+        assert not needs_sign(problem(affinity=affinity, nonnegative=None), method, "torch")
+    assert not_supported_reasons("prototypes", "torch", problem(affinity=SHIFTED_SQUARE)) == [
+        "power must be 1, it is 2"
+    ]
+    assert "phi='shifted' takes any sign" in plan(problem(nonnegative=False)).why
+    assert "phi='shifted' has none" in plan(problem(affinity=CENTERED)).why
+
+
+def test_centring_reads_the_features_once_more():
+    plain, centred = (cost("prototypes", problem(affinity=Affinity("shifted", center=c))) for c in (False, True))
+    assert centred.bytes_moved - plain.bytes_moved == 16_384 * 256 * 4
 
 
 def test_an_unknown_sign_is_not_a_non_negative_one():
@@ -139,6 +164,8 @@ def on_gpu(**rest):
         (on_gpu(nonnegative=False), "tiled", "triton"),
         (on_gpu(affinity=CENTERED, L=65_536), "tiled", "triton"),
         (on_gpu(affinity=Affinity("exp", temperature=0.1)), "tiled", "triton"),
+        (on_gpu(affinity=SHIFTED, nonnegative=None), "prototypes", "triton"),
+        (on_gpu(affinity=SHIFTED, nonnegative=None, L=49, C=2048), "resident", "triton"),
         (on_gpu(affinity=CENTERED, L=196, C=1024), "resident", "triton"),
         (on_gpu(L=49, C=2048), "resident", "triton"),
         # no Triton kernel, or no GPU that can run it
@@ -168,6 +195,7 @@ def test_an_unknown_sign_is_read_on_the_gpu():
     assert choice.cost.flops == both[0].flops
     assert not needs_sign(given, "auto", "auto"), "the host would wait for the GPU"
     assert plan(on_gpu(nonnegative=True)).fallback is None
+    assert plan(on_gpu(nonnegative=None, affinity=SHIFTED)).fallback is None
 
 
 def test_when_the_host_reads_the_sign():

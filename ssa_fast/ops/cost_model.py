@@ -122,13 +122,14 @@ def _torch_cost(method: str, problem: Problem) -> Cost:
     tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
     tiles, parts = -(-B * C * L // tile_elements), -(-B * C * L // NORM_CHUNK)
     tile, measuring = (tile_elements + NORM_CHUNK) * s, 8 * tiles + parts
+    mean = features if problem.affinity.center else 0  # read once more
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(method, 0)
     if method == "prototypes":
-        launches = measuring + (9 + 6 * tiles) * steps
-        return Cost(4 * B * L * C * rows * steps, (1 + 2 * steps) * features, state + tile + sums, launches)
+        launches = measuring + (9 + 7 * tiles) * steps
+        return Cost(4 * B * L * C * rows * steps, mean + (1 + 2 * steps) * features, state + tile + sums, launches)
     if method == "second_order":
         launches = measuring + (9 + 6 * tiles * rows) * steps
-        bytes_moved = features + 6 * steps * rows * features
+        bytes_moved = mean + features + 6 * steps * rows * features
         return Cost(4 * B * L * C * C * rows * steps, bytes_moved, state + tile + sums, launches)
     block_i, block_j = min(L, BLOCK_I), min(L, BLOCK_J)
     columns = -(-L // block_j) * (-(-L // block_i) + 1) // 2

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.ops.numerics import divide_by_sum
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.ops.features import UnitFeatures
 
 
-def propagate(v: Tensor, features: UnitFeatures) -> Tensor:
-    """Return ``Σ_i v_ri a_ij`` for ``v`` ``(B, R, L)`` through the ``(B, L, L)`` affinity; ``(B, R, L)``; any φ."""
+def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
+    """Return ``cam`` ``(B, K, L)`` polished once, through the ``(B, L, L)`` affinity; any φ."""
     a = features.all_affinities
-    # A product with the row of ones would drift over its long sum of like numbers; PyTorch's own sum is pairwise.
-    return torch.cat([torch.bmm(v[:, :-1], a), a.sum(dim=1, keepdim=True)], dim=1)
+    return divide_by_sum(torch.bmm(cam, a), a.sum(dim=1, keepdim=True), features.affinity)

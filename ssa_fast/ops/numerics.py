@@ -27,13 +27,12 @@ def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
     return product if whole == n else product.baddbmm_(a[:, :, whole:], b[:, whole:])
 
 
-def divide_by_sum(sums: Tensor, affinity: Affinity) -> Tensor:
-    """Return ``Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)`` from ``sums`` ``(B, K + 1, L)``, the last row ``Σ_i a_ij``.
+def divide_by_sum(numerator: Tensor, total: Tensor, affinity: Affinity, *, out: Tensor | None = None) -> Tensor:
+    """Return ``numerator / (total + sum_eps)``, of ``Σ_i cam_ki a_ij`` ``(B, K, n)`` and ``Σ_i a_ij`` ``(B, 1, n)``.
 
-    ``sums`` is overwritten. A sum of non-negative affinities is kept off 0, so that a zero feature gives 0 if the eps
-    is 0.
+    A sum of non-negative affinities is kept off 0, so that a zero feature gives 0 if the eps is 0.
     """
-    denominator = sums[:, -1:] + affinity.sum_eps
+    denominator = total + affinity.sum_eps
     if affinity.phi != "shifted":
-        denominator.clamp_min_(torch.finfo(sums.dtype).tiny)
-    return sums[:, :-1].div_(denominator)
+        denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
+    return torch.div(numerator, denominator, out=out)

@@ -2,13 +2,13 @@
 
 Where no ReLU acts, the sum over source pixels can be taken first:
 
-    Σ_i v_ri (x_iᵀ x_j + s) = (G x)_rj + s Σ_i v_ri,        G = v xᵀ
+    Σ_i v_ri (x_iᵀ x_j + s) = (G x)_rj + s Σ_i v_ri,        G = v xᵀ,  v = [cam; 1]
 
 Row r of ``G`` is the mean feature weighted by CAM r, the class *prototype*. Two passes over the features with ``R·C``
 numbers between them; no pair of pixels is ever formed.
 
-The rows of ``v`` enter minus their means, which take part as multiples of the row of ones: what is left is small, sums
-to 0 (so that no constant belongs to it), and is rounded as little as the CAM's spread requires.
+Each CAM enters minus its mean, which is added to the result again. What is left is small and sums to 0, so that no
+constant belongs to it, and it is rounded as little as the CAM's spread requires.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.ops.numerics import divide_by_sum
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,43 +26,43 @@ if TYPE_CHECKING:
     from ssa_fast.ops.features import UnitFeatures
 
 
-def propagate(v: Tensor, features: UnitFeatures) -> Tensor:
-    """Return ``Σ_i v_ri φ(x_iᵀ x_j)`` for ``v`` ``(B, R, L)``, in ``O(L·C·R)``; ``(B, R, L)``."""
-    mean = row_means(v)
-    sums = v.new_zeros((v.shape[0], v.shape[1], features.C))
+def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
+    """Return ``cam`` ``(B, K, L)`` polished once, in ``O(L·C·K)`` operations."""
+    mean = cam.mean(dim=2, keepdim=True)
+    sums = cam.new_zeros((cam.shape[0], cam.shape[1] + 1, features.C))
     for lo, hi in features.tiles():
-        gather(v[:, :, lo:hi], mean, features, lo, hi, sums)
+        gather(cam[:, :, lo:hi], mean, features, lo, hi, sums)
     prototypes, constant = scale_by_shift(sums, features.L, features.affinity)
-    out = torch.empty_like(v)
+    out = torch.empty_like(cam)
     for lo, hi in features.tiles():
         apply(prototypes, constant, mean, features, lo, hi, out[:, :, lo:hi])
     return out
 
 
-def row_means(v: Tensor) -> Tensor:
-    """Return the rows' means over the pixels, and 0 for the last row, which is ones: ``[B, R, L]`` → ``[B, R, 1]``."""
-    mean = v.mean(dim=2, keepdim=True)
-    mean[:, -1:] = 0.0
-    return mean
-
-
 def scale_by_shift(sums: Tensor, pixels: int, affinity: Affinity) -> tuple[Tensor, float]:
-    """Return ``sums / (1 + s)`` and what φ adds to the row of ones at every pixel, ``s·L/(1 + s)``."""
+    """Return ``sums / (1 + s)``, and ``s·L / (1 + s)``, which φ adds to every pixel's sum of affinities."""
     if affinity.phi != "shifted":
         return sums, 0.0
     return sums / (1.0 + affinity.shift), affinity.shift * pixels / (1.0 + affinity.shift)
 
 
-def gather(v: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int, sums: Tensor) -> None:
-    """Add ``Σ_i (v_ri − mean_r) x_i`` of pixels ``lo … hi − 1`` to ``sums`` ``[B, R, C]``, for their ``v``."""
-    # The norms go into v and into the result, which have R rows, not into the features, which have C.
-    sums.baddbmm_((v - mean) * features.inverse_norms(lo, hi), features.centered(lo, hi).mT)
+def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int, sums: Tensor) -> None:
+    """Add the sums over pixels ``lo … hi − 1`` of ``(cam − mean) xᵀ`` and of ``x`` to ``sums`` ``[B, K + 1, C]``.
+
+    ``cam`` ``[B, K, hi − lo]`` holds those pixels, ``mean`` ``[B, K, 1]`` is that of all pixels.
+    """
+    # The norms go into the CAM and into the result, which have K rows, not into the features, which have C.
+    inverse_norms = features.inverse_norms(lo, hi)
+    weights = cam.new_empty((cam.shape[0], cam.shape[1] + 1, hi - lo))
+    torch.mul(cam - mean, inverse_norms, out=weights[:, :-1])
+    weights[:, -1:] = inverse_norms
+    sums.baddbmm_(weights, features.centered(lo, hi).mT)
 
 
 def apply(
     prototypes: Tensor, constant: float, mean: Tensor, features: UnitFeatures, lo: int, hi: int, out: Tensor
 ) -> None:
-    """Write ``Σ_i v_ri φ(x_iᵀ x_j)`` of pixels ``lo … hi − 1`` to ``out`` ``[B, R, hi − lo]``."""
-    torch.mul(torch.bmm(prototypes, features.centered(lo, hi)), features.inverse_norms(lo, hi), out=out)
-    out[:, -1:] += constant
-    out[:, :-1].addcmul_(mean[:, :-1], out[:, -1:])
+    """Write the polished CAM of pixels ``lo … hi − 1`` to ``out`` ``[B, K, hi − lo]``; see ``scale_by_shift``."""
+    sums = torch.bmm(prototypes, features.centered(lo, hi)).mul_(features.inverse_norms(lo, hi))
+    total = sums[:, -1:].add_(constant)
+    divide_by_sum(sums[:, :-1].addcmul_(mean, total), total, features.affinity, out=out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast.ops.numerics import grouped_bmm
+from ssa_fast.ops.numerics import divide_by_sum, grouped_bmm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,18 +21,17 @@ BLOCK_I = 4096  # sources held while the targets are streamed: 4096×256 float32
 BLOCK_J = 256  # divides BLOCK_I, so that no tile straddles its end; the work beyond half of L² is L·BLOCK_J/2
 
 
-def propagate(v: Tensor, features: UnitFeatures) -> Tensor:
-    """Return ``Σ_i v_ri φ(x_iᵀ x_j)`` for ``v`` ``(B, R, L)``, in about ``L²·(C + 2R)`` operations; ``(B, R, L)``."""
-    out = torch.zeros_like(v)
+def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
+    """Return ``cam`` ``(B, K, L)`` polished once, in about ``L²·(C + 2K)`` operations; any φ."""
+    out, total = torch.zeros_like(cam), torch.zeros_like(cam[:, :1])
     for b, image in enumerate(features.images):
-        _propagate_image(v[b], image, out[b])
-    return out
+        _sum_image(cam[b], image, out[b], total[b, 0])
+    return divide_by_sum(out, total, features.affinity, out=out)
 
 
-def _propagate_image(v: Tensor, features: UnitFeatures, out: Tensor) -> None:
-    """Add one image's ``Σ_i v_ri a_ij`` to ``out``, both ``(R, L)``."""
+def _sum_image(v: Tensor, features: UnitFeatures, out: Tensor, total: Tensor) -> None:
+    """Add one image's ``Σ_i v_ki a_ij`` to ``out`` ``(K, L)`` and ``Σ_i a_ij`` to ``total`` ``(L,)``."""
     L = v.shape[1]
-    v, out, sums = v[:-1], out[:-1], out[-1]
     for i0 in range(0, L, BLOCK_I):
         i1 = min(i0 + BLOCK_I, L)
         x_i = features.unit(i0, i1)[0].mT  # [BLOCK_I, C]
@@ -47,5 +46,5 @@ def _propagate_image(v: Tensor, features: UnitFeatures, out: Tensor) -> None:
             out[:, j0:j1] += grouped_bmm(v[None, :, i0 : i0 + rows], a[None], BLOCK_J)[0]
             out[:, i0 : i0 + above].addmm_(v[:, j0:j1], a[:above].mT)
             # A product with a row of ones would drift over its long sum of like numbers; PyTorch's sum is pairwise.
-            sums[j0:j1] += a.sum(dim=0)
-            sums[i0 : i0 + above] += a[:above].sum(dim=1)
+            total[j0:j1] += a.sum(dim=0)
+            total[i0 : i0 + above] += a[:above].sum(dim=1)

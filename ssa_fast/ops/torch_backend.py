@@ -1,7 +1,6 @@
 """Polish one stage in plain PyTorch, by any method.
 
-Each method's file has one function: ``propagate(v, features)`` returns ``Σ_i v_ri a_ij``, ``(B, R, L)``, for rows ``v``
-``(B, R, L)``. The last row of ``v`` is ones and its sum is the denominator, which a method may compute separately.
+Each method's file has a function ``propagate(cam, features)``, which applies the affinity once to ``(B, K, L)``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ssa_fast.ops import dense, prototypes, second_order, tiled
 from ssa_fast.ops.features import UnitFeatures
-from ssa_fast.ops.numerics import divide_by_sum
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
@@ -46,12 +44,9 @@ def polish_stage(
     Returns:
         ``(B, K, H, W)``.
     """
-    (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
-    cam, propagate = resize(cam.to(dtype), (H, W), align_corners).flatten(2), PROPAGATE[method]
+    H, W = features.shape[2:]
     unit_features = UnitFeatures(features, affinity, dtype)
-    v = cam.new_empty((B, K + 1, H * W))
-    v[:, K:] = 1.0
+    cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
     for _ in range(affinity.steps):
-        v[:, :K] = cam
-        cam = divide_by_sum(propagate(v, unit_features), affinity)
-    return cam.contiguous().unflatten(2, (H, W))
+        cam = PROPAGATE[method](cam, unit_features)
+    return cam.unflatten(2, (H, W))

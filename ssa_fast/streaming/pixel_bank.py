@@ -163,7 +163,8 @@ class PixelBank(_Accumulator):
             for rows, columns in iter_blocks(feats.shape[1:], self._block):
                 block = out[:, rows, columns]
                 x_j = self._unit(feats[:, rows, columns].to(self.device, dtype).flatten(1), mean)
-                block.copy_(divide_by_sum(self._accumulate(x_j, mean)[None], self.affinity).view_as(block))
+                sums = self._accumulate(x_j, mean)
+                block.copy_(divide_by_sum(sums[:-1], sums[-1:], self.affinity).view_as(block))
         return out
 
     def _unit(self, f: Tensor, mean: Tensor | None) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from ssa_fast.affinity import Affinity
 from ssa_fast.ops import prototypes
 from ssa_fast.ops.features import UnitFeatures
-from ssa_fast.ops.numerics import divide_by_sum
 from ssa_fast.streaming.base import _Accumulator, lasting_zeros
 from ssa_fast.validation import result_dtype
 
@@ -91,17 +90,18 @@ class Prototypes(_Accumulator):
         dtype = result_dtype(cam.dtype, feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = self._unit_features(feats, dtype)
-            v = torch.cat([cam.to(dtype), torch.ones_like(cam[:, :1], dtype=dtype)], dim=1).flatten(2)
-            mean = prototypes.row_means(v)
+            cam = cam.to(dtype).flatten(2)
+            mean = cam.mean(dim=2, keepdim=True)
             total = torch.zeros_like(self.sums[:, :-1])
             for lo, hi in pixels.tiles():
-                part = v.new_zeros((len(v), self.K + 1, self.C))
-                prototypes.gather(v[:, :, lo:hi], mean, pixels, lo, hi, part)
-                part[:, :-1] += mean[:, :-1] * part[:, -1:]
+                part = cam.new_zeros((len(cam), self.K + 1, self.C))
+                prototypes.gather(cam[:, :, lo:hi], mean, pixels, lo, hi, part)
+                part[:, :-1].addcmul_(mean, part[:, -1:])
                 total += part.sum(dim=0, dtype=torch.float64)
             self.sums[:, :-1] += total
-            self.sums[:, -1] += v.sum(dim=(0, 2), dtype=torch.float64)
-        self.pixels += v.shape[0] * v.shape[2]
+            self.sums[:-1, -1] += cam.sum(dim=(0, 2), dtype=torch.float64)
+            self.sums[-1, -1] += len(cam) * pixels.L
+        self.pixels += len(cam) * pixels.L
 
     def _check_sign(self, feats: Tensor, nonnegative: bool | None) -> None:
         """Refuse features that are not all ≥ 0, or not promised to be, if φ is the ReLU."""
@@ -159,14 +159,14 @@ class Prototypes(_Accumulator):
         dtype = result_dtype(feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
             pixels = self._unit_features(feats, dtype)
-            mean = self.sums[:, -1:] / self.pixels  # [K + 1, 1]
-            mean[-1:] = 0.0
-            sums = (self.sums[:, :-1] - mean * self.sums[-1:, :-1]).to(dtype).expand(len(feats), -1, -1)
+            sums, mean = self.sums[:, :-1].clone(), self.sums[:-1, -1:] / self.pixels  # mean: [K, 1]
+            sums[:-1].addcmul_(mean, sums[-1:], value=-1.0)
             scaled, constant = prototypes.scale_by_shift(sums, self.pixels, self.affinity)
-            out = scaled.new_empty((len(feats), self.K + 1, pixels.L))
+            scaled, mean = scaled.to(dtype).expand(len(feats), -1, -1), mean.to(dtype)[None]
+            polished = scaled.new_empty((len(feats), self.K, *feats.shape[2:]))
+            out = polished.flatten(2)
             for lo, hi in pixels.tiles():
-                prototypes.apply(scaled, constant, mean.to(dtype)[None], pixels, lo, hi, out[:, :, lo:hi])
-            polished = divide_by_sum(out, self.affinity).unflatten(2, feats.shape[2:])
+                prototypes.apply(scaled, constant, mean, pixels, lo, hi, out[:, :, lo:hi])
         return polished[0] if single else polished
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa_fast import Affinity, api, correlation, explain, kernels, polish
+from ssa_fast.ops import fusion
 from ssa_fast.ops.resize import minmax
 
 
@@ -45,7 +46,9 @@ def test_numpy_views_are_read_whatever_their_strides():
     np.testing.assert_array_equal(polish(cam.astype(">f8"), f), expected)
 
 
-def test_several_stages_are_rescaled_resized_and_fused(stages):
+@pytest.mark.parametrize("classes_at_once", [5, 2, 1], ids="{} at once".format)
+def test_several_stages_are_rescaled_resized_and_fused(stages, classes_at_once, monkeypatch):
+    monkeypatch.setattr(fusion, "CHUNK", classes_at_once * 2 * 16 * 20)
     cam = torch.rand(2, 3, 8, 10)
     one = {name: polish(cam, f) for name, f in stages.items()}
     resized = [F.interpolate(minmax(p), (16, 20), mode="bilinear", align_corners=True) for p in one.values()]

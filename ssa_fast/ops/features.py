@@ -44,9 +44,12 @@ class UnitFeatures:
         image._inverse_norms, image._num_norms = self._inverse_norms[b : b + 1], self._num_norms
         return image
 
-    def tiles(self) -> Iterator[tuple[int, int]]:
-        """Yield the bounds ``(lo, hi)`` of the tiles that cover the pixels, of about ``TILE_ELEMENTS`` numbers each."""
-        size = max(64, TILE_ELEMENTS // (self.B * self.C))
+    def tiles(self, rows: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the bounds ``(lo, hi)`` of the tiles that cover the pixels.
+
+        Neither the features of a tile nor ``rows`` numbers per pixel are more than about ``TILE_ELEMENTS``.
+        """
+        size = max(64, TILE_ELEMENTS // (self.B * max(self.C, rows)))
         for lo in range(0, self.L, size):
             yield lo, min(lo + size, self.L)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ssa_fast.ops.dispatch import Choice
     from ssa_fast.validation import FusionOptions
 
+CHUNK = 1 << 20  # numbers of the fused map computed at once on a CPU: the maps in between then stay in its cache
+
 
 def fuse(maps: Mapping[str, Tensor], options: FusionOptions) -> Tensor:
     """Rescale, resize and fuse maps ``{stage: (B, K, H_s, W_s)}`` into one ``(B, K, H, W)``; see ``polish``."""
@@ -31,7 +33,14 @@ def fuse(maps: Mapping[str, Tensor], options: FusionOptions) -> Tensor:
     backend = "torch" if compiling else plan_fusion(fusion_problem(each, size, options), options.backend).backend
     if backend == "triton":
         return triton_backend.fuse(each, options, size)
-    return _fuse_in_torch(each, options, size)
+    classes = max(1, CHUNK // (size[0] * size[1] * each[0].shape[0]))
+    if compiling or each[0].is_cuda or classes >= each[0].shape[1]:
+        return _fuse_in_torch(each, options, size)
+    fused = each[0].new_empty((*each[0].shape[:2], *size))
+    for first in range(0, fused.shape[1], classes):
+        few = [stage[:, first : first + classes] for stage in each]
+        fused[:, first : first + classes] = _fuse_in_torch(few, options, size)
+    return fused
 
 
 def explain_fusion(maps: Sequence[Tensor], options: FusionOptions) -> Choice | None:

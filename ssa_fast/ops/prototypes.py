@@ -30,11 +30,11 @@ def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
     """Return ``cam`` ``(B, K, L)`` polished once, in ``O(L·C·K)`` operations."""
     mean = cam.mean(dim=2, keepdim=True)
     sums = cam.new_zeros((cam.shape[0], cam.shape[1] + 1, features.C))
-    for lo, hi in features.tiles():
+    for lo, hi in features.tiles(rows=cam.shape[1] + 1):
         gather(cam[:, :, lo:hi], mean, features, lo, hi, sums)
     prototypes, constant = scale_by_shift(sums, features.L, features.affinity)
     out = torch.empty_like(cam)
-    for lo, hi in features.tiles():
+    for lo, hi in features.tiles(rows=cam.shape[1] + 1):
         apply(prototypes, constant, mean, features, lo, hi, out[:, :, lo:hi])
     return out
 

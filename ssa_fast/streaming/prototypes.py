@@ -93,7 +93,7 @@ class Prototypes(_Accumulator):
             cam = cam.to(dtype).flatten(2)
             mean = cam.mean(dim=2, keepdim=True)
             total = torch.zeros_like(self.sums[:, :-1])
-            for lo, hi in pixels.tiles():
+            for lo, hi in pixels.tiles(rows=self.K + 1):
                 part = cam.new_zeros((len(cam), self.K + 1, self.C))
                 prototypes.gather(cam[:, :, lo:hi], mean, pixels, lo, hi, part)
                 part[:, :-1].addcmul_(mean, part[:, -1:])
@@ -165,7 +165,7 @@ class Prototypes(_Accumulator):
             scaled, mean = scaled.to(dtype).expand(len(feats), -1, -1), mean.to(dtype)[None]
             polished = scaled.new_empty((len(feats), self.K, *feats.shape[2:]))
             out = polished.flatten(2)
-            for lo, hi in pixels.tiles():
+            for lo, hi in pixels.tiles(rows=self.K + 1):
                 prototypes.apply(scaled, constant, mean, pixels, lo, hi, out[:, :, lo:hi])
         return polished[0] if single else polished
 

@@ -35,6 +35,8 @@ PHIS = (
     "center,power=2",
     "steps=3",
     "norm_eps=0,sum_eps=0",
+    "phi=shifted,power=3",
+    "phi=shifted,shift=0.5",
 )
 BASE = Problem(B=1, K=20, C=256, H=56, W=56, h=7, w=7, values="relu")
 SMALL = replace(BASE, H=28, W=28)
@@ -75,6 +77,7 @@ def cases() -> Iterator[tuple[str, Problem]]:
     """``(way, problem)``: first one of everything, then the sweeps of each."""
     for dtype in FLOATS:
         yield "prototypes", replace(BASE, dtype=dtype)
+        yield "prototypes", replace(BASE, dtype=dtype, values="randn", affinity="phi=shifted")
         for way in QUADRATIC:
             yield way, replace(SMALL if way == "resident" else BASE, dtype=dtype, values="randn")
     for values in ("mixed", "nan", "relu"):
@@ -100,6 +103,12 @@ def _prototypes_sweep() -> Iterator[tuple[str, Problem]]:
             yield "prototypes", replace(SMALL, C=C, dtype=dtype, layout="nhwc" if C == 1024 else "nchw")
     for affinity in ("steps=3", "norm_eps=0,sum_eps=0"):
         yield "prototypes", replace(SMALL, affinity=affinity, values="zeros")
+    for affinity in ("center", "shift=0.5,steps=3", "center,steps=2", "norm_eps=0,sum_eps=0"):
+        for C in (64, 256, 2048):
+            for dtype in FLOATS:
+                signed = replace(SMALL, C=C, dtype=dtype, values="randn", affinity=f"phi=shifted,{affinity}")
+                yield "prototypes", signed
+    yield "prototypes", replace(RAGGED, affinity="phi=shifted")
     for scale, cam_scale in ((1e-12, 1e-6), (1e12, 1e5)):
         affinity = "norm_eps=0,sum_eps=0"
         yield "prototypes", replace(SMALL, dtype="float32", scale=scale, cam_scale=cam_scale, affinity=affinity)

@@ -28,6 +28,7 @@ COMPILED = ("dense PCM compiled", "algebra compiled", "FlexAttention")
 
 SIGNED = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
 POSITIVE = replace(SIGNED, values="rand")
+SHIFTED = replace(SIGNED, affinity="phi=shifted")
 # (method, problem, {peer: goal}); the peer "copy" asks for the share of the copy's bandwidth.
 MAIN: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
     ("tiled", replace(SIGNED, C=512), {"xᵀx": "product"}),
@@ -54,6 +55,7 @@ MAIN: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
         {"copy": "bandwidth", "algebra": "algebra_eager", "algebra compiled": "algebra_compiled"},
     ),
     ("prototypes", replace(POSITIVE, H=256, W=256), {"dense PCM": "prototypes_dense_65k", "algebra": "algebra_eager"}),
+    ("prototypes", replace(SHIFTED, B=32), {"copy": "bandwidth"}),
     ("tiled", replace(SIGNED, C=2048), {"xᵀx": "product", "chunked PCM": "chunked_2048", "dense PCM": None}),
     ("tiled", replace(SIGNED, C=1024, W=64), {"xᵀx": "product", "FlexAttention": "flex_1024"}),
     ("prototypes", replace(POSITIVE, H=512, W=512), {"copy": "bandwidth", "algebra": "algebra_eager"}),
@@ -66,6 +68,8 @@ MORE: tuple[tuple[str, Problem, dict[str, str | None]], ...] = (
     ("tiled", replace(SIGNED, H=256, W=256), {"xᵀx": "product_256", "dense PCM": None, "chunked PCM": "chunked_256"}),
     ("tiled", replace(SIGNED, dtype="bfloat16"), {"xᵀx": "product_256", "dense PCM": "dense_16"}),
     ("tiled", replace(SIGNED, precision="high"), {"dense PCM float32": None}),
+    ("prototypes", replace(SHIFTED, B=32, affinity="phi=shifted,center"), {"copy": "bandwidth"}),
+    ("prototypes", replace(SHIFTED, B=32, layout="nhwc"), {"copy": "bandwidth"}),
     ("tiled", replace(SIGNED, H=56, W=56), {"dense PCM": None, "dense PCM compiled": None}),
     ("tiled", replace(SIGNED, B=16, C=1024, H=32, W=32), {"dense PCM": None}),
     ("prototypes", replace(POSITIVE, H=1024, W=1024), {"copy": "bandwidth"}),

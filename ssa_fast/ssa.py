@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ssa_fast.affinity import Affinity
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
 from ssa_fast.ops.fusion import fuse as fuse_stages
 from ssa_fast.ops.resize import minmax, resize
 from ssa_fast.ops.stage import plan_stages, run_stage
@@ -23,7 +23,6 @@ from ssa_fast.validation import (
     check_output_size,
     check_scales,
     check_weights,
-    per_stage,
     result_dtype,
 )
 
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.models.extract import Features
-    from ssa_fast.validation import Affinities, Fuse, Weights
+    from ssa_fast.models.stage_affinity import StageAffinities
+    from ssa_fast.validation import Fuse, Weights
 
 __all__ = ["SSA", "SSAResult"]
 
@@ -52,7 +52,9 @@ class SSA:
         model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was.
         stages: "auto", or module names as in ``model.named_modules()``.
         seed: "auto" (CAM if the head makes it exact, else Grad-CAM), "cam", "grad-cam", or Grad-CAM's layer by name.
-        affinity: How alike two pixels are; one, or one per stage (sequence or dict by stage).
+        affinity: How alike two pixels are: "auto", one, or one per stage (sequence or dict by stage). "auto" takes
+            linear time in the pixels: PCM's ``Affinity()`` for stages without a negative feature on the random image,
+            the shifted cosine (``models.stage_affinity.SIGNED_DEFAULT``) for others. ``Affinity()`` is PCM everywhere.
         scales: Factors of the image size, such as (0.5, 1, 1.5, 2); bilinear, antialiased when shrinking.
         flip: Also use the horizontally flipped image at each scale; its CAMs are flipped back.
         fuse, weights: How the stages are fused, see ``ssa_fast.polish``.
@@ -67,7 +69,8 @@ class SSA:
         seed_kind: "cam" or "grad-cam".
         seed_layer: The module whose output the seed is made from.
         info: All that was found out about the model (``ssa_fast.models.ModelInfo``).
-        affinities: The affinity of each stage, by name.
+        affinity: As given.
+        affinities: The affinity of each stage, by name; the ``repr`` says why.
         fusion: How the stages are fused (``ssa_fast.validation.FusionOptions``).
 
     Raises:
@@ -81,7 +84,7 @@ class SSA:
         *,
         stages: str | Sequence[str] = "auto",
         seed: str = "auto",
-        affinity: Affinities = Affinity(),  # noqa: B008 - frozen
+        affinity: StageAffinities = "auto",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         fuse: Fuse = "mean",
@@ -104,7 +107,7 @@ class SSA:
         self.affinity = affinity
         self.align_corners = bool(align_corners)
         self.stage_names = list(self.info.stages)
-        self.affinities: dict[str, Affinity] = per_stage("affinity", affinity, self.info.stages, Affinity)
+        self.affinities = choose_affinities(affinity, self.info.signs)
         self.fusion = FusionOptions(
             fuse=check_fuse(fuse),
             weights=check_weights(weights, self.info.stages),
@@ -114,6 +117,16 @@ class SSA:
         )
         self.seed_kind = self.info.seed.kind
         self.seed_layer = self.info.seed.layer
+
+    def __repr__(self) -> str:
+        """Return a line for the model, the seed, and each stage: its size, features, affinity and the reason."""
+        height, width = self.info.trace_size
+        lines = [f"  model: {type(self.model).__name__}, images of {height} × {width}"]
+        lines.append(f"  seed: {self.seed_kind} at {self.seed_layer}")
+        for name, affinity in self.affinities.items():
+            shape, sign = " × ".join(map(str, self.info.stages[name].layout.shape)), self.info.signs[name]
+            lines.append(f"  {name}: {shape}, {sign}, {affinity} ({affinity_reason(self.affinity, sign)})")
+        return "SSA(\n" + "\n".join(lines) + "\n)"
 
     def __call__(self, images: Tensor, classes: Classes = None) -> SSAResult:
         """Return seeds, polished CAMs and logits of images.

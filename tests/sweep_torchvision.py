@@ -1,7 +1,8 @@
 """Run SSA on torchvision's classifiers with random weights.
 
 ``python -m tests.sweep_torchvision [NAME ...] [--all]`` prints the table of ``ssa-fast models``, but also polishes two
-seeds in every stage of each network. Exit code 0 if SSA works on all, 1 if it fails on some, 2 for wrong usage.
+seeds in every stage of each network by prototypes. Exit code 0 if SSA works on all, 1 if it fails on some, 2 for wrong
+usage.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 from ssa_fast.api import polish
 from ssa_fast.cli import console, models
 from ssa_fast.models import inspect_model
+from ssa_fast.models.stage_affinity import choose_affinities
 from ssa_fast.models.trace import make_trace_image
 
 if TYPE_CHECKING:
@@ -36,14 +38,22 @@ def light_half() -> list[str]:
 
 
 def check_polishing(model: nn.Module) -> None:
-    """Polish two seeds in every stage; raise ArithmeticError unless all maps are finite and >= 0."""
+    """Polish two seeds in every stage by SSA's own affinities.
+
+    Raises:
+        ValueError: A stage cannot be polished by prototypes, in time linear in the pixels.
+        ArithmeticError: A map is not finite, or negative though no affinity is.
+    """
     info = inspect_model(model)
     extracted = info.forward(model, make_trace_image(model, info.trace_size))
     seeds = info.seed_maps(model, extracted, torch.tensor([[0, info.num_classes - 1]]))
-    polished = {name: polish(seeds, extracted.maps[name]) for name in info.stages}
-    for name, maps in {"seed": seeds, **polished}.items():
-        if not bool((maps.isfinite() & (maps >= 0)).all()):
-            raise ArithmeticError(f"{name}: expected finite numbers >= 0, got {maps.amin()} to {maps.amax()}")
+    maps = {"seed": (seeds, 0.0)}
+    for name, affinity in choose_affinities("auto", info.signs).items():
+        polished = polish(seeds, extracted.maps[name], affinity=affinity, method="prototypes")
+        maps[name] = polished, 0.0 if affinity.shift >= 1 else -torch.inf
+    for name, (each, low) in maps.items():
+        if not bool((each.isfinite() & (each >= low)).all()):
+            raise ArithmeticError(f"{name}: expected finite numbers >= {low:g}, got {each.amin()} to {each.amax()}")
 
 
 def main(

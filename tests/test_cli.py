@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import ssa_fast
 from ssa_fast import demo, runs
 from ssa_fast.cli.app import app
+from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
 
 SMALL = ("--model", "resnet18", "--weights", "none")
 
@@ -94,6 +95,25 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
     expected |= dict(seed="grad-cam", seed_layer="layer3", size=[48, 64], weights="none", classes="top2")
     expected |= dict(alpha=8.0, ignore=16.0, background=None, box_threshold=0.5, components="all", backdrop=[1, 2, 3])
     assert expected.items() <= settings.items()
+
+
+def test_a_run_stores_the_affinity_that_auto_chose_and_resumes_only_with_it(tmp_path: Path) -> None:
+    source, model = save_image(tmp_path / "a.png"), ("--model", "mnasnet0_5", "--weights", "none")
+    command = ("run", source, *model, "--no-overlays", "--out", tmp_path / "out")
+
+    def stored(*options: str) -> object:
+        succeed(*command, *options)
+        return json.loads((tmp_path / "out/run.json").read_text())["settings"]["affinity"]
+
+    assert stored() == [str(SIGNED_DEFAULT)] * 3 + ["phi=relu"]
+    relu = ("--affinity", "phi=relu")
+    refusal = refused(*command, *relu)
+    assert f"(affinity: there ['{SIGNED_DEFAULT}', " in refusal
+    assert refusal.endswith("here phi=relu); use them, another folder, or --overwrite to start anew")
+    assert stored(*relu, "--overwrite") == "phi=relu"
+    same = ("run", source, *SMALL, "--out", tmp_path / "same")
+    succeed(*same, *relu)
+    assert "run (1 were complete before)" in succeed(*same).stdout, "no stage is signed, so auto is relu"
 
 
 def test_demo_network_knows_its_own_classes(tmp_path: Path) -> None:
@@ -207,7 +227,8 @@ def test_explain_at_a_size_too_large_to_run() -> None:
     assert chosen[:2] == ["layer1", "prototypes"]
     assert float(chosen[2].replace(",", "")) == pytest.approx(4 * 1024**2 * 64 * 21 / 1e9, rel=0.01)
     assert (dense[0], dense[1], dense[3]) == ("64 x 1024 x 1024", "dense L x L", "4.0 TiB")
-    assert "layer4, non-negative features: prototypes on torch, " in result.stdout
+    why = "affinity phi=relu (auto: linear time, as the ReLU never acts)"
+    assert f"layer4, non-negative features: {why}; prototypes on torch, " in result.stdout
 
 
 @pytest.mark.slow
@@ -227,10 +248,25 @@ def test_explain_says_why_signed_features_cost_more() -> None:
     assert "layer4" in succeed("explain", "--model", "demo", "--size", 128).stdout
 
 
+def test_explain_says_which_affinity_a_signed_stage_has_and_why() -> None:
+    command = ("explain", "--model", "mnasnet0_5", "--stages", "layers.8", "--size", 512)
+    for given, affinity, method in (
+        ("auto", f"{SIGNED_DEFAULT} (auto: linear time for features of any sign)", "prototypes"),
+        ("phi=shifted,shift=0.5", "phi=shifted,shift=0.5 (asked for)", "prototypes"),
+        ("phi=relu", "phi=relu (asked for)", "tiled"),
+    ):
+        line = f"layers.8, signed features: affinity {affinity}; {method} on torch, "
+        assert line in succeed(*command, "--affinity", given).stdout
+        assert (line in succeed(*command).stdout) is (given == "auto")
+
+
 def test_models_table() -> None:
-    result = succeed("models", "squeezenet1_1")
-    assert "SSA works on 1 of 1 networks" in result.stdout
-    assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative", result.stdout)
+    result = succeed("models", "squeezenet1_1", "mnasnet0_5")
+    assert "SSA works on 2 of 2 networks" in result.stdout
+    assert re.search(r"squeezenet1_1 +│ 224 x 224 +│ .*non-negative +│ phi=relu ", result.stdout)
+    assert re.search(rf"mnasnet0_5 +│ 224 x 224 +│ .*signed +│ {re.escape(str(SIGNED_DEFAULT))} ", result.stdout)
+    assert "\nnon-negative features: phi=relu (auto: linear time, as the ReLU never acts)\n" in result.stdout
+    assert f"\nsigned features: {SIGNED_DEFAULT} (auto: linear time for features of any sign)\n" in result.stdout
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
     assert "got neither" in refused("models")

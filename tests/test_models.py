@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -11,15 +11,19 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ssa_fast import SSA
-from ssa_fast.models import describe, inspect_model
+from ssa_fast import SSA, Affinity
+from ssa_fast.models import describe, inspect_model, stage_affinity
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.layout import infer_layout
+from ssa_fast.ops.cost_model import Problem
+from ssa_fast.ops.dispatch import not_supported_reasons
 from tests.networks import ChannelsLast, ClassMap, ConvHead, DeepHead, ExplicitAttention, Pyramid, Tokens
 from tests.sweep_torchvision import light_half, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ssa_fast.models import StageDescription
 
 NN, SIGNED = "non-negative", "signed"
 
@@ -60,6 +64,13 @@ FAMILIES: dict[str, tuple[str, Sequence[int], str, str, str]] = {
 }
 
 
+def is_linear(stage: StageDescription) -> bool:
+    """Return whether prototypes are exact for a stage's affinity and sign."""
+    C, h, w = stage.shape
+    problem = Problem(1, 20, C, h * w, stage.affinity, nonnegative=stage.sign == NN)
+    return not_supported_reasons("prototypes", "torch", problem) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvision_family(name: str) -> None:
@@ -72,6 +83,7 @@ def test_torchvision_family(name: str) -> None:
     assert [stage.name for stage in found] == [prefix + suffix for suffix in suffixes.split()]
     assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
     assert [stage.sign for stage in found] == [{"+": NN, "±": SIGNED}[sign] for sign in signs]
+    assert all(is_linear(stage) for stage in found)
     assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
 
 
@@ -119,6 +131,15 @@ def test_sweep_reports_a_failure_and_continues(monkeypatch: pytest.MonkeyPatch) 
     assert failed.error is not None
     assert failed.error.startswith("ValueError: model: expected logits of shape (B, num_classes)")
     assert passed.error is None
+
+
+def test_sweep_fails_where_the_default_is_not_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    (passed,) = sweep(["mnasnet0_5"])
+    assert passed.error is None
+    monkeypatch.setattr(stage_affinity, "SIGNED_DEFAULT", Affinity())
+    (failed,) = sweep(["mnasnet0_5"])
+    assert failed.error is not None
+    assert failed.error.startswith("ValueError: method='prototypes', backend='torch' cannot polish this stage")
 
 
 def test_sweep_refuses_unknown_names() -> None:
@@ -418,6 +439,19 @@ def test_describe_with_given_stages_and_size() -> None:
     assert (description.seed_kind, description.seed_layer) == ("grad-cam", "blocks.2")
     assert (description.input_size, description.num_classes) == ((64, 96), 7)
     assert description.parameters == sum(p.numel() for p in Pyramid(classes=7).parameters())
+
+
+@pytest.mark.parametrize("affinity", ["auto", Affinity(phi="exp", temperature=0.5)])
+def test_describe_with_an_affinity(affinity: Affinity | Literal["auto"]) -> None:
+    stages = describe(Pyramid(), stages=["blocks.1", "blocks.1.conv"], affinity=affinity, input_size=512).stages
+    assert [stage.sign for stage in stages] == [NN, SIGNED]
+    if affinity == "auto":
+        assert [str(stage.affinity) for stage in stages] == ["phi=relu", str(stage_affinity.SIGNED_DEFAULT)]
+        assert [is_linear(stage) for stage in stages] == [True, True]
+        assert [stage.method for stage in stages] == ["prototypes"] * 2
+        assert [stage.why for stage in stages] == [stage_affinity.REASONS[NN], stage_affinity.REASONS[SIGNED]]
+    else:
+        assert [(stage.affinity, stage.why, stage.method) for stage in stages] == [(affinity, "asked for", "tiled")] * 2
 
 
 def test_classes_in_every_form() -> None:

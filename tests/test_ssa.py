@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import ssa_fast
 from ssa_fast import SSA, Affinity, SSAResult, reference
+from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
 from tests.networks import ClassMap, DeepHead, Pyramid, Tokens
 
 ROUNDING = {"rtol": 0.0, "atol": 4 * torch.finfo(torch.float32).eps}  # of float64 numbers in [0, 1] to float32
@@ -145,6 +148,61 @@ def test_affinity_fuse_and_weights_reach_the_operator() -> None:
     torch.testing.assert_close(result.cams, minmax(expected).float(), **ROUNDING)
 
 
+SIGNS = {"blocks.0": "non-negative", "blocks.1.conv": "signed", "blocks.2": "non-negative", "blocks.3.conv": "signed"}
+
+
+def by_hand(run: SSA, affinities: dict[str, Affinity]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return stages and CAMs of class 1, polished by the dense definition."""
+    extracted = run.info.forward(run.model, IMAGES)
+    found = run.info.seed_maps(run.model, extracted, torch.tensor([[1], [1]]))
+    features = {name: extracted.maps[name] for name in run.stage_names}
+    polished = {
+        name: minmax(ssa_fast.polish(found, stage, affinity=affinities[name], backend="reference"))
+        for name, stage in features.items()
+    }
+    return polished, minmax(sum(upsample(maps, (64, 96)) for maps in polished.values()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["auto", Affinity()])
+def test_the_affinity_of_a_stage_follows_its_sign_unless_it_is_given(given: Affinity | Literal["auto"]) -> None:
+    run = ssa(trained(), stages=list(SIGNS), affinity=given)
+    expected = {
+        name: SIGNED_DEFAULT if given == "auto" and sign == "signed" else Affinity() for name, sign in SIGNS.items()
+    }
+    assert run.info.signs == SIGNS
+    assert run.affinity == given
+    assert run.affinities == expected
+    result = run(IMAGES, [1])
+    stages, cams = by_hand(run, expected)
+    for name, maps in stages.items():
+        torch.testing.assert_close(result.stages[name], maps.float(), **ROUNDING)
+    torch.testing.assert_close(result.cams, cams.float(), **ROUNDING)
+
+
+def test_auto_is_the_default_and_linear_where_relu_is_not() -> None:
+    run = ssa(trained(), stages=list(SIGNS))
+    assert run.affinity == "auto"
+    extracted = run.info.forward(run.model, torch.randn(1, 3, 512, 512, dtype=torch.float64)).maps
+    features = {name: extracted[name] for name in SIGNS}
+    auto, relu = (
+        ssa_fast.explain(torch.rand(1, 20, 4, 4), features, affinity=affinities)
+        for affinities in (run.affinities, Affinity())
+    )
+    assert {name: choice.method for name, choice in auto.items()} == dict.fromkeys(SIGNS, "prototypes")
+    linear = {name: "non-negative" for name, choice in relu.items() if choice.method == "prototypes"}
+    assert {**dict.fromkeys(SIGNS, "signed"), **linear} == SIGNS
+
+
+def test_repr_says_which_affinity_each_stage_has_and_why() -> None:
+    model = trained()
+    lines = repr(ssa(model, stages=["blocks.0", "blocks.1.conv"])).splitlines()
+    assert lines[:3] == ["SSA(", "  model: Pyramid, images of 64 × 64", "  seed: cam at blocks.3"]
+    assert lines[3] == "  blocks.0: 8 × 32 × 32, non-negative, phi=relu (auto: linear time, as the ReLU never acts)"
+    assert lines[4].startswith(f"  blocks.1.conv: 12 × 16 × 16, signed, {SIGNED_DEFAULT} (auto: linear time for ")
+    asked = repr(ssa(model, stages=["blocks.0"], affinity=[Affinity(power=2)])).splitlines()
+    assert asked[3] == "  blocks.0: 8 × 32 × 32, non-negative, power=2 (asked for)"
+
+
 @pytest.mark.parametrize("network", [Pyramid, DeepHead])
 def test_results_do_not_depend_on_the_callers_mode(network: type[nn.Module]) -> None:
     model = trained(network).train()
@@ -253,6 +311,13 @@ def test_nan_images_give_nan_maps() -> None:
         ({"size": (0, 4)}, ValueError, "size: "),
         ({"fuse": "median"}, ValueError, "fuse: .* got 'median'"),
         ({"weights": [1, 2]}, ValueError, "weights: expected 4, one per stage, got 2"),
+        (
+            {"affinity": "relu"},
+            ValueError,
+            "affinity: expected 'auto', an Affinity or one per stage, got 'relu'; ssa_fast",
+        ),
+        ({"affinity": None}, TypeError, "affinity: expected one value, a sequence or a dict by stage, got NoneType"),
+        ({"affinity": ["auto"] * 4}, TypeError, "affinity: expected Affinity for stage 'blocks.0', got str"),
         ({"affinity": [Affinity()] * 3}, ValueError, "affinity: expected 4, one per stage, got 3"),
     ],
 )

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import CAM, EXECUTION, AffinityText, Debug, Model, Stages, Weights, option, parse_stages
+from ssa_fast.cli.options import (
+    CAM,
+    EXECUTION,
+    AffinityText,
+    Debug,
+    Model,
+    Stages,
+    Weights,
+    option,
+    parse_affinity,
+    parse_stages,
+)
 from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -24,22 +35,23 @@ def command(
     weights: Weights = "none",
     size: Annotated[str, typer.Option(help="Image size: the side of a square, or HEIGHTxWIDTH.")] = "512",
     classes_count: Annotated[int, option(CAM, "Number of CAM classes.", min=1)] = 1,
-    affinity: AffinityText = "",
+    affinity: AffinityText = "auto",
     stages: Stages = "auto",
     device: Annotated[Literal["cpu", "cuda"], option(EXECUTION, "Device to plan for.")] = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Show the plan per stage: method, backend, cost and reason, beside the cost of the dense affinity.
+    """Show the plan per stage: affinity, method, backend, cost and reasons, beside the cost of the dense affinity.
 
     Nothing is computed at the requested size: the network is run on one small image, the rest follows from shapes.
     """
     with console.usage_errors(debug=debug):
-        from ssa_fast import Affinity, models
+        from ssa_fast import models
         from ssa_fast.models import zoo
+        from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
         from ssa_fast.ops.cost_model import Problem, cost
         from ssa_fast.ops.dispatch import plan
 
-        parsed = Affinity.parse(affinity)
+        asked = parse_affinity(affinity)
         side = zoo.parse_size(size)
         classifier = zoo.load(model, "DEFAULT" if model == "demo" else weights)
         height, width = (side, side) if isinstance(side, int) else side or (0, 0)
@@ -49,17 +61,18 @@ def command(
         info = models.inspect_model(classifier.model, stages=parse_stages(stages), input_size=classifier.input_size)
         gpu, no_gpu = _find_gpu(device)
         where: dict[str, Any] = {"device": device, "gpu": gpu, "no_gpu": no_gpu}
-        rows, reasons = [], []
+        affinities, rows, reasons = choose_affinities(asked, info.signs), [], []
         for name, (_, C, h, w) in _stage_shapes(classifier.model, info, height, width).items():
-            nonnegative = info.signs[name] == "non-negative"
-            problem = Problem(1, classes_count, C, h * w, parsed, nonnegative=nonnegative, **where)
+            chosen, sign = affinities[name], info.signs[name]
+            problem = Problem(1, classes_count, C, h * w, chosen, nonnegative=sign == "non-negative", **where)
             choice = plan(problem)
             flops = f"{_giga(choice.cost.flops)}\n{_giga(cost('dense', problem).flops)}"
             memory = [format_bytes(count) for count in (choice.cost.extra_memory, problem.L**2 * problem.itemsize)]
             rows.append((f"{name}\n{C} x {h} x {w}", f"{choice.method}\ndense L x L", flops, "\n".join(memory)))
             method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.bytes_moved)} moved"
-            reasons.append(f"{name}, {info.signs[name]} features: {method}; {choice.why}")
-    title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {parsed}, float32, {device}"
+            why = f"{sign} features: affinity {chosen} ({affinity_reason(asked, sign)})"
+            reasons.append(f"{name}, {why}; {method}; {choice.why}")
+    title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {asked}, float32, {device}"
     screen = console.out()
     screen.print(console.table(title, COLUMNS, rows, right=COLUMNS[2:]))
     screen.print("\n".join(reasons), soft_wrap=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
+    from ssa_fast.affinity import Affinity
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
@@ -28,7 +29,13 @@ Weights = Annotated[
 ]
 Stages = Annotated[str, option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
-    str, option(CAM, "Pixel similarity, e.g. 'power=2,center' or 'phi=exp, temperature=0.1'.", "--affinity")
+    str,
+    option(
+        CAM,
+        "Pixel similarity: 'auto' (per stage, in linear time), or one for all, e.g. 'phi=relu' (PCM), "
+        "'phi=shifted,shift=0.5' or 'power=2,center'.",
+        "--affinity",
+    ),
 ]
 Device = Annotated[str, option(EXECUTION, "'auto', 'cpu', 'cuda', 'cuda:1', ...")]
 Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]
@@ -38,10 +45,10 @@ def build(
     *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str, **options: Any
 ) -> tuple[Classifier, SSA]:
     """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
-    from ssa_fast import SSA, Affinity
+    from ssa_fast import SSA
     from ssa_fast.models import zoo
 
-    options |= {"affinity": Affinity.parse(affinity), "scales": _parse_scales(scales), "stages": parse_stages(stages)}
+    options |= {"affinity": parse_affinity(affinity), "scales": _parse_scales(scales), "stages": parse_stages(stages)}
     classifier = zoo.load(model, weights, device=_parse_device(device))
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
@@ -51,6 +58,13 @@ def build(
 def parse_stages(text: str) -> str | list[str]:
     """Return ``--stages`` in the form that ``SSA`` takes."""
     return "auto" if text.strip() == "auto" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_affinity(text: str) -> Affinity | Literal["auto"]:
+    """Return ``--affinity`` in the form that ``SSA`` takes; ValueError for anything else than "auto" or parameters."""
+    from ssa_fast import Affinity
+
+    return "auto" if text.strip() == "auto" else Affinity.parse(text)
 
 
 def _parse_scales(text: str) -> tuple[float, ...]:

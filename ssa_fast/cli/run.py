@@ -56,7 +56,7 @@ def command(
     ] = "predicted",
     seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
-    affinity: AffinityText = "",
+    affinity: AffinityText = "auto",
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
     flip: Annotated[bool, _cam("Also use the horizontally flipped image.", "--flip")] = False,
     fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
@@ -112,7 +112,9 @@ def command(
             only = "{}x{}".format(*classifier.input_size)
             line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
             console.err().print(line)
-        settings = {"model": model, "weights": classifier.weights, **how, "affinity": str(ssa.affinity)}
+        affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
+        settings = {"model": model, "weights": classifier.weights, **how}
+        settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
         report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
     if debug:

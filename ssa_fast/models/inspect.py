@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.affinity import Affinity
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
+from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
 from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
@@ -20,7 +20,8 @@ from ssa_fast.validation import check_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Sign = Literal["non-negative", "signed"]
+    from ssa_fast.affinity import Affinity
+    from ssa_fast.models.stage_affinity import Sign, StageAffinities
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage on the sample image: module, (C, H, W), sign of the features, polishing method."""
+    """One stage on the sample image: module, (C, H, W), sign of the features, affinity and why, polishing method."""
 
     name: str
     shape: tuple[int, int, int]
     sign: Sign
+    affinity: Affinity
+    why: str
     method: str
 
 
@@ -128,20 +131,22 @@ def describe(
     *,
     stages: str | Sequence[str] = "auto",
     seed: str = "auto",
-    affinity: Affinity = Affinity(),  # noqa: B008 - frozen
+    affinity: StageAffinities = "auto",
     classes: int = 20,
     input_size: int | tuple[int, int] | None = None,
 ) -> ModelDescription:
-    """Describe the stages, sizes, signs, seed and methods of a classification network.
+    """Describe the stages, sizes, signs, affinities, methods and seed of a classification network.
 
-    Takes and raises what ``inspect_model`` does; ``affinity`` and the number of CAM ``classes`` decide the methods.
+    Takes and raises what ``inspect_model`` does; ``affinity``, as ``SSA`` takes it, and the number of CAM ``classes``
+    decide the methods.
     """
     info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
     described = []
-    for name, ref in info.stages.items():
-        nonnegative = info.signs[name] == "non-negative"
-        problem = Problem(1, classes, ref.layout.channels, ref.layout.pixels, affinity, nonnegative=nonnegative)
-        described.append(StageDescription(name, ref.layout.shape, info.signs[name], plan(problem).method))
+    for name, chosen in choose_affinities(affinity, info.signs).items():
+        layout, sign = info.stages[name].layout, info.signs[name]
+        problem = Problem(1, classes, layout.channels, layout.pixels, chosen, nonnegative=sign == "non-negative")
+        why, method = affinity_reason(affinity, sign), plan(problem).method
+        described.append(StageDescription(name, layout.shape, sign, chosen, why, method))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     seed_kind, seed_layer = info.seed.kind, info.seed.layer
     return ModelDescription(tuple(described), seed_kind, seed_layer, info.trace_size, info.num_classes, parameters)

@@ -1,4 +1,4 @@
-"""A whole ResNet-50 with random weights: what its own forward takes, beside which polishing is to cost nothing."""
+"""Whole networks with random weights: what their own forward takes, beside which polishing is to cost nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 from bench.stand import NotHere
 from bench.workers import first_line
+from ssa_fast.models import inspect_model
+from ssa_fast.models.extract import extract_features
+from ssa_fast.models.stage_affinity import choose_affinities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-LAYERS = ("layer1", "layer2", "layer3", "layer4")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CALIBRATED = (4, 3, 64, 64)  # images that set the normalisations' statistics
 CROPPED = 1024  # pixels to which larger images are cropped where the forward is checked in float64
@@ -24,11 +26,12 @@ CROPPED = 1024  # pixels to which larger images are cropped where the forward is
 
 @dataclass(frozen=True)
 class Network:
-    """A ResNet-50 in float32 on ``(B, 3, size, size)`` images, and a ``(B, K, h, w)`` CAM of layer4's size."""
+    """One of torchvision's in float32 on ``(B, 3, size, size)`` images; a ``(B, K, h, w)`` CAM of its last stage."""
 
     B: int
     K: int
     size: int
+    net: str = "resnet50"
 
     def draw(self, device: torch.device, seed: int) -> tuple[Tensor, Forward]:
         """A CAM and the network with its images, fresh from ``seed``."""
@@ -38,7 +41,7 @@ class Network:
         cam = torch.rand(self.B, self.K, end, end, **make)
         images = torch.rand(self.B, 3, self.size, self.size, **make)
         torch.manual_seed(seed)
-        return cam, Forward(resnet("resnet50").to(device), images)
+        return cam, Forward(build(self.net).to(device), images)
 
 
 def missing() -> list[str]:
@@ -48,7 +51,7 @@ def missing() -> list[str]:
     return []
 
 
-def resnet(name: str) -> torch.nn.Module:
+def build(name: str) -> torch.nn.Module:
     """One of torchvision's, with random weights, for inference."""
     for reason in missing():
         raise NotHere(reason)
@@ -62,38 +65,33 @@ def resnet(name: str) -> torch.nn.Module:
 
 
 class Forward:
-    """A network and its images, as functions of the memory format."""
+    """A network and its images, as functions of the memory format, with the affinities that ``SSA`` takes."""
 
     def __init__(self, net: torch.nn.Module, images: Tensor) -> None:
         self.net, self.images = net, images
+        info = inspect_model(net)  # before calibration, whose statistics are not those of its random image
         calibrate(net, torch.rand(CALIBRATED, device=images.device).to(images.dtype))
-        self._kept: dict[str, Tensor] = {}
+        self.affinities = list(choose_affinities("auto", info.signs).values())
+        self._refs = info.stages
         self._stages: tuple[str, list[Tensor]] | None = None
-        for name in LAYERS:
-            getattr(net, name).register_forward_hook(self._keep(name))
-
-    def _keep(self, name: str) -> Callable[..., None]:
-        return lambda _, __, out: self._kept.__setitem__(name, out)
 
     def run(self, layout: str) -> Callable[[], Tensor]:
-        """The forward to its logits in a memory format, whose stages are not kept."""
+        """The forward to its logits in a memory format."""
         images = self._in(layout)
 
         def forward() -> Tensor:
             with torch.inference_mode():
                 logits: Tensor = self.net(images)
-                self._kept.clear()
                 return logits
 
         return forward
 
     def stages(self, layout: str) -> list[Tensor]:
-        """The outputs of the four layers, as a forward in this format leaves them; the last answer is remembered."""
+        """The stages' maps, as a forward in this format leaves them; the last answer is remembered."""
         if self._stages is None or self._stages[0] != layout:
             self._stages = None
-            with torch.inference_mode():
-                self.net(self._in(layout))
-            self._stages = layout, [self._kept.pop(name) for name in LAYERS]
+            maps = extract_features(self.net, self._in(layout), self._refs).maps
+            self._stages = layout, list(maps.values())
         return self._stages[1]
 
     def _in(self, layout: str) -> Tensor:

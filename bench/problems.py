@@ -6,6 +6,7 @@ resnet50/512/layer1/signed     normal features; shifted: those under the shifted
                                subtracts the mean; nhwc: channels last
 resnet50-d8/512/layer4         layers 3 and 4 dilated, so that all end at an eighth of the input
 resnet50/512                   the network itself: its forward, and polishing and fusing its four stages
+swin_t/512                     another; its stages are signed, as are those of convnext_tiny and efficientnet_b0
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ Named: TypeAlias = "Problem | Network"
 
 # Channels and the step between pixels of each stage.
 STAGES = {"layer1": (256, 4), "layer2": (512, 8), "layer3": (1024, 16), "layer4": (2048, 32)}
+PYRAMID = {"features.1": (96, 4), "features.3": (192, 8), "features.5": (384, 16), "features.7": (768, 32)}
+WHOLE = {
+    "resnet50": STAGES,
+    "swin_t": PYRAMID,
+    "convnext_tiny": PYRAMID,
+    "efficientnet_b0": {
+        "features.2": (24, 4),
+        "features.3": (40, 8),
+        "features.5": (112, 16),
+        "features.8": (1280, 32),
+    },
+}
 NETS = {"resnet50": STAGES, "resnet50-d8": STAGES | {"layer3": (1024, 8), "layer4": (2048, 8)}}
 KINDS = {
     "signed": {"values": "randn"},
@@ -32,8 +45,8 @@ KINDS = {
 }
 SIZES = (224, 512, 1024, 2048, 4096)
 EXPECTED = (
-    f"<net>/<size>[/<stage>][/K<k>][/B<b>][/{'|'.join(KINDS)}] with a net of {', '.join(NETS)}, a size divisible by 32 "
-    f"and a stage of {', '.join(STAGES)}"
+    f"<net>/<size>[/K<k>][/B<b>] with a net of {', '.join(WHOLE)}, or <net>/<size>/<stage>[/K<k>][/B<b>]"
+    f"[/{'|'.join(KINDS)}] with a net of {', '.join(NETS)} and a stage of {', '.join(STAGES)}; a size divisible by 32"
 )
 _NAME = re.compile(r"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/(signed|shifted|centred|nhwc))?")
 LIMITS = {"small": 20.0, "curve": 120.0, "backbone": 120.0, "full": 120.0}
@@ -68,8 +81,9 @@ def parse(name: str) -> Label:
     if found:
         net, size, stage, K, B, kind = found.groups()
         label = Label(net, int(size), stage or "", int(K or 20), int(B or 1), kind or "")
-        plain = label.stage or (label.net == "resnet50" and not label.kind)
-        known = label.net in NETS and label.stage in ("", *STAGES) and plain
+        known = (
+            (label.net in NETS and label.stage in STAGES) if label.stage else (label.net in WHOLE and not label.kind)
+        )
         if known and label.K and label.B and label.size and label.size % 32 == 0:
             return label
     raise ValueError(f"problem: expected {EXPECTED}, got {name!r}; --list prints those of a suite")
@@ -79,7 +93,7 @@ def problem(name: str) -> Named:
     """The problem of a name; raises what ``parse`` raises."""
     label = parse(name)
     if not label.stage:
-        return Network(label.B, label.K, label.size)
+        return Network(label.B, label.K, label.size, label.net)
     C, step = NETS[label.net][label.stage]
     side, end = label.size // step, label.size // NETS[label.net]["layer4"][1]
     given: dict[str, str] = {"dtype": "float32", "values": "relu"} | KINDS.get(label.kind, {})
@@ -112,6 +126,8 @@ def _backbone() -> Iterator[Label]:
     for size in (224, 512, 1024, 4096):
         for K in (20, 1):
             yield Label("resnet50", size, K=K)
+    for net in ("swin_t", "convnext_tiny", "efficientnet_b0"):
+        yield from (Label(net, size) for size in (512, 1024))
 
 
 def _full() -> Iterator[Label]:

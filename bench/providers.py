@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from bench import networks, peers
 from bench.networks import FORMATS, Network
-from bench.problems import STAGES
+from bench.problems import WHOLE
 from ssa_fast import polish
 from ssa_fast.ops import cost_model, dispatch, gpu_info
 
@@ -257,10 +257,10 @@ def build_backbone(stand: Device, problem: Network, cam: Tensor, net: networks.F
 
 
 def build_polished(stand: Device, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
-    """The four stages as they come of the forward, at default options."""
+    """The four stages as they come of the forward, with the affinities of ``SSA``, at default options."""
 
     def run(stages: list[Tensor]) -> Tensor:
-        found: Tensor = polish(cam, stages)
+        found: Tensor = polish(cam, stages, affinity=net.affinities)
         return found
 
     for layout in FORMATS:
@@ -278,7 +278,7 @@ def work_backbone(problem: Network, stand: Device) -> Workload | None:
 
 def work_polished(problem: Network, stand: Device) -> Workload:
     """Two reads of the stages' features and prototypes' products; maps and fusion are left out, as smaller."""
-    numbers = problem.B * sum(C * (problem.size // step) ** 2 for C, step in STAGES.values())
+    numbers = problem.B * sum(C * (problem.size // step) ** 2 for C, step in WHOLE[problem.net].values())
     return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
 
 

@@ -152,7 +152,7 @@ def _error(
     """How far an answer is from the one in float64."""
     if provider.answer == "fused":
         stages = [stage.double() for stage in f.stages(variant)]
-        return relative_error(out, polish(cam.double(), stages, nonnegative=True, backend="torch"))
+        return relative_error(out, polish(cam.double(), stages, affinity=f.affinities, backend="torch"))
     known = torch.as_tensor(right, device=out.device)
     if provider.answer == "logits":
         corner = f.images[:, :, :CROPPED, :CROPPED]

@@ -50,6 +50,7 @@ ROW = {
         ),
         ("resnet50/32/layer1/nhwc", Problem(1, 20, 256, 8, 8, 1, 1, "float32", layout="nhwc", values="relu")),
         ("resnet50/4096", Network(1, 20, 4096)),
+        ("efficientnet_b0/512", Network(1, 20, 512, "efficientnet_b0")),
         ("resnet50/96/K1/B4", Network(4, 1, 96)),
     ],
 )
@@ -67,6 +68,7 @@ def test_defaults_need_not_be_named():
     [
         *("", "resnet50", "resnet50/100/layer1", "resnet50/0/layer1", "resnet50/224/layer5", "vgg/224/layer1"),
         *("resnet50/224/layer1/K0", "resnet50/224/layer1/B0", "resnet50/224/layer1/B2/K2", "resnet50-d8/224"),
+        *("swin_t/512/features.1", "swin_t/512/layer1", "swin_t/512/signed"),
         *("resnet50/224/signed", "resnet50/224/layer1/signed/nhwc", " resnet50/224/layer1"),
     ],
 )
@@ -180,17 +182,20 @@ def test_the_truth_of_centred_features():
 
 
 @pytest.mark.slow
-def test_whole_networks():
-    problem = problems.problem("resnet50/32/K2")
+@pytest.mark.parametrize("name", problems.WHOLE)
+def test_whole_networks(name):
+    problem = problems.problem(f"{name}/64/K2")
     cam, net = problem.draw(CPU.device, 3)
+    assert all(affinity.any_sign is (name != "resnet50") for affinity in net.affinities)
     forward, fused = providers.NETWORK
     layouts = dict(forward.build(CPU, problem, cam, net))
     logits = [call() for call in layouts.values()]
     assert relative_error(logits[0], logits[1].double()) < 1e-3
     for layout, call in fused.build(CPU, problem, cam, net):
         assert layout in layouts
-        assert call().shape == (1, 2, 8, 8)
-    assert [stage.shape[1] for stage in net.stages("contiguous")] == [C for C, _ in problems.STAGES.values()]
+        assert call().shape == (1, 2, 16, 16)
+    shapes = [tuple(stage.shape[1:]) for stage in net.stages("contiguous")]
+    assert shapes == [(C, 64 // step, 64 // step) for C, step in problems.WHOLE[name].values()]
 
 
 # Results that are predicted.

@@ -10,7 +10,7 @@ import torch
 
 from bench.gpu import ours
 from bench.gpu.goals import GOALS, error_goal
-from bench.networks import Forward, resnet
+from bench.networks import Forward, build
 from bench.problem import WRONG, Problem, relative_error, truth
 from bench.stand import NotHere, summary
 from bench.workers import Job, job
@@ -123,4 +123,4 @@ def _network(stand: Device) -> Forward:
     name, shape, dtype = "resnet50", (32, 3, 512, 512), torch.float16
     if stand.rehearse:
         name, shape, dtype = "resnet18", (1, 3, 64, 64), torch.float32
-    return Forward(resnet(name).to(stand.device, dtype), torch.rand(shape, device=stand.device).to(dtype))
+    return Forward(build(name).to(stand.device, dtype), torch.rand(shape, device=stand.device).to(dtype))

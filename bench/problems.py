@@ -81,9 +81,9 @@ def parse(name: str) -> Label:
     if found:
         net, size, stage, K, B, kind = found.groups()
         label = Label(net, int(size), stage or "", int(K or 20), int(B or 1), kind or "")
-        known = (
-            (label.net in NETS and label.stage in STAGES) if label.stage else (label.net in WHOLE and not label.kind)
-        )
+        known = label.net in NETS and label.stage in STAGES
+        if not label.stage:
+            known = label.net in WHOLE and not label.kind
         if known and label.K and label.B and label.size and label.size % 32 == 0:
             return label
     raise ValueError(f"problem: expected {EXPECTED}, got {name!r}; --list prints those of a suite")

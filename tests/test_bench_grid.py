@@ -95,7 +95,7 @@ def test_what_the_suites_hold():
     labels = [problems.parse(name) for name in problems.suite("full")]
     assert {label.stage for label in labels} == {"", *problems.STAGES}
     assert {label.kind for label in labels} == {"", *problems.KINDS}
-    assert {label.net for label in labels} == set(problems.NETS)
+    assert {label.net for label in labels} == {*problems.NETS, *problems.WHOLE}
     assert {label.K for label in labels} == {1, 20, 1000}
     assert {label.B for label in labels} == {1, 32}
 

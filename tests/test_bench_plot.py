@@ -167,6 +167,17 @@ def test_shares_of_the_backbone(file):
     ]  # fmt: skip
     assert (found[0].p20, found[0].p50, found[0].p80) == pytest.approx((0.018, 0.02, 0.022))
     assert found[-1].why == "out of memory"
+    assert {share.goal for share in found} == {0.03}
+
+
+def test_networks_with_signed_stages_have_a_goal_of_their_own(tmp_path):
+    names = ("resnet50/512", "swin_t/512")
+    share = {"warm_ms": spread(1.0), "share_of_backbone": spread(0.02)}
+    rows = [row(name, "polish and fuse", 512**2, H=512, K=20, B=1, **share) for name in names]
+    (results,) = read([save(tmp_path / "two.json", rows)])
+    assert [(found.label, found.goal) for found in series.shares(results)] == [
+        ("resnet50 512², K=20", 0.03), ("swin_t 512², K=20", 0.05)
+    ]  # fmt: skip
 
 
 def test_labels_are_spread_without_overlap():

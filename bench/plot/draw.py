@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image, PngImagePlugin
 from scipy.optimize import isotonic_regression
 
-from bench.plot.series import FEATURES, GOALS, NONNEGATIVE, SHIFTED, pixels
+from bench.plot.series import FEATURES, NONNEGATIVE, SHIFTED, pixels
 from bench.plot.table import number
 
 if TYPE_CHECKING:
@@ -84,13 +84,15 @@ def curves(kind: str, panels: Sequence[Panel], results: Results) -> bytes:
 
 def shares(found: Sequence[Share], results: Results) -> bytes:
     """A PNG of what polishing and fusing takes of the backbone's forward, a bar per input."""
-    goal = GOALS[results.device]
-    most = max(goal, *(share.p80 for share in found if not share.why))
+    goals = sorted({share.goal for share in found})
+    most = max(*goals, *(share.p80 for share in found if not share.why))
+    left = max(2.35, 0.14 * max(len(share.label) for share in found))  # inches
+    wide = WIDTH - left - 1.45
     tall = 0.44 * len(found) + 0.1
     with _style():
         figure, top = _figure(HEAD + LINE + tall + 0.3, results)
         _head(figure, top, "Polish and fuse four stages", "share of the backbone's forward, p20 to p80")
-        axes = _axes(figure, (2.35, top - HEAD - LINE - tall, 4.2, tall))
+        axes = _axes(figure, (left, top - HEAD - LINE - tall, wide, tall))
         axes.set(xlim=(0, 1.02 * most), ylim=(len(found) - 0.4, -0.6), xticks=[])
         axes.set_yticks(range(len(found)), [share.label for share in found])
         axes.spines["bottom"].set_visible(False)
@@ -99,12 +101,11 @@ def shares(found: Sequence[Share], results: Results) -> bytes:
             axes.plot([share.p20, share.p80], [at, at], color=INK, linewidth=2.5)
             text = share.why or f"{number(100 * share.p50)} %"
             how: dict[str, Any] = {"ha": "right", "va": "center", "color": FAINT if share.why else INK}
-            axes.text((WIDTH - EDGE - 2.35) / 4.2, at, text, transform=axes.get_yaxis_transform(), **how)
-        axes.axvline(goal, color=INK, linewidth=2, dashes=(4, 2))
-        axes.annotate(
-            f"goal {100 * goal:g} %", (goal, -0.6), (0, 4), textcoords="offset points", ha="center", va="bottom"
-        )
-        return _png(figure, ("backbone", found, goal), results)
+            axes.text((WIDTH - EDGE - left) / wide, at, text, transform=axes.get_yaxis_transform(), **how)
+            axes.plot([share.goal] * 2, [at - 0.6, at + 0.4], color=INK, linewidth=2, dashes=(4, 2))
+        text = f"goal{'s' * (len(goals) > 1)} {' and '.join(f'{100 * goal:g}' for goal in goals)} %"
+        axes.annotate(text, (goals[-1], -0.6), (0, 4), textcoords="offset points", ha="center", va="bottom")
+        return _png(figure, ("backbone", found), results)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-CALIBRATED = (4, 3, 64, 64)  # images that set the normalisations' statistics
+CALIBRATED = (4, 3, 224, 224)  # images that set the normalisations' statistics: smaller ones are mostly border
 CROPPED = 1024  # pixels to which larger images are cropped where the forward is checked in float64
 
 

@@ -86,18 +86,9 @@ def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | Non
     rows = [describe_network(name, check) for name in shown]
     working = [_cells(row.name, row.description, row.seconds) for row in rows if row.description]
     if working:
-        columns = (
-            "model",
-            "input",
-            "stages",
-            "C x h x w",
-            "features",
-            "affinity",
-            "method at K = 20",
-            "seed",
-            "seconds",
-        )
+        columns = ("model", "input", "stages", "C x h x w", "features", "method at K = 20", "seed", "seconds")
         console.out().print(console.table("networks", columns, working, right=("seconds",)))
+        # The features' sign decides the affinity, so it needs no column of its own.
         stages = [stage for row in rows if row.description for stage in row.description.stages]
         for line in dict.fromkeys(f"{each.sign} features: {each.affinity} ({each.why})" for each in stages):
             console.out().print(line, soft_wrap=True)
@@ -109,7 +100,7 @@ def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | Non
 
 
 def _cells(name: str, network: ModelDescription, seconds: float) -> tuple[str, ...]:
-    stages = [(s.name, " x ".join(map(str, s.shape)), s.sign, str(s.affinity), s.method) for s in network.stages]
+    stages = [(s.name, " x ".join(map(str, s.shape)), s.sign, s.method) for s in network.stages]
     columns = ("\n".join(column) for column in zip(*stages, strict=True))
     size = "{} x {}".format(*network.input_size)
     return name, size, *columns, f"{network.seed_kind}\n{network.seed_layer}", f"{seconds:.1f}"

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from ssa_fast.large import LargeImageResult, LargeImageSSA
     from ssa_fast.result import SSAResult
     from ssa_fast.ssa import SSA
-    from ssa_fast.streaming import PixelBank, Prototypes
+    from ssa_fast.streaming import FeatureMean, PixelBank, Prototypes
 
 __all__ = [
     "SSA",
     "Affinity",
+    "FeatureMean",
     "LargeImageResult",
     "LargeImageSSA",
     "PixelBank",
@@ -35,6 +36,7 @@ _LAZY = {
     "SSAResult": "result",
     "LargeImageSSA": "large",
     "LargeImageResult": "large",
+    "FeatureMean": "streaming",
     "PixelBank": "streaming",
     "Prototypes": "streaming",
 }

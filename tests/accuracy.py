@@ -71,6 +71,8 @@ def assert_as_accurate(
 def extended_reference(cam: Any, features: Any, affinity: Affinity) -> Any:
     """Return ``reference.polish_stage`` for the ReLU and the shifted form in 80-bit floats, where NumPy has them."""
     cam, features = cam.astype(np.longdouble), features.astype(np.longdouble)
+    if affinity.center:
+        features = features - features.mean(2, keepdims=True)
     x = features / (np.sqrt((features**2).sum(1, keepdims=True)) + np.longdouble(affinity.norm_eps))
     cosine = x.swapaxes(1, 2) @ x
     if affinity.phi == "shifted":

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import rand
 
 import ssa_fast
-from ssa_fast import Affinity, PixelBank, Prototypes
+from ssa_fast import Affinity, FeatureMean, PixelBank, Prototypes
 from ssa_fast.io.sizes import parse_bytes
 from tests.accuracy import assert_as_accurate
 
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 K, C, H, W = 3, 24, 19, 26
 PLAIN = Affinity()
+CENTRED = Affinity(phi="shifted", center=True)
+LINEAR = {
+    "relu": PLAIN,
+    "shifted": Affinity(phi="shifted"),
+    "half": Affinity(phi="shifted", shift=0.5),
+    "far": Affinity(phi="shifted", shift=20.0),
+    "centred": CENTRED,
+    "centred half": Affinity(phi="shifted", shift=0.5, center=True),
+}
 SIGNED = {
     "signed": PLAIN,
     "centred": Affinity(center=True),
@@ -38,7 +47,11 @@ SIGNED = {
     "exp": Affinity(phi="exp", temperature=0.2),
     "threshold": Affinity(threshold=0.3),
     "cube": Affinity(power=3.0),
+    "shifted": Affinity(phi="shifted", shift=0.5),
+    "shifted cube": Affinity(phi="shifted", power=3.0),
+    "shifted root": Affinity(phi="shifted", power=0.5, center=True),
 }
+linear = pytest.mark.parametrize("affinity", LINEAR.values(), ids=LINEAR)
 
 
 def draw(
@@ -65,6 +78,14 @@ def apply_tiles(accumulator: Prototypes | PixelBank, tiles: list[Tile], columns:
     return torch.cat([torch.cat(out[i : i + across], dim=-1) for i in range(0, len(out), across)], dim=-2)
 
 
+def empty_prototypes(affinity: Affinity, tiles: list[Tile]) -> Prototypes:
+    """Return ``Prototypes`` without a pixel, but with the mean feature of the tiles where the affinity centres."""
+    mean = FeatureMean(C)
+    for _, feats in tiles:
+        mean.add(feats)
+    return Prototypes(K, C, affinity=affinity, mean=mean.value if affinity.center else None)
+
+
 def assert_exact(out: torch.Tensor, cam: torch.Tensor, feats: torch.Tensor, affinity: Affinity = PLAIN) -> None:
     """Assert that ``out`` is as accurate as the reference for one image without a batch dimension."""
     assert_as_accurate(out[None], cam[None], feats[None], affinity)
@@ -74,31 +95,92 @@ def cut_positions(length: int) -> st.SearchStrategy[list[int]]:
     return st.sets(st.integers(1, length - 1), max_size=4).map(lambda inner: [0, *sorted(inner), length])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    rows=cut_positions(H), columns=cut_positions(W), order=st.randoms(use_true_random=False), seed=st.integers(0, 99)
+    rows=cut_positions(H),
+    columns=cut_positions(W),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 99),
+    affinity=st.sampled_from(list(LINEAR.values())),
 )
-def test_any_tiling_in_any_order_is_the_whole_image(rows, columns, order, seed) -> None:
-    cam, feats = draw(seed)
+def test_any_tiling_in_any_order_is_the_whole_image(rows, columns, order, seed, affinity) -> None:
+    cam, feats = draw(seed, signed=affinity.any_sign)
     tiles = split(cam, feats, rows, columns)
-    prototypes = Prototypes(K, C)
+    prototypes = empty_prototypes(affinity, order.sample(tiles, len(tiles)))
     for tile in order.sample(tiles, len(tiles)):
         prototypes.add(*tile)
     assert prototypes.pixels == H * W
-    assert_exact(apply_tiles(prototypes, tiles, columns), cam, feats)
+    assert_exact(apply_tiles(prototypes, tiles, columns), cam, feats, affinity)
 
 
+@linear
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_dtypes_and_strides(dtype: torch.dtype) -> None:
-    cam, feats = draw(dtype=dtype)
+def test_dtypes_and_strides(dtype: torch.dtype, affinity: Affinity) -> None:
+    cam, feats = draw(dtype=dtype, signed=affinity.any_sign)
     feats = feats.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # channels last
-    prototypes, bank = Prototypes(K, C), PixelBank(K, C)
-    for tile in split(cam, feats, [0, 7, H], [0, 9, W]):
+    tiles = split(cam, feats, [0, 7, H], [0, 9, W])
+    prototypes, bank = empty_prototypes(affinity, tiles), PixelBank(K, C, affinity=affinity)
+    for tile in tiles:
         prototypes.add(*tile)
         bank.add(*tile)
     for out in (prototypes.apply(feats), bank.apply(feats)):
         assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert_exact(out, cam, feats)
+        assert_exact(out, cam, feats, affinity)
+
+
+NEARLY_CONSTANT = {"CAM": (0.7, 1e-4, 0.0, 1.0), "features": (0.0, 1.0, 3.0, 1e-3), "both": (0.7, 1e-4, -3.0, 1e-3)}
+
+
+@linear
+@pytest.mark.parametrize("offsets", NEARLY_CONSTANT.values(), ids=NEARLY_CONSTANT)
+def test_nearly_constant_images(offsets: tuple[float, ...], affinity: Affinity) -> None:
+    cam, feats = draw(signed=affinity.any_sign)
+    cam, feats = offsets[0] + offsets[1] * cam, offsets[2] + offsets[3] * feats
+    feats = feats if affinity.any_sign else feats.abs()
+    tiles, columns = split(cam, feats, [0, 1, 11, H], [0, 6, W]), [0, 6, W]
+    prototypes = empty_prototypes(affinity, tiles)
+    for tile in tiles:
+        prototypes.add(*tile)
+    assert_exact(apply_tiles(prototypes, tiles, columns), cam, feats, affinity)
+
+
+def test_a_small_spread_of_the_cam_is_not_lost_in_the_sums() -> None:
+    """The CAM's mean cancels between the sums; float32 tiles would leave an error relative to it."""
+    cam, feats = draw(signed=True)
+    cam = 0.7 + 1e-4 * cam
+    prototypes, exact = (Prototypes(K, C, affinity=LINEAR["shifted"]) for _ in range(2))
+    for tile in split(cam, feats + 3, [0, 1, 11, H], [0, 6, W]):
+        prototypes.add(*tile)
+    exact.add(cam.double(), (feats + 3).double())
+    small, expected = (
+        each.sums[:-1, :-1] - each.sums[:-1, -1:] / each.pixels * each.sums[-1:, :-1] for each in (prototypes, exact)
+    )
+    error = ((small - expected).abs().max() / expected.abs().max()).item()
+    assert error < 4 * torch.finfo(torch.float32).eps, error
+
+
+@pytest.mark.parametrize(("affinity", "expected"), [(LINEAR["shifted"], 1.0), (LINEAR["half"], 1.0), (PLAIN, 0.0)])
+def test_a_zero_feature_gets_the_cams_mean_or_zero(affinity: Affinity, expected: float) -> None:
+    cam, feats = draw()
+    feats[:, 3, 4] = 0.0
+    prototypes, bank = empty_prototypes(affinity, [(cam, feats)]), PixelBank(K, C, affinity=affinity)
+    for each in (prototypes, bank):
+        each.add(cam, feats)
+        torch.testing.assert_close(each.apply(feats)[:, 3, 4], expected * cam.mean(dim=(1, 2)), rtol=1e-6, atol=0)
+
+
+def test_the_mean_feature_of_tiles() -> None:
+    _, feats = draw(signed=True)
+    mean, part = FeatureMean(C), FeatureMean(C)
+    mean.add(feats[:, :0])
+    mean.add(feats[:, :5].permute(1, 2, 0).contiguous().permute(2, 0, 1))
+    part.add(torch.stack([feats[:, 5:, :13], feats[:, 5:, 13:]]))  # two tiles at once
+    mean.merge(part)
+    assert mean.pixels == H * W
+    torch.testing.assert_close(mean.value, feats.double().mean(dim=(1, 2)), rtol=1e-13, atol=1e-15)
+    wide = torch.rand(3, 200, 300, dtype=torch.float16)  # in several blocks
+    (many := FeatureMean(3)).add(wide)
+    torch.testing.assert_close(many.value, wide.double().mean(dim=(1, 2)), rtol=1e-13, atol=0)
 
 
 def test_a_batch_is_several_tiles_of_the_same_image() -> None:
@@ -126,36 +208,55 @@ def test_thousands_of_tiles_lose_nothing() -> None:
     assert relative < 2 * torch.finfo(torch.float32).eps, relative
 
 
-def test_merging_and_saving(tmp_path: Path) -> None:
-    cam, feats = draw()
-    first, second, whole = Prototypes(K, C), Prototypes(K, C), Prototypes(K, C)
+@linear
+def test_merging_and_saving(affinity: Affinity, tmp_path: Path) -> None:
+    cam, feats = draw(signed=affinity.any_sign)
+    first, second, whole, loaded = (empty_prototypes(affinity, [(cam, feats)]) for _ in range(4))
     first.add(cam[:, :8], feats[:, :8])
     second.add(cam[:, 8:], feats[:, 8:])
     whole.add(cam, feats)
     torch.save(second.state_dict(), tmp_path / "second.pt")
-    loaded = Prototypes(K, C)
+    if loaded.mean is not None:
+        loaded.mean.zero_()
     loaded.load_state_dict(torch.load(tmp_path / "second.pt", weights_only=True))
     first.merge(loaded)
     assert first.pixels == whole.pixels
-    torch.testing.assert_close(first.sums, whole.sums, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(first.sums, whole.sums, rtol=1e-6, atol=1e-5)
+    assert_exact(first.apply(feats), cam, feats, affinity)
     with pytest.raises(ValueError, match=r"^other: expected K=3, C=24"):
         first.merge(Prototypes(K, C + 1))
     with pytest.raises(ValueError, match=r"^state: expected sums of shape"):
         Prototypes(K + 1, C).load_state_dict(second.state_dict())
+    with pytest.raises(ValueError, match=r"^state: expected sums of shape .* with sum_eps=0.1, got"):
+        Prototypes(K, C, affinity=Affinity(sum_eps=0.1)).load_state_dict(second.state_dict())
 
 
 SHARD = """
 import sys, torch, torch.distributed as dist
-from tests.test_streaming import draw, K, C
-from ssa_fast import Prototypes
+from tests.test_streaming import CENTRED, LINEAR, draw, K, C
+from ssa_fast import FeatureMean, Prototypes
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
-cam, feats = draw(3)
-prototypes = Prototypes(K, C)
-for row in range(rank, cam.shape[1], world):
-    prototypes.add(cam[:, row : row + 1], feats[:, row : row + 1])
-prototypes.all_reduce()
-torch.save([prototypes.apply(feats), prototypes.pixels], f"{sys.argv[1]}/{rank}.pt")
+results = {}
+for name, affinity in LINEAR.items():
+    cam, feats = draw(3, signed=affinity.any_sign)
+    rows = range(rank, cam.shape[1], world)
+    mean = FeatureMean(C)
+    for row in rows:
+        mean.add(feats[:, row : row + 1])
+    own = mean.value
+    mean.all_reduce()
+    prototypes = Prototypes(K, C, affinity=affinity, mean=mean.value if affinity.center else None)
+    for row in rows:
+        prototypes.add(cam[:, row : row + 1], feats[:, row : row + 1])
+    prototypes.all_reduce()
+    results[name] = [prototypes.apply(feats), prototypes.pixels, mean.pixels]
+try:
+    Prototypes(K, C, affinity=CENTRED, mean=own).all_reduce()
+except ValueError as error:
+    results["refused"] = str(error)
+Prototypes(K, C, affinity=CENTRED, mean=torch.full((C,), float("nan"))).all_reduce()
+torch.save(results, f"{sys.argv[1]}/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -172,11 +273,12 @@ def test_processes_share_an_image(world: int, tmp_path: Path) -> None:
         for rank in range(world)
     ]
     assert [rank.wait(timeout=600) for rank in ranks] == [0] * world
-    cam, feats = draw(3)
     for rank in range(world):
-        out, pixels = torch.load(tmp_path / f"{rank}.pt")
-        assert pixels == H * W
-        assert_exact(out, cam, feats)
+        results = torch.load(tmp_path / f"{rank}.pt")
+        assert results.pop("refused").startswith("mean: expected the same mean feature in all processes")
+        for name, (out, *pixels) in results.items():
+            assert pixels == [H * W, H * W]
+            assert_exact(out, *draw(3, signed=LINEAR[name].any_sign), LINEAR[name])
 
 
 def test_negative_features_are_refused_and_change_nothing() -> None:
@@ -184,20 +286,29 @@ def test_negative_features_are_refused_and_change_nothing() -> None:
     cam, feats = draw()
     prototypes.add(cam, feats)
     before = prototypes.state_dict()
-    with pytest.raises(ValueError, match=r"^feats: expected features >= 0.*PixelBank is exact for signed"):
+    with pytest.raises(ValueError, match=r"^feats: expected features >= 0.*phi='shifted', or PixelBank"):
         prototypes.add(*draw(signed=True))
     with pytest.raises(ValueError, match=r"^nonnegative: expected True or None, got False"):
         prototypes.add(*draw(), nonnegative=False)
     assert torch.equal(prototypes.state_dict()["sums"], before["sums"])
-    assert prototypes.pixels == before["pixels"]
+    assert prototypes.pixels == H * W
 
 
-def test_nan_goes_through_as_nan() -> None:
-    cam, feats = draw()
-    feats[0, 0, 0] = float("nan")
-    prototypes = Prototypes(K, C)
-    prototypes.add(cam, feats)
-    assert prototypes.apply(feats).isnan().all()
+@linear
+def test_nan_goes_through_as_nan(affinity: Affinity) -> None:
+    cam, feats = draw(signed=affinity.any_sign)
+    cam[1, 2, 3] = float("nan")
+    one, both = empty_prototypes(affinity, [(cam, feats)]), feats.clone()
+    one.add(cam, feats)
+    assert one.apply(feats).isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
+    assert one.apply(feats).isnan().flatten(1).any(dim=1).tolist() == [False, True, False]
+    both[0, 0, 0] = float("nan")
+    many = [empty_prototypes(affinity, [(cam, both)]) for _ in range(2)]
+    for each in many:
+        each.add(cam, both)
+    many[0].merge(many[1])
+    assert many[0].pixels == 2 * H * W
+    assert many[0].apply(both).isnan().all()
 
 
 def spilling(scratch: Path, **options: object) -> PixelBank:
@@ -387,31 +498,49 @@ def test_a_merged_bank_holds_all_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_inference_mode_makes_no_difference(inside: bool, tmp_path: Path) -> None:
-    """Accumulators made in inference mode can be used outside it, and the reverse."""
-    cam, feats = draw()
+    """What was made in inference mode can be used outside it, and the reverse."""
+    cam, feats = draw(signed=True)
     with torch.inference_mode(inside):
-        both = [Prototypes(K, C), spilling(tmp_path, affinity=Affinity(center=True))]
+        mean = FeatureMean(C)
+        mean.add(feats[:, :8].clone())
+    with torch.inference_mode(not inside):
+        mean.add(feats[:, 8:])
+    with torch.inference_mode(inside):
+        both = [Prototypes(K, C, affinity=CENTRED, mean=mean.value), spilling(tmp_path, affinity=CENTRED)]
         for each in both:
             each.add(cam[:, :8].clone(), feats[:, :8].clone())
-        loaded = Prototypes(K, C)
-        loaded.load_state_dict(both[0].state_dict())
+        loaded = Prototypes(K, C, affinity=CENTRED, mean=torch.zeros(C))
     with torch.inference_mode(not inside):
+        loaded.load_state_dict(both[0].state_dict())
         for each in (*both, loaded):
             each.add(cam[:, 8:], feats[:, 8:])
-        for each, affinity in zip((*both, loaded), (Affinity(), Affinity(center=True), Affinity()), strict=True):
-            assert_exact(each.apply(feats), cam, feats, affinity)
+            assert_exact(each.apply(feats), cam, feats, CENTRED)
 
 
-def test_a_loaded_state_is_a_copy() -> None:
-    first, second = Prototypes(K, C), Prototypes(K, C)
+def test_autocast_makes_no_difference() -> None:
+    cam, feats = draw(signed=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prototypes = empty_prototypes(CENTRED, [(cam, feats)])
+        prototypes.add(cam, feats)
+        out = prototypes.apply(feats)
+    assert_exact(out, cam, feats, CENTRED)
+
+
+def test_a_loaded_state_and_a_given_mean_are_copies() -> None:
+    mean, other = torch.ones(C, dtype=torch.float64), torch.zeros(C, dtype=torch.float64)
+    first, second = (Prototypes(K, C, affinity=CENTRED, mean=each) for each in (mean, other))
     first.add(*draw())
     state = first.state_dict()
     second.load_state_dict(state)
     kept = state["sums"].clone()
     second.add(*draw(1))
     assert torch.equal(state["sums"], kept)
-    state["sums"].zero_()
-    assert second.sums.abs().max() > 0
+    for tensor in (state["sums"], state["mean"], mean):
+        tensor.fill_(7.0)
+    assert torch.equal(first.mean, torch.ones_like(mean))
+    assert torch.equal(second.mean, first.mean)
+    assert not other.any()
+    assert not (second.sums == 7.0).any()
 
 
 @pytest.mark.parametrize("ending", ["close", "with", "error", "forgotten"])
@@ -449,8 +578,36 @@ def closed() -> PixelBank:
     ("make", "message"),
     [
         (lambda: Prototypes(0, C), r"^K: expected a whole number > 0, got 0"),
-        (lambda: Prototypes(K, C, affinity=Affinity(power=2.0)), r"^affinity: expected φ = relu with power 1"),
+        (
+            lambda: Prototypes(K, C, affinity=Affinity(power=2.0)),
+            r"^affinity: expected phi='shifted', or phi='relu' .*of power 1, got power=2.0; PixelBank is exact",
+        ),
         (lambda: Prototypes(K, C, affinity=Affinity(center=True)), r"PixelBank is exact for any affinity"),
+        (lambda: Prototypes(K, C, affinity=Affinity(phi="shifted", power=2.0)), r"^affinity: expected .*of power 1"),
+        (
+            lambda: Prototypes(K, C, affinity=CENTRED),
+            r"^mean: expected the image's mean feature, \(24,\), with center=True, got None; see FeatureMean",
+        ),
+        (
+            lambda: Prototypes(K, C, affinity=CENTRED, mean=rand(1, C)),
+            r"^mean: expected the image's mean feature, .*got shape \(1, 24\)",
+        ),
+        (
+            lambda: Prototypes(K, C, mean=rand(C)),
+            r"^mean: expected None with center=False, got shape \(24,\)",
+        ),
+        (
+            lambda: Prototypes(K, C, affinity=CENTRED, mean=rand(C)).merge(
+                Prototypes(K, C, affinity=CENTRED, mean=rand(C))
+            ),
+            r"^other: expected the same mean feature, got another",
+        ),
+        (lambda: FeatureMean(0), r"^C: expected a whole number > 0"),
+        (lambda: FeatureMean(C).value, r"^feats: nothing was added yet"),
+        (lambda: FeatureMean(C).add(rand(C + 1, 2, 2)), r"^feats: expected \(24, h, w\), got \(25, 2, 2\)"),
+        (lambda: FeatureMean(C).add(rand(C, 2)), r"^feats: expected \(n, 24, h, w\), got \(24, 2\)"),
+        (lambda: FeatureMean(C).merge(FeatureMean(C + 1)), r"^other: expected C=24, got C=25"),
+        (lambda: (mean := FeatureMean(C)).merge(mean), r"^other: expected another FeatureMean, got the same"),
         (lambda: PixelBank(K, C, affinity=Affinity(steps=2)), r"^affinity: expected steps=1, got 2"),
         (lambda: PixelBank(K, C, stride=0), r"^stride: expected a whole number > 0"),
         (lambda: PixelBank(K, C, memory="1kB"), r"^memory: expected at least [\d,]+ bytes for blocks of 256 pixels"),
@@ -490,6 +647,8 @@ def test_wrong_types_are_refused() -> None:
         Prototypes(K, C).merge(PixelBank(K, C))
     with pytest.raises(TypeError, match=r"^other: expected PixelBank, got dict"):
         PixelBank(K, C).merge({})
+    with pytest.raises(TypeError, match=r"^feats: expected a floating-point tensor"):
+        FeatureMean(2).add(torch.ones(2, 2, 2, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"^cam: expected a floating-point tensor"):
         Prototypes(1, 2).add(torch.ones(1, 2, 2, dtype=torch.int64), rand(2, 2, 2))
 

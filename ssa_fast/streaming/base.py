@@ -1,4 +1,4 @@
-"""Shared parts of ``Prototypes`` and ``PixelBank``: checks, blocks of pixels, the final division."""
+"""Shared parts of what is summed or stored tile by tile: checks, blocks of pixels, lasting sums."""
 
 from __future__ import annotations
 
@@ -16,46 +16,23 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
 
 
-class _Accumulator:
-    """Base of ``Prototypes`` and ``PixelBank``: the options and checks they share."""
+class _TileSum:
+    """Base of all that is accumulated over the tiles of one image."""
 
-    def __init__(self, K: int, C: int, affinity: Affinity, device: torch.device | str | None) -> None:
-        check_positive("K", K)
+    def __init__(self, C: int, device: torch.device | str | None) -> None:
         check_positive("C", C)
-        if affinity.steps > 1:
-            raise ValueError(
-                f"affinity: expected steps=1, got {affinity.steps}; steps > 1 needs a full pass per step: call add() "
-                "and apply() on all tiles once per step"
-            )
-        self.K, self.C, self.affinity = K, C, affinity
-        self.device = torch.device(device or "cpu")
+        self.C, self.device = C, torch.device(device or "cpu")
         self.pixels = 0
-
-    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
-        """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
-        given = {"feats": (feats, self.C)} if cam is None else {"cam": (cam, self.K), "feats": (feats, self.C)}
-        validation.check_no_grad({name: tensor for name, (tensor, _) in given.items()})
-        for name, (tensor, rows) in given.items():
-            if tensor.ndim != (3 if feats.ndim == 3 else 4) or tensor.shape[-3] != rows:
-                batch = "" if feats.ndim == 3 else "n, "
-                raise ValueError(f"{name}: expected ({batch}{rows}, h, w), got {tuple(tensor.shape)}")
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
-        if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
-            raise ValueError(
-                f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
-                f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
-            )
 
     def _check_not_empty(self) -> None:
         if not self.pixels:
-            raise ValueError("feats: nothing was added yet, so there is nothing to apply; call add first")
+            raise ValueError("feats: nothing was added yet, so there is no result; call add first")
 
     def _signature(self) -> str:
-        """Return the options that two accumulators must have in common to be merged."""
-        return f"K={self.K}, C={self.C}, {self.affinity}"
+        """Return the options that two objects must have in common to be merged."""
+        return f"C={self.C}"
 
-    def _check_mergeable(self, other: _Accumulator) -> None:
+    def _check_mergeable(self, other: _TileSum) -> None:
         name = type(self).__name__
         if not isinstance(other, type(self)):
             raise TypeError(f"other: expected {name}, got {type(other).__name__}; merge two of the same class")
@@ -65,6 +42,43 @@ class _Accumulator:
             raise ValueError(
                 f"other: expected {self._signature()}, got {other._signature()}; merge {name} of one stage"
             )
+
+
+class _Accumulator(_TileSum):
+    """Base of ``Prototypes`` and ``PixelBank``: the options and checks they share."""
+
+    def __init__(self, K: int, C: int, affinity: Affinity, device: torch.device | str | None) -> None:
+        check_positive("K", K)
+        super().__init__(C, device)
+        if affinity.steps > 1:
+            raise ValueError(
+                f"affinity: expected steps=1, got {affinity.steps}; steps > 1 needs a full pass per step: call add() "
+                "and apply() on all tiles once per step"
+            )
+        self.K, self.affinity = K, affinity
+
+    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
+        """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
+        if cam is not None:
+            check_map("cam", cam, self.K, single=feats.ndim == 3)
+        check_map("feats", feats, self.C, single=feats.ndim == 3)
+        if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
+            raise ValueError(
+                f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
+                f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
+            )
+
+    def _signature(self) -> str:
+        return f"K={self.K}, {super()._signature()}, {self.affinity}"
+
+
+def check_map(name: str, tensor: Tensor, rows: int, *, single: bool) -> None:
+    """Raise ValueError or TypeError unless ``tensor`` is (rows, h, w) if ``single``, else (n, rows, h, w)."""
+    validation.check_no_grad({name: tensor})
+    if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
+        raise ValueError(f"{name}: expected ({'' if single else 'n, '}{rows}, h, w), got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
 
 
 def check_positive(name: str, value: object) -> None:

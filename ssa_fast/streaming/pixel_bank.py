@@ -10,7 +10,8 @@ from ssa_fast.affinity import Affinity
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import divide_by_sum
-from ssa_fast.streaming.base import _Accumulator, check_positive, iter_blocks, lasting_zeros
+from ssa_fast.streaming.base import _Accumulator, check_positive, iter_blocks
+from ssa_fast.streaming.feature_mean import FeatureMean
 from ssa_fast.streaming.spill_buffer import SpillBuffer
 from ssa_fast.validation import result_dtype
 
@@ -29,8 +30,9 @@ GROUP = 256  # source pixels per product: their affinities stay in cache, and no
 class PixelBank(_Accumulator):
     """One image's source pixels, stored tile by tile; exact for any affinity, in L² time.
 
-    Works for signed and centred features and any φ. ``add`` stores the pixels, in memory and beyond ``memory`` in a
-    file; ``apply`` compares them with a tile of target pixels, block by block.
+    Works for features of any sign and any φ; where ``Prototypes`` take the affinity, they give the same in linear time
+    and next to no memory. ``add`` stores the pixels, in memory and beyond ``memory`` in a file; ``apply`` compares them
+    with a tile of target pixels, block by block.
 
     Args:
         K: CAM classes.
@@ -76,7 +78,7 @@ class PixelBank(_Accumulator):
                 f"memory: expected at least {self._working_bytes(SMALLEST_BLOCK):,} bytes for blocks of "
                 f"{SMALLEST_BLOCK} pixels with C={C} and K={K}, got {budget:,}"
             )
-        self._sum = lasting_zeros(C)  # of all pixels' features, if the affinity centres them
+        self._mean = FeatureMean(C)  # filled if the affinity centres
         self._buffer = SpillBuffer(budget - self._working_bytes(self._block), scratch)  # blocks as made by _pack
 
     @property
@@ -124,11 +126,9 @@ class PixelBank(_Accumulator):
         f, v = (tensor[:, y :: self.stride, x :: self.stride] for tensor in (feats, cam))
         windows = iter_blocks(f.shape[1:], self._block)
         blocks = (_pack(f[:, rows, columns], v[:, rows, columns], dtype) for rows, columns in windows)
-        total = torch.zeros(self.C, dtype=torch.float64, device=feats.device)
-        for rows, columns in iter_blocks(feats.shape[1:], self._block) if self.affinity.center else ():
-            total += feats[:, rows, columns].sum(dim=(1, 2), dtype=torch.float64)
         self._buffer.extend(blocks, f[0].numel() * (self.C + self.K) * dtype.itemsize)
-        self._sum += total.cpu()
+        if self.affinity.center:
+            self._mean.add(feats)
         self.stored, self.pixels = self.stored + f[0].numel(), self.pixels + feats[0].numel()
 
     def merge(self, other: PixelBank) -> None:
@@ -143,7 +143,7 @@ class PixelBank(_Accumulator):
         self._check_open("merge", self)
         self._check_open("other", other)
         self._buffer.extend(self._rechunk(other), other._buffer.size)
-        self._sum += other._sum
+        self._mean.merge(other._mean)
         self.stored, self.pixels = self.stored + other.stored, self.pixels + other.pixels
 
     def apply(self, feats: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class PixelBank(_Accumulator):
         self._check_not_empty()
         self._check_tile(feats)
         dtype = result_dtype(feats.dtype)
-        mean = (self._sum / self.pixels).to(self.device, dtype)[:, None] if self.affinity.center else None
+        mean = self._mean.value.to(self.device, dtype)[:, None] if self.affinity.center else None
         out = torch.empty((self.K, *feats.shape[1:]), dtype=dtype, device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             for rows, columns in iter_blocks(feats.shape[1:], self._block):

@@ -35,12 +35,13 @@ class Prototypes(_Accumulator):
         K: CAM classes.
         C: Channels of the features.
         affinity: φ = shifted, or φ = relu without threshold and centring; of power 1. For others use ``PixelBank``.
-        mean: ``(C,)``, the mean feature of the whole image; needed with ``center=True``, where it must be known before
-            the first tile is added.
+        mean: ``(C,)`` floating, the mean feature of the whole image (``FeatureMean``). Needed with ``center=True``, and
+            before the first tile: unit features depend on it.
         device: Where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
         sums: ``(K + 1, C + 1)`` float64: ``G``, and ``S`` as the last column.
+        mean: ``(C,)`` float64, or None.
         pixels: Number of pixels added.
 
     Raises:
@@ -63,10 +64,10 @@ class Prototypes(_Accumulator):
                 f"{affinity}; PixelBank is exact for any affinity"
             )
         if (mean is None) == affinity.center or (mean is not None and tuple(mean.shape) != (C,)):
-            expected = f"the image's mean feature, ({C},), with center=True" if affinity.center else "None"
+            expected = f"the image's mean feature, ({C},)," if affinity.center else "None"
             got = "None" if mean is None else f"shape {tuple(mean.shape)}"
-            raise ValueError(f"mean: expected {expected}, got {got}; center and mean go together")
-        self.mean = None if mean is None else mean.to(self.device, torch.float64)
+            raise ValueError(f"mean: expected {expected} with center={affinity.center}, got {got}; see FeatureMean")
+        self.mean = None if mean is None else lasting_zeros(C, device=self.device).copy_(mean.detach())
         self.sums = lasting_zeros(K + 1, C + 1, device=self.device)
 
     def add(self, cam: Tensor, feats: Tensor, *, nonnegative: bool | None = None) -> None:
@@ -91,16 +92,19 @@ class Prototypes(_Accumulator):
         with torch.autocast(feats.device.type, enabled=False):
             pixels = self._unit_features(feats, dtype)
             cam = cam.to(dtype).flatten(2)
-            mean = cam.mean(dim=2, keepdim=True)
-            total = torch.zeros_like(self.sums[:, :-1])
+            mean = cam.mean(
+                dim=2, keepdim=True
+            )  # of this tile; added back in float64, where it cancels with the image's
+            total = torch.zeros_like(self.sums)
             for lo, hi in pixels.tiles(rows=self.K + 1):
                 part = cam.new_zeros((len(cam), self.K + 1, self.C))
                 prototypes.gather(cam[:, :, lo:hi], mean, pixels, lo, hi, part)
-                part[:, :-1].addcmul_(mean, part[:, -1:])
-                total += part.sum(dim=0, dtype=torch.float64)
-            self.sums[:, :-1] += total
-            self.sums[:-1, -1] += cam.sum(dim=(0, 2), dtype=torch.float64)
-            self.sums[-1, -1] += len(cam) * pixels.L
+                part = part.double()
+                part[:, :-1].addcmul_(mean.double(), part[:, -1:])
+                total[:, :-1] += part.sum(dim=0)
+                total[:-1, -1] += cam[:, :, lo:hi].sum(dim=(0, 2), dtype=torch.float64)
+            total[-1, -1] = len(cam) * pixels.L
+            self.sums += total
         self.pixels += len(cam) * pixels.L
 
     def _check_sign(self, feats: Tensor, nonnegative: bool | None) -> None:
@@ -129,19 +133,32 @@ class Prototypes(_Accumulator):
         """Add the sums of ``other``, made from other tiles of the same image.
 
         Raises:
-            ValueError: Other classes, channels or affinity, or the same object.
+            ValueError: Other classes, channels, affinity or mean feature, or the same object.
             TypeError: Not ``Prototypes``.
         """
         self._check_mergeable(other)
-        if self.mean is not None and (other.mean is None or not torch.equal(self.mean, other.mean.to(self.device))):
-            raise ValueError("other: expected the same mean feature, got another; merge tiles of one image and stage")
+        if self.mean is not None and not torch.equal(_bits(self.mean), _bits(other.mean).to(self.device)):
+            raise ValueError("other: expected the same mean feature, got another; take that of the whole image")
         self.sums += other.sums.to(self.device)
         self.pixels += other.pixels
 
     def all_reduce(self, group: Any = None) -> None:
-        """Sum over a torch.distributed group; call it once, or everything would be counted again."""
+        """Sum over a torch.distributed group; call it once, or everything would be counted again.
+
+        Raises:
+            ValueError: Processes with different mean features (in all of them).
+        """
         import torch.distributed as dist
 
+        if self.mean is not None:
+            bits = _bits(self.mean)
+            extremes = torch.stack([bits, ~bits])  # ~ reverses the order: both extremes by one maximum
+            dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+            if not torch.equal(extremes[0], ~extremes[1]):
+                raise ValueError(
+                    "mean: expected the same mean feature in all processes, got different ones; take that of the whole "
+                    "image: FeatureMean.all_reduce"
+                )
         dist.all_reduce(self.sums, group=group)
         self.pixels = round(self.sums[-1, -1].item())
 
@@ -192,7 +209,13 @@ class Prototypes(_Accumulator):
                 f"state: expected sums of shape {(self.K + 1, self.C + 1)} with {self.affinity}, got "
                 f"{tuple(sums.shape)} with {state['affinity']}"
             )
-        self.sums.copy_(sums)
-        self.pixels = round(self.sums[-1, -1].item())
         if self.mean is not None:
             self.mean.copy_(state["mean"])
+        self.sums.copy_(sums)
+        self.pixels = round(self.sums[-1, -1].item())
+
+
+def _bits(mean: Tensor | None) -> Tensor:
+    """Return a mean feature as integers, which compare NaN like any number."""
+    assert mean is not None
+    return mean.view(torch.int64)

@@ -57,7 +57,8 @@ class LargeImageResult:
         methods: Stage -> "prototypes" or "pixel_bank".
         cached: Whether the features were cached on disk.
         exact: False for an approximation: a halo smaller than the receptive field, or a ``stride`` that had effect.
-        seconds: Phase -> wall-clock time.
+        seconds: Phase -> wall-clock time: "prepare", "logits" or "means" if needed, "gather", "apply", "fuse", "write";
+            "all".
     """
 
     cams: Path
@@ -88,10 +89,12 @@ class LargeImageSSA:
         result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
     The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN
-    through the network. A first pass over the tiles gathers each stage's prototypes (or, for signed features and other
-    affinities, the pixels themselves), a second applies them. The network runs once per tile if there is room on disk
-    for its features; otherwise twice, and three times for "predicted" and "topN", which need the whole image's logits
-    first. CAMs have the image's size, whatever the ``size`` of ``ssa``.
+    through the network. A first pass over the tiles gathers each stage's prototypes, a second applies them: linear time
+    for ``Affinity(phi="shifted")`` on any features, centred or not, and for the ReLU on features ≥ 0, both of power 1.
+    For the ReLU on signed features and for other affinities the pixels themselves are kept: L² time, ``PixelBank``.
+    The mean features of stages with centred prototypes, and the logits for "predicted" and "topN", are needed before:
+    one more pass for both. The network runs once per tile if there is room on disk for its features, otherwise once per
+    pass. CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
     Args:
         ssa: An ``SSA`` with scales=(1.0,) and flip=False.
@@ -201,11 +204,11 @@ class LargeImageSSA:
             disk = shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk)
             tiles = TileExtractor(self.ssa, reader, tiling, self.mean, self.std, folder / "features", disk)
             pipeline = Pipeline(tiles, folder, seed, self.stride, memory, callbacks, start)
-            class_tensor = pipeline.select_classes(classes)
+            class_tensor, means = pipeline.select_classes(classes)
             indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
             with ExitStack() as banks:
-                gathered = pipeline.gather(class_tensor, banks)
+                gathered = pipeline.gather(class_tensor, means, banks)
                 maps = pipeline.apply(gathered)
             boxes, box_precision = write_outputs(
                 pipeline.fuse(maps),

@@ -1,4 +1,4 @@
-"""The passes over a large image's tiles (logits if needed, gather, apply) and the fusion."""
+"""The passes over a large image's tiles (survey if needed, gather, apply) and the fusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssa_fast.large.resample import Window, iter_windows, resample
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.extract import Features
 from ssa_fast.models.seed_cam import cam_seed
-from ssa_fast.streaming import PixelBank, Prototypes
+from ssa_fast.streaming import FeatureMean, PixelBank, Prototypes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,8 +27,19 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.large.tiles import Tile, TileExtractor, TileFeatures
     from ssa_fast.models.class_spec import Classes
+    from ssa_fast.ssa import SSA
 
 FUSION_WINDOW = 1024  # side of the windows in which the fused map's extremes are found
+
+
+def choose_methods(ssa: SSA) -> dict[str, str]:
+    """Return how each stage is accumulated: "prototypes" where its affinity is linear, else "pixel_bank"."""
+    return {
+        name: "prototypes"
+        if affinity.degree == 1 and (affinity.any_sign or ssa.info.signs[name] == "non-negative")
+        else "pixel_bank"
+        for name, affinity in ssa.affinities.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,26 +75,28 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self._last_time = start
 
-    def select_classes(self, classes: Classes) -> Tensor:
-        """Return the class indices (1, K) on the model's device; the top classes need a pass of their own."""
-        self.record_time("prepare")
-        logits = torch.zeros(self.ssa.info.num_classes)  # for listed classes, only the number counts
-        if self.given_seed is None and (classes is None or isinstance(classes, str)):
-            sums = (self._seed_layer_sum(*each) for each in self._tile_features("logits"))
-            logits = self._logits(sum(sums, torch.zeros((), device=self.tiles.device)))
-            self.record_time("logits")
-        return resolve_classes(classes, logits[None]).to(self.tiles.device)
+    def select_classes(self, classes: Classes) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Return the class indices (1, K) on the model's device; the top classes need a pass of their own.
 
-    def gather(self, classes: Tensor, banks: ExitStack) -> Gathered:
+        Also the centred stages' mean features if there was one, else None.
+        """
+        self.record_time("prepare")
+        logits, means = torch.zeros(self.ssa.info.num_classes), None  # for listed classes, only the number counts
+        if self.given_seed is None and (classes is None or isinstance(classes, str)):
+            total, means = self._survey("logits")
+            logits = self._logits(total)
+        return resolve_classes(classes, logits[None]).to(self.tiles.device), means
+
+    def gather(self, classes: Tensor, means: dict[str, Tensor] | None, banks: ExitStack) -> Gathered:
         """Accumulate every stage over all tiles; again, with a ``PixelBank``, for stages that turn out signed.
 
-        Closing ``banks`` removes the stored pixels.
+        Centred stages' unit features depend on their ``means``: None sums these first. Closing ``banks`` removes the
+        stored pixels.
         """
-        methods = {}
-        for name, affinity in self.ssa.affinities.items():
-            linear = affinity.degree == 1 and not affinity.center and self.ssa.info.signs[name] == "non-negative"
-            methods[name] = "prototypes" if linear else "pixel_bank"
-        while (gathered := self._gather_pass(classes, methods, banks)) is None:
+        methods = choose_methods(self.ssa)
+        if means is None:
+            means = self._survey("means")[1]
+        while (gathered := self._gather_pass(classes, means, methods, banks)) is None:
             banks.close()
         self.record_time("gather")
         return gathered
@@ -135,6 +148,23 @@ class Pipeline:
         y, x = self.tiles.core(self.seed_layer, tile).inside(features.seed_window)
         return features.seed[:, y, x].double().sum(dim=(1, 2))
 
+    def _survey(self, phase: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the seed layer's map (in the phase "logits"), and centred stages' mean features (C,)."""
+        device, total = self.tiles.device, torch.zeros((), device=self.tiles.device)
+        means = {
+            name: FeatureMean(self.ssa.info.stages[name].layout.channels, device=device)
+            for name, method in choose_methods(self.ssa).items()
+            if method == "prototypes" and self.ssa.affinities[name].center
+        }
+        if phase == "logits" or means:
+            for tile, features in self._tile_features(phase):
+                if phase == "logits":
+                    total = total + self._seed_layer_sum(tile, features)
+                for name, mean in means.items():
+                    mean.add(features.stages[name])
+            self.record_time(phase)
+        return total, {name: mean.value for name, mean in means.items()}
+
     def _logits(self, total: Tensor) -> Tensor:
         """Return the logits of the mean over all pixels, which is what makes the CAM exact."""
         h, w = self.sizes[self.seed_layer]
@@ -148,18 +178,21 @@ class Pipeline:
             raise ValueError("model: expected finite logits, got NaN or infinity; try it in float32")
         return logits
 
-    def _gather_pass(self, classes: Tensor, methods: dict[str, str], banks: ExitStack) -> Gathered | None:
+    def _gather_pass(
+        self, classes: Tensor, means: dict[str, Tensor], methods: dict[str, str], banks: ExitStack
+    ) -> Gathered | None:
         """Return what one pass gathered; None after a stage turned out signed, with its method changed."""
         K, total, whole_seed = classes.shape[1], torch.zeros((), device=self.tiles.device), self.given_seed
-        accumulators = {name: self._accumulator(name, methods, K, banks) for name in methods}
+        accumulators = {name: self._accumulator(name, methods, K, means.get(name), banks) for name in methods}
+        affinities = self.ssa.affinities
         if whole_seed is None:
             size = (K, *self.sizes[self.seed_layer])
             whole_seed = torch.zeros(size, dtype=self.tiles.working_dtype, device=self.tiles.device)
         source = whole_seed.shape[1], whole_seed.shape[2]
         seed, held = whole_seed, Window(0, source[0], 0, source[1])
         for tile, features in self._tile_features("gather"):
-            linear = [name for name, method in methods.items() if method == "prototypes"]
-            signed = [name for name in linear if bool((features.stages[name] < 0).any())]
+            assumed = [name for name in methods if methods[name] == "prototypes" and not affinities[name].any_sign]
+            signed = [name for name in assumed if bool((features.stages[name] < 0).any())]
             if signed:
                 methods.update(dict.fromkeys(signed, "pixel_bank"))
                 return None
@@ -185,10 +218,12 @@ class Pipeline:
         logits = self._logits(total) if self.given_seed is None else None
         return Gathered(accumulators, methods, whole_seed, logits)
 
-    def _accumulator(self, name: str, methods: dict[str, str], K: int, banks: ExitStack) -> Prototypes | PixelBank:
+    def _accumulator(
+        self, name: str, methods: dict[str, str], K: int, mean: Tensor | None, banks: ExitStack
+    ) -> Prototypes | PixelBank:
         C, device, affinity = self.ssa.info.stages[name].layout.channels, self.tiles.device, self.ssa.affinities[name]
         if methods[name] == "prototypes":
-            return Prototypes(K, C, affinity=affinity, device=device)
+            return Prototypes(K, C, affinity=affinity, mean=mean, device=device)
         memory = self.memory // (4 * list(methods.values()).count("pixel_bank"))
         bank = PixelBank(K, C, affinity=affinity, stride=self.stride, memory=memory, scratch=self.folder, device=device)
         return banks.enter_context(bank)

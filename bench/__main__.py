@@ -16,7 +16,7 @@ COMMANDS = {
     "calibrate": "fit the dispatcher's rates to this CPU, and say how often it then picks the fastest path",
     "gpu": "the kernels on the GPU at hand: correctness, promises, and times against their peers",
     "tune": "time the kernels' tiles on the GPU at hand and keep the best in a table",
-    "large": "giant images: time, memory, and what tiles change against the whole image",
+    "large": "large images: time, memory, and what tiles change against the whole image",
     "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",

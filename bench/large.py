@@ -225,6 +225,8 @@ def _of_affinity(affinity: str | None, folder: Path, options: argparse.Namespace
     """All rows of one affinity, its verdict last; with pixels kept, small sizes only and none against the whole."""
     linear = set(choose_methods(network(options.model, affinity)[0]).values()) == {"prototypes"}
     rows = [against_whole(folder, options.model, affinity)] if linear else []
+    for row in rows:
+        print(json.dumps(row), flush=True)
     for side in sorted(options.sizes):
         if linear or side <= options.bank_up_to:
             rows.append(_measured(side, folder, affinity, options, last=side == max(options.sizes)))

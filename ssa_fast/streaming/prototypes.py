@@ -41,7 +41,6 @@ class Prototypes(_Accumulator):
 
     Attributes:
         sums: ``(K + 1, C + 1)`` float64: ``G``, and ``S`` as the last column.
-        mean: ``(C,)`` float64, or None.
         pixels: Number of pixels added.
 
     Raises:
@@ -92,9 +91,7 @@ class Prototypes(_Accumulator):
         with torch.autocast(feats.device.type, enabled=False):
             pixels = self._unit_features(feats, dtype)
             cam = cam.to(dtype).flatten(2)
-            mean = cam.mean(
-                dim=2, keepdim=True
-            )  # of this tile; added back in float64, where it cancels with the image's
+            mean = cam.mean(dim=2, keepdim=True)  # of this tile; in float64 it cancels with the image's
             total = torch.zeros_like(self.sums)
             for lo, hi in pixels.tiles(rows=self.K + 1):
                 part = cam.new_zeros((len(cam), self.K + 1, self.C))

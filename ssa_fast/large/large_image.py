@@ -90,11 +90,11 @@ class LargeImageSSA:
 
     The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN
     through the network. A first pass over the tiles gathers each stage's prototypes, a second applies them: linear time
-    for ``Affinity(phi="shifted")`` on any features, centred or not, and for the ReLU on features ≥ 0, both of power 1.
-    For the ReLU on signed features and for other affinities the pixels themselves are kept: L² time, ``PixelBank``.
-    The mean features of stages with centred prototypes, and the logits for "predicted" and "topN", are needed before:
-    one more pass for both. The network runs once per tile if there is room on disk for its features, otherwise once per
-    pass. CAMs have the image's size, whatever the ``size`` of ``ssa``.
+    for ``Affinity(phi="shifted")`` on any features, centred or not, and for the ReLU on features ≥ 0, both of power 1
+    (``SSA`` takes no other by itself). For the ReLU on signed features and for other affinities the pixels themselves
+    are kept: L² time, ``PixelBank``. The mean features of stages with centred prototypes, and the logits for
+    "predicted" and "topN", are needed before: one more pass for both. The network runs once per tile if there is room
+    on disk for its features, otherwise once per pass. CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
     Args:
         ssa: An ``SSA`` with scales=(1.0,) and flip=False.

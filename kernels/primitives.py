@@ -61,12 +61,18 @@ def load_resized_cam(
 
 @triton.jit
 def phi(cosine, phi_arg, threshold, PHI: tl.constexpr, POWER: tl.constexpr, HAS_THRESHOLD: tl.constexpr):
-    """Return φ of a float32 tile; ``phi_arg``: the power if POWER is 0, log2(e)/temperature for "exp"."""
+    """Return φ of a float32 tile.
+
+    ``phi_arg``: the power if POWER is 0, log2(e)/temperature for "exp". ``threshold``: the shift for "shifted".
+    """
     if PHI == "exp":
         return tl.exp2((cosine - 1.0) * phi_arg)
+    if PHI == "shifted":
+        cosine = (cosine + threshold) * (1.0 / (1.0 + threshold))
     if HAS_THRESHOLD:
         cosine = tl.where(cosine < threshold, 0.0, cosine)
-    cosine = tl.where(cosine < 0.0, 0.0, cosine)
+    if PHI != "shifted" or (POWER != 1 and POWER != 2):  # where only rounding makes it negative
+        cosine = tl.where(cosine < 0.0, 0.0, cosine)
     if POWER == 0:
         return tl.exp2(tl.log2(cosine) * phi_arg)
     result = cosine
@@ -107,6 +113,14 @@ def safe_divide(numerator, denominator, eps):
     return numerator / tl.where(divisor < TINY, TINY, divisor)
 
 
+@triton.jit
+def divide_sums(numerator, denominator, eps, SHIFTED: tl.constexpr):
+    """Return a quotient of sums of affinities; the shifted form's can be negative and are not kept off zero."""
+    if SHIFTED:
+        return numerator / (denominator + eps)
+    return safe_divide(numerator, denominator, eps)
+
+
 def layout_arguments(features: Tensor) -> dict[str, Any]:
     """Return the memory layout of ``(B, C, H, W)`` features as kernel arguments."""
     _, _, H, W = features.shape
@@ -138,7 +152,7 @@ def phi_arguments(affinity: Affinity) -> dict[str, Any]:
     phi_arg = affinity.power if affinity.temperature is None else LOG2_E / affinity.temperature
     return dict(
         phi_arg=float(phi_arg),
-        threshold=float(affinity.threshold),
+        threshold=float(affinity.shift if affinity.phi == "shifted" else affinity.threshold),
         PHI=affinity.phi,
         POWER=power,
         HAS_THRESHOLD=affinity.threshold > 0,

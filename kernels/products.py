@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ssa_fast.kernels.primitives import phi, phi_arguments, safe_divide, split_fp16
+from ssa_fast.kernels.primitives import divide_sums, phi, phi_arguments, split_fp16
 
 if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
@@ -92,6 +92,7 @@ def write_polished(
     chunks,
     result_scale,
     sum_eps,
+    SHIFTED: tl.constexpr,
     FIRST: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -109,7 +110,7 @@ def write_polished(
     plane = b.to(tl.int64) * K + offs_k
     mask = (offs_row > 0) & (offs_k < K)
     peak = tl.load(peak_ptr + plane, mask=mask, other=0.0)
-    polished = safe_divide(acc, denominator[:, None], sum_eps) * peak
+    polished = divide_sums(acc, denominator[:, None], sum_eps, SHIFTED) * peak
     tl.store(out_ptr + plane * L + offs_l[:, None], polished, mask=mask & (offs_l < L)[:, None])
 
 
@@ -117,10 +118,10 @@ def scale_arguments(affinity: Affinity, precision: str) -> tuple[float, float, d
     """Return the scales of unit features and sums (powers of two), and the arguments of both products.
 
     For a small integer power the scale is chosen so that φ of the scaled product fits float16 directly. Otherwise
-    (RESCALE) the product is scaled back before φ, and φ = relu(c)^power is scaled up after it.
+    (RESCALE) the product is scaled back before φ, and φ is scaled up after it (not "exp", whose v is float32).
     """
     arguments = phi_arguments(affinity)
-    rescale = precision == "high" or arguments["POWER"] == 0 or affinity.phi == "exp"
+    rescale = precision == "high" or arguments["POWER"] == 0 or affinity.phi != "relu"
     bits = SCALE_BITS if rescale else SCALE_BITS // arguments["POWER"]
     up = 4.0**bits
     if not rescale:

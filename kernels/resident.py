@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ssa_fast.kernels import primitives
-from ssa_fast.kernels.primitives import TINY, load_resized_cam, phi, pixel_offsets, round_to_tf32, safe_divide
+from ssa_fast.kernels.primitives import TINY, divide_sums, load_resized_cam, phi, pixel_offsets, round_to_tf32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +149,7 @@ def resident_kernel(
         acc = tl.dot(affinity, v, acc, input_precision=PRECISION)
 
     denominator = tl.sum(tl.where((offs_row == 0)[None, :], acc, 0.0), axis=1)
-    polished = safe_divide(acc, denominator[:, None], sum_eps)
+    polished = divide_sums(acc, denominator[:, None], sum_eps, PHI == "shifted")
     offs_out = plane[None, :] * L + offs_j[:, None]  # [BLOCK_J, ROWS]
     tl.store(out_ptr + offs_out, polished, mask=mask_j[:, None] & mask_k[None, :])
 

@@ -149,6 +149,7 @@ def sum_kernel(
     q1,
     result_scale,
     sum_eps,
+    SHIFTED: tl.constexpr,
     FIRST: tl.constexpr,
     ADD: tl.constexpr,
     FINAL: tl.constexpr,
@@ -205,6 +206,7 @@ def sum_kernel(
             chunks,
             result_scale,
             sum_eps,
+            SHIFTED,
             FIRST,
             ROWS,
         )

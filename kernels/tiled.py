@@ -104,6 +104,7 @@ def full_kernel(
         chunks,
         result_scale,
         sum_eps,
+        PHI == "shifted",
         FIRST,
         ROWS,
     )
@@ -151,6 +152,7 @@ def polish(
         write_rows(source, operands, dict(W=W) | resize_arguments(source, H, W, align_corners), prepare, signed)
         writing["FIRST"] = step == 0
         if is_symmetric:
+            writing["SHIFTED"] = affinity.phi == "shifted"
             symmetric.apply(operands, out, config, products, writing, signed, workspace)
         else:
             _apply_full(operands, out, config, products | writing, signed)

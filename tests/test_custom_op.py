@@ -42,22 +42,25 @@ def arguments(**changed):
     [
         {},
         dict(method="prototypes", nonnegative=True, features=torch.rand(B, C, H, W).half()),
+        dict(method="prototypes", phi="shifted", shift=0.5, center=True, features=torch.randn(B, C, H, W)),
         dict(method="tiled", center=True, steps=2),
         dict(method="resident", phi="exp", temperature=0.2),
         dict(backend="torch", features=torch.rand(B, C, H, W).to(memory_format=torch.channels_last)),
         dict(backend="torch", features=torch.rand(B, C, H, W, dtype=torch.float64)),
         dict(backend="torch", phi="shifted", shift=0.5, features=torch.randn(B, C, H, W)),
     ],
-    ids=["auto", "prototypes", "tiled", "resident", "torch", "float64", "shifted"],
+    ids=["auto", "prototypes", "shifted", "tiled", "resident", "torch", "float64", "shifted"],
 )
 def test_opcheck(changed):
     torch.library.opcheck(torch.ops.ssa_fast.polish_stage.default, arguments(**changed))
 
 
 def call(cam, low, high):
-    """Polish two stages with fusion and one stage alone: every kind of call."""
-    return polish(cam, [low, high], backend="triton"), polish(
-        cam, low, affinity=Affinity(center=True, steps=2), method="tiled", backend="triton"
+    """Polish two stages with fusion, and one stage alone in two ways: every kind of call."""
+    return (
+        polish(cam, [low, high], backend="triton"),
+        polish(cam, low, affinity=Affinity(center=True, steps=2), method="tiled", backend="triton"),
+        polish(cam, low - 0.5, affinity=Affinity(phi="shifted", shift=0.5), method="prototypes", backend="triton"),
     )
 
 
@@ -79,7 +82,7 @@ def test_compiled_without_a_break_and_the_same():
         torch.testing.assert_close(compiled(*given), call(*given), rtol=1e-6, atol=1e-7)
     for graph in graphs:
         nodes = [str(node.target) for node in graph.graph.nodes if "ssa_fast" in str(node.target)]
-        assert nodes == ["ssa_fast.polish_stage"] * 3
+        assert nodes == ["ssa_fast.polish_stage"] * 4
     assert len(graphs) <= 2
 
 
@@ -92,7 +95,7 @@ def test_exported_and_the_same():
     given = inputs()
     exported = torch.export.export(Module(), given)
     nodes = [node for node in exported.graph.nodes if node.target == torch.ops.ssa_fast.polish_stage.default]
-    assert len(nodes) == 3
+    assert len(nodes) == 4
     torch.testing.assert_close(exported.module()(*given), call(*given), rtol=1e-6, atol=1e-7)
 
 

@@ -195,7 +195,10 @@ def test_an_unknown_sign_is_read_on_the_gpu():
     assert choice.cost.flops == both[0].flops
     assert not needs_sign(given, "auto", "auto"), "the host would wait for the GPU"
     assert plan(on_gpu(nonnegative=True)).fallback is None
-    assert plan(on_gpu(nonnegative=None, affinity=SHIFTED)).fallback is None
+    shifted = plan(on_gpu(nonnegative=None, affinity=SHIFTED))
+    assert shifted.fallback is None
+    assert (shifted.cost.launches, choice.cost.launches) == (5, 9)
+    assert shifted.cost.extra_memory < choice.cost.extra_memory / 10
 
 
 def test_when_the_host_reads_the_sign():

@@ -11,7 +11,9 @@ import torch
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import fusion, triton_backend
 from ssa_fast.validation import FusionOptions
+from tests.accuracy import assert_as_accurate
 
+GridExecutor = pytest.importorskip("triton.runtime.interpreter", reason="needs Triton").GridExecutor
 pytestmark = pytest.mark.interpreter
 
 
@@ -23,13 +25,16 @@ def test_a_batch_beyond_the_grid_is_done_in_parts(monkeypatch, method):
     torch.testing.assert_close(polish(cam, f, method=method, backend="triton"), whole, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"phi": "shifted", "shift": 0.5}], ids=str)
 @pytest.mark.parametrize("method", ["prototypes", "tiled", "resident"])
-def test_numpy_numbers_in_an_affinity(method):
+def test_numpy_numbers_in_an_affinity(method, options):
     cam, f = torch.rand(1, 2, 4, 4), torch.rand(1, 16, 4, 5)
-    odd = Affinity(norm_eps=np.float32(1e-5), sum_eps=np.float32(1e-5))
-    torch.testing.assert_close(
-        polish(cam, f, affinity=odd, method=method, backend="triton"), polish(cam, f, method=method, backend="triton")
+    odd = {"norm_eps": 1e-5, "sum_eps": 1e-5} | options
+    odd = {name: value if name == "phi" else np.float32(value) for name, value in odd.items()}
+    out, expected = (
+        polish(cam, f, affinity=Affinity(**given), method=method, backend="triton") for given in (odd, options)
     )
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -47,6 +52,33 @@ def test_signed_and_non_negative_images_in_one_batch(steps):
             cam[one], f[one], affinity=affinity, method=method, backend="triton", nonnegative=method != "tiled"
         )
         torch.testing.assert_close(out[one], alone, rtol=1e-6, atol=1e-7)
+
+
+PASSES = ["gather_kernel", "finish_kernel", "apply_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("affinity", "fallback", "expected"),
+    [
+        (Affinity(), "tiled", [*PASSES, "unit_kernel", "rows_kernel", "full_kernel"]),
+        (Affinity("shifted"), None, PASSES),
+        (Affinity("shifted", shift=0.5, center=True), None, PASSES),
+    ],
+    ids=str,
+)
+def test_signed_features_under_the_shifted_cosine_launch_nothing_quadratic(monkeypatch, affinity, fallback, expected):
+    launched, launch = [], GridExecutor.__call__
+
+    def recorded(self, *args, **options):
+        launched.append(self.fn.__name__)
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", recorded)
+    cam, f = torch.rand(1, 3, 8, 8), torch.randn(1, 32, 8, 8)
+    options = {"precision": "high", "align_corners": True}
+    out = triton_backend.polish_stage(cam, f, affinity, method="prototypes", fallback=fallback, **options)
+    assert launched == expected
+    assert_as_accurate(out, cam, f, affinity)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def tiles(way: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
     """The config arguments of a way's host function: the product's own, or the nearest of the form asked for."""
 
     def of(kernel: str) -> Any:
-        return tile_tables.config(kernel, gpu=gpu, **_served(problem))
+        return tile_tables.config(kernel, gpu=gpu, center=problem.phi.center, **_served(problem))
 
     if way == "prototypes":
         return {"gather": of("gather"), "apply": of("apply")}

@@ -143,14 +143,18 @@ def _triton_cost(method: str, problem: Problem) -> Cost:
     """Return the cost on the kernels; what the GPU's caches serve again does not count as moved."""
     B, K, C, L, steps = problem.B, problem.K, problem.C, problem.L, problem.affinity.steps
     itemsize = 4 if problem.dtype == "float32" else 2
-    products = 3 if problem.precision == "high" or (method == "prototypes" and itemsize == 4) else 1
+    shifted, center = problem.affinity.phi == "shifted", problem.affinity.center
+    split = method == "prototypes" and (itemsize == 4 or center)
+    products = 3 if problem.precision == "high" or split else 1
     features, maps = B * C * L * itemsize, 2 * B * K * L * 4
     if method == "prototypes":
         rows = tile_config(method, problem).rows
         chunks = -(-(K + 1) // rows)
         slabs = min(16 << 20, B * chunks * rows * C * 4 * -(-L // 64))
         flops = 4 * B * L * C * chunks * rows * max(products, 2) * steps
-        return Cost(flops, steps * (2 * features + maps), slabs + 2 * B * L * 4, 1 + 3 * steps)
+        bytes_moved = steps * (2 * features + maps) + (features if center else 0)
+        launches = (5 * steps if shifted else 1 + 3 * steps) + center  # peaks, sums, their total, result; means
+        return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches)
     config = tile_config(method, problem)
     chunks = -(-K // (config.rows - 1))
     rows = chunks * config.rows
@@ -190,6 +194,7 @@ def tile_config(method: str, problem: Problem) -> Any:
         dtype=problem.dtype,
         precision=problem.precision,
         phi=problem.affinity.phi,
+        center=problem.affinity.center,
     )
 
 

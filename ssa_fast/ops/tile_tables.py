@@ -37,7 +37,7 @@ FORMS = {"full": Full, "symmetric": Symmetric}  # of "tiled"
 KINDS = {"gather": Gather, "apply": Apply, "prepare": Prepare, "resident": Resident}
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 PRECISIONS = ("default", "high")
-PHIS = ("relu", "exp")
+PHIS = ("relu", "shifted", "exp")
 SIZES = ("C", "L", "K")
 FIELDS: dict[str, tuple[type, str]] = {
     "gpu": (str, "a string"),
@@ -95,16 +95,27 @@ class Entry:
 
 
 def config(
-    kernel: str, *, gpu: Gpu, C: int, L: int, K: int, dtype: str, precision: str, phi: str | None = None
+    kernel: str,
+    *,
+    gpu: Gpu,
+    C: int,
+    L: int,
+    K: int,
+    dtype: str,
+    precision: str,
+    phi: str | None = None,
+    center: bool = False,
 ) -> Config:
     """Return the tiles of ``kernel`` on ``gpu`` for a stage of ``C`` channels, ``L`` pixels and ``K`` classes.
 
     They are the config of the nearest entry, in log2 of C, L and K, among those that apply to this dtype
     (``"float16"``), precision and φ (None: those that apply to every φ). For "tiled" it is a ``Full`` or ``Symmetric``.
+    The passes of prototypes hold features that they ``center`` in float32, so they use the tiles of that dtype.
 
     Raises:
         ValueError: The GPU's architecture is not supported, no entry applies to the stage, or a table is malformed.
     """
+    dtype = "float32" if center and kernel in ("gather", "apply") else dtype
     return _config(kernel, gpu, C, L, K, dtype, precision, phi, os.environ.get("SSA_FAST_CONFIGS"))
 
 

@@ -70,7 +70,15 @@ def polish_stage(
     assert gpu is not None, no_gpu
     dtype = str(features.dtype).removeprefix("torch.")
     tiles = functools.partial(
-        tile_tables.config, gpu=gpu, C=C, L=H * W, K=K, dtype=dtype, precision=precision, phi=affinity.phi
+        tile_tables.config,
+        gpu=gpu,
+        C=C,
+        L=H * W,
+        K=K,
+        dtype=dtype,
+        precision=precision,
+        phi=affinity.phi,
+        center=affinity.center,
     )
     with torch.cuda.device_of(features):
         for each in filter(None, (method, fallback)):

@@ -5,6 +5,7 @@ This includes bfloat16, since its features become float16 before ``tl.dot``.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from ssa_fast import Affinity
 from ssa_fast.kernels.config import Apply, Gather
 from tests.accuracy import assert_as_accurate
 
+gather_pass = pytest.importorskip("ssa_fast.kernels.gather", reason="needs Triton")
 prototypes = pytest.importorskip("ssa_fast.kernels.prototypes", reason="needs Triton")
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ GATHER = Gather(block_l=32, rows=16, num_warps=4, num_stages=1, block_c=64)
 APPLY = Apply(block_l=64, block_c=32, rows=16, num_warps=4, num_stages=2)
 WIDE = dict(gather=Gather(64, 64, 4, 1, 1024), apply=Apply(64, 64, 64, 4, 2))
 NO_EPS = Affinity(norm_eps=0.0, sum_eps=0.0)
+SHIFTED = Affinity(phi="shifted")
+SHIFTED_NO_EPS = Affinity(phi="shifted", shift=0.5, norm_eps=0.0, sum_eps=0.0)
+CENTERED = Affinity(phi="shifted", center=True, steps=2)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NAN = float("nan")
 
@@ -44,11 +49,19 @@ def polish(guarded: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def draw(B: int, K: int, C: int, H: int, W: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    return torch.rand(B, K, H, W), torch.rand(B, C, H, W).to(dtype)
+def draw(
+    B: int, K: int, C: int, H: int, W: int, dtype: torch.dtype = torch.float32, affinity: Affinity = NO_EPS
+) -> tuple[Tensor, Tensor]:
+    """Return a CAM and features, of any sign where the affinity takes them."""
+    random = torch.randn if affinity.any_sign else torch.rand
+    return torch.rand(B, K, H, W), random(B, C, H, W).to(dtype)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "affinity",
+    [Affinity(), Affinity(steps=3), SHIFTED, Affinity(phi="shifted", shift=0.5, steps=2, sum_eps=3.0), CENTERED],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
@@ -56,30 +69,38 @@ def draw(B: int, K: int, C: int, H: int, W: int, dtype: torch.dtype = torch.floa
     ids=["aligned", "ragged", "one-pixel", "one-class", "chunks-of-K"],
 )
 def test_accuracy(
-    polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype, steps: int
+    polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype, affinity: Affinity
 ) -> None:
-    cam, features = draw(*shape, dtype)
-    affinity = Affinity(steps=steps)
+    cam, features = draw(*shape, dtype, affinity)
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "affinity"),
     [
-        ((1, 1000, 32, 4, 5), torch.float32),
-        ((1, 20, 1280, 5, 7), torch.float32),
-        ((1, 20, 1280, 5, 7), torch.float16),
-        ((1, 3, 64, 64, 64), torch.float32),
-        ((1, 3, 64, 64, 64), torch.float16),
+        ((1, 1000, 32, 4, 5), torch.float32, Affinity()),
+        ((1, 1000, 32, 4, 5), torch.float16, SHIFTED),
+        ((1, 20, 1280, 5, 7), torch.float32, Affinity()),
+        ((1, 20, 1280, 5, 7), torch.float16, Affinity()),
+        ((1, 20, 1280, 5, 7), torch.float16, CENTERED),
+        ((1, 3, 64, 64, 64), torch.float32, Affinity()),
+        ((1, 3, 64, 64, 64), torch.float16, Affinity()),
+        ((1, 3, 64, 64, 64), torch.float32, SHIFTED),
     ],
-    ids=["classes", "channels", "channels-half", "pixels", "pixels-half"],
+    ids=str,
 )
-def test_large(polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
-    cam, features = draw(*shape, dtype)
-    assert_as_accurate(polish(cam, features, **WIDE), cam, features, Affinity())
+def test_large(
+    polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype, affinity: Affinity
+) -> None:
+    cam, features = draw(*shape, dtype, affinity)
+    assert_as_accurate(polish(cam, features, affinity, **WIDE), cam, features, affinity)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "affinity"),
+    [(torch.float32, Affinity(steps=2)), (torch.float16, Affinity(steps=2)), (torch.float16, CENTERED)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "view",
     [
@@ -94,18 +115,21 @@ def test_large(polish: Callable[..., Tensor], shape: tuple[int, int, int, int, i
     ],
     ids=["channels-last", "sliced", "strided", "transposed", "sliced-channels-last", "one-batch", "column", "row"],
 )
-def test_any_strides(polish: Callable[..., Tensor], view: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    features = view(torch.rand(3, 20, 9, 14).to(dtype))
+def test_any_strides(
+    polish: Callable[..., Tensor], view: Callable[[Tensor], Tensor], dtype: torch.dtype, affinity: Affinity
+) -> None:
+    features = view(draw(3, 4, 20, 9, 14, dtype, affinity)[1])
     cam = torch.rand(3, 4, *features.shape[2:])
-    affinity = Affinity(steps=2)
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
 
 
+@pytest.mark.parametrize("affinity", [Affinity(steps=2), SHIFTED], ids=str)
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(3, 4), (1, 1), (20, 31)])
-def test_resized_cam(polish: Callable[..., Tensor], size: tuple[int, int], align_corners: bool) -> None:
+def test_resized_cam(
+    polish: Callable[..., Tensor], size: tuple[int, int], align_corners: bool, affinity: Affinity
+) -> None:
     cam, features = torch.rand(2, 3, *size), torch.rand(2, 16, 9, 14)
-    affinity = Affinity(steps=2)
     resized = F.interpolate(cam, size=(9, 14), mode="bilinear", align_corners=align_corners)
     assert_as_accurate(polish(cam, features, affinity, align_corners=align_corners), resized, features, affinity)
 
@@ -119,16 +143,24 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
-@pytest.mark.parametrize("affinity", [Affinity(), NO_EPS], ids=["PCM", "no eps"])
+@pytest.mark.parametrize(
+    ("affinity", "scale"),
+    [
+        *product([Affinity(), NO_EPS], [1e-6, 1.0, 1e5]),
+        (SHIFTED, 1e-6),
+        (SHIFTED_NO_EPS, 1e5),
+        (CENTERED, 1.0),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", FEATURES)
 def test_range(polish: Callable[..., Tensor], kind: str, affinity: Affinity, scale: float) -> None:
-    cam, features = draw(1, 4, 40, 12, 13)
+    cam, features = draw(1, 4, 40, 12, 13, affinity=affinity)
     cam, features = scale * cam, FEATURES[kind](features)
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
 
 
-@pytest.mark.parametrize("affinity", [Affinity(), NO_EPS], ids=["PCM", "no eps"])
+@pytest.mark.parametrize("affinity", [Affinity(), NO_EPS, SHIFTED, SHIFTED_NO_EPS], ids=str)
 @pytest.mark.parametrize("scale", [2.0**-24, 1e-5, 6e4])
 def test_range_of_float16(polish: Callable[..., Tensor], scale: float, affinity: Affinity) -> None:
     """Polish features down to float16's subnormal numbers, whose norm float16 cannot hold."""
@@ -139,26 +171,65 @@ def test_range_of_float16(polish: Callable[..., Tensor], scale: float, affinity:
     assert_as_accurate(polish(cam, features.float(), affinity), cam, features.float(), affinity)
 
 
+@pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zero_features_give_zero(polish: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    cam, features = draw(2, 3, 20, 5, 7, dtype)
+def test_zero_features_give_zero_or_the_mean(
+    polish: Callable[..., Tensor], dtype: torch.dtype, affinity: Affinity
+) -> None:
+    cam, features = draw(2, 3, 20, 5, 7, dtype, affinity)
     features[:, :, 2] = 0
     features[1] = 0
-    out = polish(cam, features, NO_EPS)
-    assert (out[:, :, 2] == 0).all()
-    assert (out[1] == 0).all()
-    assert_as_accurate(out, cam, features, NO_EPS)
+    out = polish(cam, features, affinity)
+    expected = cam.mean(dim=(2, 3), keepdim=True) if affinity.any_sign else torch.zeros(2, 3, 1, 1)
+    torch.testing.assert_close(out[:, :, 2:3], expected.expand(-1, -1, 1, 7), rtol=1e-6, atol=0)
+    torch.testing.assert_close(out[1], expected[1].expand(-1, 5, 7), rtol=1e-6, atol=0)
+    assert_as_accurate(out, cam, features, affinity)
 
 
-def test_zero_cam_stays_zero(polish: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("affinity", [Affinity(), CENTERED], ids=str)
+def test_zero_cam_stays_zero(polish: Callable[..., Tensor], affinity: Affinity) -> None:
     cam, features = draw(1, 3, 20, 5, 7)
     cam[:, 1] = 0
-    assert (polish(cam, features)[:, 1] == 0).all()
+    assert (polish(cam, features, affinity)[:, 1] == 0).all()
 
 
-def test_negative_cam(polish: Callable[..., Tensor]) -> None:
-    cam, features = draw(2, 3, 20, 9, 7)
-    assert_as_accurate(polish(cam - 0.5, features), cam - 0.5, features, Affinity())
+CAMS = {
+    "of any sign": lambda cam: cam - 0.5,
+    "nearly constant": lambda cam: 0.7 + 1e-5 * cam,
+    "one-hot": lambda cam: F.one_hot(cam.flatten(2).argmax(2), cam[0, 0].numel()).float().view_as(cam),
+}
+
+
+@pytest.mark.parametrize("affinity", [Affinity(), SHIFTED, SHIFTED_NO_EPS, CENTERED], ids=str)
+@pytest.mark.parametrize("kind", CAMS)
+def test_any_cam(polish: Callable[..., Tensor], kind: str, affinity: Affinity) -> None:
+    cam, features = draw(2, 3, 20, 9, 7, affinity=affinity)
+    cam = CAMS[kind](cam)
+    assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
+
+
+def test_a_mean_does_not_cost_bits_of_zeros(polish: Callable[..., Tensor]) -> None:
+    """Polish one pixel of many in half precision with the accuracy of float32, as features in it are exact."""
+    cam, features = torch.zeros(1, 1, 48, 64), torch.full((1, 16, 48, 64), 1.9).half()
+    cam[0, 0, 3, 4] = 1.0
+    assert_as_accurate(polish(cam, features, SHIFTED, **WIDE), cam, features, SHIFTED, torch.float32)
+
+
+def test_a_cam_that_grows_keeps_its_peak(polish: Callable[..., Tensor]) -> None:
+    """Polish where negative affinities almost cancel the others, 10 pixels against 28 opposite ones."""
+    features = torch.ones(1, 1, 2, 19)
+    features.view(-1)[:28] = -1.0
+    affinity = Affinity(phi="shifted", shift=0.5, steps=2)
+    out = polish(features, features, affinity)
+    assert out.max() > 100
+    assert_as_accurate(out, features, features, affinity)
+
+
+def test_the_largest_weights_fit_float16(polish: Callable[..., Tensor]) -> None:
+    """Polish a CAM whose mean is the negative of its peak, along float16's smallest features."""
+    cam, features = torch.full((1, 1, 48, 48), -1.9999), torch.full((1, 1, 48, 48), 2.0**-24).half()
+    cam[0, 0, 3, 4] = 1.9999
+    assert_as_accurate(polish(cam, features, SHIFTED_NO_EPS, **WIDE), cam, features, SHIFTED_NO_EPS)
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -1e-6])
@@ -188,41 +259,48 @@ def test_out_is_not_written_where_signed(guarded: Callable[..., Tensor]) -> None
     assert (out[1] < 1.0).all()
 
 
+@pytest.mark.parametrize("affinity", [Affinity(steps=2), CENTERED], ids=str)
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
-def test_nan_stays_in_its_class(polish: Callable[..., Tensor], bad: float) -> None:
-    cam, features = draw(2, 3, 20, 5, 7)
+def test_nan_stays_in_its_class(polish: Callable[..., Tensor], bad: float, affinity: Affinity) -> None:
+    cam, features = draw(2, 3, 20, 5, 7, affinity=affinity)
     cam[1, 2, 3, 3] = bad
-    out = polish(cam, features, Affinity(steps=2))
+    out = polish(cam, features, affinity)
     assert out[1, 2].isnan().all()
     out[1, 2] = cam[1, 2] = 0
-    assert_as_accurate(out, cam, features, Affinity(steps=2))
+    assert_as_accurate(out, cam, features, affinity)
 
 
+@pytest.mark.parametrize("affinity", [Affinity(), SHIFTED, CENTERED], ids=str)
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_in_its_image(polish: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
-    cam, features = draw(2, 3, 20, 5, 7, dtype)
+def test_nan_stays_in_its_image(
+    polish: Callable[..., Tensor], dtype: torch.dtype, bad: float, affinity: Affinity
+) -> None:
+    cam, features = draw(2, 3, 20, 5, 7, dtype, affinity)
     features[1, 4, 3, 3] = bad
-    out = polish(cam, features)
+    out = polish(cam, features, affinity)
     assert out[1].isnan().all()
-    assert_as_accurate(out[:1], cam[:1], features[:1], Affinity())
+    assert_as_accurate(out[:1], cam[:1], features[:1], affinity)
 
 
-@pytest.mark.parametrize("num_sms", [1, 3, 1000])
-def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int) -> None:
-    cam, features = draw(1, 5, 20, 23, 29)
-    out = polish(cam, features, num_sms=num_sms)
-    assert_as_accurate(out, cam, features, Affinity())
-    assert torch.equal(out, polish(cam, features, num_sms=num_sms))
+@pytest.mark.parametrize(
+    ("num_sms", "affinity"), [(1, Affinity()), (3, Affinity()), (1000, Affinity()), (1000, SHIFTED)], ids=str
+)
+def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int, affinity: Affinity) -> None:
+    cam, features = draw(1, 5, 20, 23, 29, affinity=affinity)
+    out = polish(cam, features, affinity, num_sms=num_sms)
+    assert_as_accurate(out, cam, features, affinity)
+    assert torch.equal(out, polish(cam, features, affinity, num_sms=num_sms))
 
 
 def test_one_slab_where_memory_is_short(polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prototypes, "SLAB_BYTES", 1)
+    monkeypatch.setattr(gather_pass, "SLAB_BYTES", 1)
     cam, features = draw(1, 5, 20, 9, 14)
     assert_as_accurate(polish(cam, features), cam, features, Affinity())
 
 
-def test_constant_cam_is_a_fixed_point(polish: Callable[..., Tensor]) -> None:
-    features = torch.rand(1, 30, 9, 14)
-    out = polish(torch.full((1, 2, 9, 14), 0.7), features, NO_EPS)
+@pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
+def test_constant_cam_is_a_fixed_point(polish: Callable[..., Tensor], affinity: Affinity) -> None:
+    _, features = draw(1, 2, 30, 9, 14, affinity=affinity)
+    out = polish(torch.full((1, 2, 9, 14), 0.7), features, affinity)
     torch.testing.assert_close(out, torch.full_like(out, 0.7), rtol=4 * torch.finfo(torch.float32).eps, atol=0)

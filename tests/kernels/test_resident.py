@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = Resident(block_i=64, block_j=32, block_c=32, rows=16, num_warps=4, num_stages=2)
-AFFINITIES = ["phi=relu", "power=2", "power=1.5,threshold=0.3", "phi=exp,temperature=0.1", "center,power=2,steps=3"]
+AFFINITIES = [
+    "phi=relu",
+    "power=2",
+    "power=1.5,threshold=0.3",
+    "phi=shifted,shift=0.5",
+    "phi=shifted,shift=2,power=1.5,center,steps=2",
+    "phi=exp,temperature=0.1",
+    "center,power=2,steps=3",
+]
 BF16 = "the interpreter's tl.dot of bfloat16 is wrong by orders of magnitude; checked on GPUs only"
 
 
@@ -161,7 +169,7 @@ def test_a_zero_feature_gives_zero(polish: Callable[..., Tensor], eps: float) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("text", ["phi=relu", "center", "threshold=0.2", "phi=exp,temperature=1"])
+@pytest.mark.parametrize("text", ["phi=relu", "center", "threshold=0.2", "phi=shifted", "phi=exp,temperature=1"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_feature_makes_its_image_nan(
     polish: Callable[..., Tensor], bad: float, text: str, dtype: torch.dtype

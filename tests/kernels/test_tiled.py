@@ -73,6 +73,9 @@ def check(out: Tensor, cam: Tensor, features: Tensor, affinity: Affinity, precis
         Affinity(center=True, steps=3),
         Affinity(norm_eps=0.0, sum_eps=0.0),
         Affinity(sum_eps=3.0, power=2.5),
+        Affinity(phi="shifted", shift=0.5, steps=2),
+        Affinity(phi="shifted", shift=3.0, power=3, center=True),
+        Affinity(phi="shifted", power=2.5, sum_eps=3.0),
         Affinity(phi="exp", temperature=0.07),
         Affinity(phi="exp", temperature=0.5, center=True, steps=2),
     ],
@@ -193,7 +196,9 @@ def test_zero_features_under_a_sharp_softmax(polish: Polish, config: Full | Symm
 
 
 @every_kernel
-@pytest.mark.parametrize("affinity", [Affinity(), Affinity(phi="exp", temperature=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "affinity", [Affinity(), Affinity(phi="shifted", power=3), Affinity(phi="exp", temperature=0.1)], ids=str
+)
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 def test_bad_features_affect_their_image_only(
     polish: Polish, bad: float, affinity: Affinity, config: Full | Symmetric

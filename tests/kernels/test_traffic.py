@@ -88,26 +88,32 @@ def test_fusion(rescale: bool) -> None:
     assert counted.dot_flops == 0
 
 
+@pytest.mark.parametrize("affinity", [Affinity(), Affinity(phi="shifted")], ids=str)
 @pytest.mark.parametrize(("C", "block_l"), [(256, 32), (1024, 16)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l: int) -> None:
+def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l: int, affinity: Affinity) -> None:
     from ssa_fast.kernels import prototypes
 
-    tensors = draw(1, 20, C, 8, 16, dtype)
-    signed = torch.zeros(1, dtype=torch.int32)
+    K, H, W = 20, 8, 16
+    tensors = draw(1, K, C, H, W, dtype)
+    if affinity.any_sign:
+        tensors["features"] -= 0.5
     with traffic.count(tensors) as counted:
         prototypes.polish(
             **tensors,
-            affinity=Affinity(),
+            affinity=affinity,
             align_corners=True,
             gather=Gather(block_l=block_l, rows=32, num_warps=8),
             apply=Apply(block_l=64, block_c=64, rows=32, num_warps=4, num_stages=2),
             num_sms=4,
-            signed=signed,
+            signed=None if affinity.any_sign else torch.zeros(1, dtype=torch.int32),
         )
     assert counted.loaded["features"] <= 2.05 * tensors["features"].nbytes
     assert counted.stored["out"] == tensors["out"].nbytes
     assert counted.stored["features"] == counted.stored["cam"] == 0
+    slabs, blocks = min(8, H * W // block_l), C // 64
+    # Sums, bounds and totals in slabs, then halves, with scales and totals from each block of 64 channels; norms.
+    assert counted.stored["other"] <= 4 * (K + 1) * (slabs * (C + 2) + C + 2 * blocks) + 4 * H * W
 
 
 BLOCK, ROWS = 32, 16

@@ -1,0 +1,273 @@
+"""Pass A of prototypes: the CAM-weighted sums of features G, as float16 halves; see ``prototypes`` for the mathematics.
+
+Programs write partial sums to slabs, which are added in a fixed order: no atomics, so results are bitwise repeatable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ssa_fast.kernels.primitives import floor_power_of_two, load_resized_cam, pixel_offsets, safe_divide, split_fp16
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssa_fast.kernels.config import Gather
+
+FEATURE_SCALE = tl.constexpr(2.0**8)  # scaled features have a norm < 2⁹
+PROTOTYPE_SCALE = tl.constexpr(2.0**14)  # entries of the halves of G are < 2¹⁵
+ROUNDER = tl.constexpr(1.5 * 2.0**15)  # adding and subtracting it rounds to multiples of 2⁻⁸
+LONGEST_SUM = 1024  # pixels per program: matrix units truncate, and longer sums lose more bits
+SLAB_BYTES = 16 << 20
+
+
+@triton.jit
+def feature_scale(norm, norm_eps, DTYPE: tl.constexpr):
+    """Return ``(p, 1/p)``, p the power of two that divides features and multiplies their weights.
+
+    p is near the geometric mean of ‖f‖ and ‖f‖ + eps, so neither factor is tiny if eps exceeds ‖f‖ by far. p is 0 for
+    a zero feature, and so is its weight. For float16 features 1/p fits float16.
+    """
+    middle = tl.sqrt(norm * (norm + norm_eps))
+    if DTYPE == tl.float16:  # noqa: SIM300
+        p, p_inverse = floor_power_of_two(tl.minimum(tl.maximum(middle, 2.0**-15), 2.0**14))
+        return tl.where(norm == 0.0, 0.0, p), p_inverse
+    return floor_power_of_two(middle * (1.0 / FEATURE_SCALE))
+
+
+@triton.jit
+def load_features(ptrs, mask, mean_ptr, offs_c, C):
+    """Load a tile of features: raw, or float32 minus the mean of channels ``offs_c``; masked elements are 0."""
+    f = tl.load(ptrs, mask=mask, other=0.0)
+    if mean_ptr is not None:
+        f = tl.where(mask, f.to(tl.float32) - tl.load(mean_ptr + offs_c, mask=offs_c < C, other=0.0), 0.0)
+    return f
+
+
+@triton.jit
+def feature_norm(f, pixel_ptrs, mean_ptr, pid_part, C, stride_fc, mask, PARTS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return ‖f‖ over all PARTS blocks of channels; ``f`` [BLOCK_C, BLOCK_L] is block ``pid_part``."""
+    squares = tl.sum(f.to(tl.float32) * f.to(tl.float32), axis=0)
+    for other in tl.static_range(1, PARTS):
+        offs_c = (pid_part + other) % PARTS * BLOCK_C + tl.arange(0, BLOCK_C)
+        ptrs = pixel_ptrs + offs_c.to(tl.int64)[:, None] * stride_fc
+        g = load_features(ptrs, (offs_c < C)[:, None] & mask, mean_ptr, offs_c[:, None], C)  # [BLOCK_C, BLOCK_L]
+        squares += tl.sum(g.to(tl.float32) * g.to(tl.float32), axis=0)
+    return tl.sqrt_rn(squares)
+
+
+@triton.jit
+def add_products(acc, x, high, low, DTYPE: tl.constexpr):
+    """Return ``acc + x (high + low)``; DTYPE float32: x has two halves as well."""
+    x_high, x_low = split_fp16(x)
+    acc = tl.dot(x_high, high, acc)
+    acc = tl.dot(x_high, low, acc)
+    if DTYPE == tl.float32:  # noqa: SIM300
+        acc = tl.dot(x_low, high, acc)
+        acc = tl.dot(x_low, low, acc)
+    return acc
+
+
+@triton.jit
+def load_peak_and_center(peak_ptr, cam_mean_ptr, first, offs_k, mask):
+    """Return the powers of two below CAM rows' peaks, their inverses, and what is subtracted from the rows over them.
+
+    That is a row's mean, rounded to a multiple of 2⁻⁸, or 0 without ``cam_mean_ptr``. Zeros of a CAM with few other
+    pixels stay 0: a mean of 1/L would turn them into numbers too small for halves.
+    """
+    peak, peak_inverse = floor_power_of_two(tl.load(peak_ptr + first + offs_k, mask=mask, other=0.0))
+    center = 0.0
+    if cam_mean_ptr is not None:
+        center = tl.load(cam_mean_ptr + first + offs_k, mask=mask, other=0.0) * peak_inverse + ROUNDER - ROUNDER
+    return peak, peak_inverse, center
+
+
+@triton.jit
+def gather_kernel(
+    cam_ptr,
+    peak_ptr,
+    cam_mean_ptr,
+    features_ptr,
+    mean_ptr,
+    slabs_ptr,
+    bounds_ptr,
+    totals_ptr,
+    norms_ptr,
+    signed_ptr,
+    K,
+    C,
+    L,
+    slabs,
+    norm_eps,
+    h,
+    w,
+    W,
+    scale_h,
+    shift_h,
+    scale_w,
+    shift_w,
+    stride_fb,
+    stride_fc,
+    stride_fh,
+    stride_fw,
+    FLAT: tl.constexpr,
+    RESIZE: tl.constexpr,
+    FIRST: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Pass A: one program sums BLOCK_C channels of ROWS rows of G over every ``slabs``-th tile.
+
+    The sums go to its slab, with each row's sum of |v|‖x‖ and, for φ = shifted, of v. ``cam_mean_ptr`` and ``mean_ptr``
+    are subtracted from CAM and features, if given. FIRST: row 0 is ones; norms over all PARTS blocks of channels are
+    stored for the passes that follow, and a feature that is not ≥ 0 sets ``signed_ptr``, if given.
+    """
+    DTYPE: tl.constexpr = features_ptr.dtype.element_ty if mean_ptr is None else tl.float32
+    # Weights are < 2¹⁵ with it: p/‖f‖ is at most 2⁹ for float16 features, 2⁻⁸ for others; v is < 2, < 4 minus a mean.
+    UNCENTERED: tl.constexpr = 2.0**5 if DTYPE == tl.float16 else 2.0**22  # noqa: SIM300
+    WEIGHT_SCALE: tl.constexpr = UNCENTERED if cam_mean_ptr is None else UNCENTERED / 2.0
+    rows = K + FIRST
+    chunks = tl.cdiv(rows, ROWS)
+    pid_part = tl.program_id(0) % PARTS
+    pid_chunk = tl.program_id(0) // PARTS % chunks
+    pid_slab = tl.program_id(0) // (PARTS * chunks)
+    pid_b = tl.program_id(1).to(tl.int64)
+    offs_n = pid_chunk * ROWS + tl.arange(0, ROWS)
+    offs_k = offs_n - FIRST
+    mask_k = (offs_k >= 0) & (offs_k < K)
+    peak, peak_inverse, center = load_peak_and_center(peak_ptr, cam_mean_ptr, pid_b * K, offs_k, mask_k)  # [ROWS]
+    offs_c = pid_part * BLOCK_C + tl.arange(0, BLOCK_C)
+    features_ptr += pid_b * stride_fb
+    if mean_ptr is not None:
+        mean_ptr += pid_b * C
+    norms_ptr += pid_b * L
+    # Of the programs of a tile, which compute the same norms, one stores them: for the others this mask is empty.
+    num_stored = tl.where(pid_part + pid_chunk == 0, L, 0)
+
+    acc = tl.zeros([BLOCK_C, ROWS], dtype=tl.float32)
+    bound = tl.zeros([ROWS], dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    not_positive = tl.zeros([BLOCK_L], dtype=tl.int32)
+    # acc = (f / p) @ (v * p / (norm(f) + norm_eps)).T and bound = v.abs() @ norm(x), with v = [1; cam]
+    for tile in tl.range(pid_slab, tl.cdiv(L, BLOCK_L), slabs):
+        offs_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+        mask_l = offs_l < L
+        pixel_ptrs = (features_ptr + pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT))[None, :]
+        ptrs = pixel_ptrs + offs_c.to(tl.int64)[:, None] * stride_fc  # [BLOCK_C, BLOCK_L]
+        f = load_features(ptrs, (offs_c < C)[:, None] & mask_l[None, :], mean_ptr, offs_c[:, None], C)
+        if FIRST:
+            norm = feature_norm(f, pixel_ptrs, mean_ptr, pid_part, C, stride_fc, mask_l[None, :], PARTS, BLOCK_C)
+            tl.store(norms_ptr + offs_l, norm, mask=offs_l < num_stored)
+            if signed_ptr is not None:
+                not_positive |= tl.max(tl.where(f.to(tl.float32) >= 0, 0, 1), axis=0)
+        else:
+            norm = tl.load(norms_ptr + offs_l, mask=mask_l, other=0.0)
+        p, p_inverse = feature_scale(norm, norm_eps, DTYPE)
+
+        mask_v = mask_l[:, None] & mask_k[None, :]
+        plane = (pid_b * K + offs_k)[None, :]
+        low = 0.0 if cam_mean_ptr is None else (center * peak)[None, :]
+        v = load_resized_cam(
+            cam_ptr, plane, offs_l[:, None], mask_v, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE, low
+        )  # [BLOCK_L, ROWS]
+        v *= peak_inverse[None, :]
+        if FIRST:
+            v = tl.where((offs_n == 0)[None, :], 1.0, v)
+        if totals_ptr is not None:
+            v = tl.where(mask_l[:, None], v, 0.0)
+            total += tl.sum(v, axis=0)
+        bound += tl.sum(tl.abs(v) * safe_divide(norm, norm, norm_eps)[:, None], axis=0)
+        v_high, v_low = split_fp16(v * (safe_divide(p, norm, norm_eps) * WEIGHT_SCALE)[:, None])
+        x = f if f.dtype == tl.float16 else f.to(tl.float32)  # float16 needs half the registers
+        x *= p_inverse.to(x.dtype)[None, :]
+        acc = add_products(acc, x, v_high, v_low, DTYPE)
+
+    first_row = (pid_slab * tl.num_programs(1) + pid_b) * rows
+    offs = (first_row + offs_n)[None, :] * C + offs_c[:, None]
+    tl.store(slabs_ptr + offs, acc * (1.0 / WEIGHT_SCALE), mask=(offs_n < rows)[None, :] & (offs_c < C)[:, None])
+    mask_n = offs_n < tl.where(pid_part == 0, rows, 0)
+    tl.store(bounds_ptr + first_row + offs_n, bound, mask=mask_n)
+    if totals_ptr is not None:
+        tl.store(totals_ptr + first_row + offs_n, total, mask=mask_n)
+    if FIRST and signed_ptr is not None:
+        tl.store(signed_ptr + pid_b + not_positive * 0, 1, mask=not_positive != 0)
+
+
+@triton.jit
+def finish_kernel(
+    slabs_ptr,
+    bounds_ptr,
+    totals_ptr,
+    halves_ptr,
+    scale_ptr,
+    total_ptr,
+    C,
+    slabs,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program sums BLOCK_C channels of one row of G over the slabs, in a fixed order.
+
+    The sums are divided by a power of two near the row's sum of |weights|, which bounds the entries up to the
+    features' scale, and stored as two float16 halves; ``scale_ptr`` receives that power of two, ``total_ptr`` the sum
+    of the row's totals, if there are any.
+    """
+    pid_row = tl.program_id(0)
+    rows = tl.num_programs(0)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros([BLOCK_S, BLOCK_C], dtype=tl.float32)
+    bound = tl.zeros([BLOCK_S], dtype=tl.float32)
+    total = tl.zeros([BLOCK_S], dtype=tl.float32)
+    # acc, bound, total = slabs.sum(0), bounds.sum(0), totals.sum(0)
+    for start in tl.range(0, slabs, BLOCK_S):
+        offs_s = start + tl.arange(0, BLOCK_S)
+        at = offs_s.to(tl.int64) * rows + pid_row
+        mask = (offs_s < slabs)[:, None] & (offs_c < C)[None, :]
+        acc += tl.load(slabs_ptr + at[:, None] * C + offs_c[None, :], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
+        bound += tl.load(bounds_ptr + at, mask=offs_s < slabs, other=0.0)
+        if totals_ptr is not None:
+            total += tl.load(totals_ptr + at, mask=offs_s < slabs, other=0.0)
+    p, p_inverse = floor_power_of_two(tl.sum(bound, axis=0) * (1.0 / PROTOTYPE_SCALE))
+    high, low = split_fp16(tl.sum(acc, axis=0) * p_inverse)
+    at = pid_row.to(tl.int64) * C + offs_c
+    tl.store(halves_ptr + at, high, mask=offs_c < C)
+    tl.store(halves_ptr + rows.to(tl.int64) * C + at, low, mask=offs_c < C)
+    tl.store(scale_ptr + pid_row, p)
+    if totals_ptr is not None:
+        tl.store(total_ptr + pid_row, tl.sum(total, axis=0))
+
+
+def sum_prototypes(
+    source: Tensor, read: dict[str, Any], resize: dict[str, Any], first: bool, config: Gather, num_sms: int
+) -> dict[str, Tensor]:
+    """Run pass A; return G as two float16 halves ``(B, n, C)``, their scale and the rows' sums ``(B, n)``."""
+    B, C, L, n = len(source), read["C"], read["L"], source.shape[1] + first
+    rows = rows_per_program(n, config.rows)
+    chunks = triton.cdiv(n, rows)
+    parts = triton.cdiv(C, block_c := min(config.block_c, max(16, triton.next_power_of_2(C))))
+    programs = max(2 * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
+    slabs = max(1, min(programs, triton.cdiv(L, config.block_l), SLAB_BYTES // (4 * B * n * C)))
+    partial = dict(slabs_ptr=source.new_empty((slabs, B, n, C)), bounds_ptr=source.new_empty((slabs, B, n)))
+    result = dict(halves_ptr=source.new_empty((2, B, n, C), dtype=torch.float16), scale_ptr=source.new_empty((B, n)))
+    shifted = read["cam_mean_ptr"] is not None
+    partial["totals_ptr"] = source.new_empty((slabs, B, n)) if shifted else None
+    result["total_ptr"] = source.new_empty((B, n)) if shifted else None
+    tiles = dict(PARTS=parts, BLOCK_C=block_c, BLOCK_L=config.block_l, ROWS=rows)
+    tiles |= dict(num_warps=config.num_warps, num_stages=config.num_stages)
+    gather_kernel[(slabs * chunks * parts, B)](
+        cam_ptr=source, **read, **resize, **partial, slabs=slabs, FIRST=first, **tiles
+    )
+    tiles = dict(BLOCK_S=min(64, triton.next_power_of_2(slabs)), BLOCK_C=64)
+    finish_kernel[(B * n, triton.cdiv(C, 64))](**partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
+    return result
+
+
+def rows_per_program(n: int, limit: int) -> int:
+    """Return the rows that one program holds, of ``n``: a power of two that matrix units support."""
+    return min(limit, max(16, triton.next_power_of_2(n)))

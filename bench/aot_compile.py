@@ -152,15 +152,18 @@ class Stage:
 
     def __str__(self) -> str:
         layout = "nhwc" if self.channels_last else "ragged nchw" if self.ragged else "nchw"
-        return f"{self.dtype} {self.affinity.phi}{', two steps' if self.affinity.steps > 1 else ''} {layout}"
+        form = "centered shifted" if self.affinity.center and self.affinity.any_sign else self.affinity.phi
+        return f"{self.dtype} {form}{', two steps' if self.affinity.steps > 1 else ''} {layout}"
 
 
 PARTS = {"prototypes": ("gather", "apply"), "tiled": ("prepare", "tiled"), "resident": ("resident",)}
 EXP = Affinity(phi="exp", temperature=0.1, center=True)
+CUBED = Affinity(phi="shifted", power=3.0)
+CENTERED = Affinity(phi="shifted", center=True, steps=2)
 
 
 def stages(method: str, entry: tile_tables.Entry) -> list[Stage]:
-    """Return stages that cover the entry's dtypes, both memory formats, both φ, and one and two steps."""
+    """Return stages that cover the entry's dtypes, both memory formats, every φ, and one and two steps."""
     other = Affinity() if method == "prototypes" else EXP
     found: list[Any] = []
     if entry.dtype is None or tile_tables.ITEMSIZES[entry.dtype] == 2:
@@ -171,7 +174,14 @@ def stages(method: str, entry: tile_tables.Entry) -> list[Stage]:
         ]
     if entry.dtype is None or tile_tables.ITEMSIZES[entry.dtype] == 4:
         found += [Stage(Affinity(), "float32", signed=True), Stage(other, "float32", channels_last=True)]
-    return found[:2] if entry.kernel == "tiled" else found  # tiled reads the output of prepare, not the features
+    found = found[:2] if entry.kernel == "tiled" else found  # tiled reads the output of prepare, not the features
+    if entry.kernel == "prepare":
+        return found
+    if method != "prototypes":
+        return [*found, Stage(CUBED, entry.dtype or "float16")]
+    if entry.dtype == "float32":  # of centered features in any dtype
+        return [*found, Stage(Affinity(phi="shifted"), "float32"), Stage(CENTERED, "float16")]
+    return [*found, Stage(Affinity(phi="shifted", steps=2), "float16")]
 
 
 def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -188,9 +198,8 @@ def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterat
     for precision, (entry, stage) in product(precisions, cases):
         if entry.phi not in (None, stage.affinity.phi):
             continue
-        sizes: Any = dict(
-            C=entry.C, L=entry.L, K=entry.K, dtype=stage.dtype, precision=precision, phi=stage.affinity.phi
-        )
+        dtype = "float32" if stage.affinity is CENTERED else stage.dtype
+        sizes: Any = dict(C=entry.C, L=entry.L, K=entry.K, dtype=dtype, precision=precision, phi=stage.affinity.phi)
         tiles = {part: tile_tables.nearest(table, part, **sizes) for part in PARTS[method]} | {entry.kernel: entry}
         if missing := [part for part, chosen in tiles.items() if chosen is None]:
             raise ValueError(f"entries: expected one of {missing[0]!r} that serves {sizes}, got none; add one")

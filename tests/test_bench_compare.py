@@ -387,5 +387,5 @@ def test_a_kernel_that_loads_twice_is_caught(tree):
     kernel.write_text(kernel.read_text().replace(line, line + line))
     found = gates.traffic(tree("base"), twice)
     calls = [what.partition(" bytes")[0].partition(":")[0] for what in found.worse]
-    assert calls == ["prototypes", "fusion"]
+    assert calls == ["prototypes", "shifted", "fusion"]
     assert all("bytes loaded" in what for what in found.worse)

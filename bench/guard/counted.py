@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-# (method, (C, H, W) of each stage, signed): ragged in every size, and large enough for several tiles of each method.
-CALLS: dict[str, tuple[str, tuple[tuple[int, int, int], ...], bool]] = {
-    "prototypes": ("prototypes", ((72, 12, 15),), False),
-    "tiled": ("tiled", ((72, 12, 15),), True),
-    "resident": ("resident", ((72, 9, 11),), True),
-    "fusion": ("prototypes", ((40, 12, 15), (72, 6, 8)), False),
+# (method, φ, (C, H, W) of each stage, signed): ragged in every size, and large enough for several tiles of each method.
+CALLS: dict[str, tuple[str, str, tuple[tuple[int, int, int], ...], bool]] = {
+    "prototypes": ("prototypes", "phi=relu", ((72, 12, 15),), False),
+    "shifted": ("prototypes", "phi=shifted", ((72, 12, 15),), True),
+    "tiled": ("tiled", "phi=relu", ((72, 12, 15),), True),
+    "resident": ("resident", "phi=relu", ((72, 9, 11),), True),
+    "fusion": ("prototypes", "phi=relu", ((40, 12, 15), (72, 6, 8)), False),
 }
 K = 3
 
@@ -26,17 +27,18 @@ K = 3
 def counted(name: str) -> dict[str, int] | str:
     """The numbers of one call, or why this tree cannot make it."""
     from bench import traffic  # needs TRITON_INTERPRET=1 in the environment
-    from ssa_fast import polish  # whose tree the launcher has seen to
+    from ssa_fast import Affinity, polish  # whose tree the launcher has seen to
 
-    method, sizes, signed = CALLS[name]
+    method, phi, sizes, signed = CALLS[name]
     generator = torch.Generator().manual_seed(0)
     draw: Any = torch.randn if signed else torch.rand
     stages = [draw(1, *size, generator=generator) for size in sizes]
     cam = torch.rand(1, K, 5, 6, generator=generator)
     given = stages if len(stages) > 1 else stages[0]
     try:
+        affinity = Affinity.parse(phi)  # an older tree may not know this φ
         with traffic.count({}) as found:
-            polish(cam, given, method=method, backend="triton", nonnegative=not signed)
+            polish(cam, given, affinity=affinity, method=method, backend="triton", nonnegative=not signed)
     except (TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return {

@@ -317,8 +317,9 @@ def main(given: Sequence[str]) -> int:
     for example in chosen:
         run.add(example, preprocess(Image.open(example.image).convert("RGB")))
     table = rows(run, options.baseline)
+    asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
     head = {
-        "command": " ".join(["python -m bench quality", *given]),
+        "command": " ".join(["python -m bench quality", *asked]),
         "images": len(chosen),
         "class_is_predicted": run.num_predicted,
         "metric": "foreground IoU" if options.masks else "box accuracy at IoU 30/50/70",

@@ -70,6 +70,7 @@ def test_masks(photos, capsys, seed):
     found = table(photos, capsys, *more)
     assert found["head"]["images"] == COUNT
     assert "--masks" in found["head"]["command"]
+    assert "out.json" not in found["head"]["command"]
     assert [row["signed"] for row in found.values() if "stage" in row] == [1.0, 1.0, 0.0, 0.0]
     baseline, ours = found["phi=relu"], found[shifted]
     assert [baseline["difference"], *baseline["interval"]] == [0, 0, 0]

@@ -20,10 +20,11 @@ COMMANDS = {
     "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
+    "quality": "how polished CAMs fit true masks or boxes of photographs, affinity by affinity",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
-OWN = ("run", "aot", "plot", "compare", "large", "throughput")  # read their own arguments
+OWN = ("run", "aot", "plot", "compare", "large", "throughput", "quality")  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -100,6 +101,10 @@ def _own(command: str, rest: list[str]) -> int:
         from bench import throughput
 
         return throughput.main(rest)
+    if command == "quality":
+        from bench import quality
+
+        return quality.main(rest)
     from bench import command as grid
 
     return grid.main(rest)

@@ -193,10 +193,11 @@ def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterat
     bounds = dict(entry.bounds)
     # The corner case: one tile holds all channels, and the number of rows is minimal.
     corner = replace(entry, C=max(min(entry.C, 64), bounds.get("min_C", 1)), K=bounds.get("min_K", 1))
+    served_elsewhere = {each.phi for each in table if each.phi and entry.phi is None and _key(each) == _key(entry)}
     cases = [(entry, stage) for stage in stages(method, entry)]
     cases += [(corner, stage) for stage in stages(method, entry)[:2]]
     for precision, (entry, stage) in product(precisions, cases):
-        if entry.phi not in (None, stage.affinity.phi):
+        if entry.phi not in (None, stage.affinity.phi) or stage.affinity.phi in served_elsewhere:
             continue
         dtype = "float32" if stage.affinity is CENTERED else stage.dtype
         sizes: Any = dict(C=entry.C, L=entry.L, K=entry.K, dtype=dtype, precision=precision, phi=stage.affinity.phi)
@@ -208,6 +209,11 @@ def launches(entry: tile_tables.Entry, table: list[tile_tables.Entry]) -> Iterat
             f"{stage} {precision} C={entry.C} L={entry.L} K={entry.K}",
             partial(_polish, method, entry, stage, precision, configs),
         )
+
+
+def _key(entry: tile_tables.Entry) -> tuple[object, ...]:
+    """Return what an entry and a more specific one for some φ have in common."""
+    return entry.kernel, entry.C, entry.L, entry.K, entry.dtype, entry.precision
 
 
 def _polish(method: str, entry: tile_tables.Entry, stage: Stage, precision: str, configs: dict[str, Any]) -> None:

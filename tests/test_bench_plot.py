@@ -117,6 +117,7 @@ def test_the_shifted_cosine_is_drawn_among_signed_features_beside_ours_for_other
     signed = panel(both, at=1)
     assert [point.p50 for point in signed[series.SHIFTED].points] == [0.512, 1.024]
     assert signed[series.NONNEGATIVE].points == panel(file)["ssa_fast"].points
+    assert {series.RELU, "dense PCM"} <= signed.keys()
     assert series.SHIFTED not in panel(both)
 
 
@@ -335,7 +336,7 @@ def test_all_pictures_are_drawn_before_one_is_written(file, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_committed_pictures_show_the_committed_data(tmp_path):
     """Compare the drawings, not the bytes, which depend on Matplotlib's version."""
-    for path in [each for kind in ("time", "memory", "backbone") for each in RESULTS.glob(f"{kind}-*.png")]:
+    for path in [each for kind in ("time", "memory", "backbone") for each in RESULTS.rglob(f"{kind}-*.png")]:
         said = Image.open(path).info
         main([*(str(path.parent / name) for name in said["Source"].split("\n")), "--out", str(tmp_path)])
         assert Image.open(tmp_path / path.name).info == said, f"{path.name}: draw it again with python -m bench plot"

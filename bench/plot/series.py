@@ -18,7 +18,8 @@ NAMES = {OURS: "ssa_fast", "xᵀx": "xᵀx alone"}
 GOALS = {"cpu": 0.03, "cuda": 0.05}  # of ResNet-50's forward, for all four stages
 SIGNED_GOAL = 0.05  # of the forward of the other networks, whose stages are signed
 SIGNS = ("features ≥ 0", "signed features")
-SHIFTED, NONNEGATIVE = "ssa_fast, shifted", "ssa_fast, f ≥ 0"  # drawn beside the signed features' own curves
+# Names of ours among signed features, where the shifted cosine is drawn beside the ReLU and beside features ≥ 0.
+RELU, SHIFTED, NONNEGATIVE = "ssa_fast, ReLU", "ssa_fast, shifted", "ssa_fast, f ≥ 0"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def panels(results: Results, quantity: str) -> list[Panel]:
         shifted = _ours(row for row in everything if _sign(row) == SHIFTED)
         if sign == SIGNS[1] and shifted:
             nonnegative = _ours(row for row in everything if _sign(row) == SIGNS[0])
+            curves = [replace(curve, name=RELU) if curve.ours else curve for curve in curves]
             curves.append(replace(_curve(shifted, quantity), name=SHIFTED))
             curves += [replace(_curve(nonnegative, quantity), name=NONNEGATIVE)] if nonnegative else []
         drawn = tuple(curve for curve in curves if curve.points)

@@ -12,8 +12,9 @@ from ssa_fast import Affinity, polish, reference
 from ssa_fast.ops import features as features_module
 from ssa_fast.ops import tiled
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
+from ssa_fast.ops.resize import minmax
 from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
-from tests.accuracy import assert_as_accurate
+from tests.accuracy import ROUNDINGS, assert_as_accurate
 
 LINEAR, SQUARE = Affinity(), Affinity(power=2)
 SHIFTED, SHIFTED_SQUARE = Affinity("shifted"), Affinity("shifted", shift=0.5, power=2)
@@ -127,6 +128,23 @@ def test_the_shifted_cosine_takes_linear_time_for_features_of_any_sign(method, a
     with shipped_tiles():
         cam, f = cams(5, 61, 47), draw(1, 32, 61, 47)
         assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
+
+
+@pytest.mark.parametrize(("method", "affinity"), ANY_SIGN[:5], ids=lambda p: str(p))
+def test_the_small_spread_of_a_polished_map_survives_its_rescaling(method, affinity):
+    """A pixel averages over nearly all others, so rescaling magnifies rounding; the rule holds magnified as much."""
+    with shipped_tiles():
+        cam, f = 10 + torch.rand(1, 5, 48, 52), torch.randn(1, 96, 48, 52)
+        truth = polish(cam.double(), f.double(), affinity=affinity, backend="reference")
+        span = (truth.amax((2, 3)) - truth.amin((2, 3))).min()
+        assert span < 0.05
+
+        def error(polished):
+            return (minmax(polished).double() - minmax(truth)).abs().max()
+
+        own = error(polish(cam, f, affinity=affinity, backend="reference"))
+        roundings = affinity.steps * ROUNDINGS * torch.finfo(torch.float32).eps / 2 * truth.abs().max() / span
+        assert error(polish(cam, f, affinity=affinity, method=method)) <= 2 * own + roundings
 
 
 @pytest.mark.parametrize(("method", "shift", "power"), [("prototypes", 0.5, 1), ("tiled", 0.5, 1), ("dense", 0.5, 1)])

@@ -162,7 +162,7 @@ def sampled_truth(problem: Problem, cam: Tensor, f: Tensor, at: Tensor, sources:
         a = reference.phi(x_i.mT @ x_j, affinity)  # [sources, len(at)]
         numerator += rows[:, part] @ a
         denominator += a.sum(dim=0, keepdim=True)
-    return numerator / reference.positive(denominator + affinity.sum_eps)
+    return numerator / reference.denominator(denominator, affinity)
 
 
 def square_error(f: Tensor, at: Tensor, square: Tensor) -> float:

@@ -33,11 +33,9 @@ def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:
     """
     x = unit_features(features, affinity)
     a = phi(x.mT @ x, affinity)  # [B, L, L]
-    denominator = a.sum(dim=1, keepdim=True) + affinity.sum_eps  # [B, 1, L]
-    if affinity.phi != "shifted":  # whose sums are positive, or below shift 1 of either sign
-        denominator = positive(denominator)
+    divisor = denominator(a.sum(dim=1, keepdim=True), affinity)  # [B, 1, L]
     for _ in range(affinity.steps):
-        cam = cam @ a / denominator
+        cam = cam @ a / divisor
     return cam
 
 
@@ -62,6 +60,12 @@ def phi(cosine: Tensor, affinity: Affinity) -> Tensor:
     return cosine**affinity.power
 
 
-def positive(denominator: Tensor) -> Tensor:
+def denominator(total: Tensor, affinity: Affinity) -> Tensor:
+    """Return ``Σ_i a_ij + sum_eps``, kept off 0 unless φ is shifted, whose sums may have either sign below shift 1."""
+    divisor = total + affinity.sum_eps
+    return divisor if affinity.any_sign else positive(divisor)
+
+
+def positive(divisor: Tensor) -> Tensor:
     """Keep a sum of non-negative numbers off zero, so that a zero feature gives 0 instead of 0/0 when eps is 0."""
-    return denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+    return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)

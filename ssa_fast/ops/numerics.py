@@ -33,6 +33,6 @@ def divide_by_sum(numerator: Tensor, total: Tensor, affinity: Affinity, *, out: 
     A sum of non-negative affinities is kept off 0, so that a zero feature gives 0 if the eps is 0.
     """
     denominator = total + affinity.sum_eps
-    if affinity.phi != "shifted":
+    if not affinity.any_sign:
         denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
     return torch.div(numerator, denominator, out=out)

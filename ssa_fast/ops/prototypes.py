@@ -41,9 +41,8 @@ def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
 
 def scale_by_shift(sums: Tensor, pixels: int, affinity: Affinity) -> tuple[Tensor, float]:
     """Return ``sums / (1 + s)``, and ``s·L / (1 + s)``, which φ adds to every pixel's sum of affinities."""
-    if affinity.phi != "shifted":
-        return sums, 0.0
-    return sums / (1.0 + affinity.shift), affinity.shift * pixels / (1.0 + affinity.shift)
+    shift = affinity.shift if affinity.any_sign else 0.0
+    return sums / (1.0 + shift), shift * pixels / (1.0 + shift)
 
 
 def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int, sums: Tensor) -> None:

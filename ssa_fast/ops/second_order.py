@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
     """Return ``cam`` ``(B, K, L)`` polished once, in ``O(L·C²·K)`` operations and ``K·C²`` numbers."""
     (B, K, L), C = cam.shape, features.C
-    shift = features.affinity.shift if features.affinity.phi == "shifted" else 0.0
+    shift = features.affinity.shift if features.affinity.any_sign else 0.0
     mean = cam.mean(dim=2, keepdim=True)
     moments, doubled = cam.new_zeros((K + 1, B, C, C)), cam.new_zeros((K + 1, B, C, 1))  # M_r and 2s G_r
     for lo, hi in features.tiles():

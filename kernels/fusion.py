@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels import primitives
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.primitives import TINY, load_resized_cam
 
 if TYPE_CHECKING:
@@ -252,7 +253,9 @@ def fuse(
         batch = maps[first : first + SLOTS]
         parts = min(triton.next_power_of_2(max(triton.cdiv(p[0, 0].numel(), PART) for p in batch)), PARTS)
         bounds = _find_extrema(batch, B * K, parts) if rescale else out
-        fuse_kernel[(blocks * B * K,)](
+        launch(
+            fuse_kernel,
+            (blocks * B * K,),
             extrema_ptr=bounds,
             out_ptr=out,
             planes=B * K,
@@ -279,8 +282,15 @@ def _find_extrema(maps: Sequence[Tensor], planes: int, parts: int) -> Tensor:
     for slot in range(SLOTS):
         p = maps[min(slot, len(maps) - 1)]
         slots |= {f"map{slot}_ptr": p, f"pixels{slot}": p.shape[2] * p.shape[3]}
-    extrema_kernel[(len(maps) * planes * parts,)](
-        extrema_ptr=bounds, planes=planes, **slots, PARTS=parts, BLOCK=BLOCK, num_warps=4
+    launch(
+        extrema_kernel,
+        (len(maps) * planes * parts,),
+        extrema_ptr=bounds,
+        planes=planes,
+        **slots,
+        PARTS=parts,
+        BLOCK=BLOCK,
+        num_warps=4,
     )
     return bounds
 

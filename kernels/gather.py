@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.primitives import floor_power_of_two, load_resized_cam, pixel_offsets, safe_divide, split_fp16
 
 if TYPE_CHECKING:
@@ -260,11 +261,19 @@ def sum_prototypes(
     result["total_ptr"] = source.new_empty((B, n)) if shifted else None
     tiles = dict(PARTS=parts, BLOCK_C=block_c, BLOCK_L=config.block_l, ROWS=rows)
     tiles |= dict(num_warps=config.num_warps, num_stages=config.num_stages)
-    gather_kernel[(slabs * chunks * parts, B)](
-        cam_ptr=source, **read, **resize, **partial, slabs=slabs, FIRST=first, **tiles
+    launch(
+        gather_kernel,
+        (slabs * chunks * parts, B),
+        cam_ptr=source,
+        **read,
+        **resize,
+        **partial,
+        slabs=slabs,
+        FIRST=first,
+        **tiles,
     )
     tiles = dict(BLOCK_S=min(64, triton.next_power_of_2(slabs)), BLOCK_C=64)
-    finish_kernel[(B * n, triton.cdiv(C, 64))](**partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
+    launch(finish_kernel, (B * n, triton.cdiv(C, 64)), **partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
     return result
 
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels import primitives
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.primitives import (
     TINY,
     floor_power_of_two,
@@ -221,7 +222,9 @@ def write_units(
     """Write unit features times ``scale`` to ``operands.unit``; images with ``signed == 0`` are skipped."""
     B, C, _, _ = features.shape
     mean = features.mean(dim=(2, 3), dtype=torch.float32) if affinity.center else None
-    unit_kernel[(triton.cdiv(operands.L_pad, config.block_l), B)](
+    launch(
+        unit_kernel,
+        (triton.cdiv(operands.L_pad, config.block_l), B),
         features_ptr=features,
         mean_ptr=mean,
         signed_ptr=signed,
@@ -245,7 +248,9 @@ def write_units(
 def write_rows(cam: Tensor, operands: Operands, resize: dict[str, Any], config: Prepare, signed: Tensor | None) -> None:
     """Write v of ``cam`` ``(B, K, h, w)`` to ``operands.v``; images with ``signed == 0`` are skipped."""
     layers = operands.v.shape[0]
-    rows_kernel[(triton.cdiv(operands.L_pad, config.block_l), layers)](
+    launch(
+        rows_kernel,
+        (triton.cdiv(operands.L_pad, config.block_l), layers),
         cam_ptr=cam,
         peak_ptr=operands.peak,
         signed_ptr=signed,

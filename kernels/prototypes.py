@@ -29,6 +29,7 @@ from ssa_fast.kernels.gather import (
     rows_per_program,
     sum_prototypes,
 )
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.primitives import floor_power_of_two, pixel_offsets, safe_divide
 
 if TYPE_CHECKING:
@@ -179,4 +180,4 @@ def polish(
         grid = (triton.cdiv(K, rows - (step == 0)) * triton.cdiv(L, apply.block_l), B)
         tiles = dict(FIRST=step == 0, BLOCK_L=apply.block_l, BLOCK_C=apply.block_c, ROWS=rows)
         tiles |= dict(num_warps=apply.num_warps, num_stages=apply.num_stages)
-        apply_kernel[grid](**prototypes, **read, **divide, denominators_ptr=denominators, out_ptr=out, **tiles)
+        launch(apply_kernel, grid, **prototypes, **read, **divide, denominators_ptr=denominators, out_ptr=out, **tiles)

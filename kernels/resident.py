@@ -21,6 +21,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ssa_fast.kernels import primitives
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.primitives import TINY, divide_sums, load_resized_cam, phi, pixel_offsets, round_to_tf32
 
 if TYPE_CHECKING:
@@ -180,7 +181,9 @@ def polish(
     buffers = [out, torch.empty_like(out)] if affinity.steps > 1 else [out]  # written in turn, out last
     for remaining in reversed(range(affinity.steps)):
         target = buffers[remaining % 2]
-        resident_kernel[(blocks * chunks * B,)](
+        launch(
+            resident_kernel,
+            (blocks * chunks * B,),
             cam_ptr=cam,
             features_ptr=features,
             mean_ptr=out if mean is None else mean,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, write_polished
 
 if TYPE_CHECKING:
@@ -281,7 +282,9 @@ def apply(
 
 
 def _launch_pairs(operands: Operands, config: Symmetric, layers: int, part: Region, arguments: dict[str, Any]) -> None:
-    symmetric_kernel[(part.pairs * (config.chunk // config.bands), layers)](
+    launch(
+        symmetric_kernel,
+        (part.pairs * (config.chunk // config.bands), layers),
         unit_ptr=operands.unit,
         unit_low_ptr=operands.unit_low,
         v_ptr=operands.v,
@@ -313,7 +316,9 @@ def _launch_sums(
         targets.append((part.q0, part.q1, False))
     for start, end, final in targets:
         pixels = min(end * group_pixels, operands.L_pad) - start * group_pixels
-        sum_kernel[(pixels // block_l, layers)](
+        launch(
+            sum_kernel,
+            (pixels // block_l, layers),
             peak_ptr=operands.peak,
             total_ptr=totals,
             out_ptr=out,

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ssa_fast.kernels import symmetric
 from ssa_fast.kernels.config import Symmetric
+from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.prepare import Operands, write_rows, write_units
 from ssa_fast.kernels.primitives import resize_arguments
 from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, scale_arguments, write_polished
@@ -162,7 +163,9 @@ def _apply_full(
     operands: Operands, out: Tensor, config: Full, arguments: dict[str, Any], signed: Tensor | None
 ) -> None:
     layers = operands.v.shape[0]
-    full_kernel[(operands.L_pad // config.block_j, layers)](
+    launch(
+        full_kernel,
+        (operands.L_pad // config.block_j, layers),
         unit_ptr=operands.unit,
         unit_low_ptr=operands.unit_low,
         v_ptr=operands.v,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels import primitives
-from ssa_fast.kernels.launch import launch
+from ssa_fast.kernels.launch import call, launch
 from ssa_fast.kernels.primitives import (
     TINY,
     floor_power_of_two,
@@ -196,7 +196,16 @@ class Operands:
 
     @classmethod
     def empty(
-        cls, cam: Tensor, features: Tensor, *, rows: int, align_l: int, block_c: int, high: bool, wide: bool
+        cls,
+        cam: Tensor,
+        features: Tensor,
+        peak: Tensor,
+        *,
+        rows: int,
+        align_l: int,
+        block_c: int,
+        high: bool,
+        wide: bool,
     ) -> Operands:
         """Allocate operands with ``rows`` rows, ``L_PAD`` a multiple of ``align_l``; ``wide``: v in float32."""
         B, K, _, _ = cam.shape
@@ -207,7 +216,6 @@ class Operands:
         unit = cam.new_empty((1 + high, B, L_pad, C_pad), dtype=torch.float16)
         split = high and not wide
         v = cam.new_empty((1 + split, B * chunks, L_pad, rows), dtype=torch.float32 if wide else torch.float16)
-        peak = torch.linalg.vector_norm(cam, ord=float("inf"), dim=(2, 3))
         return cls(unit[0], unit[-1], v[0], v[-1], peak, high, chunks, rows, H * W, L_pad, C_pad)
 
 
@@ -221,7 +229,7 @@ def write_units(
 ) -> None:
     """Write unit features times ``scale`` to ``operands.unit``; images with ``signed == 0`` are skipped."""
     B, C, _, _ = features.shape
-    mean = features.mean(dim=(2, 3), dtype=torch.float32) if affinity.center else None
+    mean = call(torch.mean, features, dim=(2, 3), dtype=torch.float32) if affinity.center else None
     launch(
         unit_kernel,
         (triton.cdiv(operands.L_pad, config.block_l), B),

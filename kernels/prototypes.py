@@ -29,7 +29,8 @@ from ssa_fast.kernels.gather import (
     rows_per_program,
     sum_prototypes,
 )
-from ssa_fast.kernels.launch import launch
+from ssa_fast.kernels.launch import call, launch
+from ssa_fast.kernels.moments import Moments, find_moments
 from ssa_fast.kernels.primitives import floor_power_of_two, pixel_offsets, safe_divide
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def polish(
     apply: Apply,
     num_sms: int,
     signed: Tensor | None = None,
+    moments: Moments | None = None,
 ) -> None:
     """Polish a CAM in ``O(K·C)`` memory, reading the features ``2·steps`` times, and once to center them.
 
@@ -157,11 +159,12 @@ def polish(
         gather, apply: Tiles of the passes A and B.
         num_sms: Multiprocessors of the GPU; pass A launches about twice as many programs.
         signed: ``(B,)`` int32 zeros; set to 1 for images with a feature not ≥ 0 (or NaN), whose ``out`` is not written.
+        moments: Of the CAM, if they are known.
     """
     B, C, H, W = features.shape
     K, L = cam.shape[1], H * W
     shifted = affinity.phi == "shifted"
-    mean = features.mean(dim=(2, 3), dtype=torch.float32) if affinity.center else None
+    mean = call(torch.mean, features, dim=(2, 3), dtype=torch.float32) if affinity.center else None
     norms = cam.new_empty((B, L))
     denominators = cam.new_empty((B, L)) if affinity.steps > 1 else None
     read = dict(features_ptr=features, mean_ptr=mean, norms_ptr=norms, signed_ptr=signed, K=K, C=C, L=L)
@@ -172,8 +175,8 @@ def polish(
     for step in range(affinity.steps):
         source = out.view(B, K, H, W) if step else cam
         if step == 0 or shifted:  # which may leave the CAM's range, so that the first peaks would not serve
-            read["peak_ptr"] = torch.linalg.vector_norm(source, ord=float("inf"), dim=(2, 3))
-            read["cam_mean_ptr"] = source.mean(dim=(2, 3)) if shifted else None
+            known = moments if step == 0 and moments else find_moments(source, mean=shifted)
+            read["peak_ptr"], read["cam_mean_ptr"] = known.peak, known.mean if shifted else None
         resize = primitives.resize_arguments(source, H, W, align_corners)
         prototypes = sum_prototypes(source, read, resize, step == 0, gather, num_sms)
         rows = rows_per_program(K + (step == 0), apply.rows)

@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from ssa_fast.kernels import primitives
-from ssa_fast.kernels.launch import launch
+from ssa_fast.kernels.launch import call, launch
 from ssa_fast.kernels.primitives import TINY, divide_sums, load_resized_cam, phi, pixel_offsets, round_to_tf32
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def polish(
     """
     (B, K, _, _), (_, C, H, W) = cam.shape, features.shape
     blocks, chunks = triton.cdiv(H * W, config.block_j), triton.cdiv(K, config.rows - 1)
-    mean = features.mean((2, 3), dtype=torch.float32) if affinity.center else None
+    mean = call(torch.mean, features, dim=(2, 3), dtype=torch.float32) if affinity.center else None
     buffers = [out, torch.empty_like(out)] if affinity.steps > 1 else [out]  # written in turn, out last
     for remaining in reversed(range(affinity.steps)):
         target = buffers[remaining % 2]

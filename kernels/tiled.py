@@ -13,6 +13,7 @@ import triton.language as tl
 from ssa_fast.kernels import symmetric
 from ssa_fast.kernels.config import Symmetric
 from ssa_fast.kernels.launch import launch
+from ssa_fast.kernels.moments import Moments, find_moments
 from ssa_fast.kernels.prepare import Operands, write_rows, write_units
 from ssa_fast.kernels.primitives import resize_arguments
 from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, scale_arguments, write_polished
@@ -123,6 +124,7 @@ def polish(
     prepare: Prepare,
     workspace: int = 256 << 20,
     signed: Tensor | None = None,
+    moments: Moments | None = None,
 ) -> None:
     """Polish a CAM as ``reference.polish_stage`` does, without the L×L matrix.
 
@@ -136,13 +138,15 @@ def polish(
         config, prepare: Tiles of the full or the symmetric kernel, and of those that write the operands.
         workspace: Most bytes for the partial sums of the symmetric kernel.
         signed: ``(B,)`` int32; images where it is 0 are skipped, and their ``out`` is not written.
+        moments: Of the CAM, if they are known.
     """
     (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
     is_symmetric = isinstance(config, Symmetric)
     align_l = config.block * config.bands if is_symmetric else max(config.block_i, config.block_j)
     high, wide = precision == "high", affinity.phi == "exp"
+    peak = (moments or find_moments(cam, mean=False)).peak
     operands = Operands.empty(
-        cam, features, rows=config.rows, align_l=align_l, block_c=config.block_c, high=high, wide=wide
+        cam, features, peak, rows=config.rows, align_l=align_l, block_c=config.block_c, high=high, wide=wide
     )
     unit_scale, result_scale, products = scale_arguments(affinity, precision)
     write_units(features, operands, affinity, unit_scale, prepare, signed)

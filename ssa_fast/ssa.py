@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
-from ssa_fast.ops.fusion import fuse as fuse_stages
+from ssa_fast.ops.polish import polish_each_and_fuse
 from ssa_fast.ops.resize import minmax, resize
-from ssa_fast.ops.stage import plan_stages, run_stage
 from ssa_fast.result import SSAResult
 from ssa_fast.validation import (
     FusionOptions,
@@ -192,8 +191,8 @@ class SSA:
                 )
                 for name in self.stage_names
             }
-            polished = {name: run_stage(seed, plan) for name, plan in plan_stages(requests).items()}
-            return {SEED: seed, **polished, CAMS: fuse_stages(polished, replace(self.fusion, size=size))}
+            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
+            return {SEED: seed, **polished, CAMS: fused}
 
     def _output_size(self, images: Tensor, sums: dict[str, Tensor]) -> tuple[int, int] | None:
         """Return the size of the fused CAMs; None is that of the largest stage, which the first view decides."""

@@ -275,7 +275,9 @@ def test_operands_of_tiled_are_counted_as_they_are_laid_out():
     cam, f = problem.draw(torch.device("cpu"), 1)
     for config in ours.SPARE.values():
         align = config.block * config.bands if hasattr(config, "bands") else max(config.block_i, config.block_j)
-        found = Operands.empty(cam, f, rows=config.rows, align_l=align, block_c=config.block_c, high=True, wide=False)
+        found = Operands.empty(
+            cam, f, cam.new_empty(0), rows=config.rows, align_l=align, block_c=config.block_c, high=True, wide=False
+        )
         held = 2 * 2 * (found.unit.numel() + found.v.numel()) + 4 * problem.B * found.chunks * found.L_pad
         assert promises.operand_bytes(problem, config) == held
 

@@ -15,7 +15,7 @@ from ssa_fast import kernels
 pytestmark = pytest.mark.slow  # fresh processes
 PACKAGE = Path(ssa_fast.__file__).parent
 KERNELS = sorted(Path(kernels.__file__).parent.glob("*.py"))
-STANDARD = {"typing", "dataclasses", "collections", "math", "functools"}
+STANDARD = {"contextvars", "typing", "dataclasses", "collections", "math", "functools"}
 
 
 def run(code: str) -> str:

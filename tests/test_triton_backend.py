@@ -43,9 +43,7 @@ def test_signed_and_non_negative_images_in_one_batch(steps):
     affinity = Affinity(steps=steps)
     cam, f = torch.rand(3, 4, 9, 11), torch.rand(3, 24, 9, 11)
     f[1, 5, 3, 2] = -0.5
-    out = triton_backend.polish_stage(
-        cam, f, affinity, method="prototypes", fallback="tiled", precision="default", align_corners=True
-    )
+    (out,) = triton_backend.polish_stages(cam, [triton_backend.Stage(f, affinity, "prototypes", "tiled")])
     for image, method in enumerate(("prototypes", "tiled", "prototypes")):
         one = slice(image, image + 1)
         alone = polish(
@@ -54,7 +52,7 @@ def test_signed_and_non_negative_images_in_one_batch(steps):
         torch.testing.assert_close(out[one], alone, rtol=1e-6, atol=1e-7)
 
 
-PASSES = ["gather_kernel", "finish_kernel", "apply_kernel"]
+PASSES = ["plane_kernel", "gather_kernel", "finish_kernel", "apply_kernel"]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +73,8 @@ def test_signed_features_under_the_shifted_cosine_launch_nothing_quadratic(monke
 
     monkeypatch.setattr(GridExecutor, "__call__", recorded)
     cam, f = torch.rand(1, 3, 8, 8), torch.randn(1, 32, 8, 8)
-    options = {"precision": "high", "align_corners": True}
-    out = triton_backend.polish_stage(cam, f, affinity, method="prototypes", fallback=fallback, **options)
+    stage = triton_backend.Stage(f, affinity, "prototypes", fallback, precision="high")
+    (out,) = triton_backend.polish_stages(cam, [stage])
     assert launched == expected
     assert_as_accurate(out, cam, f, affinity)
 

@@ -89,12 +89,5 @@ def polish(way: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) ->
 
 def launched(method: str, problem: Problem, cam: Tensor, f: Tensor, fallback: str | None = None) -> Tensor:
     """``(B, K, H, W)`` the way the package launches it."""
-    return triton_backend.polish_stage(
-        cam,
-        f,
-        problem.phi,
-        method=method,
-        fallback=fallback,
-        precision=problem.precision,
-        align_corners=problem.align_corners,
-    )
+    stage = triton_backend.Stage(f, problem.phi, method, fallback, problem.precision, problem.align_corners)
+    return triton_backend.polish_stages(cam, [stage])[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast.affinity import Affinity
-from ssa_fast.ops.stage import plan_stage, run_stage
+from ssa_fast.ops.polish import polish_one
 from ssa_fast.validation import StageRequest, result_dtype
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _polish_stage(
         precision=precision,
         align_corners=align_corners,
     )
-    return run_stage(cam, plan_stage(request)).contiguous()
+    return polish_one(cam, request).contiguous()
 
 
 @torch.library.register_fake("ssa_fast::polish_stage")  # type: ignore[untyped-decorator]

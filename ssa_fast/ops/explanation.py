@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ssa_fast.io.sizes import format_bytes
 from ssa_fast.ops.dispatch import Choice
 from ssa_fast.ops.fusion import explain_fusion
+from ssa_fast.ops.launch_plan import jit_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,9 @@ class Explanation(dict[str, Choice]):
         if self.fusion is not None:
             rows.append(("fusion", "", "", *_cells(self.fusion)))
             reasons.append(f"fusion: {self.fusion.why}")
+        kernels = any(choice.backend == "triton" for choice in self.values())
+        if kernels and (why := jit_reason()):
+            reasons.append(f"launches: {why}")
         lines += _aligned(rows)
         lines += [line for reason in reasons for line in _wrapped(reason)]
         return "\n".join(lines)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, triton_backend
 from ssa_fast.ops.cost_model import FusionProblem
 from ssa_fast.ops.dispatch import plan_fusion
@@ -19,28 +20,20 @@ if TYPE_CHECKING:
     from ssa_fast.ops.dispatch import Choice
     from ssa_fast.validation import FusionOptions
 
-CHUNK = 1 << 20  # numbers of the fused map computed at once on a CPU: the maps in between then stay in its cache
+CHUNK = 1 << 20  # numbers of the fused map computed at once on a CPU
 
 
 def fuse(maps: Mapping[str, Tensor], options: FusionOptions) -> Tensor:
     """Rescale, resize and fuse maps ``{stage: (B, K, H_s, W_s)}`` into one ``(B, K, H, W)``; see ``polish``."""
     each = list(maps.values())
     size = fused_size([stage.shape[2:] for stage in each], options)
-    if is_resize_only(options):
-        return resize(each[0], size, options.align_corners)
-    # Under torch.compile the compiler fuses what is written in PyTorch.
-    compiling = torch.compiler.is_compiling()
-    backend = "torch" if compiling else plan_fusion(fusion_problem(each, size, options), options.backend).backend
-    if backend == "triton":
-        return triton_backend.fuse(each, options, size)
-    classes = max(1, CHUNK // (size[0] * size[1] * each[0].shape[0]))
-    if compiling or each[0].is_cuda or classes >= each[0].shape[1]:
+    if is_resize_only(options) and each[0].shape[2:] == size:
+        return each[0]
+    if torch.compiler.is_compiling():  # the compiler fuses what is written in PyTorch
         return _fuse_in_torch(each, options, size)
-    fused = each[0].new_empty((*each[0].shape[:2], *size))
-    for first in range(0, fused.shape[1], classes):
-        few = [stage[:, first : first + classes] for stage in each]
-        fused[:, first : first + classes] = _fuse_in_torch(few, options, size)
-    return fused
+    if is_resize_only(options) or plan_fusion(fusion_problem(each, size, options), options.backend).backend == "torch":
+        return call(_fuse_by_torch, each, options, size)
+    return triton_backend.fuse(each, options, size)
 
 
 def explain_fusion(maps: Sequence[Tensor], options: FusionOptions) -> Choice | None:
@@ -90,7 +83,21 @@ def fusion_problem(maps: Sequence[Tensor], size: tuple[int, int], options: Fusio
     )
 
 
+def _fuse_by_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+    """Fuse maps in PyTorch; on a CPU a few classes at a time, so that what is between stays in its cache."""
+    classes = max(1, CHUNK // (size[0] * size[1] * maps[0].shape[0]))
+    if maps[0].is_cuda or classes >= maps[0].shape[1]:
+        return _fuse_in_torch(maps, options, size)
+    fused = maps[0].new_empty((*maps[0].shape[:2], *size))
+    for first in range(0, fused.shape[1], classes):
+        few = [stage[:, first : first + classes] for stage in maps]
+        fused[:, first : first + classes] = _fuse_in_torch(few, options, size)
+    return fused
+
+
 def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+    if is_resize_only(options):
+        return resize(maps[0], size, options.align_corners)
     fused: Tensor | None = None
     for stage, weight in zip(maps, options.weights, strict=True):
         polished = resize(minmax(stage) if options.rescale else stage, size, options.align_corners)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa_fast import reference
+from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, torch_backend, triton_backend
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import needs_sign, plan
@@ -15,7 +16,7 @@ from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -30,6 +31,11 @@ class StagePlan:
     request: StageRequest
     problem: Problem
     choice: Choice
+
+    @property
+    def depends_on_data(self) -> bool:
+        """Whether the choice was made after the features' sign had been read."""
+        return self.problem.nonnegative is not self.request.nonnegative
 
 
 def plan_stages(requests: Mapping[str, StageRequest]) -> dict[str, StagePlan]:
@@ -68,24 +74,41 @@ def plan_stage(request: StageRequest) -> StagePlan:
 
 def run_stage(cam: Tensor, stage: StagePlan) -> Tensor:
     """Return the stage's polished CAM at its own size, not rescaled: ``(B, K, h, w)`` → ``(B, K, H, W)``."""
-    request, choice = stage.request, stage.choice
-    features, affinity, align_corners = request.features, request.affinity, request.align_corners
-    with torch.autocast(cam.device.type, enabled=False):  # autocast would take float32 out of the accumulation
+    return run_stages(cam, [stage])[0]
+
+
+def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:
+    """Return the polished CAM of each stage; those that the kernels do share what they compute of the CAM."""
+    by_kernels = [_for_kernels(stage) for stage in stages if stage.choice.backend == "triton"]
+    polished = iter(triton_backend.polish_stages(cam, by_kernels) if by_kernels else ())
+    maps = []
+    for stage in stages:
+        request, choice = stage.request, stage.choice
         if choice.backend == "triton":
-            return triton_backend.polish_stage(
-                cam,
-                features,
-                affinity,
-                method=choice.method,
-                fallback=choice.fallback,
-                precision=request.precision,
-                align_corners=align_corners,
-            )
-        if choice.backend == "torch":
-            return torch_backend.polish_stage(
-                cam, features, affinity, method=choice.method, dtype=request.dtype, align_corners=align_corners
-            )
-        size = (features.shape[2], features.shape[3])
-        rows = resize(cam.to(request.dtype), size, align_corners).flatten(2)
-        polished = reference.polish_stage(rows, features.to(request.dtype).flatten(2), affinity)
-        return polished.unflatten(2, size)
+            maps.append(next(polished))
+        elif choice.backend == "reference":
+            maps.append(_polish_by_reference(cam, request))
+        else:
+            options = {"method": choice.method, "dtype": request.dtype, "align_corners": request.align_corners}
+            maps.append(call(torch_backend.polish_stage, cam, request.features, request.affinity, **options))
+    return maps
+
+
+def _for_kernels(stage: StagePlan) -> triton_backend.Stage:
+    request, choice = stage.request, stage.choice
+    return triton_backend.Stage(
+        request.features,
+        request.affinity,
+        choice.method,
+        choice.fallback,
+        request.precision,
+        request.align_corners,
+    )
+
+
+def _polish_by_reference(cam: Tensor, request: StageRequest) -> Tensor:
+    size = (request.features.shape[2], request.features.shape[3])
+    with torch.autocast(cam.device.type, enabled=False):
+        rows = resize(cam.to(request.dtype), size, request.align_corners).flatten(2)
+        features = request.features.to(request.dtype).flatten(2)
+        return reference.polish_stage(rows, features, request.affinity).unflatten(2, size)

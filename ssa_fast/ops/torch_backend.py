@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ssa_fast.ops import dense, prototypes, second_order, tiled
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.resize import resize
@@ -14,7 +16,6 @@ from ssa_fast.ops.resize import resize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
@@ -45,8 +46,9 @@ def polish_stage(
         ``(B, K, H, W)``.
     """
     H, W = features.shape[2:]
-    unit_features = UnitFeatures(features, affinity, dtype)
-    cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
-    for _ in range(affinity.steps):
-        cam = PROPAGATE[method](cam, unit_features)
-    return cam.unflatten(2, (H, W))
+    with torch.autocast(cam.device.type, enabled=False):  # autocast would take float32 out of the accumulation
+        unit_features = UnitFeatures(features, affinity, dtype)
+        cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
+        for _ in range(affinity.steps):
+            cam = PROPAGATE[method](cam, unit_features)
+        return cam.unflatten(2, (H, W))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
@@ -19,25 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.kernels.moments import Moments
     from ssa_fast.validation import FusionOptions
 
 MAX_GRID_Y = 65_535  # programs along a grid's second axis, which counts images and chunks of classes
 
 
-def polish_stage(
-    cam: Tensor,
-    features: Tensor,
-    affinity: Affinity,
-    *,
-    method: str,
-    fallback: str | None,
-    precision: str,
-    align_corners: bool,
-) -> Tensor:
-    """Polish one stage with the kernels of ``method``; ``ssa_fast.ops.dispatch`` has made sure that they can.
+class Stage(NamedTuple):
+    """One stage to polish; ``ssa_fast.ops.dispatch`` has made sure that the kernels can.
 
-    Args:
-        cam: ``(B, K, h, w)``, floating, of any size: it is resized to the stage as it is read.
+    Attributes:
         features: ``(B, C, H, W)``, float16, bfloat16 or float32, any strides.
         affinity: φ, its parameters, both eps and the number of steps.
         method: ``"prototypes"``, ``"tiled"`` or ``"resident"``.
@@ -45,54 +37,98 @@ def polish_stage(
             is not known: it is determined on the device, and the unneeded kernels exit early.
         precision: ``"default"`` or ``"high"``, of the quadratic methods' matrix products.
         align_corners: Of the bilinear resizing of the CAM.
+    """
+
+    features: Tensor
+    affinity: Affinity
+    method: str
+    fallback: str | None = None
+    precision: str = "default"
+    align_corners: bool = True
+
+
+def polish_stages(cam: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    """Polish a CAM in each of several stages, which share what they need to know of it.
+
+    Args:
+        cam: ``(B, K, h, w)``, floating, of any size: it is resized to each stage as it is read.
+        stages: The stages and how to polish them.
 
     Returns:
-        ``(B, K, H, W)`` float32.
+        ``(B, K, H, W)`` float32 for each stage.
     """
-    (B, K, _, _), (_, C, H, W) = cam.shape, features.shape
-    max_batch = max(1, MAX_GRID_Y // -(-K // 15))  # 15: classes of the shortest chunk that a program takes
-    if max_batch < B:
-        polish_part = functools.partial(
-            polish_stage,
-            affinity=affinity,
-            method=method,
-            fallback=fallback,
-            precision=precision,
-            align_corners=align_corners,
-        )
-        return torch.cat(
-            [polish_part(*part) for part in zip(cam.split(max_batch), features.split(max_batch), strict=True)]
-        )
-    cam = cam.float().contiguous()
+    if cam.dtype != torch.float32 or not cam.is_contiguous():
+        cam = call(_to_float32, cam)
+    fallbacks = [stage.fallback for stage in stages if stage.fallback]
+    signed = cam.new_empty((len(fallbacks), len(cam)), dtype=torch.int32) if fallbacks else None
+    flags = iter(() if signed is None else signed.unbind())
+    outs = []
+    with torch.cuda.device_of(cam):
+        moments = None
+        if any(stage.method != "resident" for stage in stages):
+            kernels = importlib.import_module("ssa_fast.kernels.moments")
+            shifted = any(stage.affinity.phi == "shifted" for stage in stages)
+            moments = kernels.find_moments(cam, mean=shifted, signed=signed)
+        for stage in stages:
+            outs.append(_polish_stage(cam, stage, moments, next(flags) if stage.fallback else None))
+    return outs
+
+
+def _polish_stage(cam: Tensor, stage: Stage, moments: Moments | None, signed: Tensor | None) -> Tensor:
+    """Polish one stage, in parts if the batch is longer than a grid."""
+    (B, K, _, _), (_, _, H, W) = cam.shape, stage.features.shape
     out = cam.new_empty((B, K, H * W))
-    signed = cam.new_zeros(B, dtype=torch.int32) if fallback else None
+    max_batch = max(1, MAX_GRID_Y // -(-K // 15))  # 15: classes of the shortest chunk that a program takes
+    if max_batch >= B:
+        _launch(cam, stage, moments, signed, out)
+    else:
+        for first in range(0, B, max_batch):
+            part = slice(first, first + max_batch)
+            _launch(
+                cam[part],
+                stage._replace(features=stage.features[part]),
+                moments and moments.part(part),
+                None if signed is None else signed[part],
+                out[part],
+            )
+    return out.view(B, K, H, W)
+
+
+def _launch(cam: Tensor, stage: Stage, moments: Moments | None, signed: Tensor | None, out: Tensor) -> None:
+    """Launch the kernels of a stage's method, and those of its fallback."""
+    features, affinity, precision = stage.features, stage.affinity, stage.precision
     gpu, no_gpu = gpu_info.query(features.device)
     assert gpu is not None, no_gpu
-    dtype = str(features.dtype).removeprefix("torch.")
     tiles = functools.partial(
         tile_tables.config,
         gpu=gpu,
-        C=C,
-        L=H * W,
-        K=K,
-        dtype=dtype,
+        C=features.shape[1],
+        L=features.shape[2] * features.shape[3],
+        K=cam.shape[1],
+        dtype=str(features.dtype).removeprefix("torch."),
         precision=precision,
         phi=affinity.phi,
         center=affinity.center,
     )
-    with torch.cuda.device_of(features):
-        for each in filter(None, (method, fallback)):
-            kernels = importlib.import_module(f"ssa_fast.kernels.{each}")
-            launch = functools.partial(
-                kernels.polish, cam, features, affinity=affinity, align_corners=align_corners, out=out
-            )
-            if each == "prototypes":
-                launch(gather=tiles("gather"), apply=tiles("apply"), num_sms=gpu.num_sms, signed=signed)
-            elif each == "tiled":
-                launch(precision=precision, config=tiles("tiled"), prepare=tiles("prepare"), signed=signed)
-            else:
-                launch(precision=precision, config=tiles("resident"))
-    return out.view(B, K, H, W)
+    for method in filter(None, (stage.method, stage.fallback)):
+        polish = functools.partial(
+            importlib.import_module(f"ssa_fast.kernels.{method}").polish,
+            cam,
+            features,
+            affinity=affinity,
+            align_corners=stage.align_corners,
+            out=out,
+        )
+        if method == "prototypes":
+            polish(gather=tiles("gather"), apply=tiles("apply"), num_sms=gpu.num_sms, signed=signed, moments=moments)
+        elif method == "tiled":
+            polish(config=tiles("tiled"), prepare=tiles("prepare"), precision=precision, signed=signed, moments=moments)
+        else:
+            polish(precision=precision, config=tiles("resident"))
+
+
+def _to_float32(cam: Tensor) -> Tensor:
+    return cam.float().contiguous()
 
 
 def fuse(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
@@ -102,7 +138,10 @@ def fuse(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) 
     out = maps[0].new_empty((B, K, *size))
     with torch.cuda.device_of(out):
         kernels.fuse(
-            [stage.contiguous() for stage in maps],
+            [
+                stage if stage.is_contiguous() else call(torch.clone, stage, memory_format=torch.contiguous_format)
+                for stage in maps
+            ],
             weights=list(options.weights),
             fuse=options.fuse,
             rescale=options.rescale,

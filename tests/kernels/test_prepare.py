@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ssa_fast import Affinity, reference
 from ssa_fast.kernels.config import Prepare
+from ssa_fast.kernels.moments import find_moments
 
 prepare = pytest.importorskip("ssa_fast.kernels.prepare", reason="needs Triton")
 primitives = pytest.importorskip("ssa_fast.kernels.primitives", reason="needs Triton")
@@ -22,7 +23,8 @@ both_configs = pytest.mark.parametrize("config", [HELD, LOOPED], ids=["held", "l
 
 
 def operands_of(cam: Tensor, features: Tensor, *, high: bool = True, wide: bool = False) -> Any:
-    return prepare.Operands.empty(cam, features, rows=16, align_l=32, block_c=16, high=high, wide=wide)
+    peak = find_moments(cam, mean=False).peak
+    return prepare.Operands.empty(cam, features, peak, rows=16, align_l=32, block_c=16, high=high, wide=wide)
 
 
 def units(features: Tensor, affinity: Affinity, config: Prepare, scale: float = 1.0) -> tuple[Tensor, Any]:

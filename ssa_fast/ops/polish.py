@@ -1,0 +1,69 @@
+"""Polish a CAM in every stage and fuse the stages; replay the launches of an earlier call that was like it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from ssa_fast.ops import launch_plan, launch_recorder
+from ssa_fast.ops.fusion import fuse
+from ssa_fast.ops.stage import plan_stages, run_stages
+from ssa_fast.validation import FusionOptions, StageRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from torch import Tensor
+
+OPTIONS = [field.name for field in fields(StageRequest) if field.name != "features"]
+UNFUSED = FusionOptions("mean", (1.0,), rescale=False, size=None)
+
+
+def polish_and_fuse(
+    cam: Tensor,
+    requests: Mapping[str, StageRequest],
+    options: FusionOptions,
+    key: Hashable | None,
+    *,
+    keep_stages: bool = False,
+) -> list[Tensor]:
+    """Return the fused CAM ``(B, K, *size)`` of a CAM ``(B, K, h, w)`` polished in every stage, as the last of a list.
+
+    Args:
+        cam, requests, options: The CAM, the stages by name, and how to fuse them.
+        key: The name of the plan by which calls like this one can be replayed, if it can; see ``launch_plan``.
+        keep_stages: Return the stages' polished CAMs too, before it.
+
+    Raises:
+        ValueError: A method or backend that was asked for cannot polish a stage exactly; nothing is computed then.
+    """
+    plans = plan_stages(requests)
+
+    def run() -> list[Tensor]:
+        maps = run_stages(cam, list(plans.values()))
+        fused = fuse(dict(zip(plans, maps, strict=True)), options)
+        return [*maps, fused] if keep_stages else [fused]
+
+    no_kernels = cam.device.type == "cpu" and all(plan.choice.backend != "triton" for plan in plans.values())
+    if key is None or no_kernels or any(plan.depends_on_data for plan in plans.values()):
+        return run()
+    return launch_recorder.record(key, [cam, *(request.features for request in requests.values())], run)
+
+
+def polish_each_and_fuse(
+    cam: Tensor, requests: Mapping[str, StageRequest], options: FusionOptions
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the polished CAM of every stage, by name, and their fusion; see ``polish_and_fuse``."""
+    features = [request.features for request in requests.values()]
+    of_stages: tuple[Any, ...] = tuple(getattr(each, name) for each in requests.values() for name in OPTIONS)
+    key = launch_plan.call_key(cam, features, (options, *of_stages))
+    if plan := launch_plan.find(key):
+        *maps, fused = plan.replay([cam, *features])
+    else:
+        *maps, fused = polish_and_fuse(cam, requests, options, key, keep_stages=True)
+    return dict(zip(requests, maps, strict=True)), fused
+
+
+def polish_one(cam: Tensor, request: StageRequest) -> Tensor:
+    """Return the polished CAM of one stage, at its own size and not rescaled."""
+    return polish_each_and_fuse(cam, {"": request}, UNFUSED)[1]

@@ -22,9 +22,10 @@ COMMANDS = {
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
     "quality": "how polished CAMs fit true masks or boxes of photographs, affinity by affinity",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
+    "host": "CPU time and launches per call on a driver that does nothing",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
-OWN = ("run", "aot", "plot", "compare", "large", "throughput", "quality")  # read their own arguments
+OWN = ("run", "aot", "plot", "compare", "large", "throughput", "quality", "host")  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -101,6 +102,10 @@ def _own(command: str, rest: list[str]) -> int:
         from bench import throughput
 
         return throughput.main(rest)
+    if command == "host":
+        from bench import host
+
+        return host.main(rest)
     if command == "quality":
         from bench import quality
 

@@ -35,7 +35,7 @@ ALWAYS = "auto"  # takes part whatever is selected: ratios are to it
 EPILOG = """exit codes: 0 all done; 1 ours is wrong or failed; 2 wrong usage; 3 the budget ended before the last problem
 
 other commands, each with --help: python -m bench paths | calibrate | gpu | tune | store | large | throughput |
-quality | plot | compare"""
+quality | host | plot | compare"""
 
 
 def arguments() -> argparse.ArgumentParser:

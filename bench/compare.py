@@ -124,7 +124,7 @@ def _gates(base: Path, candidate: Path) -> list[Gate]:
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return []
     found = []
-    for compared in (gates.report, gates.traffic):
+    for compared in (gates.report, gates.traffic, gates.host):
         gate = compared(base, candidate)
         found.append(gate)
         print(f"{gate.name}: {gate.summary}")

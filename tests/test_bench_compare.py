@@ -344,6 +344,18 @@ def test_the_report_gate():
     assert "not judged" in gates.compare_reports("No module named ssa_fast.kernels", [row()]).summary
 
 
+def test_the_host_gate():
+    def runs(launches, *times):
+        return [{"rows": [{"case": "one stage", "launches": launches, "us": us}]} for us in times]
+
+    assert not gates.compare_hosts(runs(4, 20.0, 21.0), runs(4, 30.0, 24.0)).worse
+    assert "4 launches, 4 before; 26.0 µs" in gates.compare_hosts(runs(4, 20.0, 21.0), runs(4, 30.0, 26.0)).worse[0]
+    assert "5 launches, 4 before" in gates.compare_hosts(runs(4, 20.0), runs(5, 20.0)).worse[0]
+    assert len(gates.compare_hosts(runs(4, 30.0), runs(4, 20.0)).notes) == 1
+    assert gates.compare_hosts(runs(4, 20.0), ["ImportError: no"]).worse == ["ImportError: no"]
+    assert "not judged" in gates.compare_hosts(["needs a C compiler"], runs(4, 20.0)).summary
+
+
 def test_the_traffic_gate():
     numbers = {"bytes loaded": 100, "bytes stored": 10, "product FLOPs": 1000}
     for name in numbers:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TARGET = "sm_90"
 REPORT = ("-m", "bench.guard.launch", "{tree}", "bench.aot", "--target", TARGET, "--json", "{file}")
 TRAFFIC = ("-m", "bench.guard.launch", "{tree}", "bench.guard.counted", "{file}")
+HOST = ("-m", "bench.guard.launch", "{tree}", "bench.host", "--save", "{file}")
+SLOWER = 1.25  # of the host's time: far beyond what two runs of one tree differ by
 REPORTED = ("ssa_fast/ops/tile_tables.py", "ssa_fast/ops/gpu_info.py")  # what the report reads beside the kernels
 
 
@@ -47,6 +49,13 @@ def traffic(base: Path, candidate: Path) -> Gate:
     if fingerprint(base, "ssa_fast/api.py") == fingerprint(candidate, "ssa_fast/api.py"):
         return Gate("traffic", "kernels and all that launches them unchanged, not counted again")
     return compare_traffic(*(_told(tree, TRAFFIC, TRITON_INTERPRET="1") for tree in (base, candidate)))
+
+
+def host(base: Path, candidate: Path) -> Gate:
+    """Compare the launches per call of both trees, and the host's time, of which each is measured twice, in turn."""
+    if fingerprint(base, "ssa_fast/api.py") == fingerprint(candidate, "ssa_fast/api.py"):
+        return Gate("host", "kernels and all that launches them unchanged, not timed again")
+    return compare_hosts(*([_told(tree, HOST) for _ in range(2)] for tree in (base, candidate)))
 
 
 def fingerprint(tree: Path, *roots: str) -> dict[str, str]:
@@ -159,6 +168,37 @@ def compare_traffic(base: Any, candidate: Any) -> Gate:
                 (gate.worse if now > old[what] else gate.notes if now < old[what] else []).append(said)
     gate.summary = f"bytes and products of {len(candidate)} interpreted calls counted"
     return gate
+
+
+def compare_hosts(base: list[Any], candidate: list[Any]) -> Gate:
+    """Compare what ``python -m bench host --save`` wrote in several runs; more launches or ``SLOWER`` is worse."""
+    gate = Gate("host", "")
+    if not _comparable(
+        gate, *(next((run for run in runs if isinstance(run, str)), runs) for runs in (base, candidate))
+    ):
+        return gate
+    before, now = (_least(runs) for runs in (base, candidate))
+    for case, (launches, us) in now.items():
+        if case not in before:
+            gate.notes.append(f"{case}: new")
+            continue
+        old_launches, old_us = before[case]
+        said = f"{case}: {launches} launches, {old_launches} before; {us:.1f} µs, {old_us:.1f} before"
+        if launches > old_launches or us > SLOWER * old_us:
+            gate.worse.append(said)
+        elif launches < old_launches or old_us > SLOWER * us:
+            gate.notes.append(said)
+    gate.summary = f"launches and CPU time of {len(now)} calls on an empty driver"
+    return gate
+
+
+def _least(runs: list[Any]) -> dict[str, tuple[int, float]]:
+    """Launches and least µs per case."""
+    cases = {row["case"]: row["launches"] for row in runs[0]["rows"]}
+    return {
+        case: (launches, min(row["us"] for run in runs for row in run["rows"] if row["case"] == case))
+        for case, launches in cases.items()
+    }
 
 
 def _comparable(gate: Gate, base: Any, candidate: Any) -> bool:

@@ -164,7 +164,7 @@ def as_tensor(argument: str, value: object, device: torch.device | None = None) 
     if value.dtype not in FLOATING:
         advice = "take .abs() or .real first" if value.is_complex() else "convert it with .float()"
         raise TypeError(f"{argument}: expected float16, bfloat16, float32 or float64, got {value.dtype}; {advice}")
-    return value
+    return value.resolve_neg()  # the memory of a lazily negated view has the other sign
 
 
 def read_stages(feats: StagesLike, device: torch.device | None = None) -> dict[str, Tensor]:

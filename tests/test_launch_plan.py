@@ -175,6 +175,14 @@ def test_lower_ranks_numpy_and_inference_mode():
     assert torch.equal(torch.from_numpy(polish(CAM.numpy(), FEATURES.numpy(), backend="triton")), expected)
 
 
+def test_a_lazily_negated_view():
+    """Kernels read memory, in which its numbers are not negated yet."""
+    cam = torch.complex(CAM, -CAM).conj().imag
+    assert cam.is_neg()
+    for _ in range(2):
+        assert torch.equal(polish(cam, FEATURES, backend="triton"), polish(CAM, FEATURES, backend="triton"))
+
+
 def test_stages_that_share_their_memory():
     both = draw(1, 32, 5, 6)
     given = [both[:, :16], both[:, 16:]]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 FIRST_TRITON = (3, 6)  # the first one whose compiled kernels are called as ``KernelStep`` does
 
 PLANS: dict[Hashable, LaunchPlan] = {}  # by what a call depends on; see ``signature``
-os.register_at_fork(after_in_child=PLANS.clear)  # kernels are loaded into a process
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=PLANS.clear)  # kernels are loaded into a process
 
 
 def signature(tensor: Tensor) -> Hashable:

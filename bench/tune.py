@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 import time
 from collections import Counter
@@ -144,15 +145,16 @@ def main(
     if dry_run:
         print(DRY_RUN, NOT_SHOWN, sep="\n", flush=True)
     begin, device = time.monotonic(), Device(dry_run)
+    seed = secrets.randbelow(1 << 30) if seed is None else seed
     table = Table(device, out, dry_run, commit)
-    head = {"command": "python -m bench tune", "dry_run": dry_run, "seed": seed or 0, "budget_s": budget}
+    head = {"command": "python -m bench tune", "dry_run": dry_run, "seed": seed, "budget_s": budget}
     head |= {"commit": commit, "seconds": 0.0} | ({"not_shown": NOT_SHOWN} if dry_run else {})
     report = Report(head, out / "tune.json" if out else None)
     report.add(roofline.machine(device))
     with workers.Pool(dry_run) as pool:
         for kernel, end in KERNELS.items():
             found = {each.name: each for each in _searches(kernel, device.gpu, dry_run, only)}
-            _tune(found, pool, device, table, seed or 0, begin, budget * end)
+            _tune(found, pool, device, table, seed, begin, budget * end)
             report.head["seconds"] = round(time.monotonic() - begin, 1)
             report.add(each.row() for each in found.values())
     return table.told()

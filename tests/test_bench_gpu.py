@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import signal
 import time
 from dataclasses import asdict, make_dataclass, replace
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import baselines, stand, tune, workers
+from bench import baselines, measure, stand, tune, workers
+from bench.__main__ import arguments
 from bench.gpu import command, correctness, counters, goals, invariants, ours, report, sanitize, tiles, timing, whole
 from bench.problem import Problem, relative_error, sampled_truth, truth
 from ssa_fast.kernels.config import Apply, Gather, Symmetric
@@ -324,6 +326,15 @@ def test_everything_timed_is_compiled_before(only):
     assert all(task["function"].partition(":")[0] in module for task in phases[0].jobs[1:])
 
 
+@pytest.mark.parametrize(("suite", "only", "module"), [("check", "memcheck", sanitize), ("counters", "res", counters)])
+def test_what_a_tool_watches_is_compiled_before(suite, only, module):
+    phases = command.plan(suite, 1, False, only, 12)
+    assert all(task in phases[0].jobs for task in module.warmers(1))
+    watched = [task["name"] for phase in phases[1:] for task in phase.jobs]
+    assert watched
+    assert all(only in name for name in watched)
+
+
 def _without_name(task):
     return json.dumps({key: value for key, value in task["arguments"].items() if key != "name"}, sort_keys=True)
 
@@ -340,6 +351,20 @@ def test_what_compiles_calls_what_is_timed(monkeypatch):
     for task in timing.warmers(timed):
         assert workers.perform(task, device) == []
     assert called == ["FlexAttention", "dense PCM compiled", "ours", "polish", "polish"]
+
+
+def test_the_commands_of_the_documentation_are_understood():
+    text = (measure.ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    found = [line.split("python3 -m bench ")[1:] for line in text.splitlines() if "python3 -m bench" in line]
+    parsed = [arguments().parse_args(shlex.split(each.partition(";")[0])) for line in found for each in line]
+    assert len(found) == 3
+    assert [(each.command, getattr(each, "suite", None), each.budget) for each in parsed] == [
+        ("gpu", "check", None),
+        ("tune", None, tune.BUDGET_S),
+        ("gpu", "counters", None),
+        ("gpu", "time", None),
+    ]
+    assert all(str(each.out) == "$OUT" and not each.dry_run for each in parsed)
 
 
 def test_each_command_fits_its_limit():

@@ -20,7 +20,7 @@ LOST = (*BAD, "out of memory")
 DRY_RUN = "dry run: no figure means anything"
 NOT_SHOWN = (
     "not shown: compiled kernels, bfloat16 products, times, memory, the cache flush, host synchronisation, "
-    "CUDA graphs, worker processes, compute-sanitizer and hardware counters"
+    "CUDA graphs, worker processes, compute-sanitizer, hardware counters; PyTorch polishes four stages in one call"
 )
 
 
@@ -56,7 +56,7 @@ class Report:
         lines = [*bad[:15], *([f"… and {len(bad) - 15} more that are wrong"] if len(bad) > 15 else [])]
         lines += [*self._correctness(), *self._invariants(), *self._roofline()]
         lines += [progress(row) for row in self.rows if row["part"] == "counters" and row["status"] == "ok"]
-        lines += [line(row, full=False) for row in self.rows if row["part"] == "timing" and row["status"] not in BAD]
+        lines += [line(row, full=False) for row in self.rows if row.get("providers") and row["status"] not in BAD]
         lost = Counter(row["part"] for row in self.rows if row["status"] == "not reached")
         lines += [f"not reached: {', '.join(f'{count} of {part}' for part, count in lost.items())}"] if lost else []
         if len(lines) > LINES - 2:

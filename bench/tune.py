@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 BUDGET_S = 410.0  # with the counters' own, less than command.LIMIT_S
 CANDIDATES = (12, 6)  # of a kernel for one problem, round by round
-CHECK_SHARE = 0.65  # of a round, at most, for calling every candidate once
+CHECK_SHARE = 0.75  # of a round, at most, for calling every candidate once
 # Predicted seconds of checking one candidate and of timing one problem; nobody has timed them on a GPU.
 CHECK_S, MEASURE_S = 4.0, 1.6
 SAMPLED = 256
@@ -64,6 +65,7 @@ class Search:
     beside: dict[str, Any]  # the tiles of the host function, of which the kernel's are replaced
     tried: list[Config] = field(default_factory=list)
     errors: dict[int, float] = field(default_factory=dict)
+    dropped: dict[int, str] = field(default_factory=dict)  # how a candidate failed, or why it was not reached
     outcomes: Counter[str] = field(default_factory=Counter)
     times: dict[int, float] = field(default_factory=dict)  # µs in the last round that was timed
     all_times: dict[int, float] = field(default_factory=dict)  # µs in the last round that each took part in
@@ -107,7 +109,7 @@ class Search:
         """Return what is kept of the search: every candidate, its error and its time."""
         counts = ", ".join(f"{number} {status}" for status, number in self.outcomes.items())
         tried = [
-            as_tiles(each) | {"error": self.errors.get(at), "us": self.all_times.get(at)}
+            as_tiles(each) | {"error": self.errors.get(at), "us": self.all_times.get(at), "why": self.dropped.get(at)}
             for at, each in enumerate(self.tried)
         ]
         status = "ok" if self.times else "skipped"
@@ -178,6 +180,8 @@ def _tune(
         search.outcomes[rows[0]["status"]] += 1
         if rows[0]["status"] == "ok":
             search.errors[at] = rows[0]["error"]
+        else:
+            search.dropped[at] = rows[0]["why"]
 
     def timed(task: Job, rows: list[Row]) -> None:
         if rows[0]["status"] == "ok":
@@ -188,11 +192,12 @@ def _tune(
 
     for turn, most in enumerate(CANDIDATES):
         now = time.monotonic() - begin
-        left = (end_s - now) / (len(CANDIDATES) - turn)
+        left = (end_s - now) * most / sum(CANDIDATES[turn:])
         new = {name: each.propose(device.gpu, min(most, 3) if device.dry_run else most) for name, each in found.items()}
         jobs = [
             _job("check", found[name], seed, config=found[name].tried[at], at=at) for name in new for at in new[name]
         ]
+        jobs.sort(key=lambda task: int(task["arguments"]["at"]))  # the first candidates of every problem come first
         pool.run(jobs, count=many, until=begin + now + CHECK_SHARE * left, report=checked)
         jobs = [
             _job("measure", each, seed, configs=[each.tried[at] for at in numbers], at=numbers)
@@ -202,11 +207,12 @@ def _tune(
         pool.run(jobs, count=min(many, 1), until=begin + now + left, report=timed)
 
 
-def expected_s(many: int) -> float:
-    """Return the predicted time of a run with ``many`` workers, in seconds."""
-    count = len(problems())
-    checks = count * sum(CANDIDATES) * CHECK_S / many
-    return command.START_S + checks + count * len(CANDIDATES) * MEASURE_S
+def expected_s(many: int) -> dict[str, float]:
+    """Return when each kernel is predicted to be done with ``many`` workers, in seconds from the start."""
+    count = Counter(kernel for kernel, _ in problems())
+    each = sum(CANDIDATES) * CHECK_S / many + len(CANDIDATES) * MEASURE_S
+    ends = accumulate((count[kernel] * each for kernel in KERNELS), initial=command.START_S)
+    return dict(zip(KERNELS, [*ends][1:], strict=True))
 
 
 def _job(function: str, search: Search, seed: int, **more: Any) -> Job:

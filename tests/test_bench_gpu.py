@@ -378,7 +378,8 @@ def test_each_command_fits_its_limit():
         for phase in command.plan(suite, 1, False, "", command.SIDE_BY_SIDE):
             now += phase.expected_s()
             assert now <= phase.end * budget, (suite, phase.name, now)
-    assert tune.expected_s(command.SIDE_BY_SIDE) <= tune.BUDGET_S
+    for kernel, end_s in tune.expected_s(command.SIDE_BY_SIDE).items():
+        assert end_s <= tune.KERNELS[kernel] * tune.BUDGET_S, (kernel, end_s)
     assert [*tune.KERNELS.values()] == sorted(tune.KERNELS.values())
     assert set(tune.KERNELS) == {kernel for kernel, _ in tune.problems()} == set(tile_tables.KERNELS)
 
@@ -596,3 +597,4 @@ def test_candidates_that_fail_or_are_wrong_are_dropped(monkeypatch, tmp_path):
     row = json.loads((tmp_path / "tune.json").read_text())["rows"][1]
     assert "3 ok, 3 failed" in row["why"]
     assert [each["us"] is not None for each in row["tried"]] == [True, *[False] * 5]
+    assert ["shared memory" in (each["why"] or "") for each in row["tried"]] == [False, True] * 3

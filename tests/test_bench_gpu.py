@@ -452,12 +452,21 @@ PROFILED = """==PROF== Connected to process 1
 """
 
 
-def test_what_the_profiler_says(monkeypatch):
+def test_what_the_profiler_says(monkeypatch, tmp_path, capsys):
     kernels = counters.read(PROFILED)
     assert [name for name, _ in kernels] == ["gather_kernel", "apply_kernel"]
     assert counters.shown(kernels[0][1]) == "time 90.21 us, DRAM 81.50 %"
     assert kernels[1][1] == {"Registers Per Thread": "1,063 register/thread"}
     assert counters.read("==ERROR== The user does not have permission") == []
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\ncat << 'END'\n{PROFILED}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(counters.shutil, "which", lambda _: str(tool))
+    rows = workers.perform(counters.jobs(1)[0], stand.Device(device="cpu"))
+    assert [row["what"].partition(",")[0] for row in rows] == ["gather_kernel", "apply_kernel"]
+    kept = report.Report({"dry_run": False, "seed": 1, "seconds": 1.0}, None)
+    kept.add(rows)
+    assert sum("DRAM 81.50 %" in line for line in kept.table()) == 1
 
 
 @pytest.mark.parametrize("module", [counters, sanitize])

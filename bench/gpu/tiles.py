@@ -138,7 +138,7 @@ def _beside(name: str, value: int) -> list[int]:
 
 
 def fits(config: Any, problem: Problem, gpu: Gpu, start: Config) -> bool:
-    """Return whether tiles can run, by a rough count, and are not larger than the problem, unless ``start`` is."""
+    """Return whether tiles can run, by a rough count, and exceed the problem no more than ``start``."""
     size = problem.torch_dtype.itemsize
     given = asdict(config)
     rows, block_c = given.get("rows", 16), given["block_c"]

@@ -193,7 +193,7 @@ def _tune(
     for turn, most in enumerate(CANDIDATES):
         now = time.monotonic() - begin
         left = (end_s - now) * most / sum(CANDIDATES[turn:])
-        new = {name: each.propose(device.gpu, min(most, 3) if device.dry_run else most) for name, each in found.items()}
+        new = {name: each.propose(device.gpu, min(most, 2) if device.dry_run else most) for name, each in found.items()}
         jobs = [
             _job("check", found[name], seed, config=found[name].tried[at], at=at) for name in new for at in new[name]
         ]

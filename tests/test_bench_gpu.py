@@ -489,9 +489,11 @@ def test_a_tool_that_does_not_work_here_is_told(module, monkeypatch, tmp_path):
 
 
 @pytest.mark.interpreter
-def test_what_the_sanitizer_watches_is_right():
+def test_what_the_sanitizer_watches_is_right(monkeypatch):
     device = stand.Device(dry_run=True)
-    for case in ("prototypes", sanitize.FUSION):
+    method, problem = sanitize.CASES["prototypes-sliced"]
+    monkeypatch.setitem(sanitize.CASES, "prototypes-sliced", (method, problem.tiny()))
+    for case in ("prototypes-sliced", sanitize.FUSION):
         assert sanitize.run(case, device, 1) < 1e-4
 
 
@@ -557,10 +559,10 @@ def test_candidates_take_their_fields_from_the_dataclass():
 @pytest.mark.interpreter
 def test_tuning_run_dry_writes_a_table_that_is_read(tmp_path, monkeypatch, capsys):
     small = Problem(B=1, K=3, C=20, H=6, W=7, values="rand")
-    kernels = ("gather", "apply", "tiled", "resident")
+    kernels = ("gather", "tiled")
     monkeypatch.setattr(tune, "problems", lambda: [(kernel, small) for kernel in kernels])
     monkeypatch.setenv("SSA_FAST_CONFIGS", str(tmp_path))
-    assert tune.main(dry_run=True, seed=1, only="resident") == 0
+    assert tune.main(dry_run=True, seed=1, only="tiled") == 0
     assert not list(tmp_path.iterdir())
     path = tmp_path / f"{tile_tables.slug(gpu_info.INTERPRETER.name)}.json"
     old = {"kernel": "gather", "C": 4096, "L": 1, "K": 1, "config": {"block_l": 16, "rows": 16, "num_warps": 4}}
@@ -577,7 +579,7 @@ def test_tuning_run_dry_writes_a_table_that_is_read(tmp_path, monkeypatch, capsy
     assert [row["what"].partition(",")[0] for row in rows[1:]] == [*kernels]
     for row in rows[1:]:
         assert row["status"] == "ok"
-        assert len(row["tried"]) == 6  # two rounds of three
+        assert len(row["tried"]) == 4  # two rounds of two
         assert row["tried"][0]["us"] > 0
 
 
@@ -604,6 +606,6 @@ def test_candidates_that_fail_or_are_wrong_are_dropped(monkeypatch, tmp_path):
     assert entry["config"] == vars(called[0])
     assert "next" not in entry["why"]
     row = json.loads((tmp_path / "tune.json").read_text())["rows"][1]
-    assert "3 ok, 3 failed" in row["why"]
-    assert [each["us"] is not None for each in row["tried"]] == [True, *[False] * 5]
-    assert ["shared memory" in (each["why"] or "") for each in row["tried"]] == [False, True] * 3
+    assert "2 ok, 2 failed" in row["why"]
+    assert [each["us"] is not None for each in row["tried"]] == [True, *[False] * 3]
+    assert ["shared memory" in (each["why"] or "") for each in row["tried"]] == [False, True] * 2

@@ -34,8 +34,8 @@ def arguments() -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     for name in ("paths", "calibrate", "gpu", "store"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
-    for name, default in (("gpu", None), ("tune", 410.0)):
-        text = f"seconds to be done in ({default or 'check, time: 540; counters: 95; all: 1080'})"
+    for name, default in (("gpu", None), ("tune", 400.0)):
+        text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
         made[name].add_argument("--budget", type=float, default=default, help=text)
         made[name].add_argument(
             "--dry-run", action="store_true", help="every step on the CPU; no figure means anything"

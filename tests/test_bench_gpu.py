@@ -9,6 +9,7 @@ import shlex
 import signal
 import time
 from dataclasses import asdict, make_dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -462,17 +463,30 @@ def test_what_the_profiler_says(monkeypatch, tmp_path, capsys):
     tool.write_text(f"#!/bin/sh\ncat << 'END'\n{PROFILED}END\n")
     tool.chmod(0o755)
     monkeypatch.setattr(counters.shutil, "which", lambda _: str(tool))
-    rows = workers.perform(counters.jobs(1)[0], stand.Device(device="cpu"))
+    rows = workers.perform(counters.jobs(1)[-1], stand.Device(device="cpu"))
     assert [row["what"].partition(",")[0] for row in rows] == ["gather_kernel", "apply_kernel"]
     kept = report.Report({"dry_run": False, "seed": 1, "seconds": 1.0}, None)
     kept.add(rows)
     assert sum("DRAM 81.50 %" in line for line in kept.table()) == 1
 
 
+def test_kernels_are_told_from_what_pytorch_launches():
+    def event(name, us, kind=torch.autograd.DeviceType.CUDA):
+        return SimpleNamespace(name=name, device_type=kind, time_range=SimpleNamespace(elapsed_us=lambda: us))
+
+    events = [
+        event("gather_kernel", 5.0),
+        event("void at::native::reduce_kernel<512>", 9.0),
+        event("gather_kernel", 7.0),
+    ]
+    events += [event("Memset (Device)", 1.0), event("launch", 2.0, torch.autograd.DeviceType.CPU)]
+    assert counters.grouped(events) == {"gather_kernel": [5e-6, 7e-6]}
+
+
 @pytest.mark.parametrize("module", [counters, sanitize])
 def test_a_missing_tool_is_named(module, monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda _: None)
-    (row, *_) = workers.perform(module.jobs(1)[0], stand.Device(device="cpu"))
+    (row, *_) = workers.perform(module.jobs(1)[-1], stand.Device(device="cpu"))
     assert row["status"] == "skipped"
     assert f"{module.PROGRAM} is not on the PATH" in row["why"]
 
@@ -483,7 +497,7 @@ def test_a_tool_that_does_not_work_here_is_told(module, monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho LibraryNotLoaded; exit 3\n")
     tool.chmod(0o755)
     monkeypatch.setattr(module.shutil, "which", lambda _: str(tool))
-    (row, *_) = workers.perform(module.jobs(1)[0], stand.Device(device="cpu"))
+    (row, *_) = workers.perform(module.jobs(1)[-1], stand.Device(device="cpu"))
     assert row["status"] == "skipped"
     assert "LibraryNotLoaded" in row["why"]
 

@@ -1,9 +1,9 @@
-"""Read the hardware counters of the four main kernels with Nsight Compute, where it is installed.
+"""Take each kernel's time with PyTorch's profiler, and its hardware counters with Nsight Compute.
 
-``python -m bench.gpu.counters CASE SEED`` is what ``ncu`` watches: one warm call between a start and a stop, so
-that neither compilation nor the drawing of inputs is counted. Whole sections of counters are asked for: the names of
-single ones depend on the GPU. The clocks are left alone. The profiler flushes the caches before each kernel, so what a
-kernel finds there of the one before it is not seen.
+The counters need ``ncu`` on the ``PATH``, and ``python -m bench.gpu.counters CASE SEED`` is what it watches: one warm
+call between a start and a stop, so that neither compilation nor the drawing of inputs is counted. Whole sections of
+counters are asked for: the names of single ones depend on the GPU. The clocks are left alone. Nsight Compute flushes
+the caches before each kernel, so what a kernel finds there of the one before it is not seen.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu import ours
 from bench.gpu.sanitize import run_bounded
 from bench.gpu.timing import POSITIVE, SIGNED
-from bench.stand import Device, NotHere
-from bench.workers import Job, job
+from bench.stand import Device, NotHere, summary
+from bench.workers import Job, die_with, job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bench.problem import Problem
 
 PROGRAM = "ncu"
 LIMIT_S = 75.0
+CALLS = 20
 SECTIONS = (
     "SpeedOfLight",
     "LaunchStats",
@@ -58,9 +61,10 @@ SHOWN = (
 
 
 def jobs(seed: int) -> list[Job]:
-    """Return a job per case; one at a time, since profilers wait for each other."""
-    return [
-        job("bench.gpu.counters:profile", f"counters: {case}", LIMIT_S + 15, case=case, seed=seed) for case in CASES
+    """Return the jobs, to be run one at a time: kernels' times, which need no tool, then counters."""
+    found = [job("bench.gpu.counters:kernel_times", f"kernels: {case}", 60, case=case, seed=seed) for case in CASES]
+    return found + [
+        job("bench.gpu.counters:count", f"counters: {case}", LIMIT_S + 15, case=case, seed=seed) for case in CASES
     ]
 
 
@@ -76,8 +80,35 @@ def warm(device: Device, *, case: str, seed: int) -> list[dict[str, Any]]:
     return []
 
 
-def profile(device: Device, *, case: str, seed: int) -> list[dict[str, Any]]:
-    """Profile one case's call; one row per kernel that it launches."""
+def kernel_times(device: Device, *, case: str, seed: int) -> list[dict[str, Any]]:
+    """Time the kernels of one case's call with PyTorch's profiler, on a cold cache; one row per kernel."""
+    if device.dry_run:
+        raise NotHere("a dry run on the CPU has no kernels to profile")
+    call = _call(case, device, seed)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(CALLS):
+            device.seconds(call, 1e-3)
+    if not (found := grouped(profiler.events() or ())):
+        raise NotHere("PyTorch's profiler saw no kernel here")
+    label, rows = CASES[case][1].label(), []
+    for name, times in found.items():
+        row = {"part": "kernels", "what": f"{name}, {label}", "status": "ok", "launches": len(times) / CALLS}
+        why = f"{np.median(times) * 1e6:.1f} µs, {row['launches']:g} a call, by PyTorch's profiler"
+        rows.append(row | summary(times) | {"why": why})
+    return rows
+
+
+def grouped(events: Iterable[Any]) -> dict[str, list[float]]:
+    """Return the seconds of every launch by kernel, of Triton's alone: PyTorch's have names of C++."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        if event.device_type.name == "CUDA" and event.name.isidentifier():
+            found.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+    return found
+
+
+def count(device: Device, *, case: str, seed: int) -> list[dict[str, Any]]:
+    """Read the hardware counters of one case's call; one row per kernel that it launches."""
     if device.dry_run:
         raise NotHere("a dry run on the CPU has no hardware counters")
     if not (program := shutil.which(PROGRAM)):
@@ -90,11 +121,12 @@ def profile(device: Device, *, case: str, seed: int) -> list[dict[str, Any]]:
     if code is None:
         raise NotHere(f"{PROGRAM} was not done in {LIMIT_S:g} s")
     kernels = read(output)
-    if code or not kernels:
+    if not kernels:
         raise NotHere(f"{PROGRAM} read no counter, exit code {code}: {' '.join(output.split())[-300:]}")
     label = CASES[case][1].label()
     return [
-        {"part": "counters", "what": f"{name}, {label}", "status": "ok", "counters": found, "why": shown(found)}
+        {"part": "counters", "what": f"{name}, {label}", "status": "ok", "profiler": program, "counters": found}
+        | {"why": shown(found)}
         for name, found in kernels
     ]
 
@@ -133,6 +165,7 @@ def _call(case: str, device: Device, seed: int) -> Callable[[], None]:
 
 def main(case: str, seed: int) -> int:
     """Make one warm call between the profiler's start and stop."""
+    die_with(os.getppid())
     device = Device()
     call = _call(case, device, seed)
     torch.cuda.profiler.start()

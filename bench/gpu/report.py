@@ -55,7 +55,9 @@ class Report:
         bad = [f"WRONG {progress(row)}" for row in self.rows if row["status"] in BAD]
         lines = [*bad[:15], *([f"… and {len(bad) - 15} more that are wrong"] if len(bad) > 15 else [])]
         lines += [*self._correctness(), *self._invariants(), *self._roofline()]
-        lines += [progress(row) for row in self.rows if row["part"] == "counters" and row["status"] == "ok"]
+        lines += [
+            progress(row) for row in self.rows if row["part"] in ("kernels", "counters") and row["status"] == "ok"
+        ]
         lines += [line(row, full=False) for row in self.rows if row.get("providers") and row["status"] not in BAD]
         lost = Counter(row["part"] for row in self.rows if row["status"] == "not reached")
         lines += [f"not reached: {', '.join(f'{count} of {part}' for part, count in lost.items())}"] if lost else []

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from bench.gpu import correctness, ours
 from bench.measure import ROOT
 from bench.problem import WRONG, Problem, relative_error, truth
 from bench.stand import Device, NotHere
-from bench.workers import Job, job
+from bench.workers import Job, die_with, job
 from ssa_fast.ops import fusion, triton_backend
 from ssa_fast.validation import FusionOptions
 
@@ -90,7 +91,7 @@ def check(device: Device, *, tool: str, case: str, seed: int) -> list[dict[str, 
 
 
 def run_bounded(command: Sequence[str], environment: dict[str, str], limit_s: float) -> tuple[int | None, str]:
-    """Run a program; return its exit code, None if it was killed at the limit, and what it printed."""
+    """Run a program that ends with this process; return its exit code, None at the limit, and its output."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -99,6 +100,7 @@ def run_bounded(command: Sequence[str], environment: dict[str, str], limit_s: fl
         env=environment,
         cwd=ROOT,
         start_new_session=True,  # what it starts has to end with it
+        preexec_fn=partial(die_with, os.getpid()),
     )
     try:
         output, _ = process.communicate(timeout=limit_s)
@@ -149,6 +151,7 @@ def _polish(method: str, device: Device, problem: Problem, cam: Tensor, f: Tenso
 
 def main(case: str, seed: int) -> int:
     """Run one case on the GPU; 1 if its result is wrong."""
+    die_with(os.getppid())
     error = run(case, Device(), seed)
     print(f"{case}: error {error:.3g}")
     return int(error > WRONG)

@@ -155,14 +155,14 @@ class WorkerProcess:
     """Do one job after another in one process, which is replaced when a job ends it."""
 
     def __init__(self, dry_run: bool = False) -> None:
-        self._rehearse = dry_run
+        self._dry_run = dry_run
         self._worker: _Worker | None = None
 
     def do(self, task: Job) -> list[Row]:
         """Return the job's rows, however it ends."""
         if self._worker is None or not self._worker.process.is_alive():
             self.end()
-            self._worker = _Worker(self._rehearse)
+            self._worker = _Worker(self._dry_run)
         found: list[Row] = []
         self._worker.begin(task, float("inf"))
         while self._worker.task:

@@ -84,8 +84,8 @@ def test_every_step_runs_dry_and_is_labelled(tmp_path, capsys):
 def test_a_wrong_kernel_fails_its_row_and_the_run(tmp_path, monkeypatch, capsys):
     right = ours.write
 
-    def planted(way, gpu, problem, cam, f, out, given):
-        right(way, gpu, problem, cam, f, out, given)
+    def planted(method, gpu, problem, cam, f, out, given):
+        right(method, gpu, problem, cam, f, out, given)
         out[0, 0, 1] *= 1.01
 
     monkeypatch.setattr(ours, "write", planted)
@@ -109,7 +109,7 @@ def test_a_kernel_that_writes_too_little_or_too_much_fails(tmp_path, monkeypatch
 
 
 @pytest.mark.interpreter
-def test_a_peer_without_memory_or_right_answer_is_a_result(monkeypatch):
+def test_a_baseline_without_memory_or_right_answer_is_a_result(monkeypatch):
     def without_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
@@ -155,12 +155,12 @@ def test_a_goal_without_a_stretch():
 
 def test_the_share_of_a_copy_counts_two_reads_of_the_features():
     problem = Problem(B=1, K=2, C=64, H=32, W=32)  # the features are 2^-13 of the copied numbers, both of two bytes
-    mine, peer = (
+    mine, copy = (
         timing.Provider("ours", times=[1.0, 1.0, 1.0]),
         timing.Provider("copy", times=[2.0**12, 2.0**13, 2.0**14]),
     )
-    assert timing.goals_row("bandwidth", mine, peer, problem)["value"] == 1.0
-    assert timing.goals_row("product", mine, replace(peer, name="xᵀx"), problem)["value"] == round(2.0**-13, 4)
+    assert timing.goals_row("bandwidth", mine, copy, problem)["value"] == 1.0
+    assert timing.goals_row("product", mine, replace(copy, name="xᵀx"), problem)["value"] == round(2.0**-13, 4)
 
 
 def test_refused_without_a_gpu(monkeypatch, capsys, tmp_path):

@@ -14,7 +14,7 @@ COMMANDS = {
     "run": "problems × providers, side by side; what runs if no command is named",
     "paths": "the suites whose ratios are gates",
     "calibrate": "fit the dispatcher's rates to this CPU, and say how often it then picks the fastest path",
-    "gpu": "the kernels on the GPU at hand: correctness, promises, and times against their peers",
+    "gpu": "the kernels on the GPU at hand: correctness, invariants, counters, and times against other implementations",
     "tune": "time the kernels' tiles on the GPU at hand and keep the best in a table",
     "large": "large images: time, memory, and what tiles change against the whole image",
     "throughput": "images per second of a run against the backbone alone on the same files",
@@ -34,18 +34,30 @@ def arguments() -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     for name in ("paths", "calibrate", "gpu", "store"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
-    for name, default in (("gpu", 540.0), ("tune", 540.0)):
-        made[name].add_argument("--budget", type=float, default=default, help="seconds to be done in (%(default)g)")
+    for name, default in (("gpu", None), ("tune", 400.0)):
+        text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
+        made[name].add_argument("--budget", type=float, default=default, help=text)
         made[name].add_argument(
-            "--rehearse", action="store_true", help="every step on the CPU; no figure means anything"
+            "--dry-run", action="store_true", help="every step on the CPU; no figure means anything"
         )
         made[name].add_argument("--only", default="", help="only jobs whose name contains this")
         made[name].add_argument("--seed", type=int, help="of the random inputs; by default another every time")
+        made[name].add_argument("--commit", default="", help="what to name as the commit where git cannot tell")
     made["gpu"].add_argument(
-        "--out", type=Path, help="a folder whose gpu.json is whole at any time, if the run is cut off"
+        "suite",
+        nargs="?",
+        choices=("all", "check", "counters", "time"),
+        default="all",
+        help="check: correctness, invariants and compute-sanitizer; counters: Nsight Compute; time: everything timed; "
+        "all (the default): check, then time",
     )
-    made["gpu"].add_argument("--commit", default="", help="what to name as the commit where git cannot tell")
-    made["tune"].add_argument("--out", type=Path, help="the table's file (default: where the package looks for it)")
+    made["gpu"].add_argument("--out", type=Path, help="a folder for gpu-<suite>.json, which is whole at any time")
+    made["tune"].add_argument(
+        "--out",
+        type=Path,
+        help="a folder for the table, whole at any time, and for tune.json with all that was tried (default: the table "
+        "alone, where the package looks for it)",
+    )
     return parser
 
 
@@ -58,7 +70,7 @@ def main(given: list[str] | None = None) -> int:
         return _own(given[0], given[1:])
     options = vars(arguments().parse_args(given))
     command = options.pop("command")
-    if options.get("rehearse"):
+    if options.get("dry_run"):
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     if command == "gpu":
         from bench.gpu import command as gpu

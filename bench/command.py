@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import ceilings, problems, providers, table, workers
+from bench import problems, providers, roofline, table, workers
 from bench.forks import ForkServer
 from bench.grid import Grid
 from bench.stand import Device
@@ -147,13 +147,13 @@ def run(kept: Run, stand: Device, wanted: dict[str, list[Provider]], budget: flo
     """Measure the ceilings, then problem after problem; the exit code."""
     begin = time.monotonic()
     settings = kept.settings
-    kept.machine = ceilings.describe(stand)
+    kept.machine = roofline.describe(stand)
     tell = functools.partial(print, file=sys.stderr, flush=True)
     place: Executor = workers.WorkerProcess() if stand.on_gpu else ForkServer()
     try:
         tell("measuring the ceilings of this machine")
         numel, side = sizes
-        task = workers.job("bench.ceilings:both", "ceilings", 120, numel=numel, side=side, seed=settings["seed"])
+        task = workers.job("bench.roofline:both", "ceilings", 120, numel=numel, side=side, seed=settings["seed"])
         found = place.do(task)[0]
         if found["status"] != "ok":
             tell(f"The ceilings could not be measured: {found['why']}.")

@@ -6,7 +6,6 @@ bounded, so that an allocation beyond what is free raises an error instead of ca
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,7 @@ import torch
 
 from bench import memory
 from bench.stand import Device
-from bench.workers import ended, lost, perform
+from bench.workers import die_with, ended, lost, perform
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from bench.workers import Job, Row
 
 _SPAWN, _FORK = multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")
-_PR_SET_PDEATHSIG = 1
 
 
 class ForkServer:
@@ -66,7 +64,7 @@ class ForkServer:
 
 def _serve(pipe: Connection, threads: int, parent: int) -> None:
     """Take jobs from the pipe and answer with their rows, until the pipe is closed or the parent is gone."""
-    _die_with(parent)
+    die_with(parent)
     torch.set_num_threads(1)  # threads do not survive a fork, and the pool that lost them would wait for ever
     stand = Device(device="cpu")
     while True:
@@ -114,7 +112,7 @@ def _end(process: Any) -> None:
 
 def _child(pipe: Connection, task: Job, threads: int, log: str, parent: int) -> None:
     os.setsid()
-    _die_with(parent)
+    die_with(parent)
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -123,12 +121,3 @@ def _child(pipe: Connection, task: Job, threads: int, log: str, parent: int) -> 
     pipe.send(perform(task, Device(device="cpu")))
     pipe.close()
     os._exit(0)  # no cleaning up that an interrupted compiler could make wait
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that comes about."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was faster
-        os._exit(1)

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from bench import networks, peers
+from bench import baselines, networks
 from bench.networks import FORMATS, Network
 from bench.problems import WHOLE
 from ssa_fast import polish
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.peers import Variants
+    from bench.baselines import Variants
     from bench.problem import Problem
     from bench.problems import Named
     from bench.stand import Device
@@ -237,14 +237,14 @@ def _pairs(problem: Problem) -> int:
 
 
 PEERS = [
-    Provider("dense PCM", peers.dense, not_pcm, work_dense),
-    Provider("dense PCM compiled", peers.dense_compiled, no_compiled_pcm, work_fused, compiles=True),
-    Provider("chunked PCM", peers.chunked, not_pcm, work_chunked),
-    Provider("algebra", peers.algebra, no_algebra, work_algebra),
-    Provider("algebra compiled", peers.algebra_compiled, no_compiled_algebra, work_algebra, compiles=True),
-    Provider("FlexAttention", peers.flex, no_compiled_pcm, work_streamed, compiles=True),
-    Provider("KeOps", peers.keops, no_keops, work_streamed, compiles=True),
-    Provider("xᵀx", peers.product, no_product, work_product, answer="square", holds=True),
+    Provider("dense PCM", baselines.dense, not_pcm, work_dense),
+    Provider("dense PCM compiled", baselines.dense_compiled, no_compiled_pcm, work_fused, compiles=True),
+    Provider("chunked PCM", baselines.chunked, not_pcm, work_chunked),
+    Provider("algebra", baselines.algebra, no_algebra, work_algebra),
+    Provider("algebra compiled", baselines.algebra_compiled, no_compiled_algebra, work_algebra, compiles=True),
+    Provider("FlexAttention", baselines.flex, no_compiled_pcm, work_streamed, compiles=True),
+    Provider("KeOps", baselines.keops, no_keops, work_streamed, compiles=True),
+    Provider("xᵀx", baselines.product, no_product, work_product, answer="square", holds=True),
 ]
 
 

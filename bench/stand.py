@@ -1,4 +1,4 @@
-"""Where things are measured: a GPU with CUDA events, or the CPU with a host timer; a rehearsal measures nothing."""
+"""Measure calls on a GPU with CUDA events, or on a CPU with a host timer; a dry run measures nothing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LONGEST_PAUSE = 4e-3
 
 
 class NotHere(Exception):
-    """Something that this stand cannot do; its text is the reason."""
+    """Raised for what this device cannot do; its text is the reason."""
 
 
 class Device:
-    """The device, its clock and its memory. In a rehearsal, on the CPU, no figure means anything.
+    """Time calls and watch their memory on one device. In a dry run, on the CPU, no figure means anything.
 
-    Times of a GPU are those of the device alone: before each call the L2 cache is overwritten and the device made to
-    pause for as long as the host needs to enqueue the call. ``eager_seconds`` is the host's view.
+    Times of a GPU are those of the device alone: before each call the L2 cache is flushed by reading and the device
+    made to pause for as long as the host needs to enqueue the call. ``eager_seconds`` is the host's view.
     """
 
-    def __init__(self, rehearse: bool = False, device: str = "cuda") -> None:
-        self.rehearse = rehearse
-        on_cpu = rehearse or device == "cpu"
+    def __init__(self, dry_run: bool = False, device: str = "cuda") -> None:
+        self.dry_run = dry_run
+        on_cpu = dry_run or device == "cpu"
         self.device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
         self._flush: torch.Tensor | None = None
 
@@ -53,9 +53,9 @@ class Device:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object], pause: float = 0.0, cold: bool = True) -> float:
-        """Time of one call that finds a cold cache, or with ``cold=False`` what the call before it left there."""
-        if cold and not self.rehearse:
-            self._overwrite_cache()
+        """Return the time of one call, on a cold cache or on what the call before left there."""
+        if cold and not self.dry_run:
+            self._flush_cache()
         if not self.on_gpu:
             return measure.seconds(call)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -67,7 +67,7 @@ class Device:
         return start.elapsed_time(end) / 1e3
 
     def host_seconds(self, call: Callable[[], object]) -> float:
-        """How long the host needs to enqueue one call, once it is warm."""
+        """Return how long the host needs to enqueue one call, once it is warm."""
         times = []
         for _ in range(3):
             self.synchronize()
@@ -78,14 +78,14 @@ class Device:
         return min(times)
 
     def pause(self, call: Callable[[], object]) -> float:
-        """For how long the GPU is to wait so that a warm call is enqueued when it goes on."""
+        """Return for how long the GPU is to wait so that a warm call is enqueued when it goes on."""
         return min(1.5 * self.host_seconds(call) + 2e-5, LONGEST_PAUSE) if self.on_gpu else 0.0
 
     def rounds(
         self, calls: Mapping[str, Callable[[], object]], budget: float = 1.5, most: int = 31
     ) -> dict[str, list[float]]:
-        """Seconds of each call in interleaved rounds, as many as ``budget`` seconds allow, at least 5."""
-        least, most = (2, 2) if self.rehearse else (5, most)
+        """Return the seconds of each call in interleaved rounds, at least 5, for about ``budget`` seconds."""
+        least, most = (2, 2) if self.dry_run else (5, most)
         pauses = {}
         for name, call in calls.items():
             call()
@@ -100,10 +100,10 @@ class Device:
         return found
 
     def eager_seconds(self, call: Callable[[], object], calls: int = 300) -> float:
-        """Wall time of one of many calls that follow each other without waiting, warm caches; best of 5 such runs."""
-        calls = 2 if self.rehearse else calls
+        """Return the wall time of one of many calls made without waiting, caches warm; the best of 5 runs."""
+        calls = 2 if self.dry_run else calls
         times = []
-        for _ in range(2 if self.rehearse else 5):
+        for _ in range(2 if self.dry_run else 5):
             self.synchronize()
             begin = time.perf_counter()
             for _ in range(calls):
@@ -113,7 +113,7 @@ class Device:
         return min(times)
 
     def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """``call`` captured in a CUDA graph: its replay, and the result that a replay writes anew."""
+        """Capture ``call`` in a CUDA graph; return its replay, and the result that a replay writes anew."""
         if not self.on_gpu:
             raise NotHere("a CPU captures no CUDA graph")
         side = torch.cuda.Stream()
@@ -128,7 +128,7 @@ class Device:
         return graph.replay, result
 
     def peak_extra_bytes(self, call: Callable[[], torch.Tensor]) -> int:
-        """What ``call`` takes of the GPU's memory at its peak, beyond its inputs and its result."""
+        """Return the GPU memory that ``call`` takes at its peak, beyond its inputs and its result."""
         if not self.on_gpu:
             raise NotHere("the CPU's memory is counted by the process, not by the call")
         call()
@@ -140,9 +140,9 @@ class Device:
         return torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size()
 
     def watched(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
-        """What ``call`` returns, and the bytes held at its peak beyond those before, the result included.
+        """Call; return the result, and the bytes held at the peak beyond those before, the result included.
 
-        On a CPU it is the whole process that counts, the libraries' own buffers too: it should be a fresh one.
+        On a CPU the whole process counts, the libraries' own buffers too: it should be a fresh one.
         """
         self.clean()
         if not self.on_gpu:
@@ -154,30 +154,35 @@ class Device:
         return result, torch.cuda.max_memory_allocated() - before
 
     def free_bytes(self) -> int:
-        """What can still be allocated."""
+        """Return how many bytes can still be allocated."""
         return torch.cuda.mem_get_info(self.device)[0] if self.on_gpu else memory.available()
 
     def clean(self) -> None:
-        """Give back what nobody holds."""
+        """Free what is not referenced."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def _overwrite_cache(self) -> None:
+    def _flush_cache(self) -> None:
+        """Read a buffer larger than the cache.
+
+        A buffer that is written would leave dirty lines, which are then written back within the timed call.
+        """
         if self._flush is None:
             if self.on_gpu:
                 cache = getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0)
                 size = max(4 * cache, 256 << 20)
             else:
                 size = memory.beyond_cache()
-            self._flush = torch.empty(size // 4, dtype=torch.int32, device=self.device)
-        self._flush.zero_()
+            # Written once, since pages that never were are all one page of zeros on a CPU.
+            self._flush = torch.arange(size // 4, dtype=torch.int32, device=self.device)
+        torch.amax(self._flush)
 
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """``torch.empty`` and its kin come filled with NaN: an element that no program wrote cannot pass for a result."""
+    """Fill what ``torch.empty`` and its kin return with NaN, so that unwritten elements fail a check."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -187,7 +192,7 @@ def poisoned() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or in a CPU's allocator."""
+    """Return whether memory ran out, on a GPU or in a CPU's allocator."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -195,6 +200,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def summary(times: list[float]) -> dict[str, float | int]:
-    """Median and quartiles in µs."""
+    """Return median and quartiles in µs."""
     low, middle, high = (float(n) for n in np.percentile(np.array(times) * 1e6, [25, 50, 75]))
     return {"us": round(middle, 3), "us_quartiles": [round(low, 3), round(high, 3)], "rounds": len(times)}  # type: ignore[dict-item]

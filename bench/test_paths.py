@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.baselines import dense_pcm
 from bench.measure import peak_extra_memory, seconds
-from bench.peers import dense_pcm
 from ssa_fast import Affinity, polish
 
 if TYPE_CHECKING:

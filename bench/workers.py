@@ -1,12 +1,13 @@
-"""Jobs in processes of their own: a kernel that crashes or hangs costs its own row, not the run.
+"""Run jobs in processes of their own: a kernel that crashes or hangs costs its own row, not the run.
 
 A job is plain data, ``{"name", "function", "arguments", "limit"}``, where ``function`` is ``"module:name"`` of a
-function ``(stand, **arguments)`` that returns rows. Workers take one job after the other; one that dies, or keeps a job
-longer than its limit, is replaced.
+function ``(device, **arguments)`` that returns rows. A worker does one job after another; one that dies, or exceeds a
+job's limit, is replaced. Workers end when the process that started them ends, however that comes about.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ Row: TypeAlias = "dict[str, Any]"
 Job: TypeAlias = "dict[str, Any]"
 SHOWN = 300  # characters of an error
 GRACE = 5.0  # seconds that a job under way has when the time is up
+_PR_SET_PDEATHSIG = 1
 _CONTEXT = multiprocessing.get_context("spawn")
 STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
 
@@ -35,13 +37,13 @@ def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
     return {"name": name, "function": function, "arguments": arguments, "limit": limit}
 
 
-def perform(task: Job, stand: Any) -> list[Row]:
-    """The job's rows; an error becomes a row that says so."""
+def perform(task: Job, device: Any) -> list[Row]:
+    """Return the job's rows; an error becomes a row that says so."""
     from bench.stand import NotHere, is_out_of_memory
 
     module, _, name = task["function"].partition(":")
     try:
-        return getattr(importlib.import_module(module), name)(stand, **task["arguments"])
+        return getattr(importlib.import_module(module), name)(device, **task["arguments"])
     except NotHere as reason:
         return [lost(task, "skipped", str(reason))]
     except Exception as error:
@@ -51,13 +53,13 @@ def perform(task: Job, stand: Any) -> list[Row]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line of bounded length, with its type."""
+    """Return an error in one line of bounded length, with its type."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:SHOWN]
 
 
 def ended(task: Job, code: int | None, output: str) -> Row:
-    """The row of a job whose process ended under it."""
+    """Return the row of a job whose process ended before the job did."""
     if code == -signal.SIGALRM:
         return lost(task, "over budget", "a call took longer than its limit")
     if code == -signal.SIGKILL:
@@ -73,54 +75,71 @@ def part_of(task: Job) -> str:
     return str(task["name"]).partition(": ")[0]
 
 
-def run(
-    jobs: Sequence[Job],
-    *,
-    count: int,
-    until: float,
-    report: Callable[[Job, list[Row]], None],
-    rehearse: bool = False,
-) -> None:
-    """Do the jobs in order with ``count`` workers, or 0: here. What is not begun at ``until`` is "not reached".
+class Pool:
+    """Worker processes that are kept from one list of jobs to the next, since each takes seconds to start.
 
-    ``until`` is a time of ``time.monotonic``. ``report`` is told every job's rows as they come.
+    A dry run has none: its jobs run in this process.
     """
-    if count == 0:
-        _run_here(jobs, until, report, rehearse)
-        return
-    waiting = list(jobs)
-    pool: list[_Worker] = []
-    try:
-        while waiting or any(worker.task for worker in pool):
+
+    def __init__(self, dry_run: bool = False) -> None:
+        self._dry_run = dry_run
+        self._workers: list[_Worker] = []
+
+    def run(self, jobs: Sequence[Job], *, count: int, until: float, report: Callable[[Job, list[Row]], None]) -> None:
+        """Do the jobs in order, ``count`` at a time, and report each job's rows as they come.
+
+        Args:
+            count: 0 stands for this process.
+            until: A time of ``time.monotonic``; what is not begun then is reported as "not reached", and what is under
+                way has ``GRACE`` seconds more.
+        """
+        if count == 0:
+            _run_here(jobs, until, report, self._dry_run)
+            return
+        waiting = list(jobs)
+        while waiting or any(worker.task for worker in self._workers):
             if time.monotonic() > until:
                 while waiting:
                     task = waiting.pop(0)
                     report(task, [lost(task, "not reached", "the time was up")])
-            for worker in [each for each in pool if each.task is None and not each.process.is_alive()]:
+            for worker in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
                 worker.end()
-                pool.remove(worker)
-            while len(pool) < min(count, len(waiting)):
-                pool.append(_Worker(rehearse))
-            for worker in pool:
-                if waiting and worker.task is None:
+                self._workers.remove(worker)
+            while len(self._workers) < min(count, len(waiting)):
+                self._workers.append(_Worker(self._dry_run))
+            free = count - sum(worker.task is not None for worker in self._workers)
+            for worker in self._workers:
+                if waiting and free > 0 and worker.task is None:
                     worker.begin(waiting.pop(0), until)
-            _collect(pool, report)
-    finally:
-        for worker in pool:
+                    free -= 1
+            _collect(self._workers, report)
+
+    def end(self) -> None:
+        """Kill the workers."""
+        for worker in self._workers:
+            worker.process.kill()  # all of them before any is waited for
+        for worker in self._workers:
             worker.end()
+        self._workers.clear()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
-def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], rehearse: bool) -> None:
+def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], dry_run: bool) -> None:
     from bench.stand import Device
 
-    stand = Device(rehearse)
+    device = Device(dry_run)
     for task in jobs:
         late = time.monotonic() > until
-        report(task, [lost(task, "not reached", "the time was up")] if late else perform(task, stand))
+        report(task, [lost(task, "not reached", "the time was up")] if late else perform(task, device))
 
 
 def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> None:
-    """Wait until something happens, and tell of every job that is over."""
+    """Wait until something happens, and report every job that is over."""
     busy = [worker for worker in pool if worker.task]
     wait([handle for worker in busy for handle in (worker.pipe, worker.process.sentinel)], timeout=0.5)
     for worker in busy:
@@ -133,17 +152,17 @@ def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> N
 
 
 class WorkerProcess:
-    """A worker that does one job after the other and is replaced when one ends it."""
+    """Do one job after another in one process, which is replaced when a job ends it."""
 
-    def __init__(self, rehearse: bool = False) -> None:
-        self._rehearse = rehearse
+    def __init__(self, dry_run: bool = False) -> None:
+        self._dry_run = dry_run
         self._worker: _Worker | None = None
 
     def do(self, task: Job) -> list[Row]:
-        """The job's rows, however it ends."""
+        """Return the job's rows, however it ends."""
         if self._worker is None or not self._worker.process.is_alive():
             self.end()
-            self._worker = _Worker(self._rehearse)
+            self._worker = _Worker(self._dry_run)
         found: list[Row] = []
         self._worker.begin(task, float("inf"))
         while self._worker.task:
@@ -162,7 +181,7 @@ class WorkerProcess:
 class _Worker:
     """One process and the job it has."""
 
-    rehearse: bool
+    dry_run: bool
     task: Job | None = None
     deadline: float = 0.0
     cut: bool = False  # whether the run ends before the job's own limit
@@ -170,7 +189,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.log = Path(tempfile.mkstemp(prefix="bench-worker-", suffix=".log")[1])
         self.pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=serve, args=(theirs, self.rehearse, str(self.log)))
+        self.process = _CONTEXT.Process(target=serve, args=(theirs, self.dry_run, str(self.log), os.getpid()))
         self.process.start()
         theirs.close()
 
@@ -186,7 +205,7 @@ class _Worker:
             self.deadline = 0.0  # died idle: seen by rows()
 
     def rows(self) -> list[Row] | None:
-        """What came of the job, None while it is under way."""
+        """Return the job's rows, or None while it is under way."""
         assert self.task is not None
         try:
             if self.pipe.poll():
@@ -214,18 +233,29 @@ class _Worker:
         self.log.unlink(missing_ok=True)
 
 
-def serve(pipe: Connection, rehearse: bool, log: str) -> None:
-    """A worker's life: jobs from the pipe, their rows into it, all other output into ``log``."""
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that comes about."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def serve(pipe: Connection, dry_run: bool, log: str, parent: int) -> None:
+    """Take jobs from the pipe and send their rows back; all other output goes to ``log``."""
+    die_with(parent)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # many workers compile side by side already
     handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     from bench.stand import Device
 
-    stand = Device(rehearse)
+    device = Device(dry_run)
     while True:
         try:
             task = pipe.recv()
         except EOFError:
             return
-        pipe.send(perform(task, stand))
-        stand.clean()
+        pipe.send(perform(task, device))
+        device.clean()

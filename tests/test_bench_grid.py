@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import ceilings, command, forks, grid, memory, peers, problems, providers, table, trial, workers
+from bench import baselines, command, forks, grid, memory, problems, providers, roofline, table, trial, workers
 from bench.networks import Network
 from bench.problem import Problem, relative_error, sampled_truth, truth
 from bench.providers import Provider, Workload
@@ -125,18 +125,18 @@ def test_auto_and_what_is_followed_are_chosen_along():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_provider_is_right_or_says_why_not(kind):
     problem = problems.problem(f"resnet50/32/layer1{kind}")
-    rehearsal = Device(rehearse=True)  # torch.compile without a compiler
+    dry_run = Device(dry_run=True)  # torch.compile without a compiler
     cam, f = problem.draw(CPU.device, 3)
     right = truth(problem, cam, f)
-    names = [each.name for each in providers.of(problem, rehearsal)]
+    names = [each.name for each in providers.of(problem, dry_run)]
     assert names[:2] == ["auto", "auto again"]
-    assert {*peers.PEERS} - {"dense PCM float32"} <= {*names}
-    for provider in providers.of(problem, rehearsal):
-        reasons = provider.reasons(problem, rehearsal)
+    assert {*baselines.BASELINES} - {"dense PCM float32"} <= {*names}
+    for provider in providers.of(problem, dry_run):
+        reasons = provider.reasons(problem, dry_run)
         assert all(isinstance(reason, str) and reason for reason in reasons)
         if reasons:
             continue
-        found = list(provider.build(rehearsal, problem, cam, f))
+        found = list(provider.build(dry_run, problem, cam, f))
         assert len({variant for variant, _ in found}) == len(found) > 0
         for variant, call in found:
             out = call()
@@ -146,9 +146,9 @@ def test_every_provider_is_right_or_says_why_not(kind):
             else:
                 error = relative_error(out.flatten(2), right)
             assert error < 1e-5, f"{provider.name}, {variant}"
-        work = provider.work(problem, rehearsal)
+        work = provider.work(problem, dry_run)
         assert min(work) > 0
-    refused = {each.name for each in providers.of(problem, rehearsal) if each.reasons(problem, rehearsal)}
+    refused = {each.name for each in providers.of(problem, dry_run) if each.reasons(problem, dry_run)}
     assert ("algebra" in refused) == (kind in ("/signed", "/shifted", "/centred"))
     assert ("dense PCM" in refused) == (kind == "/shifted")
     assert ("xᵀx" in refused) == (kind == "/K3/B2")
@@ -232,8 +232,8 @@ def test_shares_are_of_the_ceiling_that_binds():
 
 
 def test_a_ceiling_that_was_not_measured_is_missing():
-    assert ceilings.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # slow, but not 0
-    assert ceilings.giga_per_second(10**9, [0.0]) is None
+    assert roofline.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # slow, but not 0
+    assert roofline.giga_per_second(10**9, [0.0]) is None
     missing = {"copy_gb_s": 10.0, "product_gflop_s": None}
     assert grid.share(Workload(10**11, 10**9, 0), missing, 2000.0) == {"share": None, "bound": ""}
     assert grid.seconds_at(None, 1e15) is None
@@ -269,7 +269,7 @@ def _work(problem, stand):
 
 
 def build_wrong(stand, problem, cam, f):
-    yield "twice as much", lambda: 2 * peers.dense_pcm(cam, f)
+    yield "twice as much", lambda: 2 * baselines.dense_pcm(cam, f)
 
 
 def build_hungry(stand, problem, cam, f):
@@ -295,7 +295,7 @@ def build_killed(stand, problem, cam, f):
 
 def build_broken(stand, problem, cam, f):
     yield "broken", lambda: 1 / 0
-    yield "works", lambda: peers.dense_pcm(cam, f)
+    yield "works", lambda: baselines.dense_pcm(cam, f)
 
 
 def build_all_broken(stand, problem, cam, f):
@@ -453,7 +453,7 @@ def build_filling(stand, problem, cam, f):
     def call():
         with mmap.mmap(-1, FILLED) as pages:
             pages.write(b"1" * FILLED)
-        return peers.dense_pcm(cam, f)
+        return baselines.dense_pcm(cam, f)
 
     yield "fills", call
 
@@ -566,7 +566,7 @@ def sleeps(_):
 
 @pytest.mark.slow
 def test_a_lone_worker_is_replaced():
-    place = workers.WorkerProcess(rehearse=True)
+    place = workers.WorkerProcess(dry_run=True)
     try:
         first, second = (place.do(workers.job(f"{__name__}:works", "x", HANGS, number=n))[0] for n in (1, 2))
         assert first["pid"] == second["pid"] != os.getpid()

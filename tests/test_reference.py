@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bench.peers import dense_pcm
+from bench.baselines import dense_pcm
 from ssa_fast import Affinity, polish, reference
 
 

@@ -1,6 +1,6 @@
-"""``python -m bench gpu``: the kernels on the GPU at hand: are they right, do they keep their promises, how fast.
+"""``python -m bench gpu``: check the kernels on the GPU at hand, and time them.
 
-``command`` makes the list of jobs and reports; ``bench.workers`` runs jobs in processes of their own, so that a kernel
-that crashes takes only its own row with it; ``correctness``, ``promises``, ``timing``, ``whole`` and ``bench.ceilings``
-hold the jobs.
+``command`` plans the jobs within a budget of seconds and reports; ``bench.workers`` runs them in processes of their
+own, so that a kernel that crashes costs only its own row; ``correctness``, ``invariants``, ``sanitize``, ``counters``,
+``timing``, ``whole`` and ``bench.roofline`` hold the jobs.
 """

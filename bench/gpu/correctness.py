@@ -1,4 +1,4 @@
-"""Every kernel against the reference in float64, on fresh random inputs, with poisoned outputs between guard bands."""
+"""Check every kernel on fresh random inputs, with guarded and poisoned outputs, against float64."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ SMALL = replace(BASE, H=28, W=28)
 RAGGED = Problem(B=3, K=21, C=100, H=13, W=19, h=5, w=4, values="randn")
 
 
-def jobs(seed: int, rehearse: bool) -> list[Job]:
-    """One job per case; the telling ones first."""
-    chosen = dict.fromkeys((way, problem.tiny() if rehearse else problem) for way, problem in cases())
+def jobs(seed: int, dry_run: bool) -> list[Job]:
+    """Return one job per case, those that cover most first."""
+    chosen = dict.fromkeys((method, problem.tiny() if dry_run else problem) for method, problem in cases())
     found = [
         job(
             "bench.gpu.correctness:case",
-            f"correctness: {way} {problem.label()}",
+            f"correctness: {method} {problem.label()}",
             120,
-            way=way,
+            method=method,
             seed=seed,
             **problem.as_arguments(),
         )
-        for way, problem in chosen
+        for method, problem in chosen
     ]
     fused = [
         job(
@@ -68,27 +68,27 @@ def jobs(seed: int, rehearse: bool) -> list[Job]:
             seed=seed,
         )
         for fuse in FUSES
-        for rescale, stages in ((True, 4), (False, 5), (True, 5), (False, 4))[: 1 if rehearse else 4]
+        for rescale, stages in ((True, 4), (False, 5), (True, 5), (False, 4))[: 1 if dry_run else 4]
     ]
     return found + fused
 
 
 def cases() -> Iterator[tuple[str, Problem]]:
-    """``(way, problem)``: first one of everything, then the sweeps of each."""
+    """Yield ``(method, problem)``: first one of everything, then the sweeps of each."""
     for dtype in FLOATS:
         yield "prototypes", replace(BASE, dtype=dtype)
         yield "prototypes", replace(BASE, dtype=dtype, values="randn", affinity="phi=shifted")
-        for way in QUADRATIC:
-            yield way, replace(SMALL if way == "resident" else BASE, dtype=dtype, values="randn")
+        for method in QUADRATIC:
+            yield method, replace(SMALL if method == "resident" else BASE, dtype=dtype, values="randn")
     for values in ("mixed", "nan", "relu"):
         yield "auto", replace(SMALL, B=3, values=values)
-    for way in QUADRATIC:
-        yield way, replace(SMALL, values="randn", precision="high")
-        yield way, RAGGED
+    for method in QUADRATIC:
+        yield method, replace(SMALL, values="randn", precision="high")
+        yield method, RAGGED
     yield "prototypes", replace(RAGGED, values="relu")
     yield from _prototypes_sweep()
-    for way in QUADRATIC:
-        yield from _quadratic_sweep(way)
+    for method in QUADRATIC:
+        yield from _quadratic_sweep(method)
 
 
 def _prototypes_sweep() -> Iterator[tuple[str, Problem]]:
@@ -118,44 +118,47 @@ def _prototypes_sweep() -> Iterator[tuple[str, Problem]]:
     yield "prototypes", replace(BASE, B=3, C=512, H=64, W=64, h=16, w=16)
 
 
-def _quadratic_sweep(way: str) -> Iterator[tuple[str, Problem]]:
+def _quadratic_sweep(method: str) -> Iterator[tuple[str, Problem]]:
     base = replace(SMALL, values="randn")
     for affinity in PHIS:
-        yield way, replace(base, affinity=affinity, values="relu" if "center" in affinity else "randn")
+        yield method, replace(base, affinity=affinity, values="relu" if "center" in affinity else "randn")
     for affinity in ("power=2", "phi=exp,temperature=0.1", "center", "steps=3"):
-        yield way, replace(base, affinity=affinity, precision="high")
+        yield method, replace(base, affinity=affinity, precision="high")
     for layout in ("nhwc", "sliced"):
         for dtype in FLOATS:
-            yield way, replace(base, layout=layout, dtype=dtype)
+            yield method, replace(base, layout=layout, dtype=dtype)
     for K in (1, 70, 1000):
-        yield way, replace(base, K=K)
+        yield method, replace(base, K=K)
     for C in (64, 1024, 2048):
-        yield way, replace(base, C=C)
-    yield way, replace(base, dtype="float32", precision="high")
-    yield way, replace(base, values="zeros", affinity="norm_eps=0,sum_eps=0")
-    yield way, replace(base, dtype="float32", scale=1e12, cam_scale=1e5)
-    yield way, replace(base, B=3, layout="repeated", h=0, w=0, align_corners=False)
-    yield way, replace(base, H=1, W=1, h=1, w=1)
-    if way != "resident":
-        yield way, replace(base, B=3, C=512, H=64, W=64, h=16, w=16)
+        yield method, replace(base, C=C)
+    yield method, replace(base, dtype="float32", precision="high")
+    yield method, replace(base, values="zeros", affinity="norm_eps=0,sum_eps=0")
+    yield method, replace(base, dtype="float32", scale=1e12, cam_scale=1e5)
+    yield method, replace(base, B=3, layout="repeated", h=0, w=0, align_corners=False)
+    yield method, replace(base, H=1, W=1, h=1, w=1)
+    if method != "resident":
+        yield method, replace(base, B=3, C=512, H=64, W=64, h=16, w=16)
 
 
-def case(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
-    """One kernel on one problem: a row with its error, the goal, and what the project's own rule says."""
+def case(device: Device, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Run one kernel on one problem; return its error, the goal, and what the project's own rule says."""
     problem = Problem(**arguments)
-    if way == "resident" and problem.dtype == "bfloat16" and gpu_info.interpreting():
+    if method == "resident" and problem.dtype == "bfloat16" and gpu_info.interpreting():
         raise NotHere("Triton's interpreter multiplies bfloat16 wrongly")
-    cam, f = problem.draw(stand.device, seed)
+    cam, f = problem.draw(device.device, seed)
     right = truth(problem, cam, f)
     with poisoned():
-        out = ours.polish(way, stand, problem, cam, f)
-    stand.synchronize()
-    own = _own_error(way, problem, cam, f, right)
-    return [verdict(f"{way} {problem.label()}", error_goal(way, problem.precision), out, right, own) | {"way": way}]
+        out = ours.polish(method, device, problem, cam, f)
+    device.synchronize()
+    own = _own_error(method, problem, cam, f, right)
+    return [
+        verdict(f"{method} {problem.label()}", error_goal(method, problem.precision), out, right, own)
+        | {"method": method}
+    ]
 
 
 def verdict(what: str, goal: Any, out: Tensor, right: Tensor, own: float) -> dict[str, Any]:
-    """A row: ``ok`` within the goal, or within twice the reference's own error in that dtype plus one rounding."""
+    """Return a row: ``ok`` within the goal, or within twice the reference's error plus one rounding."""
     error = relative_error(out, right)
     rule = 2 * own + torch.finfo(torch.float32).eps
     status = "ok" if error <= max(goal.must, rule) else "failed"
@@ -165,12 +168,12 @@ def verdict(what: str, goal: Any, out: Tensor, right: Tensor, own: float) -> dic
     return row | {"goals": [goal.row(error)]}
 
 
-def _own_error(way: str, problem: Problem, cam: Tensor, f: Tensor, right: Tensor) -> float:
-    """Error of the reference itself in the dtype of the computation; 0 if it fails, so that it excuses nothing.
+def _own_error(method: str, problem: Problem, cam: Tensor, f: Tensor, right: Tensor) -> float:
+    """Return the error of the reference itself in the computation's dtype; 0 if it fails.
 
-    ``"auto"`` may take the quadratic way, whose operands are float16: the range of features and CAM is no part of that.
+    ``"auto"`` may take a quadratic method, whose operands are float16: the range of features and CAM does not count.
     """
-    exact = way == "prototypes" or problem.precision == "high"
+    exact = method == "prototypes" or problem.precision == "high"
     dtype = f.dtype if exact else torch.float16
     scale, cam_scale = (1.0, 1.0) if exact else (max(problem.scale, 1.0), problem.cam_scale)
     rows = (resized(problem, cam) / cam_scale).to(dtype)
@@ -182,13 +185,13 @@ def _own_error(way: str, problem: Problem, cam: Tensor, f: Tensor, right: Tensor
     return error if error < 0.1 else 0.0
 
 
-def fused(stand: Device, *, fuse: str, rescale: bool, stages: int, seed: int) -> list[dict[str, Any]]:
-    """The fusion kernels against the same in PyTorch and float64."""
-    sides = ((7, 5), (14, 9), (4, 4), (1, 3), (7, 5)) if stand.rehearse else ((128, 96), (64, 48), (32, 24), (1, 7))
+def fused(device: Device, *, fuse: str, rescale: bool, stages: int, seed: int) -> list[dict[str, Any]]:
+    """Check the fusion kernels against the same in PyTorch and float64."""
+    sides = ((7, 5), (14, 9), (4, 4), (1, 3), (7, 5)) if device.dry_run else ((128, 96), (64, 48), (32, 24), (1, 7))
     sides = (*sides, (32, 24))[:stages]
-    generator = torch.Generator(stand.device).manual_seed(seed)
+    generator = torch.Generator(device.device).manual_seed(seed)
     maps = {
-        str(number): torch.rand(2, 3, H, W, device=stand.device, generator=generator) + 0.1
+        str(number): torch.rand(2, 3, H, W, device=device.device, generator=generator) + 0.1
         for number, (H, W) in enumerate(sides)
     }
     weights = [1.0, 2.0, 0.5, 1.0, 0.0][:stages]
@@ -197,8 +200,8 @@ def fused(stand: Device, *, fuse: str, rescale: bool, stages: int, seed: int) ->
     right = fusion.fuse({name: each.double() for name, each in maps.items()}, replace(options, backend="torch"))
     with poisoned():
         out = triton_backend.fuse(list(maps.values()), options, size)
-    stand.synchronize()
+    device.synchronize()
     what = f"fusion {fuse} {stages} stages{' rescaled' if rescale else ''}"
     # One division by a small span magnifies a rounding: 16 of them are allowed for.
     own = 8 * torch.finfo(torch.float32).eps
-    return [verdict(what, error_goal("prototypes", "high"), out, right, own) | {"way": "fusion"}]
+    return [verdict(what, error_goal("prototypes", "high"), out, right, own) | {"method": "fusion"}]

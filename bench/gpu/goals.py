@@ -1,4 +1,4 @@
-"""The project's goals on a GPU, as data, and whether a figure meets them."""
+"""Hold the project's goals on a GPU as data, and judge figures by them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure's two bounds: one it must keep and one to dream of, ``at_most`` or at least."""
+    """Bound a figure twice: by what it must reach and by a stretch goal, ``at_most`` or at least."""
 
     what: str
     must: float
-    moonshot: float | None = None
+    stretch: float | None = None
     at_most: bool = False
     unit: str = ""
 
     def verdict(self, value: float | None) -> str:
-        """``"moonshot"``, ``"must"``, ``"missed"``, or ``"unknown"`` where there is no figure."""
+        """Return ``"stretch"``, ``"must"``, ``"missed"``, or ``"unknown"`` where there is no figure."""
         if value is None or value != value:
             return "unknown"
         sign = 1 if self.at_most else -1
-        if self.moonshot is not None and sign * value <= sign * self.moonshot:
-            return "moonshot"
+        if self.stretch is not None and sign * value <= sign * self.stretch:
+            return "stretch"
         return "must" if sign * value <= sign * self.must else "missed"
 
     def row(self, value: float | None, **more: Any) -> dict[str, Any]:
-        """The goal, the figure and the verdict, as a row's ``goals`` hold them."""
-        given = {"what": self.what, "value": value, "unit": self.unit, "must": self.must, "moonshot": self.moonshot}
+        """Return the goal, the figure and the verdict, as a row's ``goals`` hold them."""
+        given = {"what": self.what, "value": value, "unit": self.unit, "must": self.must, "stretch": self.stretch}
         return given | {"direction": "<=" if self.at_most else ">=", "verdict": self.verdict(value)} | more
 
 
@@ -47,7 +47,10 @@ GOALS = {
     "algebra_compiled": Goal("speedup over the same algebra compiled", 1.5, 2, unit="×"),
     "graph": Goal("small stage in a CUDA graph", 12, 6, at_most=True, unit="µs"),
     "eager": Goal("small stage, eager call", 25, 15, at_most=True, unit="µs"),
+    "small_dense": Goal("speedup over dense PyTorch, small signed stage", 1.0, unit="×"),
+    "small_compiled": Goal("speedup over dense PyTorch compiled, small signed stage", 1.0, unit="×"),
     "backbone": Goal("all stages polished and fused, share of the backbone's forward", 0.05, 0.02, at_most=True),
+    "backbone_graph": Goal("the same, both in a CUDA graph", 0.05, 0.02, at_most=True),
     "memory_prototypes": Goal("prototypes' extra memory", 32, None, at_most=True, unit="MiB"),
     "memory_tiled": Goal("tiled's extra memory but for its operands", 256, None, at_most=True, unit="MiB"),
     "error_default": Goal("error against float64", 1e-4, 3e-5, at_most=True),
@@ -56,5 +59,5 @@ GOALS = {
 
 
 def error_goal(method: str, precision: str) -> Goal:
-    """What the error of a method is held to."""
+    """Return the goal of a method's error."""
     return GOALS["error_high" if precision == "high" or method == "prototypes" else "error_default"]

@@ -1,4 +1,4 @@
-"""The kernels under test, called through their host functions with the tiles that the tables name."""
+"""Call the kernels under test through their host functions, with the tiles that the tables name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.stand import Device
     from ssa_fast.ops.gpu_info import Gpu
 
-WAYS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")
+METHODS = ("prototypes", "tiled", "full", "symmetric", "resident", "auto")
 FORMS = {"full": Full, "symmetric": Symmetric}
 GUARD = 256
 BAND = -12345.0
@@ -29,32 +29,32 @@ SPARE = {
 
 
 class OutOfBounds(AssertionError):
-    """A kernel wrote beside its output."""
+    """Raised when a kernel wrote beside its output."""
 
 
-def tiles(way: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
-    """The config arguments of a way's host function: the product's own, or the nearest of the form asked for."""
+def tiles(method: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
+    """Return the tiles of a method's host function: the package's, or the nearest of the form asked for."""
 
     def of(kernel: str) -> Any:
         return tile_tables.config(kernel, gpu=gpu, center=problem.phi.center, **_served(problem))
 
-    if way == "prototypes":
+    if method == "prototypes":
         return {"gather": of("gather"), "apply": of("apply")}
-    if way == "resident":
+    if method == "resident":
         return {"config": of("resident")}
     config = of("tiled")
-    if way in FORMS and not isinstance(config, FORMS[way]):
-        config = _of_form(way, gpu, problem)
+    if method in FORMS and not isinstance(config, FORMS[method]):
+        config = of_form(method, gpu, problem)
     return {"config": config, "prepare": of("prepare")}
 
 
 def _served(problem: Problem) -> dict[str, Any]:
-    """What an entry of a table is chosen by."""
+    """Return what an entry of a table is chosen by."""
     sizes = {"C": problem.C, "L": problem.L, "K": problem.K}
     return sizes | {"dtype": problem.dtype, "precision": problem.precision, "phi": problem.phi.phi}
 
 
-def _of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
+def of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
     for stem in (tile_tables.slug(gpu.name), tile_tables.TABLES[gpu.arch]):
         for directory in (tile_tables.user_directory(), tile_tables.SHIPPED):
             path = directory / f"{stem}.json"
@@ -65,29 +65,29 @@ def _of_form(form: str, gpu: Gpu, problem: Problem) -> Any:
     return SPARE[form]
 
 
-def write(way: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Tensor, given: dict[str, Any]) -> None:
-    """Call the host function of a way but "auto": ``out`` ``(B, K, L)``, ``given`` its tiles."""
-    module = "tiled" if way in FORMS else way
+def write(method: str, gpu: Gpu, problem: Problem, cam: Tensor, f: Tensor, out: Tensor, given: dict[str, Any]) -> None:
+    """Call the host function of a method other than "auto": ``out`` ``(B, K, L)``, ``given`` its tiles."""
+    module = "tiled" if method in FORMS else method
     arguments = given | {"affinity": problem.phi, "align_corners": problem.align_corners, "out": out}
-    arguments |= {"num_sms": gpu.num_sms} if way == "prototypes" else {"precision": problem.precision}
+    arguments |= {"num_sms": gpu.num_sms} if method == "prototypes" else {"precision": problem.precision}
     importlib.import_module(f"ssa_fast.kernels.{module}").polish(cam, f, **arguments)
 
 
-def polish(way: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
-    """``(B, K, L)`` between two guard bands, or through the package's own launch for "auto"."""
-    if way == "auto":
+def polish(method: str, device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
+    """Return ``(B, K, L)`` between two guard bands, or through the package's own launch for "auto"."""
+    if method == "auto":
         return launched("prototypes", problem, cam, f, fallback="tiled").flatten(2)
-    given = tiles(way, stand.gpu, problem)
+    given = tiles(method, device.gpu, problem)
     numel = problem.B * problem.K * problem.L
-    buffer = torch.full((numel + 2 * GUARD,), BAND, device=stand.device)
+    buffer = torch.full((numel + 2 * GUARD,), BAND, device=device.device)
     out = buffer[GUARD:-GUARD].view(problem.B, problem.K, problem.L).fill_(float("nan"))
-    write(way, stand.gpu, problem, cam, f, out, given)
+    write(method, device.gpu, problem, cam, f, out, given)
     if not bool((buffer[:GUARD] == BAND).all() & (buffer[-GUARD:] == BAND).all()):
         raise OutOfBounds("the kernel wrote beyond its output")
     return out
 
 
 def launched(method: str, problem: Problem, cam: Tensor, f: Tensor, fallback: str | None = None) -> Tensor:
-    """``(B, K, H, W)`` the way the package launches it."""
+    """Return ``(B, K, H, W)`` as the package launches it."""
     stage = triton_backend.Stage(f, problem.phi, method, fallback, problem.precision, problem.align_corners)
     return triton_backend.polish_stages(cam, [stage])[0]

@@ -1,11 +1,12 @@
-"""The rows of a run: kept as they come, written as JSON, and at the end a table of at most 60 lines."""
+"""Keep the rows of a run as JSON that is always whole, and print at most 60 lines at its end."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+
+from ssa_fast.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
 LINES, WIDTH = 60, 240
 BAD = ("failed", "wrong", "timed out")
 LOST = (*BAD, "out of memory")
-REHEARSAL = "rehearsal: no figure means anything"
+DRY_RUN = "dry run: no figure means anything"
+NOT_SHOWN = (
+    "not shown: compiled kernels, bfloat16 products, times, memory, the cache flush, host synchronisation, "
+    "CUDA graphs, worker processes, compute-sanitizer, hardware counters; PyTorch polishes four stages in one call"
+)
 
 
 class Report:
-    """Collects rows; with ``path`` the JSON there is whole after every row, whatever ends the run."""
+    """Collect rows and keep them as JSON at ``path``, whole from the start and after every job."""
 
     def __init__(self, head: dict[str, Any], path: Path | None) -> None:
         self.head = head
         self.path = path
         self.rows: list[Row] = []
+        if path:
+            self.save(path)
 
     def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -36,46 +43,47 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         text = json.dumps(self.head | {"rows": self.rows}, indent=1, ensure_ascii=False, default=str)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        atomic_write(path, text + "\n")
 
     def exit_code(self) -> int:
-        """1 if anything was wrong; a missed goal of speed or memory is a finding, not a fault."""
+        """Return 1 if anything was wrong; a missed goal of speed or memory is a finding, not a fault."""
         return int(any(row["status"] in BAD for row in self.rows))
 
     def table(self) -> list[str]:
-        """The run in at most LINES lines, what is wrong first."""
+        """Return the run in at most LINES lines, what is wrong first."""
         bad = [f"WRONG {progress(row)}" for row in self.rows if row["status"] in BAD]
         lines = [*bad[:15], *([f"… and {len(bad) - 15} more that are wrong"] if len(bad) > 15 else [])]
-        lines += [*self._correctness(), *self._promises(), *self._ceilings()]
-        lines += [line(row, full=False) for row in self.rows if row["part"] == "timing" and row["status"] not in BAD]
+        lines += [*self._correctness(), *self._invariants(), *self._roofline()]
+        lines += [
+            progress(row) for row in self.rows if row["part"] in ("kernels", "counters") and row["status"] == "ok"
+        ]
+        lines += [line(row, full=False) for row in self.rows if row.get("providers") and row["status"] not in BAD]
         lost = Counter(row["part"] for row in self.rows if row["status"] == "not reached")
         lines += [f"not reached: {', '.join(f'{count} of {part}' for part, count in lost.items())}"] if lost else []
         if len(lines) > LINES - 2:
             lines = [*lines[: LINES - 3], f"… and {len(lines) - LINES + 3} more lines in the JSON"]
         lines.append(self._end())
-        if self.head["rehearsal"]:
-            lines.append(REHEARSAL)
+        if self.head["dry_run"]:
+            lines.append(DRY_RUN)
         return [line[:WIDTH] for line in lines]
 
     def _correctness(self) -> Iterator[str]:
         rows = [row for row in self.rows if row["part"] == "correctness" and "error" in row]
-        for way in dict.fromkeys(row["way"] for row in rows):
-            mine = [row for row in rows if row["way"] == way]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            mine = [row for row in rows if row["method"] == method]
             right = sum(row["status"] == "ok" for row in mine)
             verdicts = Counter(goal["verdict"] for row in mine for goal in row["goals"])
             worst = max(mine, key=lambda row: row["error"] / row["goals"][0]["must"])
             yield (
-                f"correctness {way}: {right} of {len(mine)} right, within the goal {len(mine) - verdicts['missed']}, "
-                f"within the moonshot {verdicts['moonshot']}; furthest {worst['error']:.2g} "
+                f"correctness {method}: {right} of {len(mine)} right, "
+                f"within the goal {len(mine) - verdicts['missed']}, "
+                f"within the stretch {verdicts['stretch']}; furthest {worst['error']:.2g} "
                 f"(goal {worst['goals'][0]['must']:g}, rule {worst['rule']:.2g}) {worst['what']}"
             )
 
-    def _promises(self) -> Iterator[str]:
-        rows = [row for row in self.rows if row["part"] in ("promise", "sanitizer")]
+    def _invariants(self) -> Iterator[str]:
+        rows = [row for row in self.rows if row["part"] in ("invariant", "sanitizer")]
         kept = [str(row["what"]) for row in rows if row["status"] == "ok" and not row.get("goals")]
         if kept:
             yield f"kept: {len(kept)}: {'; '.join(what.split(' B=')[0] for what in kept)}"
@@ -83,11 +91,11 @@ class Report:
         skipped = Counter(row["why"] for row in self.rows if row["status"] == "skipped")
         yield from (f"skipped: {count}: {why}" for why, count in skipped.items())
 
-    def _ceilings(self) -> Iterator[str]:
+    def _roofline(self) -> Iterator[str]:
         found = [
             f"{row['what']} {row['value']:g} {row['unit']}"
             for row in self.rows
-            if row["part"] == "ceiling" and "value" in row
+            if row["part"] == "roofline" and "value" in row
         ]
         if found:
             yield f"measured: {'; '.join(found)}"
@@ -102,7 +110,7 @@ class Report:
 
 
 def progress(row: Row) -> str:
-    """A row in one line, as it comes."""
+    """Return a row in one line, as it comes."""
     if row.get("providers") and row["status"] not in BAD:
         return line(row)
     words = [row["status"], f"{row['part']}:", str(row["what"]).removeprefix(f"{row['part']}: ")]
@@ -113,19 +121,25 @@ def progress(row: Row) -> str:
 
 
 def line(row: Row, full: bool = True) -> str:
-    """A row with goals: their figures and verdicts; ``full``: every contestant's time, else only ours."""
+    """Return a row's figures and verdicts in one line; ``full``: every provider's time, else only ours."""
     goals = [
-        f"{goal.get('peer') or ('error' if goal['what'].startswith('error') else goal['what'])} "
+        f"{goal.get('baseline') or ('error' if goal['what'].startswith('error') else goal['what'])} "
         f"{number(goal['value'])}{goal['unit']} {goal['verdict']}"
         for goal in row.get("goals", ())
     ]
     times = [
-        f"{each['name']} {number(each['us'])} µs" if "us" in each else f"{each['name']} {each['status']}"
+        f"{each['name']} {_microseconds(each)}" if "us" in each else f"{each['name']} {each['status']}"
         for each in row.get("providers", ())
         if full or each["name"] == "ours" or each["status" if "status" in each else "name"] in LOST
     ]
     words = f"{row['what']}: {', '.join(times)}{' | ' if times else ''}{'; '.join(goals)}"
     return words + (f" ({row['why']})" if full and row.get("why") else "")
+
+
+def _microseconds(provider: dict[str, Any]) -> str:
+    """Return a provider's times: on the device, back to back, and in a CUDA graph, as far as taken."""
+    others = [f"{name} {number(provider[f'{name}_us'])}" for name in ("eager", "graph") if f"{name}_us" in provider]
+    return f"{number(provider['us'])} µs" + (f" ({', '.join(others)})" if others else "")
 
 
 def number(value: float | None) -> str:

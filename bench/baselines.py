@@ -1,4 +1,4 @@
-"""What ssa_fast is measured against: a peer has one or more variants, each a call; the fastest counts.
+"""Run what ssa_fast is measured against: baselines of one or more variants; the fastest counts.
 
 All start from the CAM at its own size and features as a network leaves them, like ours.
 """
@@ -34,7 +34,7 @@ FLEX_BLOCKS: tuple[dict[str, int], ...] = (
 
 
 def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
-    """SEAM's pixel correlation module as its users run it, from ``(B, K, h, w)`` and ``(B, C, H, W)``."""
+    """Polish ``(B, K, h, w)`` by ``(B, C, H, W)`` with SEAM's pixel correlation module as users run it."""
     B, _, H, W = f.shape
     cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).view(B, -1, H * W)
     f = f.reshape(B, -1, H * W)
@@ -44,13 +44,13 @@ def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
     return torch.matmul(cam, affinity).view(B, -1, H, W)
 
 
-def variants(name: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """The ways of one peer; each is built when it is asked for, so that one that fails leaves the others."""
-    return PEERS[name](stand, problem, cam, f)
+def variants(name: str, device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Yield the variants of a baseline, each built when asked for, so that a failure leaves the others."""
+    return BASELINES[name](device, problem, cam, f)
 
 
-def product(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """PyTorch computing xᵀx of unit features alone, in both layouts; the features are made ready beforehand."""
+def product(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Compute xᵀx alone with PyTorch, in both layouts, from unit features made beforehand."""
     wide = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
     tall = wide.mT.contiguous()  # [L, C]
     square = torch.empty(problem.L, problem.L, dtype=f.dtype, device=f.device)
@@ -59,31 +59,31 @@ def product(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants
 
 
 def centred(problem: Problem, f: Tensor) -> Tensor:
-    """Features as the affinity takes them: less their image's mean where it centres."""
+    """Return features as the affinity takes them: less their image's mean where it centres."""
     return f - f.mean(dim=(2, 3), keepdim=True) if problem.phi.center else f
 
 
-def dense(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """PCM as its users run it, in the features' dtype."""
+def dense(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run PCM as its users do, in the features' dtype."""
     cam = cam.to(f.dtype)
     yield "eager", lambda: dense_pcm(cam, centred(problem, f))
 
 
-def dense_float32(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """PCM as its users run it, in float32 with PyTorch's default precision."""
+def dense_float32(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run PCM as its users do, in float32 with PyTorch's default precision."""
     wide = f.float()
     yield "eager", lambda: dense_pcm(cam, centred(problem, wide))
 
 
-def dense_compiled(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """The same under torch.compile."""
-    compiled = _compiled(stand, lambda cam, f: dense_pcm(cam, centred(problem, f)))
+def dense_compiled(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run the same under torch.compile."""
+    compiled = _compiled(device, lambda cam, f: dense_pcm(cam, centred(problem, f)))
     narrow = cam.to(f.dtype)
     yield "compiled", lambda: compiled(narrow, f)
 
 
-def chunked(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """PCM, a chunk of target pixels at a time."""
+def chunked(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run PCM a chunk of target pixels at a time."""
     narrow = cam.to(f.dtype)
 
     def run(chunk: int) -> Tensor:
@@ -94,7 +94,7 @@ def chunked(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants
 
 
 def chunked_pcm(cam: Tensor, f: Tensor, chunk: int) -> Tensor:
-    """``dense_pcm`` with at most ``L×chunk`` affinities at a time."""
+    """Polish as ``dense_pcm`` does, with at most ``L×chunk`` affinities at a time."""
     B, _, H, W = f.shape
     cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)
     f = f.flatten(2)
@@ -105,8 +105,8 @@ def chunked_pcm(cam: Tensor, f: Tensor, chunk: int) -> Tensor:
     return (summed[:, :-1] / (summed[:, -1:] + 1e-5)).view(B, -1, H, W)
 
 
-def flex(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """FlexAttention with q = k = x, v = cam and the score log relu(x_iᵀx_j): its softmax is then PCM's division."""
+def flex(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run FlexAttention with q = k = x, v = cam, score log relu(x_iᵀx_j): its softmax is PCM's division."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def log_relu(score: Tensor, *_: Any) -> Tensor:
@@ -115,7 +115,7 @@ def flex(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     size = (problem.H, problem.W)
     narrow = cam.to(f.dtype)
     torch.compiler.reset()  # a function compiled too often is run uncompiled, without a word
-    attend = flex_attention if stand.rehearse else torch.compile(flex_attention, dynamic=False)
+    attend = flex_attention if device.dry_run else torch.compile(flex_attention, dynamic=False)
 
     def run(options: dict[str, int]) -> Tensor:
         v = F.interpolate(narrow, size, mode="bilinear", align_corners=True).flatten(2)
@@ -124,12 +124,12 @@ def flex(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
         found = attend(x, x, v, score_mod=log_relu, scale=1.0, kernel_options=options or None)  # type: ignore[arg-type]
         return found[:, 0, :, : problem.K].mT
 
-    for options in FLEX_BLOCKS if stand.on_gpu else FLEX_BLOCKS[:1]:
+    for options in FLEX_BLOCKS if device.on_gpu else FLEX_BLOCKS[:1]:
         yield " ".join(f"{key}={value}" for key, value in options.items()) or "default", functools.partial(run, options)
 
 
-def keops(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
+def keops(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
     LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
     size = (problem.H, problem.W)
 
@@ -144,19 +144,19 @@ def keops(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
     yield "LazyTensor", run
 
 
-def algebra(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """The prototypes' own algebra in eager PyTorch."""
+def algebra(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run the prototypes' own algebra in eager PyTorch."""
     yield "eager", lambda: prototypes_algebra(cam, f)
 
 
-def algebra_compiled(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """The same under torch.compile."""
-    compiled = _compiled(stand, prototypes_algebra)
+def algebra_compiled(device: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
+    """Run the same under torch.compile."""
+    compiled = _compiled(device, prototypes_algebra)
     yield "compiled", lambda: compiled(cam, f)
 
 
 def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
-    """Prototypes as one would write them: two products with the features as they are, in their own dtype.
+    """Polish by prototypes as one would write them: two products with the features in their own dtype.
 
     v is divided by √L, which keeps the sums of float16 features finite.
     """
@@ -171,12 +171,12 @@ def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
     return (summed[:, :-1] / (summed[:, -1:] + 1e-5 * shrink)).view(B, -1, H, W)
 
 
-def _compiled(stand: Device, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(device: Device, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch.compiler.reset()
-    return torch.compile(function, dynamic=False, backend="eager" if stand.rehearse else "inductor")
+    return torch.compile(function, dynamic=False, backend="eager" if device.dry_run else "inductor")
 
 
-PEERS: dict[str, Callable[[Any, Any, Any, Any], Variants]] = {
+BASELINES: dict[str, Callable[[Any, Any, Any, Any], Variants]] = {
     "xᵀx": product,
     "dense PCM": dense,
     "dense PCM float32": dense_float32,

@@ -1,4 +1,4 @@
-"""What the package promises beside numbers: the same bits every time, CUDA graphs, no waiting host, little memory."""
+"""Check repeatability, CUDA graphs, the absence of host synchronisation, and memory."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ RESNET = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 MIB = 1 << 20
 
 
-def jobs(seed: int, rehearse: bool) -> list[Job]:
-    """Repeatability and graphs first, memory last."""
+def jobs(seed: int, dry_run: bool) -> list[Job]:
+    """Return the jobs, repeatability and graphs first, memory last."""
 
     def named(function: str, what: str, **arguments: Any) -> Job:
-        return job(f"bench.gpu.promises:{function}", f"promise: {what}", 120, seed=seed, **arguments)
+        return job(f"bench.gpu.invariants:{function}", f"invariant: {what}", 120, seed=seed, **arguments)
 
     def sized(problem: Problem) -> dict[str, Any]:
-        return (problem.tiny() if rehearse else problem).as_arguments()
+        return (problem.tiny() if dry_run else problem).as_arguments()
 
     found = [
-        named("repeat", f"{way}, three runs, the same bits", way=way, **sized(problem))
-        for way, problem in (
+        named("repeat", f"{method}, three runs, the same bits", method=method, **sized(problem))
+        for method, problem in (
             ("prototypes", replace(BASE, values="rand", H=64, W=64)),
             ("full", BASE),
             ("symmetric", BASE),
@@ -51,10 +51,10 @@ def jobs(seed: int, rehearse: bool) -> list[Job]:
         named("captured", f"a CUDA graph of {kind}, replayed on new inputs", kind=kind)
         for kind in ("one stage", "unknown signs", "four stages fused")
     ]
-    found += [named("unsynchronised", "no call makes the host wait")]
-    for way, problem in memory_problems():
-        given = problem.tiny() if rehearse else problem
-        found.append(named("memory", f"extra memory, {way} {given.label()}", way=way, **given.as_arguments()))
+    found += [named("unsynchronised", "no call synchronises the host")]
+    for method, problem in memory_problems():
+        given = problem.tiny() if dry_run else problem
+        found.append(named("memory", f"extra memory, {method} {given.label()}", method=method, **given.as_arguments()))
     return found
 
 
@@ -71,27 +71,27 @@ def memory_problems() -> list[tuple[str, Problem]]:
     ]
 
 
-def repeat(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
-    """Three runs into poisoned memory, all bits compared."""
+def repeat(device: Device, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Run three times into poisoned memory and compare all bits."""
     problem = Problem(**arguments)
-    cam, f = problem.draw(stand.device, seed)
+    cam, f = problem.draw(device.device, seed)
     with poisoned():
-        runs = [ours.polish(way, stand, problem, cam, f) for _ in range(3)]
+        runs = [ours.polish(method, device, problem, cam, f) for _ in range(3)]
     same = all(torch.equal(run, runs[0]) for run in runs[1:]) and bool(runs[0].isfinite().all())
-    return [_row(f"{way} {problem.label()}, three runs, the same bits", same, "the runs differ, or hold NaN")]
+    return [_row(f"{method} {problem.label()}, three runs, the same bits", same, "the runs differ, or hold NaN")]
 
 
-def captured(stand: Device, *, kind: str, seed: int) -> list[dict[str, Any]]:
-    """``polish`` captured in a graph, replayed on inputs it has not seen, against an eager call on them."""
-    call, draw = _capturable(stand, kind)
+def captured(device: Device, *, kind: str, seed: int) -> list[dict[str, Any]]:
+    """Capture ``polish`` in a graph, replay it on new inputs, and compare with an eager call on them."""
+    call, draw = _capturable(device, kind)
     fixed = draw(seed)
-    replay, out = stand.graphed(lambda: call(*fixed))
+    replay, out = device.graphed(lambda: call(*fixed))
     worst, same = 0.0, True
     for turn in range(1, 4):
         for old, new in zip(fixed, draw(seed + turn), strict=True):
             old.copy_(new)
         replay()
-        stand.synchronize()
+        device.synchronize()
         eager = call(*fixed)
         same &= torch.equal(out, eager)
         worst = max(worst, relative_error(out, eager.double()))
@@ -99,32 +99,32 @@ def captured(stand: Device, *, kind: str, seed: int) -> list[dict[str, Any]]:
     return [row | {"error": worst}]
 
 
-def _capturable(stand: Device, kind: str) -> tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]:
-    """The call, and what draws its inputs; with unknown signs, other images are signed in every draw."""
+def _capturable(device: Device, kind: str) -> tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]:
+    """Return the call and what draws its inputs; of unknown signs, other images' in every draw."""
     if kind == "four stages fused":
 
         def draw(seed: int) -> list[Tensor]:
-            drawn = [Problem(2, 20, C, side, side, 7, 7).draw(stand.device, seed + C) for C, side in RESNET]
+            drawn = [Problem(2, 20, C, side, side, 7, 7).draw(device.device, seed + C) for C, side in RESNET]
             return [drawn[0][0], *(f for _, f in drawn)]
 
         return lambda cam, *stages: polish(cam, list(stages), nonnegative=True), draw
     problem = replace(BASE, values="rand" if kind == "one stage" else "mixed")
 
     def draw_one(seed: int) -> list[Tensor]:
-        cam, f = problem.draw(stand.device, seed)
+        cam, f = problem.draw(device.device, seed)
         return [cam, f.roll(seed, 0)]
 
     sign = True if kind == "one stage" else None
     return lambda cam, f: polish(cam, f, nonnegative=sign), draw_one
 
 
-def unsynchronised(stand: Device, *, seed: int) -> list[dict[str, Any]]:
-    """PyTorch raises an error if anything in these calls waits for the device."""
-    if stand.rehearse:
+def unsynchronised(device: Device, *, seed: int) -> list[dict[str, Any]]:
+    """Call with PyTorch set to raise an error if anything waits for the device."""
+    if device.dry_run:
         raise NotHere("a CPU call has nothing to wait for")
     rows = []
     for what, options in (("", {}), (", promised", {"nonnegative": True}), (", tiled", {"method": "tiled"})):
-        cam, f = replace(BASE, values="rand").draw(stand.device, seed)
+        cam, f = replace(BASE, values="rand").draw(device.device, seed)
         polish(cam, [f, f], **options)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -136,25 +136,25 @@ def unsynchronised(stand: Device, *, seed: int) -> list[dict[str, Any]]:
             why = str(error)[:300]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        rows.append(_row(f"no call makes the host wait{what}", not why, why))
+        rows.append(_row(f"no call synchronises the host{what}", not why, why))
     return rows
 
 
-def memory(stand: Device, *, way: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
-    """Peak memory beyond features, CAM and result; for tiled also less its operands, which grow with the features."""
+def memory(device: Device, *, method: str, seed: int, **arguments: Any) -> list[dict[str, Any]]:
+    """Measure the peak memory beyond features, CAM and result; of tiled also beyond its operands."""
     problem = Problem(**arguments)
-    cam, f = problem.draw(stand.device, seed)
-    bytes_found = stand.peak_extra_bytes(lambda: ours.launched(way, problem, cam, f))
-    row = {"part": "promise", "what": f"extra memory, {way} {problem.label()}", "status": "ok"}
-    if way == "prototypes":
+    cam, f = problem.draw(device.device, seed)
+    bytes_found = device.peak_extra_bytes(lambda: ours.launched(method, problem, cam, f))
+    row = {"part": "invariant", "what": f"extra memory, {method} {problem.label()}", "status": "ok"}
+    if method == "prototypes":
         return [row | {"goals": [GOALS["memory_prototypes"].row(round(bytes_found / MIB, 2))]}]
-    operands = operand_bytes(problem, ours.tiles(way, stand.gpu, problem)["config"])
+    operands = operand_bytes(problem, ours.tiles(method, device.gpu, problem)["config"])
     value = round((bytes_found - operands) / MIB, 2)
     return [row | {"goals": [GOALS["memory_tiled"].row(value, all_mib=round(bytes_found / MIB, 2))]}]
 
 
 def operand_bytes(problem: Problem, config: Any) -> int:
-    """Bytes of unit features, v, peaks and denominators as the tiled kernels lay them out."""
+    """Return the bytes of unit features, v, peaks and denominators as the tiled kernels lay them out."""
     align = config.block * config.bands if hasattr(config, "bands") else max(config.block_i, config.block_j)
     L_pad = math.ceil(problem.L / align) * align
     whole = config.block_c >= problem.C
@@ -165,5 +165,5 @@ def operand_bytes(problem: Problem, config: Any) -> int:
 
 
 def _row(what: str, kept: bool, why: str) -> dict[str, Any]:
-    row = {"part": "promise", "what": what, "status": "ok" if kept else "failed"}
+    row = {"part": "invariant", "what": what, "status": "ok" if kept else "failed"}
     return row if kept else row | {"why": why}

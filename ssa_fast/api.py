@@ -114,7 +114,7 @@ def explain(cam: ArrayLike, feats: StagesLike, **options: Any) -> Explanation:
         not rescaled). ``str()`` of it is the table that is printed.
     """
     request = validate(cam, feats, **options)
-    explanation = Explanation(plan_stages(request.stages), request.fusion)
+    explanation = Explanation(plan_stages(request.stages, read_signs=True), request.fusion)
     print(explanation)
     return explanation
 

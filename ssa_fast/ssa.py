@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_spec import resolve_classes
-from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
-from ssa_fast.ops.polish import polish_each_and_fuse
-from ssa_fast.ops.resize import minmax, resize
+from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
+from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
+from ssa_fast.ops.resize import resize
 from ssa_fast.result import SSAResult
 from ssa_fast.validation import (
     FusionOptions,
@@ -46,6 +46,9 @@ class SSA:
     Every image goes through the backbone once per scale and flip. For each of these views the seed CAM is polished in
     each stage (``ssa_fast.polish``) and the stages are fused; the results are summed over the views and min–max
     rescaled per image and class.
+
+    Where φ is the ReLU, the sign of a stage is read on each image, unless the forward pass shows that the stage is
+    non-negative by construction, such as the output of a ReLU that nothing has written to since (``models.signs``).
 
     Args:
         model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was.
@@ -123,8 +126,9 @@ class SSA:
         lines = [f"  model: {type(self.model).__name__}, images of {height} × {width}"]
         lines.append(f"  seed: {self.seed_kind} at {self.seed_layer}")
         for name, affinity in self.affinities.items():
-            shape, sign = " × ".join(map(str, self.info.stages[name].layout.shape)), self.info.signs[name]
-            lines.append(f"  {name}: {shape}, {sign}, {affinity} ({affinity_reason(self.affinity, sign)})")
+            ref, sign = self.info.stages[name], self.info.signs[name]
+            shape, known = " × ".join(map(str, ref.layout.shape)), sign_source(sign, ref.nonnegative_from is not None)
+            lines.append(f"  {name}: {shape}, {sign}{known}, {affinity} ({affinity_reason(self.affinity, sign)})")
         return "SSA(\n" + "\n".join(lines) + "\n)"
 
     def __call__(self, images: Tensor, classes: Classes = None) -> SSAResult:
@@ -154,7 +158,7 @@ class SSA:
             for name, maps in self._polish(features, chosen, self._output_size(images, sums)).items():
                 maps = maps.flip(-1) if flipped else maps
                 sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
-        rescaled = {name: minmax(maps).float() for name, maps in sums.items()}
+        rescaled = {name: maps.float() for name, maps in rescale_each(sums).items()}
         return SSAResult(
             cams=rescaled[CAMS],
             seed=rescaled[SEED],
@@ -187,6 +191,7 @@ class SSA:
                     self.affinities[name],
                     K=seed.shape[1],
                     dtype=result_dtype(seed.dtype, features.maps[name].dtype),
+                    nonnegative=True if name in features.nonnegative else None,
                     align_corners=self.align_corners,
                 )
                 for name in self.stage_names

@@ -228,7 +228,7 @@ def test_explain_at_a_size_too_large_to_run() -> None:
     assert float(chosen[2].replace(",", "")) == pytest.approx(4 * 1024**2 * 64 * 21 / 1e9, rel=0.01)
     assert (dense[0], dense[1], dense[3]) == ("64 x 1024 x 1024", "dense L x L", "4.0 TiB")
     why = "affinity phi=relu (auto: linear time, as the ReLU never acts)"
-    assert f"layer4, non-negative features: {why}; prototypes on torch, " in result.stdout
+    assert f"layer4, non-negative features (by construction): {why}; prototypes on torch, " in result.stdout
 
 
 @pytest.mark.slow
@@ -267,6 +267,7 @@ def test_models_table() -> None:
     assert re.search(r"mnasnet0_5 +│ 224 x 224 +│ .*signed +│ prototypes ", result.stdout)
     assert "\nnon-negative features: phi=relu (auto: linear time, as the ReLU never acts)\n" in result.stdout
     assert f"\nsigned features: {SIGNED_DEFAULT} (auto: linear time for features of any sign)\n" in result.stdout
+    assert "\nnon-negative by construction in 5 of 5 stages, read on each image in the others\n" in result.stdout
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
     assert "got neither" in refused("models")

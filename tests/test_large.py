@@ -18,6 +18,7 @@ from ssa_fast import SSA, Affinity, PixelBank, localize, polish
 from ssa_fast.large import LargeImageSSA, export, tiling
 from ssa_fast.large.receptive_field import measure_receptive_field
 from ssa_fast.large.resample import Window, resample, source_window
+from ssa_fast.large.tiles import TileExtractor
 from ssa_fast.localize import PostprocessOptions
 from ssa_fast.models import inspect_model
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.io.progress import Progress
     from ssa_fast.large import LargeImageResult
+    from ssa_fast.large.tiles import Tile, TileFeatures
 
     Run = Callable[..., LargeImageResult]
 
@@ -227,8 +229,16 @@ class SignedWhereDark(Pyramid):
         self.shifted = torch.nn.Identity()
 
 
-def test_cached_and_recomputed_features_give_the_same(large: Run) -> None:
+def test_cached_and_recomputed_features_give_the_same(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ssa, image = SSA(Pyramid()), random_image(130, 150)
+    proofs, extract = [], TileExtractor.extract
+
+    def record(self: TileExtractor, tile: Tile) -> TileFeatures:
+        features = extract(self, tile)
+        proofs.append(features.nonnegative >= {*ssa.stage_names})
+        return features
+
+    monkeypatch.setattr(TileExtractor, "extract", record)
     results = [
         large(ssa, image, classes, out=f"{n}.tif", disk=disk)
         for n, (classes, disk) in enumerate([([3], "auto"), ([3], 0), ("top1", "10MB"), ("top1", 0)])
@@ -238,6 +248,8 @@ def test_cached_and_recomputed_features_give_the_same(large: Run) -> None:
     for kept, again in (results[:2], results[2:]):
         assert torch.equal(written_cams(kept.cams), written_cams(again.cams))
         assert torch.equal(kept.logits, again.logits)
+    assert len(proofs) >= 8
+    assert all(proofs), "every stage ends in a ReLU"
 
 
 def test_a_stage_that_turns_out_signed_is_gathered_again(assert_as_whole: Run, tmp_path: Path) -> None:

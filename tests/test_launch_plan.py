@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from ssa_fast import Affinity, polish
 from ssa_fast.kernels.launch import call
 from ssa_fast.ops import launch_plan, launch_recorder
+from ssa_fast.ops import polish as polish_module
 from ssa_fast.ops.launch_recorder import ALIGNMENT, Recorder, Region, lay_out
-from ssa_fast.ops.polish import polish_each_and_fuse
+from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
+from ssa_fast.ops.resize import minmax
 from ssa_fast.validation import FusionOptions, StageRequest
 
 moments = pytest.importorskip("ssa_fast.kernels.moments", reason="needs Triton")
@@ -282,3 +284,14 @@ def test_no_two_regions_that_are_in_use_at_once_share_a_byte(drawn):
             apart = one.offset + one.nbytes <= other.offset or other.offset + other.nbytes <= one.offset
             assert apart or not at_once
     assert size <= sum(-(-region.nbytes // ALIGNMENT) * ALIGNMENT for region in drawn)
+
+
+def test_maps_are_rescaled_by_a_replay(monkeypatch):
+    monkeypatch.setattr(polish_module, "RESCALED", replace(polish_module.RESCALED, backend="triton"))
+    first, second = ({"seed": draw(2, 3, 4, 4, seed=seed), "stage": draw(2, 3, 9, 7, seed=seed)} for seed in (0, 1))
+    rescale_each(first)
+    assert len(the_plan().steps) == 4
+    replayed = rescale_each(second)
+    assert len(launch_plan.PLANS) == 1
+    for name, maps in second.items():
+        torch.testing.assert_close(replayed[name], minmax(maps), rtol=0, atol=1e-6)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssa_fast import Affinity, polish, reference
+from ssa_fast import Affinity, explain, polish, reference
 from ssa_fast.ops import features as features_module
 from ssa_fast.ops import tiled
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
@@ -296,3 +297,73 @@ def test_a_zero_feature_gives_the_mean_under_the_shifted_cosine(method, affinity
     torch.testing.assert_close(polish(cam, f, affinity=affinity, method=method)[..., 2, 3], mean)
     everywhere = polish(cam, torch.zeros_like(f), affinity=affinity, method=method)
     torch.testing.assert_close(everywhere, mean[..., None, None].expand_as(everywhere))
+
+
+class FeatureReads(TorchDispatchMode):
+    """Counts the elements of a tensor's memory that each operator reads; views read nothing."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.memory, self.reads = features.untyped_storage().data_ptr(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        views = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.arguments)
+        if not views and not func.name().startswith("aten::new_"):
+            self.reads += [(func, t.numel()) for t in tensors if t.untyped_storage().data_ptr() == self.memory]
+        return func(*args, **(kwargs or {}))
+
+
+def reads_of(cam, f, **options):
+    with FeatureReads(f) as counted:
+        polish(cam, f, **options)
+    return counted.reads
+
+
+UNKNOWN_SIGN = [("prototypes", LINEAR), ("second_order", SQUARE)]
+
+
+@pytest.mark.parametrize("layout", [lambda f: f, LAYOUTS["channels_last"]], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(("method", "affinity"), UNKNOWN_SIGN, ids=lambda p: str(p))
+def test_the_sign_is_read_part_by_part_just_before_the_norms(method, affinity, layout):
+    cam, f = torch.rand(2, 3, 31, 40), layout(torch.rand(2, 64, 31, 40))
+    known = reads_of(cam, f, affinity=affinity, method=method, nonnegative=True)
+    found = reads_of(cam, f, affinity=affinity, method=method)
+    signs = [(i, count) for i, (func, count) in enumerate(found) if func is torch.ops.aten.amin.default]
+    assert sum(count for _, count in signs) == f.numel()
+    assert max(count for _, count in signs) <= features_module.NORM_CHUNK
+    assert all(found[i + 1][1] == count for i, count in signs), "each part is read again at once"
+    assert max(count for _, count in found) <= features_module.TILE_ELEMENTS
+    assert sum(count for _, count in found) == sum(count for _, count in known) + f.numel()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [-1e-7, float("nan"), -float("inf")])
+def test_a_feature_that_is_not_non_negative_is_found_wherever_it_is(value, dtype, layout):
+    cam = torch.rand(2, 3, 22, 26)
+    for b, c, y, x in ((0, 0, 0, 0), (1, 66, 21, 25), (0, 33, 11, 0)):
+        f = torch.rand(2, 67, 22, 26).to(dtype)
+        f[b, c, y, x] = value
+        f = layout(f)
+        if not (f >= 0).all():  # the expanded batch has one image
+            found = polish(cam, f)
+            assert torch.equal(found.nan_to_num(7), polish(cam, f, nonnegative=False).nan_to_num(7))
+            for method, affinity in UNKNOWN_SIGN:
+                with pytest.raises(ValueError, match=rf"{method}.*: the features are not all known to be >= 0 \("):
+                    polish(cam, f, affinity=affinity, method=method)
+
+
+def test_a_negative_feature_in_the_first_tile_costs_hardly_anything():
+    cam, f = torch.rand(1, 3, 48, 48), torch.rand(1, 64, 48, 48)
+    f[0, 5, 0, 0] = -1
+    found, known = (reads_of(cam, f, nonnegative=sign) for sign in (None, False))
+    assert explain(cam, f)["0"].method != "prototypes" == explain(cam, f.abs())["0"].method
+    wasted = sum(count for _, count in found) - sum(count for _, count in known)
+    assert 0 < wasted <= features_module.NORM_CHUNK < f.numel() / 50
+
+
+def test_no_sign_is_read_for_a_stage_so_small_that_it_does_not_matter():
+    cam, f = torch.rand(1, 3, 7, 7), torch.rand(1, 64, 7, 7)
+    assert reads_of(cam, f) == reads_of(cam, f, nonnegative=True)
+    assert torch.equal(polish(cam, f), polish(cam, f, method="dense"))

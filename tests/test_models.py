@@ -83,6 +83,7 @@ def test_torchvision_family(name: str) -> None:
     assert [stage.name for stage in found] == [prefix + suffix for suffix in suffixes.split()]
     assert [stage.shape[1:] for stage in found] == [(side, side) for side in sides]
     assert [stage.sign for stage in found] == [{"+": NN, "±": SIGNED}[sign] for sign in signs]
+    assert [stage.proved for stage in found] == [sign == "+" for sign in signs]
     assert all(is_linear(stage) for stage in found)
     assert (row.description.seed_kind, row.description.seed_layer) == (kind, layer)
 
@@ -474,9 +475,10 @@ def test_classes_in_every_form() -> None:
         ([], ValueError, "at least one class"),
         ([[0], [1, 2]], ValueError, r"equally many classes for every image, got \[1, 2\]"),
         ([[0], [1], [2]], ValueError, r"B = 2 images, got \(3, 1\)"),
-        ([0.5], TypeError, "integers, got torch.float64"),
-        ([True], TypeError, "integers, got torch.bool"),
+        ([0.5], TypeError, "integers, got float64"),
+        ([True], TypeError, "integers, got bool"),
         (["cat"], TypeError, "expected integers"),
+        ([[0], 1], TypeError, "expected integers"),
         (1, TypeError, r"write \[index\] for a single class"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -10,11 +10,21 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssa_fast
 from ssa_fast import SSA, Affinity, SSAResult, reference
 from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
+from ssa_fast.ops import gpu_info
 from tests.networks import ClassMap, DeepHead, Pyramid, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ssa_fast.models.class_spec import Classes
+    from ssa_fast.ops.triton_backend import Stage
+    from ssa_fast.validation import FusionOptions
 
 ROUNDING = {"rtol": 0.0, "atol": 4 * torch.finfo(torch.float32).eps}  # of float64 numbers in [0, 1] to float32
 IMAGES = torch.randn(2, 3, 64, 96, dtype=torch.float64)
@@ -197,10 +207,11 @@ def test_repr_says_which_affinity_each_stage_has_and_why() -> None:
     model = trained()
     lines = repr(ssa(model, stages=["blocks.0", "blocks.1.conv"])).splitlines()
     assert lines[:3] == ["SSA(", "  model: Pyramid, images of 64 × 64", "  seed: cam at blocks.3"]
-    assert lines[3] == "  blocks.0: 8 × 32 × 32, non-negative, phi=relu (auto: linear time, as the ReLU never acts)"
+    why = "(auto: linear time, as the ReLU never acts)"
+    assert lines[3] == f"  blocks.0: 8 × 32 × 32, non-negative (by construction), phi=relu {why}"
     assert lines[4].startswith(f"  blocks.1.conv: 12 × 16 × 16, signed, {SIGNED_DEFAULT} (auto: linear time for ")
     asked = repr(ssa(model, stages=["blocks.0"], affinity=[Affinity(power=2)])).splitlines()
-    assert asked[3] == "  blocks.0: 8 × 32 × 32, non-negative, power=2 (asked for)"
+    assert asked[3] == "  blocks.0: 8 × 32 × 32, non-negative (by construction), power=2 (asked for)"
 
 
 @pytest.mark.parametrize("network", [Pyramid, DeepHead])
@@ -398,3 +409,97 @@ def test_a_compiled_network_is_the_network(in_place: bool) -> None:
 def test_torchscript_is_refused() -> None:
     with pytest.raises(TypeError, match="model: expected a network in Python, got TorchScript"):
         ssa(torch.jit.trace(trained().eval(), IMAGES))(IMAGES)
+
+
+class NoWait(TorchDispatchMode):
+    """Fails where a copy between host and device would wait; reading data fails under ``FakeTensorMode`` itself."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [each for each in (*args, out) if isinstance(each, Tensor)]
+        if len({each.device for each in tensors if each.ndim}) > 1:
+            source = tensors[1] if func is torch.ops.aten.copy_.default else tensors[0]
+            assert source.device.type == "cpu", f"{func} waits for the device"
+            assert {True} & {*args[2:], (kwargs or {}).get("non_blocking")}, f"{func} waits for the copy"
+        return out
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Pretend that there is a GPU, whose kernels return memory as it is; list their methods and fallbacks."""
+    seen: list[tuple[str, str | None]] = []
+
+    def polish_stages(cam: Tensor, stages: list[Stage]) -> list[Tensor]:
+        seen.extend((each.method, each.fallback) for each in stages)
+        sizes = [each.features.shape[2:] for each in stages]
+        return [cam.new_empty((*cam.shape[:2], *size), dtype=torch.float32) for size in sizes]
+
+    def fuse(maps: list[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+        seen.append(("fuse", None))
+        return maps[0].new_empty((*maps[0].shape[:2], *size))
+
+    def query(device: torch.device) -> tuple[gpu_info.Gpu | None, str]:
+        return (gpu_info.DEFAULT_GPU, "") if device.type == "cuda" else (None, "not a GPU")
+
+    monkeypatch.setattr("ssa_fast.ops.triton_backend.polish_stages", polish_stages)
+    monkeypatch.setattr("ssa_fast.ops.triton_backend.fuse", fuse)
+    monkeypatch.setattr("ssa_fast.ops.gpu_info.query", query)
+    return seen
+
+
+@pytest.mark.parametrize("classes", [None, "top2", [1, 4], [[0, 3], [2, 1]]], ids=str)
+@pytest.mark.parametrize(
+    ("network", "device"), [(Pyramid, "cuda"), (ClassMap, "cuda"), (Pyramid, "cpu"), (DeepHead, "cpu")]
+)
+def test_nothing_waits_for_the_gpu(
+    network: type[nn.Module], device: str, classes: Classes, calls: list[tuple[str, str | None]]
+) -> None:
+    """Without a driver there is no backward pass on "cuda", so the seed of ``DeepHead``, Grad-CAM, is made on "cpu"."""
+    stages = ["blocks.0", "blocks.1.down", "blocks.3"]
+    if device == "cuda":
+        stages.append("blocks.2.conv")  # of unknown sign; the CPU would read it
+    run = ssa(network(), stages=stages, scales=(1.0, 0.5), flip=True, affinity=Affinity())
+    assert run.seed_kind == ("grad-cam" if network is DeepHead else "cam")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device(device):
+            run.model = network()
+        images = torch.randn(2, 3, 64, 64, device=device)
+        forwards: list[object] = []
+        run.model.blocks[1].conv.register_forward_pre_hook(lambda *call: forwards.append(call))  # type: ignore[index, union-attr]
+        with NoWait():
+            result = run(images, classes)
+    assert result.cams.shape == (2, 1 if classes is None else 2, 64, 64)
+    assert {maps.device.type for maps in (result.cams, result.seed, result.logits, result.classes)} == {device}
+    assert len(forwards) == 4
+    fusions = 4 + 2 + len(stages)  # one per view, and one per map of the result that is rescaled; two launches each
+    assert [method for method, _ in calls].count("fuse") == (fusions if device == "cuda" else 0)
+
+
+def test_no_fallback_is_launched_for_stages_that_are_proved(calls: list[tuple[str, str | None]]) -> None:
+    run = ssa(Pyramid(), stages=["blocks.0", "blocks.1.conv", "blocks.2"], affinity=Affinity())
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            run.model = Pyramid()
+        run(torch.randn(1, 3, 2048, 2048, device="cuda"))
+    assert calls == [("prototypes", None), ("prototypes", "tiled"), ("prototypes", None), *[("fuse", None)] * 6]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.equal(x, x),
+        lambda x: x.cpu(),
+        lambda x: torch.ones(3).copy_(x),
+        lambda x: x.copy_(torch.ones(3)),
+        lambda x: torch.ones(3).to("cuda"),
+        lambda x: torch.tensor([1, 2], device="cuda"),
+    ],
+)
+def test_waiting_would_be_seen(wait: Callable[[Tensor], object]) -> None:
+    with FakeTensorMode(), NoWait():
+        x = torch.ones(3, device="cuda")
+        with pytest.raises((AssertionError, DataDependentOutputException, DynamicOutputShapeException)):
+            wait(x)

@@ -47,7 +47,7 @@ def command(
     with console.usage_errors(debug=debug):
         from ssa_fast import models
         from ssa_fast.models import zoo
-        from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
+        from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
         from ssa_fast.ops.cost_model import Problem, cost
         from ssa_fast.ops.dispatch import plan
 
@@ -70,7 +70,8 @@ def command(
             memory = [format_bytes(count) for count in (choice.cost.extra_memory, problem.L**2 * problem.itemsize)]
             rows.append((f"{name}\n{C} x {h} x {w}", f"{choice.method}\ndense L x L", flops, "\n".join(memory)))
             method = f"{choice.method} on {choice.backend}, {format_bytes(choice.cost.bytes_moved)} moved"
-            why = f"{sign} features: affinity {chosen} ({affinity_reason(asked, sign)})"
+            known = sign_source(sign, info.stages[name].nonnegative_from is not None)
+            why = f"{sign} features{known}: affinity {chosen} ({affinity_reason(asked, sign)})"
             reasons.append(f"{name}, {why}; {method}; {choice.why}")
     title = f"{model}, image {height} x {width}, K = {classes_count}, affinity {asked}, float32, {device}"
     screen = console.out()

@@ -92,6 +92,10 @@ def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | Non
         stages = [stage for row in rows if row.description for stage in row.description.stages]
         for line in dict.fromkeys(f"{each.sign} features: {each.affinity} ({each.why})" for each in stages):
             console.out().print(line, soft_wrap=True)
+        proofs = [stage.proved for stage in stages if stage.sign == "non-negative"]
+        if proofs:
+            known = f"by construction in {sum(proofs)} of {len(proofs)} stages"
+            console.out().print(f"non-negative {known}, read on each image in the others", soft_wrap=True)
     for row in rows:
         if row.error is not None:
             screen.print(f"failed: {row.name}: {row.error}", soft_wrap=True)

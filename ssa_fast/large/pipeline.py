@@ -192,7 +192,8 @@ class Pipeline:
         seed, held = whole_seed, Window(0, source[0], 0, source[1])
         for tile, features in self._tile_features("gather"):
             assumed = [name for name in methods if methods[name] == "prototypes" and not affinities[name].any_sign]
-            signed = [name for name in assumed if bool((features.stages[name] < 0).any())]
+            unproved = [name for name in assumed if name not in features.nonnegative]
+            signed = [name for name in unproved if bool((features.stages[name] < 0).any())]
             if signed:
                 methods.update(dict.fromkeys(signed, "pixel_bank"))
                 return None

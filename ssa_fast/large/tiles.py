@@ -38,6 +38,7 @@ class TileFeatures:
     stages: dict[str, Tensor]  # stage -> (C, h, w) of the core
     seed: Tensor | None  # (C, h, w) of the seed layer, core and margin; None where the caller gave the seed
     seed_window: Window  # where ``seed`` lies in the whole map
+    nonnegative: frozenset[str]  # stages that are ≥ 0 by construction
 
 
 class TileExtractor:
@@ -79,15 +80,16 @@ class TileExtractor:
         """Return a tile's features, computed or read from the cache."""
         path = self.cache / f"{tile.number}.pt"
         if path.exists():
-            stages, seed, seed_window = torch.load(path, weights_only=True, map_location=self.device)
-            return TileFeatures(stages, seed, Window(*seed_window))
+            stages, seed, seed_window, nonnegative = torch.load(path, weights_only=True, map_location=self.device)
+            return TileFeatures(stages, seed, Window(*seed_window), frozenset(nonnegative))
         features = self._compute(tile)
         if tile.number == 0:
             held = [each.nbytes for each in (*features.stages.values(), features.seed) if each is not None]
             self.cached = sum(held) * math.prod(self.size) / math.prod(tile.core.shape) <= self.disk
         if self.cached:
             self.cache.mkdir(exist_ok=True)
-            torch.save((features.stages, features.seed, tuple(features.seed_window)), path)
+            kept = (features.stages, features.seed, tuple(features.seed_window), sorted(features.nonnegative))
+            torch.save(kept, path)
         return features
 
     def core(self, name: str, tile: Tile) -> Window:
@@ -102,7 +104,8 @@ class TileExtractor:
         self.forwards += 1
         pixels = torch.tensor(self.reader.read(*tile.window), device=self.device).permute(2, 0, 1)
         pixels = pixels.to(self.working_dtype).div_(255.0).sub_(self.mean).div_(self.std)
-        maps = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources).maps
+        extracted = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources)
+        maps = extracted.maps
         held = {}  # where the maps lie in the whole ones; around the core their values may differ
         for name, stride in self.tiling.field.strides.items():
             y0, x0 = tile.window.y0 // stride, tile.window.x0 // stride
@@ -122,7 +125,7 @@ class TileExtractor:
                 )
             stages[name] = crop(name, core)
         if self.tiling.margin is None:
-            return TileFeatures(stages, None, Window(0, 0, 0, 0))
+            return TileFeatures(stages, None, Window(0, 0, 0, 0), extracted.nonnegative)
         layer = self.ssa.info.seed.layer
         seed_window = self.core(layer, tile).padded(self.tiling.margin, held[layer])
-        return TileFeatures(stages, crop(layer, seed_window), seed_window)
+        return TileFeatures(stages, crop(layer, seed_window), seed_window, extracted.nonnegative)

@@ -16,6 +16,9 @@ Classes: TypeAlias = "str | Sequence[int] | Sequence[Sequence[int]] | Tensor | n
 def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     """Return the class indices (B, K), int64, on the logits' device.
 
+    Indices are checked on the host and copied from there without waiting for the device; only those in a tensor on the
+    device have to be fetched first.
+
     Args:
         classes: None or "predicted" (the most probable class of each image), "topN" such as "top5", class indices (K,)
             for all images, or (B, K): lists or an integer tensor or array.
@@ -29,24 +32,23 @@ def resolve_classes(classes: Classes, logits: Tensor) -> Tensor:
     if classes is None or isinstance(classes, str):
         count = parse_count("predicted" if classes is None else classes, num_classes)
         return logits.topk(count, dim=1).indices
-    index = _as_tensor(classes)
-    if index.numel() == 0:
+    values = _as_array(classes)
+    if values.size == 0:
         raise ValueError('classes: expected at least one class, got none; pass class indices, "predicted" or "topN"')
-    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"classes: expected integers, got {index.dtype}; pass class indices")
-    if index.ndim == 1:
-        index = index.expand(images, -1)
-    if index.ndim != 2 or len(index) != images:
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"classes: expected integers, got {values.dtype}; pass class indices")
+    if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) != images):
         raise ValueError(
-            f"classes: expected (K,) or (B, K) indices with B = {images} images, got {tuple(index.shape)}; "
+            f"classes: expected (K,) or (B, K) indices with B = {images} images, got {values.shape}; "
             "pass one list for all images or one per image"
         )
-    wrong = index[(index < 0) | (index >= num_classes)].tolist()
-    if wrong:
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if wrong.size:
         raise ValueError(
             f"classes: expected indices in 0..{num_classes - 1}, the model's outputs, got {wrong[0]}; correct it"
         )
-    return index.to(logits.device, torch.int64, copy=True)
+    index = np.broadcast_to(values, (images, values.shape[-1])).astype(np.int64)
+    return torch.from_numpy(index).to(logits.device, non_blocking=True)
 
 
 def parse_count(text: str, num_classes: int) -> int:
@@ -60,9 +62,12 @@ def parse_count(text: str, num_classes: int) -> int:
     return count
 
 
-def _as_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray) -> Tensor:
-    if isinstance(classes, Tensor | np.ndarray):
-        return torch.as_tensor(classes)
+def _as_array(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.ndarray) -> np.ndarray:
+    """Return the classes as an array, before anything about them is checked."""
+    if isinstance(classes, Tensor):
+        classes = np.asarray(classes.tolist())
+    if isinstance(classes, np.ndarray):
+        return classes
     if not isinstance(classes, Sequence):
         raise TypeError(
             f'classes: expected "predicted", "topN", or a list of class indices, got {classes!r}; '
@@ -75,6 +80,6 @@ def _as_tensor(classes: Sequence[int] | Sequence[Sequence[int]] | Tensor | np.nd
             "run images with different numbers of classes separately"
         )
     try:
-        return torch.as_tensor(np.asarray(classes))
+        return np.asarray(classes)
     except (TypeError, ValueError) as error:
         raise TypeError(f"classes: expected integers, got {classes!r}; pass class indices") from error

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
-from ssa_fast.models.trace import LayerRef, hooked_inference
+from ssa_fast.models.signs import SignTracker
+from ssa_fast.models.trace import LayerRef, has_hooks, hooked_inference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,12 +24,14 @@ class Features:
     Attributes:
         image_size: (H, W) of the images.
         maps: Module name -> (B, C, h, w), a view without gradient.
+        nonnegative: Names of the maps that are ≥ 0 by construction, as this forward pass itself has shown.
         logits: (B, num_classes); with ``gradient_from``, the end of a graph that begins at ``leaf``.
         leaf: Raw output of the ``gradient_from`` layer, else None.
     """
 
     image_size: tuple[int, int]
     maps: dict[str, Tensor]
+    nonnegative: frozenset[str] = frozenset()
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     leaf: Tensor | None = None
 
@@ -41,11 +44,19 @@ def extract_features(
     The graph begins at ``gradient_from``, whose hook enables gradients: up to that layer the pass needs no memory for
     gradients, and frozen parameters do not matter. The model's modes, hooks and gradients are restored.
 
+    Where the trace proved a map non-negative, PyTorch's functions are followed again (``SignTracker``), so that nothing
+    is assumed of the model: edited, or on another branch, it has no proof. They are followed from where the proof began
+    in the trace until the map is returned or overwritten; if the model has hooks, which may write anywhere, all along.
+
     Raises:
         ValueError: A layer was not called, or did not return a map, as it did in the trace.
     """
     outputs: dict[str, Tensor] = {}
     leaf: Tensor | None = None
+    signs, proved = SignTracker(), [ref for ref in refs.values() if ref.nonnegative_from is not None]
+    spans = [(ref.nonnegative_from or "", None if ref.relu_inplace else ref.name) for ref in proved]
+    if spans and has_hooks(model):
+        spans = [("", None)]
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         nonlocal leaf
@@ -67,7 +78,7 @@ def extract_features(
 
     names = {*refs, gradient_from.name} if gradient_from else refs
     hooks = {name: partial(hook, name) for name in names}
-    with hooked_inference(model, hooks):
+    with hooked_inference(model, hooks), signs.during(model, spans):
         logits = find_logits(model(images.clone() if images.is_inference() else images))
     image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():
@@ -76,4 +87,5 @@ def extract_features(
                 f"stages: expected the network to call {name!r} as on the sample image, but it did not; name others"
             )
         maps[name] = ref.layout.view(outputs[name].detach(), image_size)
-    return Features(image_size, maps, logits, leaf)
+    nonnegative = frozenset(name for name in maps if signs.holds(outputs[name]))
+    return Features(image_size, maps, nonnegative, logits, leaf)

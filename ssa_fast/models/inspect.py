@@ -59,11 +59,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage on the sample image: module, (C, H, W), sign of the features, affinity and why, polishing method."""
+    """One stage on the sample image: module, (C, H, W), sign of the features, affinity and why, polishing method.
+
+    ``proved`` says whether the features are non-negative by construction, on every image.
+    """
 
     name: str
     shape: tuple[int, int, int]
     sign: Sign
+    proved: bool
     affinity: Affinity
     why: str
     method: str
@@ -146,7 +150,8 @@ def describe(
         layout, sign = info.stages[name].layout, info.signs[name]
         problem = Problem(1, classes, layout.channels, layout.pixels, chosen, nonnegative=sign == "non-negative")
         why, method = affinity_reason(affinity, sign), plan(problem).method
-        described.append(StageDescription(name, layout.shape, sign, chosen, why, method))
+        proved = info.stages[name].nonnegative_from is not None
+        described.append(StageDescription(name, layout.shape, sign, proved, chosen, why, method))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     seed_kind, seed_layer = info.seed.kind, info.seed.layer
     return ModelDescription(tuple(described), seed_kind, seed_layer, info.trace_size, info.num_classes, parameters)

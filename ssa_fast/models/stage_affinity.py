@@ -51,3 +51,10 @@ def choose_affinities(affinity: StageAffinities, signs: Mapping[str, Sign]) -> d
 def affinity_reason(affinity: StageAffinities, sign: Sign) -> str:
     """Return in words why a stage whose features have ``sign`` has the affinity that ``choose_affinities`` returns."""
     return REASONS[sign] if affinity == "auto" else "asked for"
+
+
+def sign_source(sign: Sign, proved: bool) -> str:
+    """Return in words how it is known, on other images than the sample image, that a stage is non-negative."""
+    if sign == "signed":
+        return ""
+    return " (by construction)" if proved else " (read on each image)"

@@ -6,12 +6,13 @@ import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
+from ssa_fast.models.signs import SignTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerRef:
-    """Reference to a module whose output is a map: its name, its layout, and how it is overwritten."""
+    """Reference to a module whose output is a map: its name, its layout, how it is overwritten, what its sign is.
+
+    ``nonnegative_from`` is the module after whose call the trace's proof begins that the map is ≥ 0 by construction, ""
+    the whole model; None without a proof.
+    """
 
     name: str
     layout: TensorLayout
     modified_inplace: bool = False
     relu_inplace: bool = False
+    nonnegative_from: str | None = None
 
     @property
     def needs_copy(self) -> bool:
@@ -65,6 +71,17 @@ class ForwardTrace:
     logits: Tensor
 
 
+class _Output(NamedTuple):
+    """Output of a module as it returned it: version, some elements, sign of all, and what proves it (``LayerRef``)."""
+
+    tensor: Tensor
+    layout: TensorLayout | None
+    version: int
+    sample: Tensor
+    positive: bool
+    nonnegative_from: str | None
+
+
 def _is_linear_map(module: nn.Module) -> bool:
     """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
     if isinstance(module, nn.Conv2d):
@@ -79,7 +96,9 @@ def _sample_elements(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def hooked_inference(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def hooked_inference(
+    model: nn.Module, hooks: Mapping[str, Callable[..., Any]], pre_hooks: Mapping[str, Callable[..., Any]] | None = None
+) -> Iterator[None]:
     """Hook the named modules, in evaluation mode and without gradients; restore hooks and modes.
 
     Modules compiled by ``torch.compile`` ignore hooks registered after their first call, so they run uncompiled here.
@@ -89,15 +108,24 @@ def hooked_inference(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) 
     compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in modules.values())
     stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    handles += [modules[name].register_forward_pre_hook(hook) for name, hook in (pre_hooks or {}).items()]
     try:
         with torch.inference_mode(False), torch.no_grad(), stance:
-            model.eval()
+            if training:
+                model.eval()
             yield
     finally:
         for handle in handles:
             handle.remove()
         for module in training:
             module.training = True
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Return whether a forward hook is registered at one of the modules, or at all."""
+    hooks = [torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks]
+    hooks += [each for module in model.modules() for each in (module._forward_hooks, module._forward_pre_hooks)]
+    return any(hooks)
 
 
 def find_fixed_size(model: nn.Module) -> tuple[int, int] | None:
@@ -125,11 +153,15 @@ def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
 
 def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
     """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails."""
-    outputs: dict[str, tuple[Tensor, TensorLayout | None, int, Tensor, bool]] = {}
+    outputs: dict[str, _Output] = {}
     inputs: dict[str, Tensor] = {}
     grids: list[tuple[int, int]] = []
+    signs = SignTracker()
 
-    def observe(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        signs.called.append(name)
+
+    def leave(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tensor = find_first_tensor(output)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
@@ -137,11 +169,14 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
         if layout is not None and layout.kind != "tokens":
             grids.append(layout.shape[1:])
         outputs.pop(name, None)  # a module called again moves to the end
-        outputs[name] = (tensor, layout, tensor._version, _sample_elements(tensor).clone(), bool(tensor.amin() >= 0))
+        sample, positive = _sample_elements(tensor).clone(), bool(tensor.amin() >= 0)
+        outputs[name] = _Output(tensor, layout, tensor._version, sample, positive, signs.proved_from(tensor))
         if _is_linear_map(module) and args and isinstance(args[0], Tensor):
             inputs[name] = args[0]
 
-    with hooked_inference(model, {name: partial(observe, name) for name, _ in model.named_modules() if name}):
+    names = [name for name, _ in model.named_modules() if name]
+    hooks = ({name: partial(hook, name) for name in names} for hook in (leave, enter))
+    with hooked_inference(model, *hooks), signs:
         image = make_trace_image(model, image_size)
         try:
             output = model(image)
@@ -151,10 +186,12 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
                 f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
     trace = ForwardTrace(image_size, {}, {}, inputs, find_logits(output))
-    for name, (tensor, layout, version, sample, positive) in outputs.items():
+    for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
         relu = modified and torch.equal(_sample_elements(tensor), sample.relu())
         trace.layers[name] = LayerTrace(tensor, modified, positive or relu)
         if layout is not None:
-            trace.maps[name] = LayerRef(name, layout, modified, relu)
+            copied = modified and not relu
+            proof = proved_from if copied else signs.proved_from(tensor)
+            trace.maps[name] = LayerRef(name, layout, modified, relu, proof)
     return trace

@@ -18,15 +18,20 @@ TILE_ELEMENTS = 1 << 21  # 8 MB of float32: long enough for a matrix product's f
 NORM_CHUNK = 1 << 18  # elements summed at once when norms are computed: 1 MB, in a core's own cache
 
 
+class NegativeFeatureError(Exception):
+    """Raised where a feature is not ≥ 0 (it may be NaN), for a method that is exact only if all are."""
+
+
 class UnitFeatures:
     """``(B, C, H, W)`` features seen as ``(B, C, L)`` unit features, without a copy of more than a tile.
 
     NCHW, channels_last, sliced and expanded tensors are read in place: where H and W can be merged a tile is a view,
     elsewhere only the rows that a tile touches are gathered. Tiles come in ``dtype``, the dtype of the computation.
+    With ``check_sign`` a feature that is not ≥ 0 raises ``NegativeFeatureError`` when its norm would be computed.
     """
 
-    def __init__(self, features: Tensor, affinity: Affinity, dtype: torch.dtype) -> None:
-        self.features, self.affinity, self.dtype = features, affinity, dtype
+    def __init__(self, features: Tensor, affinity: Affinity, dtype: torch.dtype, *, check_sign: bool = False) -> None:
+        self.features, self.affinity, self.dtype, self.check_sign = features, affinity, dtype, check_sign
         self.B, self.C, self.H, self.W = features.shape
         self.L = self.H * self.W
         mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
@@ -86,7 +91,7 @@ class UnitFeatures:
     def _compute_norms(self, hi: int) -> None:
         """Compute the inverse norms of all pixels before ``hi`` that have none yet."""
         tile = self.centered(self._num_norms, hi)
-        norms = _norms(tile).add_(self.affinity.norm_eps)
+        norms = _norms(tile, self.check_sign).add_(self.affinity.norm_eps)
         if self.affinity.norm_eps == 0:
             norms.masked_fill_(norms == 0, float("inf"))  # the unit feature of a zero feature is 0
         torch.reciprocal(norms, out=self._inverse_norms[:, :, self._num_norms : hi])
@@ -109,14 +114,24 @@ class UnitFeatures:
         return total / self.L
 
 
-def _norms(tile: Tensor) -> Tensor:
-    """Return ``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``."""
-    B, _, n = tile.shape
+def _norms(tile: Tensor, check_sign: bool) -> Tensor:
+    """Return ``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``; see ``_checked``."""
+    B, C, n = tile.shape
     if tile.stride(1) == 1:
-        return torch.linalg.vector_norm(tile, dim=1, keepdim=True)
+        pixels = max(1, NORM_CHUNK // (B * C)) if check_sign else n
+        parts = tile.split(pixels, dim=2)
+        norms = [torch.linalg.vector_norm(_checked(part, check_sign), dim=1, keepdim=True) for part in parts]
+        return torch.cat(norms, dim=2)
     # PyTorch's norm over a strided dimension takes eight times as long as these sums over groups of channels.
     first, *others = tile.split(max(1, NORM_CHUNK // (B * n)), dim=1)
-    squares = first * first
+    squares = _checked(first, check_sign) * first
     for part in others:
-        squares[:, : part.shape[1]].addcmul_(part, part)
+        squares[:, : part.shape[1]].addcmul_(_checked(part, check_sign), part)
     return squares.sum(dim=1, keepdim=True).sqrt_()
+
+
+def _checked(part: Tensor, check_sign: bool) -> Tensor:
+    """Return a part that is about to be read: checked now, it comes from the core's own cache the second time."""
+    if check_sign and not bool(part.amin() >= 0):
+        raise NegativeFeatureError
+    return part

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OPTIONS = [field.name for field in fields(StageRequest) if field.name != "features"]
 UNFUSED = FusionOptions("mean", (1.0,), rescale=False, size=None)
+RESCALED = FusionOptions("max", (1.0,), rescale=True, size=None)  # a single map, at its own size
 
 
 def polish_and_fuse(
@@ -35,7 +36,8 @@ def polish_and_fuse(
         keep_stages: Return the stages' polished CAMs too, before it.
 
     Raises:
-        ValueError: A method or backend that was asked for cannot polish a stage exactly; nothing is computed then.
+        ValueError: A method or backend that was asked for cannot polish a stage exactly; nothing is computed then, but
+            for what precedes a negative feature on the CPU.
     """
     plans = plan_stages(requests)
 
@@ -67,3 +69,18 @@ def polish_each_and_fuse(
 def polish_one(cam: Tensor, request: StageRequest) -> Tensor:
     """Return the polished CAM of one stage, at its own size and not rescaled."""
     return polish_each_and_fuse(cam, {"": request}, UNFUSED)[1]
+
+
+def rescale_each(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every map ``(B, K, H, W)`` min–max rescaled per image and class, on a GPU by the kernels of the fusion."""
+    first, *others = maps.values()
+
+    def run() -> list[Tensor]:
+        return [fuse({"": each}, RESCALED) for each in maps.values()]
+
+    key = launch_plan.call_key(first, others, (RESCALED,))
+    if plan := launch_plan.find(key):
+        rescaled = plan.replay([first, *others])
+    else:
+        rescaled = run() if key is None else launch_recorder.record(key, [first, *others], run)
+    return dict(zip(maps, rescaled, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,8 +12,8 @@ from ssa_fast import reference
 from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, torch_backend, triton_backend
 from ssa_fast.ops.cost_model import Problem
-from ssa_fast.ops.dispatch import needs_sign, plan
-from ssa_fast.ops.features import UnitFeatures
+from ssa_fast.ops.dispatch import needs_sign, not_supported_reasons, plan
+from ssa_fast.ops.features import NegativeFeatureError, UnitFeatures
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
@@ -26,25 +27,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """A planned stage: the request, its numbers, and the choice made."""
+    """A planned stage: the request, its numbers, and the choice made.
+
+    ``check_sign`` is set where the choice is good for features ≥ 0 only, and running it will show whether they are.
+    """
 
     request: StageRequest
     problem: Problem
     choice: Choice
+    check_sign: bool = False
 
     @property
     def depends_on_data(self) -> bool:
-        """Whether the choice was made after the features' sign had been read."""
-        return self.problem.nonnegative is not self.request.nonnegative
+        """Whether the features' sign was read for the choice, or will be when it is run."""
+        return self.check_sign or self.problem.nonnegative is not self.request.nonnegative
 
 
-def plan_stages(requests: Mapping[str, StageRequest]) -> dict[str, StagePlan]:
-    """Plan every stage before any is computed, so that a refusal costs nothing."""
-    return {name: plan_stage(request) for name, request in requests.items()}
+def plan_stages(requests: Mapping[str, StageRequest], *, read_signs: bool = False) -> dict[str, StagePlan]:
+    """Plan every stage before any is computed, so that a refusal costs nothing (one by ``run_stage`` costs a tile)."""
+    return {name: plan_stage(request, read_sign=read_signs) for name, request in requests.items()}
 
 
-def plan_stage(request: StageRequest) -> StagePlan:
+def plan_stage(request: StageRequest, *, read_sign: bool = False) -> StagePlan:
     """Choose method and backend of a stage; read the features' sign where the host has to know it.
+
+    On the CPU it need not, unless ``read_sign`` asks for the choice that the features lead to: the methods find a
+    negative feature when they first read its tile, and ``run_stage`` then chooses again.
 
     Raises:
         ValueError: The method or backend named cannot polish this stage exactly, with the reasons.
@@ -67,6 +75,11 @@ def plan_stage(request: StageRequest) -> StagePlan:
         no_gpu=no_gpu,
     )
     if needs_sign(problem, request.method, request.backend):
+        if problem.device == "cpu" and not read_sign:
+            choice = plan(replace(problem, nonnegative=True), request.method, request.backend)
+            if choice.backend == "torch":
+                reasons = not_supported_reasons(choice.method, "torch", replace(problem, nonnegative=False))
+                return StagePlan(request, problem, choice, check_sign=bool(reasons))
         nonnegative = UnitFeatures(features, request.affinity, features.dtype).nonnegative()
         problem = replace(problem, nonnegative=nonnegative)
     return StagePlan(request, problem, plan(problem, request.method, request.backend))
@@ -78,7 +91,11 @@ def run_stage(cam: Tensor, stage: StagePlan) -> Tensor:
 
 
 def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:
-    """Return the polished CAM of each stage; those that the kernels do share what they compute of the CAM."""
+    """Return the polished CAM of each stage; those that the kernels do share what they compute of the CAM.
+
+    Raises:
+        ValueError: A feature is not ≥ 0, as a method that was asked for needs it.
+    """
     by_kernels = [_for_kernels(stage) for stage in stages if stage.choice.backend == "triton"]
     polished = iter(triton_backend.polish_stages(cam, by_kernels) if by_kernels else ())
     maps = []
@@ -89,8 +106,16 @@ def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:
         elif choice.backend == "reference":
             maps.append(_polish_by_reference(cam, request))
         else:
-            options = {"method": choice.method, "dtype": request.dtype, "align_corners": request.align_corners}
-            maps.append(call(torch_backend.polish_stage, cam, request.features, request.affinity, **options))
+            arguments = (cam, request.features, request.affinity)
+            options: dict[str, Any] = {"dtype": request.dtype, "align_corners": request.align_corners}
+            if stage.check_sign:
+                with suppress(NegativeFeatureError):
+                    maps.append(
+                        torch_backend.polish_stage(*arguments, method=choice.method, check_sign=True, **options)
+                    )
+                    continue
+                choice = plan(replace(stage.problem, nonnegative=False), request.method, request.backend)
+            maps.append(call(torch_backend.polish_stage, *arguments, method=choice.method, **options))
     return maps
 
 

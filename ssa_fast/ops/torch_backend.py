@@ -29,7 +29,14 @@ PROPAGATE: dict[str, Callable[..., Tensor]] = {
 
 
 def polish_stage(
-    cam: Tensor, features: Tensor, affinity: Affinity, *, method: str, dtype: torch.dtype, align_corners: bool
+    cam: Tensor,
+    features: Tensor,
+    affinity: Affinity,
+    *,
+    method: str,
+    dtype: torch.dtype,
+    align_corners: bool,
+    check_sign: bool = False,
 ) -> Tensor:
     """Return ``out_kj = Σ_i cam_ki a_ij / (Σ_i a_ij + sum_eps)``, applied ``steps`` times, by ``method``.
 
@@ -41,13 +48,18 @@ def polish_stage(
             sure that it is exact here.
         dtype: Of the computation and the result, float32 or float64.
         align_corners: Of the bilinear resizing of the CAM.
+        check_sign: Whether "prototypes" or "second_order" still has to find out that all features are ≥ 0; each tile is
+            read for it while it is in cache.
 
     Returns:
         ``(B, K, H, W)``.
+
+    Raises:
+        NegativeFeatureError: ``check_sign``, and a feature is not ≥ 0; if the first tile has one, little was computed.
     """
     H, W = features.shape[2:]
     with torch.autocast(cam.device.type, enabled=False):  # autocast would take float32 out of the accumulation
-        unit_features = UnitFeatures(features, affinity, dtype)
+        unit_features = UnitFeatures(features, affinity, dtype, check_sign=check_sign)
         cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
         for _ in range(affinity.steps):
             cam = PROPAGATE[method](cam, unit_features)

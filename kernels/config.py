@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -50,7 +51,10 @@ class Full:
 
 @dataclass(frozen=True)
 class Symmetric:
-    """Tiles of the symmetric kernel: ``bands`` blocks of ``block`` pixels a program, ``chunk`` a group."""
+    """Tiles of the symmetric kernel: ``bands`` blocks of ``block`` pixels × one at a time, ``chunk`` a group at most.
+
+    ``programs`` is how many run at a time on a GPU of the table's kind.
+    """
 
     block: int
     block_c: int
@@ -59,12 +63,22 @@ class Symmetric:
     rows: int
     num_warps: int
     num_stages: int
+    programs: int = 128
 
     def __post_init__(self) -> None:
         if self.chunk % self.bands:
             raise ValueError(
                 f"chunk: expected a multiple of bands ({self.bands}), got {self.chunk}; change one of them"
             )
+
+    def balanced_chunk(self, L: int, layers: int = 1) -> int:
+        """Return the blocks per group of ``L`` pixels with which ``layers`` layers keep ``programs`` programs busy.
+
+        The pairs of G groups are G·(G − 1)/2 programs, and G with half the work: G²/2 in all.
+        """
+        groups = max(1, math.isqrt(2 * self.programs // layers))
+        blocks = -(-L // self.block)
+        return min(self.chunk, -(-blocks // (groups * self.bands)) * self.bands)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels.launch import launch
-from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, write_polished
+from ssa_fast.kernels.products import (
+    add_cosines,
+    add_weighted,
+    apply_phi,
+    compiler_options,
+    load_halves,
+    write_polished,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -300,8 +307,7 @@ def _launch_pairs(operands: Operands, config: Symmetric, layers: int, part: Regi
         C_PAD=operands.C_pad,
         HELD=config.block_c >= operands.C_pad,
         BLOCK_C=min(config.block_c, operands.C_pad),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **compiler_options(config.num_warps, config.num_stages),
         **arguments,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -72,13 +71,18 @@ class Symmetric:
             )
 
     def balanced_chunk(self, L: int, layers: int = 1) -> int:
-        """Return the blocks per group of ``L`` pixels with which ``layers`` layers keep ``programs`` programs busy.
+        """Return the blocks per group of ``L`` pixels with which ``layers`` layers are done soonest.
 
-        The pairs of G groups are G·(G − 1)/2 programs, and G with half the work: G²/2 in all.
+        The pairs of G groups are G·(G − 1)/2 programs, and G with half the work: G²/2 in all. Time is counted in tiles:
+        ``chunk``² products, and 2·``chunk`` sums to store and add, which take about half as long each.
         """
-        groups = max(1, math.isqrt(2 * self.programs // layers))
         blocks = -(-L // self.block)
-        return min(self.chunk, -(-blocks // (groups * self.bands)) * self.bands)
+
+        def time(chunk: int) -> float:
+            groups = -(-blocks // chunk)
+            return max(1.0, layers * groups**2 / (2 * self.programs)) * (chunk**2 + chunk)
+
+        return min(range(self.bands, self.chunk + 1, self.bands), key=time)
 
 
 @dataclass(frozen=True)

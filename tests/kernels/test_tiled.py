@@ -5,6 +5,7 @@ This includes bfloat16, since its features become float16 before ``tl.dot``.
 
 from __future__ import annotations
 
+import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from ssa_fast import Affinity, reference
 from ssa_fast.kernels.config import Full, Prepare, Symmetric
+from ssa_fast.ops import tile_tables
 from tests.accuracy import assert_as_accurate
 
 tiled = pytest.importorskip("ssa_fast.kernels.tiled", reason="needs Triton")
@@ -275,11 +277,25 @@ def test_bitwise_repeatable(polish: Polish, config: Full | Symmetric) -> None:
 
 
 @pytest.mark.parametrize(
-    ("L", "layers", "chunk"), [(16384, 1, 16), (65536, 1, 32), (1024, 1, 2), (16384, 8, 32), (9, 1, 2)]
+    ("L", "layers", "chunk"), [(16384, 1, 16), (65536, 1, 32), (2100, 1, 2), (1024, 1, 2), (16384, 16, 32), (9, 1, 2)]
 )
 def test_groups_keep_all_programs_busy(L: int, layers: int, chunk: int) -> None:
     config = Symmetric(block=64, block_c=64, bands=2, chunk=32, rows=32, num_warps=8, num_stages=2, programs=132)
     assert config.balanced_chunk(L, layers) == chunk
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"])
+def test_shipped_tiles_fill_a_gpu(arch: str) -> None:
+    """Count the programs of one image: 100, or most of those that a smaller GPU runs at a time."""
+    path = tile_tables.SHIPPED / f"{arch}.json"
+    table = tile_tables.entries(tile_tables.read(path), path)
+    for L in range(209, 4500, 91):
+        for C, phi, precision in itertools.product((64, 512), ("relu", "exp"), ("default", "high")):
+            entry = tile_tables.nearest(table, "tiled", C=C, L=L, K=20, dtype="float16", precision=precision, phi=phi)
+            assert entry is not None
+            assert isinstance(entry.config, Symmetric)
+            groups = -(-L // (entry.config.block * entry.config.balanced_chunk(L)))
+            assert groups * (groups + 1) // 2 >= min(100, 0.8 * entry.config.programs), (L, C, phi, precision)
 
 
 @pytest.mark.parametrize("groups", range(1, 8))

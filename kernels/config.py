@@ -50,7 +50,10 @@ class Full:
 
 @dataclass(frozen=True)
 class Symmetric:
-    """Tiles of the symmetric kernel: ``bands`` blocks of ``block`` pixels a program, ``chunk`` a group."""
+    """Tiles of the symmetric kernel: ``bands`` blocks of ``block`` pixels × one at a time, ``chunk`` a group at most.
+
+    ``programs`` is how many run at a time on a GPU of the table's kind.
+    """
 
     block: int
     block_c: int
@@ -59,12 +62,27 @@ class Symmetric:
     rows: int
     num_warps: int
     num_stages: int
+    programs: int = 128
 
     def __post_init__(self) -> None:
         if self.chunk % self.bands:
             raise ValueError(
                 f"chunk: expected a multiple of bands ({self.bands}), got {self.chunk}; change one of them"
             )
+
+    def balanced_chunk(self, L: int, layers: int = 1) -> int:
+        """Return the blocks per group of ``L`` pixels with which ``layers`` layers are done soonest.
+
+        The pairs of G groups are G·(G − 1)/2 programs, and G with half the work: G²/2 in all. Time is counted in tiles:
+        ``chunk``² products, and 2·``chunk`` sums to store and add, which take about half as long each.
+        """
+        blocks = -(-L // self.block)
+
+        def time(chunk: int) -> float:
+            groups = -(-blocks // chunk)
+            return max(1.0, layers * groups**2 / (2 * self.programs)) * (chunk**2 + chunk)
+
+        return min(range(self.bands, self.chunk + 1, self.bands), key=time)
 
 
 @dataclass(frozen=True)

@@ -46,16 +46,22 @@ def load_centered(pixel_ptr, mean_ptr, offs_c, C, stride_fc, mask):
 
 
 @triton.jit
-def add_squares(f, squares, inverse):
+def add_squares(f, squares, inverse, PLAIN: tl.constexpr):
     """Add a tile's squares to ``squares``, sums scaled by ``inverse``²; return both, updated.
 
     ``inverse``, a power of two per pixel, follows the largest feature so far, so no square leaves float32's range.
+    PLAIN: it is 1, and the squares are added element by element.
     """
-    _, to_unit = floor_power_of_two(tl.minimum(tl.max(tl.abs(f), axis=1), HUGE))
-    to_unit = tl.minimum(to_unit, inverse)
-    shrink = to_unit / inverse
-    scaled = f * to_unit[:, None]
-    return squares * shrink * shrink + tl.sum(scaled * scaled, axis=1), to_unit
+    if PLAIN:
+        squares += f * f
+    else:
+        _, to_unit = floor_power_of_two(tl.minimum(tl.max(tl.abs(f), axis=1), HUGE))
+        to_unit = tl.minimum(to_unit, inverse)
+        shrink = to_unit / inverse
+        scaled = f * to_unit[:, None]
+        squares = squares * shrink * shrink + tl.sum(scaled * scaled, axis=1)
+        inverse = to_unit
+    return squares, inverse
 
 
 @triton.jit
@@ -67,7 +73,7 @@ def store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offsets, mask, HIGH
         tl.store(unit_low_ptr + offsets, low, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "stride_fh"])
 def unit_kernel(
     features_ptr,
     mean_ptr,
@@ -86,12 +92,16 @@ def unit_kernel(
     stride_fh,
     stride_fw,
     FLAT: tl.constexpr,
+    PLAIN: tl.constexpr,
     HIGH: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program writes BLOCK_L unit features, times ``unit_scale``; HELD: one tile has all channels."""
+    """One program writes BLOCK_L unit features, times ``unit_scale``; HELD: one tile has all channels.
+
+    PLAIN: squares are summed as they are, else scaled by a power of two per pixel.
+    """
     pid_b = tl.program_id(1)
     if signed_ptr is not None:  # noqa: SIM102
         if tl.load(signed_ptr + pid_b) == 0:
@@ -105,15 +115,17 @@ def unit_kernel(
     offs_c = tl.arange(0, BLOCK_C)
 
     # squares = (f * inverse).square().sum(dim=1), so norm(f) = sqrt(squares) / inverse
-    squares = tl.zeros((BLOCK_L,), tl.float32)
-    inverse = tl.full((BLOCK_L,), 1.7014118346046923e38, tl.float32)  # 2¹²⁷, neutral in the minimum
+    squares = tl.zeros((BLOCK_L, BLOCK_C) if PLAIN else (BLOCK_L,), tl.float32)
+    inverse = tl.full((BLOCK_L,), 1.0 if PLAIN else 1.7014118346046923e38, tl.float32)  # 2¹²⁷, neutral in the minimum
     if HELD:
         f = load_centered(pixel_ptr, mean_ptr, offs_c, C, stride_fc, mask_l)  # [BLOCK_L, BLOCK_C]
-        squares, inverse = add_squares(f, squares, inverse)
+        squares, inverse = add_squares(f, squares, inverse, PLAIN)
     else:
         for c in range(0, C, BLOCK_C):
             f = load_centered(pixel_ptr, mean_ptr, c + offs_c, C, stride_fc, mask_l)  # [BLOCK_L, BLOCK_C]
-            squares, inverse = add_squares(f, squares, inverse)
+            squares, inverse = add_squares(f, squares, inverse, PLAIN)
+    if PLAIN:
+        squares = tl.sum(squares, axis=1)
     divisor = tl.sqrt(squares) + norm_eps * inverse
     per_norm = tl.where(divisor < TINY, 0.0, unit_scale / divisor)
 
@@ -128,7 +140,7 @@ def unit_kernel(
             store_unit(f, inverse, per_norm, unit_ptr, unit_low_ptr, offs_unit + c, mask, HIGH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "L", "chunks", "h", "w", "W"])
 def rows_kernel(
     cam_ptr,
     peak_ptr,
@@ -244,10 +256,11 @@ def write_units(
         C_PAD=operands.C_pad,
         norm_eps=float(affinity.norm_eps),
         unit_scale=scale,
+        PLAIN=features.dtype == torch.float16 and mean is None,  # no square leaves float32's range
         HIGH=operands.high,
         HELD=config.block_c >= operands.C_pad,
         BLOCK_L=config.block_l,
-        BLOCK_C=config.block_c,
+        BLOCK_C=min(config.block_c, triton.next_power_of_2(operands.C_pad)),
         num_warps=config.num_warps,
         **primitives.layout_arguments(features),
     )

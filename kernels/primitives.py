@@ -72,7 +72,7 @@ def phi(cosine, phi_arg, threshold, PHI: tl.constexpr, POWER: tl.constexpr, HAS_
     if HAS_THRESHOLD:
         cosine = tl.where(cosine < threshold, 0.0, cosine)
     if PHI != "shifted" or (POWER != 1 and POWER != 2):  # where only rounding makes it negative
-        cosine = tl.where(cosine < 0.0, 0.0, cosine)
+        cosine = tl.maximum(cosine, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if POWER == 0:
         return tl.exp2(tl.log2(cosine) * phi_arg)
     result = cosine

@@ -114,6 +114,16 @@ def write_polished(
     tl.store(out_ptr + plane * L + offs_l[:, None], polished, mask=mask & (offs_l < L)[:, None])
 
 
+def compiler_options(num_warps: int, num_stages: int) -> dict[str, int]:
+    """Return compiler options that forbid spilled registers wherever a thread can have more of them.
+
+    For the sake of a second program on a multiprocessor NVIDIA's assembler otherwise limits a kernel to 128 or 168
+    registers and spills a few. AMD's compiler does not know the option.
+    """
+    options = dict(num_warps=num_warps, num_stages=num_stages)
+    return options if torch.version.hip else options | dict(maxnreg=min(255, 2048 // num_warps))
+
+
 def scale_arguments(affinity: Affinity, precision: str) -> tuple[float, float, dict[str, Any]]:
     """Return the scales of unit features and sums (powers of two), and the arguments of both products.
 

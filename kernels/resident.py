@@ -23,6 +23,7 @@ from triton.runtime import driver
 from ssa_fast.kernels import primitives
 from ssa_fast.kernels.launch import call, launch
 from ssa_fast.kernels.primitives import TINY, divide_sums, load_resized_cam, phi, pixel_offsets, round_to_tf32
+from ssa_fast.kernels.products import compiler_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,21 +49,7 @@ def inverse_norm(squares, norm_eps):
     return tl.where(squares == float("inf"), float("nan"), inverse)
 
 
-@triton.jit
-def sum_squares(
-    base, mean_base, offset, mask, C, stride_fc, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, HAS_MEAN: tl.constexpr
-):
-    """Return Σ_c f² (float32, BLOCK) of the pixels at ``offset``."""
-    squares = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, C, BLOCK_C):
-        offs_c = start + tl.arange(0, BLOCK_C)
-        f = load_channels(base, mean_base, offset[None, :], mask[None, :], offs_c[:, None], C, stride_fc, HAS_MEAN)
-        f = f.to(tl.float32)  # [BLOCK_C, BLOCK]
-        squares += tl.sum(f * f, axis=0)
-    return squares
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["K", "h", "w", "W", "blocks", "chunks", "stride_fh"])
 def resident_kernel(
     cam_ptr,
     features_ptr,
@@ -117,8 +104,6 @@ def resident_kernel(
     offs_j = pid % blocks * BLOCK_J + tl.arange(0, BLOCK_J)
     mask_j = offs_j < L
     pixels_j = pixel_offsets(offs_j, W, stride_fh, stride_fw, FLAT).to(OFFSET)
-    squares_j = sum_squares(base, mean_base, pixels_j, mask_j, C, stride_fc, BLOCK_J, BLOCK_C, HAS_MEAN)
-    inverse_j = inverse_norm(squares_j, norm_eps)
 
     acc = tl.zeros([BLOCK_J, ROWS], tl.float32)
     # acc = phi(x.T @ x)[j] @ v, x = f / (norm(f) + norm_eps), v = [1; cam].T
@@ -134,18 +119,21 @@ def resident_kernel(
         if PRECISION == "tf32":
             v = round_to_tf32(v)  # truncating v would bias the result; truncating the affinity cancels in the ratio
         pixels_i = pixel_offsets(offs_i, W, stride_fh, stride_fw, FLAT).to(OFFSET)
-        squares_i = tl.zeros([BLOCK_I], tl.float32)
+        squares_j = tl.zeros([BLOCK_J, BLOCK_C], tl.float32)
+        squares_i = tl.zeros([BLOCK_C, BLOCK_I], tl.float32)
         cosine = tl.zeros([BLOCK_J, BLOCK_I], tl.float32)
         for start_c in range(0, C, BLOCK_C):
             offs_c = start_c + tl.arange(0, BLOCK_C)
             c_j, c_i = offs_c[None, :], offs_c[:, None]
             f_j = load_channels(base, mean_base, pixels_j[:, None], mask_j[:, None], c_j, C, stride_fc, HAS_MEAN)
             f_i = load_channels(base, mean_base, pixels_i[None, :], mask_i[None, :], c_i, C, stride_fc, HAS_MEAN)
-            squares_i += tl.sum(f_i.to(tl.float32) * f_i.to(tl.float32), axis=0)
+            squares_j += f_j.to(tl.float32) * f_j.to(tl.float32)
+            squares_i += f_i.to(tl.float32) * f_i.to(tl.float32)
             if PRECISION == "tf32" and f_i.dtype == tl.float32:
                 f_j, f_i = round_to_tf32(f_j), round_to_tf32(f_i)
             cosine = tl.dot(f_j, f_i, cosine, input_precision=PRECISION)  # [BLOCK_J, BLOCK_C] · [BLOCK_C, BLOCK_I]
-        cosine = cosine * inverse_norm(squares_i, norm_eps)[None, :] * inverse_j[:, None]
+        inverse_i = inverse_norm(tl.sum(squares_i, axis=0), norm_eps)[None, :]
+        cosine *= inverse_i * inverse_norm(tl.sum(squares_j, axis=1), norm_eps)[:, None]
         affinity = phi(cosine, phi_arg, threshold, PHI, POWER, HAS_THRESHOLD)
         acc = tl.dot(affinity, v, acc, input_precision=PRECISION)
 
@@ -212,8 +200,7 @@ def _constants(features: Tensor, config: Resident, precision: str) -> dict[str, 
         BLOCK_J=config.block_j,
         BLOCK_C=config.block_c,
         ROWS=config.rows,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **compiler_options(config.num_warps, config.num_stages),
     )
 
 

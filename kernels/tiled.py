@@ -16,7 +16,15 @@ from ssa_fast.kernels.launch import launch
 from ssa_fast.kernels.moments import Moments, find_moments
 from ssa_fast.kernels.prepare import Operands, write_rows, write_units
 from ssa_fast.kernels.primitives import resize_arguments
-from ssa_fast.kernels.products import add_cosines, add_weighted, apply_phi, load_halves, scale_arguments, write_polished
+from ssa_fast.kernels.products import (
+    add_cosines,
+    add_weighted,
+    apply_phi,
+    compiler_options,
+    load_halves,
+    scale_arguments,
+    write_polished,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     from ssa_fast.kernels.config import Full, Prepare
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "L", "chunks"])
 def full_kernel(
     unit_ptr,
     unit_low_ptr,
@@ -187,7 +195,6 @@ def _apply_full(
         BLOCK_I=config.block_i,
         BLOCK_J=config.block_j,
         BLOCK_C=min(config.block_c, operands.C_pad),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **compiler_options(config.num_warps, config.num_stages),
         **arguments,
     )

@@ -67,6 +67,14 @@ def test_extreme_ranges(peak: float, config: Prepare) -> None:
 
 
 @both_configs
+@pytest.mark.parametrize("value", [2.0**-24, 65504.0])
+def test_squares_of_half_precision_are_summed_in_single(value: float, config: Prepare) -> None:
+    features = torch.full((1, 37, 2, 3), value, dtype=torch.float16)
+    found, _ = units(features, Affinity(norm_eps=0.0), config)
+    assert (found - 37**-0.5).abs().max() <= 2.0**-21
+
+
+@both_configs
 def test_a_later_tile_may_be_larger_or_nan(config: Prepare) -> None:
     features = torch.randn(1, 37, 1, 4) * torch.logspace(-18, 18, 37).view(37, 1, 1)
     features[0, 0, 0, 1], features[0, 36, 0, 2] = float("nan"), float("inf")

@@ -5,6 +5,7 @@ This includes bfloat16, since its features become float16 before ``tl.dot``.
 
 from __future__ import annotations
 
+import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from ssa_fast import Affinity, reference
 from ssa_fast.kernels.config import Full, Prepare, Symmetric
+from ssa_fast.ops import tile_tables
 from tests.accuracy import assert_as_accurate
 
 tiled = pytest.importorskip("ssa_fast.kernels.tiled", reason="needs Triton")
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 NAN = float("nan")
 FULL = Full(block_i=16, block_j=32, block_c=16, rows=16, num_warps=4, num_stages=2)
 FULL_HELD = Full(block_i=32, block_j=16, block_c=64, rows=16, num_warps=4, num_stages=2)
-SYMMETRIC = Symmetric(block=16, block_c=16, bands=1, chunk=2, rows=16, num_warps=4, num_stages=2)
-BANDS = Symmetric(block=16, block_c=64, bands=2, chunk=2, rows=16, num_warps=4, num_stages=2)
+SYMMETRIC = Symmetric(block=16, block_c=16, bands=1, chunk=2, rows=16, num_warps=4, num_stages=2, programs=4)
+BANDS = Symmetric(block=16, block_c=64, bands=2, chunk=4, rows=16, num_warps=4, num_stages=2, programs=1)
 CONFIGS = [FULL, FULL_HELD, SYMMETRIC, BANDS]
 NAMES = ["full", "full-held", "symmetric", "symmetric-held"]
 every_kernel = pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
@@ -114,6 +116,19 @@ def test_every_shape(
     polish: Polish, shape: tuple[int, int, int, int, int], config: Full | Symmetric, precision: str
 ) -> None:
     cam, features = draw(*shape)
+    out = polish(cam, features, config=config, precision=precision)
+    check(out, cam, features, Affinity(), precision)
+
+
+@both_precisions
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 24, 1, 1), (1, 1, 1, 7, 5)], ids=["one-pixel", "one-channel"])
+def test_one_of_a_kind_in_half_precision(
+    polish: Polish, shape: tuple[int, int, int, int, int], dtype: torch.dtype, config: Full | Symmetric, precision: str
+) -> None:
+    cam, features = draw(*shape)
+    features = features.to(dtype)
     out = polish(cam, features, config=config, precision=precision)
     check(out, cam, features, Affinity(), precision)
 
@@ -236,7 +251,8 @@ def test_unsigned_images_are_skipped(polish: Polish, config: Full | Symmetric, w
 @pytest.mark.parametrize("bands", [1, 2, 4])
 def test_any_workspace(polish: Polish, bands: int, workspace: int) -> None:
     cam, features = draw(1, 17, 9, 7, 13)
-    config = Symmetric(block=16, block_c=16, bands=bands, chunk=max(2, bands), rows=16, num_warps=4, num_stages=2)
+    tiles = dict(block=16, block_c=16, bands=bands, chunk=max(2, bands), rows=16, num_warps=4, num_stages=2)
+    config = Symmetric(**tiles, programs=4)
     out = polish(cam, features, Affinity(power=2), config=config, workspace=workspace)
     check(out, cam, features, Affinity(power=2), "default")
 
@@ -249,7 +265,7 @@ def test_the_workspace_is_not_exceeded(polish: Polish, workspace: int, monkeypat
         symmetric, "_launch_pairs", lambda *args: (seen.append(args[-1]["slot_ptr"].nbytes), launch(*args))
     )
     polish(cam, features, config=SYMMETRIC, workspace=workspace)
-    one_pair = 4 * 2 * 3 * 16 * 16  # bytes · bands · slots · pixels · rows
+    one_pair = 4 * 2 * 2 * 16 * 16  # bytes · groups · blocks · pixels · rows
     assert max(seen) <= max(workspace, one_pair)
 
 
@@ -258,6 +274,28 @@ def test_bitwise_repeatable(polish: Polish, config: Full | Symmetric) -> None:
     cam, features = draw(2, 3, 20, 7, 9)
     first, second = (polish(cam, features, Affinity(steps=2), config=config) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("L", "layers", "chunk"), [(16384, 1, 16), (65536, 1, 32), (2100, 1, 2), (1024, 1, 2), (16384, 16, 32), (9, 1, 2)]
+)
+def test_groups_keep_all_programs_busy(L: int, layers: int, chunk: int) -> None:
+    config = Symmetric(block=64, block_c=64, bands=2, chunk=32, rows=32, num_warps=8, num_stages=2, programs=132)
+    assert config.balanced_chunk(L, layers) == chunk
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"])
+def test_shipped_tiles_fill_a_gpu(arch: str) -> None:
+    """Count the programs of one image: 100, or most of those that a smaller GPU runs at a time."""
+    path = tile_tables.SHIPPED / f"{arch}.json"
+    table = tile_tables.entries(tile_tables.read(path), path)
+    for L in range(209, 4500, 91):
+        for C, phi, precision in itertools.product((64, 512), ("relu", "exp"), ("default", "high")):
+            entry = tile_tables.nearest(table, "tiled", C=C, L=L, K=20, dtype="float16", precision=precision, phi=phi)
+            assert entry is not None
+            assert isinstance(entry.config, Symmetric)
+            groups = -(-L // (entry.config.block * entry.config.balanced_chunk(L)))
+            assert groups * (groups + 1) // 2 >= min(100, 0.8 * entry.config.programs), (L, C, phi, precision)
 
 
 @pytest.mark.parametrize("groups", range(1, 8))
@@ -270,7 +308,9 @@ def test_regions_cover_each_pair_once(groups: int) -> None:
             assert part.pairs == len(pairs) <= max_pairs
             numbers = {_plain(symmetric.rank_pair)(*pair, *part) for pair in pairs}
             assert numbers == set(range(part.pairs))
-            assert sorted(_plain(symmetric.unrank_pair)(number, *part) for number in range(part.pairs)) == pairs
+            unranked = [_plain(symmetric.unrank_pair)(number, *part) for number in range(part.pairs)]
+            assert sorted(unranked) == pairs
+            assert not any(g == q for g, q in unranked[: part.pairs - (part.g1 - part.g0)]), "half the work comes last"
             found += pairs
         assert sorted(found) == wanted
 

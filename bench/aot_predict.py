@@ -1,0 +1,165 @@
+"""Predict a kernel's time on an H100 from its compiled code: a model, not a measurement.
+
+Everything is counted in clocks of the multiprocessor (SM) that has most programs, from ``cost_model.H100``'s rates:
+
+- *memory*: each tensor's bytes once, or what is asked of it if that is less, over the whole GPU's bandwidth;
+- *L2*: bytes asked for; a program that asks for more of a tensor than the tensor has finds the rest in its L1;
+- *issue*: instructions × warps / 4 schedulers, loop by loop (trip counts: ``aot_ir``);
+- *matrix*: FLOPs of the products as the kernel pads them;
+- *latency*: a program's start, and for each turn of a loop a round trip to the L2, shared by the loop's asynchronous
+  stages, and its own instructions; times the waves of programs.
+
+The largest of the first four takes all of its time; of the others, 1/depth does not overlap with it, depth being the
+programs on an SM × the stages in flight. A kernel takes the longer of that and of the latency, and a launch. PyTorch's
+own kernels between launches count as a launch and their start.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ssa_fast.ops.cost_model import H100
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.aot_ir import Block, Kernel, Loop
+
+SAMPLED = 32  # programs whose trip counts are evaluated
+
+
+@dataclass(frozen=True)
+class Sm:
+    """What programs share on one multiprocessor.
+
+    NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": 64 K registers, given to
+    warps in units of 256; 1 KiB of shared memory of every program is the system's. AMD: CDNA 3 ISA, 512 registers per
+    lane and SIMD, given in units of 8, four SIMDs.
+    """
+
+    warps: int
+    programs: int
+    shared: int  # KiB
+    amd: bool = False
+
+    def occupancy(self, registers: int, shared: int, warps: int) -> int:
+        """Return how many programs of ``warps`` warps run at a time; at least 1."""
+        if self.amd:
+            per_simd = min(self.warps // 4, 512 // max(8, -(-registers // 8) * 8))
+            limits = [per_simd * 4 // warps, (self.shared << 10) // shared if shared else self.programs]
+        else:
+            per_warp = max(1, -(-registers * 32 // 256) * 256)
+            limits = [65536 // per_warp // warps, self.warps // warps, (self.shared << 10) // (shared + 1024)]
+        return max(1, min(self.programs, *limits))
+
+
+class Numbers(NamedTuple):
+    """What one launch does; ``clocks`` names each term of the model."""
+
+    programs: int
+    per_sm: int
+    waves: float
+    loaded: int
+    stored: int
+    flops: int
+    instructions: int  # of one turn of the inner loop
+    matrix: int
+    clocks: dict[str, float]
+    seconds: float
+
+    @property
+    def bound(self) -> str:
+        """Return the name of the largest term."""
+        return max(self.clocks, key=lambda name: self.clocks[name])
+
+
+def match_loops(kernel: Kernel, loops: list[Loop], warps: int) -> list[tuple[Loop | None, int]]:
+    """Return the machine code's loop of each of the kernel's blocks, and how many turns one of its turns makes.
+
+    The root and what is not found have no loop. Where there are more loops than in the source, compilers have unrolled
+    some and added a remainder: the longest of a depth count, and the bytes that a turn loads tell its turns.
+    """
+    blocks = list(kernel.root.walk())
+    matched: list[tuple[Loop | None, int]] = [(None, 1)] * len(blocks)
+    for depth in {depth for _, depth in blocks if depth}:
+        wanted = [at for at, (_, each) in enumerate(blocks) if each == depth]
+        found = [loop for loop in loops if loop.depth == depth - 1]
+        longest = sorted(found, key=lambda loop: -loop.instructions)[: len(wanted)]
+        for at, loop in zip(wanted, [loop for loop in found if loop in longest], strict=False):
+            turn = sum(size for _, size in blocks[at][0].loaded)
+            unrolled = loop.loaded * 32 * warps // turn if turn and len(found) > len(wanted) else 1
+            matched[at] = loop, max(1, unrolled)
+    return matched
+
+
+def predict(
+    kernel: Kernel,
+    outside: int,
+    loops: list[Loop],
+    occupancy: int,
+    warps: int,
+    stages: int,
+    num_sms: int,
+    grid: tuple[int, ...],
+    arguments: Mapping[str, int],
+    tensors: Mapping[str, int],
+) -> Numbers:
+    """Predict one launch: ``arguments`` are its integers, ``tensors`` the bytes of its tensors, by name."""
+    blocks = [block for block, _ in kernel.root.walk()]
+    matched = match_loops(kernel, loops, warps)
+    programs = math.prod(grid)
+    sample = [(programs - 1) * n // (SAMPLED - 1) for n in range(SAMPLED)] if programs > SAMPLED else range(programs)
+    counted = [kernel.trips(arguments, grid, (at % grid[0], at // grid[0] % (*grid, 1)[1])) for at in sample]
+    mean = [sum(times) / len(counted) for times in zip(*counted, strict=True)]
+    longest = max(counted, key=sum)
+    busiest = -(-programs // num_sms)
+    waves = programs / (num_sms * occupancy)
+
+    def instructions(times: list[float] | list[int]) -> float:
+        inside = (n * loop.instructions / turns for n, (loop, turns) in zip(times, matched, strict=True) if loop)
+        return outside + sum(inside)
+
+    loaded, memory = _traffic(blocks, mean, programs, tensors, "loaded")
+    stored, written = _traffic(blocks, mean, programs, tensors, "stored")
+    flops = sum(n * block.flops for n, block in zip(mean, blocks, strict=True))
+    async_stages = max(1, stages if any(loop.asynchronous for loop in loops) else 1)
+    turns = sum(n / m for n, block, (_, m) in list(zip(longest, blocks, matched, strict=True))[1:] if block.loaded)
+    chain = H100.start + turns * H100.latency / max(1, async_stages - 1) + instructions(longest) * warps / 4
+    clocks = {
+        "memory": (memory + written) / H100.bytes_per_clock / H100.num_sms,
+        "L2": (loaded + stored) / H100.l2_bytes_per_clock / H100.num_sms,
+        "issue": busiest * instructions(mean) * warps / H100.schedulers,
+        "matrix": busiest * flops / H100.flops_per_clock,
+    }
+    most, depth = max(clocks.values()), min(occupancy, busiest) * async_stages
+    busy = most + (sum(clocks.values()) - most) / depth
+    clocks["latency"] = math.ceil(waves) * chain
+    seconds = max(busy, clocks["latency"]) / H100.clock + H100.launch
+    inner = max((loop for loop in loops), key=lambda loop: (loop.matrix, loop.instructions), default=None)
+    return Numbers(
+        programs,
+        occupancy,
+        waves,
+        int(loaded),
+        int(stored),
+        int(flops * programs),
+        inner.instructions if inner else 0,
+        inner.matrix if inner else 0,
+        clocks,
+        seconds,
+    )
+
+
+def _traffic(
+    blocks: list[Block], times: list[float], programs: int, tensors: Mapping[str, int], what: str
+) -> tuple[float, float]:
+    """Return the bytes that programs ask the L2 for, and those that go through the memory."""
+    asked: dict[str, float] = {}
+    for n, block in zip(times, blocks, strict=True):
+        for name, size in getattr(block, what):
+            asked[name] = asked.get(name, 0.0) + n * size
+    once = {name: min(size, tensors.get(name, size)) for name, size in asked.items()}
+    l2 = sum(size * programs for size in once.values())
+    return l2, sum(min(size * programs, tensors.get(name, size * programs)) for name, size in asked.items())

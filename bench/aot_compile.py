@@ -233,7 +233,15 @@ def compile_rows(name: str, launches: Iterable[tuple[Launch, int]]) -> list[Row]
             row.problems = [f"{type(error).__name__}: {str(root).strip().splitlines()[-1]}"]
             continue
         inspect_binary(binary, row)
+        row.ttir = _name_parameters(row.ttir, launch)
     return rows
+
+
+def _name_parameters(ttir: str, launch: Launch) -> str:
+    """Give a kernel's parameters their names where Triton numbers them, as 3.2 does; a value of 1 is no parameter."""
+    given = zip(launch.kernel.params, launch.key[1:], strict=False)
+    names = [each.name for each, item in given if not (each.is_constexpr or item.endswith(("=None", "=1")))]
+    return re.sub(r"%arg(\d+)\b", lambda at: f"%{names[int(at[1])]}" if int(at[1]) < len(names) else at[0], ttir)
 
 
 def inspect_binary(binary: Any, row: Row) -> None:

@@ -83,9 +83,7 @@ class Kernel:
         self.root = Block()
         open_blocks: list[Block | None] = []  # one per brace; None where it opens no loop
         stack = [self.root]
-        for raw in ttir.splitlines():
-            line = re.sub(r" loc\(.*$", "", raw) if "tt.func" not in raw else raw
-            line = line.strip()
+        for line in _unique_names(ttir):
             if line.startswith("tt.func"):
                 self.parameters = re.findall(r"(%[\w$.-]+): ", line)
                 continue
@@ -141,7 +139,11 @@ class Kernel:
         return ""
 
     def trips(self, arguments: Mapping[str, int], grid: tuple[int, ...], program: tuple[int, ...]) -> list[int]:
-        """Return how often each block of ``root.walk()`` runs in one program, for a launch's integer arguments."""
+        """Return how often each block of ``root.walk()`` runs in one program, for a launch's integer arguments.
+
+        Raises:
+            ValueError: A loop's bounds are not computed from integers; a loaded number counts as 0.
+        """
         values: dict[str, int | None] = {f"%{name}": value for name, value in arguments.items()}
         counts = [1]
 
@@ -150,10 +152,12 @@ class Kernel:
                 assert inner.loop is not None
                 variable, *bounds = inner.loop
                 begin, end, step = (self._evaluate(bound, values, grid, program) for bound in bounds)
-                once = 1 if begin is None or end is None or not step else max(0, -(-(end - begin) // step))
+                if begin is None or end is None or not step:
+                    raise ValueError(f"loop {variable}: expected bounds computed from integers, got {bounds}")
+                once = max(0, -(-(end - begin) // step))
                 for stale in [name for name in values if name not in known]:
                     del values[stale]
-                values[variable] = (begin or 0) + once // 2 * (step or 1)
+                values[variable] = begin + once // 2 * step
                 known.add(variable)
                 counts.append(times * once)
                 visit(inner, times * once)
@@ -165,7 +169,7 @@ class Kernel:
     def _evaluate(
         self, name: str, values: dict[str, int | None], grid: tuple[int, ...], program: tuple[int, ...]
     ) -> int | None:
-        """Return an integer's value; None if it is not computed from arguments alone. A loaded number counts as 0."""
+        """Return an integer's value; None if it is not computed from arguments alone."""
         if name not in values:
             values[name] = None  # of a cycle
             values[name] = self._compute(self.definitions.get(name, ""), values, grid, program)
@@ -195,6 +199,36 @@ class Kernel:
             return int(COMPARISONS[definition.split()[1].rstrip(",")](*operands))
         known = OPERATIONS.get(operation)
         return int(known(*operands)) if known and len(operands) == 2 else None
+
+
+def _unique_names(ttir: str) -> Iterator[str]:
+    """Yield the lines without their locations; names that several scopes define become different ones."""
+    scopes: list[dict[str, str]] = [{}]
+    used: set[str] = set()
+
+    def define(name: str) -> str:
+        unique = f"{name}.{len(used)}" if name in used else name
+        used.add(unique)
+        return unique
+
+    def renamed(found: re.Match[str]) -> str:
+        name, mark, part = found[0].partition("#")
+        return next((scope[name] for scope in reversed(scopes) if name in scope), name) + mark + part
+
+    for raw in ttir.splitlines():
+        line = (raw if "tt.func" in raw else re.sub(r" loc\(.*$", "", raw)).strip()
+        if line.startswith("}") and len(scopes) > 1:
+            scopes.pop()
+        defined, body = (found[1], found[2]) if (found := DEFINITION.match(line)) else ("", line)
+        scopes.append({name: define(name) for name in re.findall(r"(%[\w$.-]+) = (?=%)", body)})
+        body = NAME.sub(renamed, body)
+        if not line.endswith("{"):
+            scopes.pop()
+        if defined:
+            scope = scopes[-2] if line.endswith("{") else scopes[-1]
+            scope[defined] = define(defined)
+            body = f"{scope[defined]} = {body}"
+        yield body
 
 
 @dataclass

@@ -198,14 +198,14 @@ def test_an_unknown_sign_is_read_on_the_gpu():
     assert "the GPU reads the features' sign" in choice.why
     # both methods are launched, and both hold their memory
     both = [cost(method, given, "triton") for method in ("prototypes", "tiled")]
-    assert choice.cost.launches == sum(each.launches for each in both)
+    assert choice.cost.launches == sum(each.launches for each in both) - 1, "the moments of the CAM are found once"
     assert choice.cost.extra_memory == sum(each.extra_memory for each in both)
     assert choice.cost.flops == both[0].flops
     assert not needs_sign(given, "auto", "auto"), "the host would wait for the GPU"
     assert plan(on_gpu(nonnegative=True)).fallback is None
     shifted = plan(on_gpu(nonnegative=None, affinity=SHIFTED))
     assert shifted.fallback is None
-    assert (shifted.cost.launches, choice.cost.launches) == (5, 9)
+    assert (shifted.cost.launches, choice.cost.launches) == (4, 8)
     assert shifted.cost.extra_memory < choice.cost.extra_memory / 10
 
 

@@ -230,7 +230,7 @@ def _prototypes_cost(problem: Problem) -> Cost:
     grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * parts * steps, problem)
     flops = 4 * B * L * C * chunks * config.rows * products * steps
     bytes_moved = steps * (2 * features + maps) + (features if center else 0)
-    launches = (5 * steps if shifted else 1 + 3 * steps) + center  # peaks, sums, their total, result; means
+    launches = (4 * steps if shifted else 1 + 3 * steps) + center  # moments, sums, their total, result; means
     return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches, *grid)
 
 

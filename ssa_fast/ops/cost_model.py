@@ -78,8 +78,9 @@ class Cost(NamedTuple):
 
     ``flops`` counts a multiply and an add as two. ``bytes_moved`` goes through the device's memory. ``extra_memory`` is
     held beyond the features, the CAM at the stage's size and the result, in bytes. ``launches`` are library calls or
-    kernel launches. Of the kernels: ``programs`` of the main one, ``turns`` of its loops that follow each other, and
-    ``occupancy``, the share of the device's multiprocessors that have work: few or uneven programs leave a GPU idle.
+    kernel launches. Of the kernels: ``programs`` of the main one; ``chain``, the clocks that those of a multiprocessor
+    take for their loops' turns, one after the other; and ``occupancy``, the share of the multiprocessors that have
+    work: few or uneven programs leave a GPU idle.
     """
 
     flops: int
@@ -88,7 +89,7 @@ class Cost(NamedTuple):
     launches: int
     occupancy: float = 1.0
     programs: int = 0
-    turns: int = 0
+    chain: int = 0
 
 
 class Rates(NamedTuple):
@@ -97,13 +98,14 @@ class Rates(NamedTuple):
     flops: float
     bytes_moved: float
     launches: float
-    turns: float = math.inf
+    clocks: float = math.inf
 
 
 class Machine(NamedTuple):
     """Rates of a GPU, from which kernels' times are predicted; clocks are those of one multiprocessor (SM).
 
     ``latency`` is a round trip to the L2 and a barrier, ``start`` from a program's launch to its first loads' arrival.
+    ``turn`` is what a program takes to issue the instructions of one turn of a loop: the report counts 300 to 800.
     """
 
     num_sms: int
@@ -114,6 +116,7 @@ class Machine(NamedTuple):
     schedulers: int  # each issues one instruction of a warp per clock
     latency: float  # clocks
     start: float  # clocks
+    turn: float  # clocks
     launch: float  # seconds from one kernel to the next in a CUDA graph
 
 
@@ -128,6 +131,7 @@ H100 = Machine(
     schedulers=4,
     latency=700,
     start=1500,
+    turn=600,
     launch=1.5e-6,
 )
 
@@ -144,7 +148,7 @@ RATES = {
         flops=0.6 * H100.flops_per_clock * H100.num_sms * H100.clock,
         bytes_moved=MEMORY,
         launches=1 / LAUNCH,
-        turns=H100.clock / H100.latency,
+        clocks=H100.clock,
     ),
 }
 
@@ -196,20 +200,21 @@ def _triton_cost(method: str, problem: Problem) -> Cost:
     features, maps, layers = B * C * L * itemsize, 2 * B * K * L * 4, B * chunks
     if method == "resident":
         # Its loads wait for memory in every turn; the tiles it writes go to the next step.
-        grid = _grid(layers * -(-L // config.block_j), -(-L // config.block_i) * channels * steps, problem)
+        turns = -(-L // config.block_i) * channels * steps
+        grid = _grid(layers * -(-L // config.block_j), turns, 1, problem)
         flops = 2 * B * L * L * (chunks * C + rows) * products * steps * (2 if itemsize == 4 else 1)
         return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, *grid)
     unit = B * L * (C + rows) * 2 * (2 if problem.precision == "high" else 1)
     in_flight = max(1, config.num_stages - 1)
     if isinstance(config, Full):
-        turns = -(-L // config.block_i) * channels * steps // in_flight
-        grid = _grid(layers * -(-L // config.block_j), turns, problem)
+        turns = -(-L // config.block_i) * channels * steps
+        grid = _grid(layers * -(-L // config.block_j), turns, in_flight, problem)
         flops = 2 * B * L * L * (chunks * C + rows) * products * steps
         return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, *grid)
     blocks = -(-L // config.block)
     slabs = B * blocks * (blocks // config.bands + 1) // 2 * config.block * rows * 4
     programs = layers * -(-blocks * (blocks + config.chunk) // (2 * config.bands * config.chunk))
-    grid = _grid(programs, min(config.chunk, blocks) * channels * steps // in_flight, problem)
+    grid = _grid(programs, min(config.chunk, blocks) * channels * steps, in_flight, problem)
     flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
     launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
     memory = unit + min(slabs, WORKSPACE) + B * L * 4
@@ -227,17 +232,21 @@ def _prototypes_cost(problem: Problem) -> Cost:
     parts, tiles = -(-C // config.block_c), -(-L // config.block_l)
     slabs = min(16 << 20, B * chunks * config.rows * C * 4 * -(-L // 64))
     programs = B * chunks * parts * min(tiles, max(1, 2 * _num_sms(problem) // (B * chunks * parts)))
-    grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * parts * steps, problem)
+    grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * parts * steps, 1, problem)
     flops = 4 * B * L * C * chunks * config.rows * products * steps
     bytes_moved = steps * (2 * features + maps) + (features if center else 0)
     launches = (4 * steps if shifted else 1 + 3 * steps) + center  # moments, sums, their total, result; means
     return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches, *grid)
 
 
-def _grid(programs: int, turns: int, problem: Problem) -> tuple[float, int, int]:
-    """Return the occupancy of ``programs``, their number, and the turns of all that a multiprocessor takes in turn."""
+def _grid(programs: int, turns: int, in_flight: int, problem: Problem) -> tuple[float, int, int]:
+    """Return the occupancy of ``programs``, their number, and the clocks of the turns of a multiprocessor's programs.
+
+    A turn waits for its loads unless they were issued up to ``in_flight`` turns before.
+    """
     waves = -(-programs // _num_sms(problem))
-    return programs / (waves * _num_sms(problem)), programs, turns * waves
+    chain = waves * turns * (H100.latency / in_flight + H100.turn)
+    return programs / (waves * _num_sms(problem)), programs, int(chain)
 
 
 def tile_config(method: str, problem: Problem) -> Any:
@@ -275,4 +284,4 @@ def fusion_cost(problem: FusionProblem, backend: str) -> Cost:
 def seconds(cost: Cost, rates: Rates) -> float:
     """Return the dispatcher's estimate of a cost, good for comparing methods on one device and for nothing else."""
     throughput = cost.flops / (rates.flops * cost.occupancy) + cost.bytes_moved / rates.bytes_moved
-    return max(throughput, cost.turns / rates.turns) + cost.launches / rates.launches
+    return max(throughput, cost.chain / rates.clocks) + cost.launches / rates.launches

@@ -25,7 +25,7 @@ PREDICTED = "sm_90"  # the architecture whose rates the model has
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
-    from bench import aot_compile, aot_stages
+    from bench import aot_stages, aot_targets
 
     parser = argparse.ArgumentParser(prog="python -m bench aot", description=__doc__)
     parser.add_argument("--target", nargs="+", metavar="ARCH", help="e.g. sm_90 gfx942; default: all but variants")
@@ -41,9 +41,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
     options = parser.parse_args(arguments)
 
-    options.target = options.target or aot_compile.DEFAULT_TARGETS
-    if unknown := [name for name in options.target if name not in aot_compile.TARGETS]:
-        parser.error(f"--target: expected some of {', '.join(aot_compile.TARGETS)}, got {unknown[0]!r}")
+    options.target = options.target or aot_targets.DEFAULT_TARGETS
+    if unknown := [name for name in options.target if name not in aot_targets.TARGETS]:
+        parser.error(f"--target: expected some of {', '.join(aot_targets.TARGETS)}, got {unknown[0]!r}")
     networks = aot_stages.networks()
     if unknown := [name for name in options.stages if name not in networks]:
         parser.error(f"--stages: expected some of torchvision's networks, got {unknown[0]!r}")
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0 if every kernel passes, else 1."""
     options = parse_arguments(arguments)
     from bench import aot_compile as aot
-    from bench import aot_report, aot_stages
+    from bench import aot_report, aot_stages, aot_targets
 
     stages = aot_stages.sides(options.stages, options.sizes)
     listed = aot_stages.cases(stages, options.dtypes, options.classes, options.batch)
@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     aot.warm_up()
     for name in options.target:
-        if (since := aot.TARGETS[name].since) > aot.TRITON:
-            print(f"{name}: skipped, needs Triton {'.'.join(map(str, since))} or later, found {aot.VERSION}\n")
+        if reason := aot_targets.not_compiled_reason(name):
+            print(f"{name}: skipped, {reason}\n")
             continue
         reports = [
             aot_report.compile_target(name, cases, table, options.jobs)
@@ -78,14 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
                 report.fill_predicted()
     failed = [row for row in rows if row.problems]
     seconds = time.monotonic() - start
-    print(f"Triton {aot.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
+    print(f"Triton {aot_targets.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
     for row in failed:
         print(f"{row.target} {row.label} ({row.uses} launches): {'; '.join(row.problems)}")
     if options.json:
         kept = [{name: value for name, value in asdict(row).items() if name != "ttir"} for row in rows]
         options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     if options.golden:
-        write_golden(rows, aot.VERSION)
+        write_golden(rows, aot_targets.VERSION)
     return 1 if failed else 0
 
 

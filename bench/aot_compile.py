@@ -34,15 +34,13 @@ except ImportError:  # Triton before 3.4
     from triton.compiler.compiler import triton_key
 
 from bench.aot_ir import Loop, assembly_loops
-from bench.aot_predict import Sm
+from bench.aot_targets import TARGETS
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
-VERSION = triton.__version__.split("+")[0]
-TRITON = tuple(int(part) for part in VERSION.split(".")[:2])
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfmac?_f32_\w+)")
 LOCAL = re.compile(r"\b(?:ld|st)\.local\b")
@@ -51,32 +49,6 @@ WITHOUT_MATRIX = re.compile(r"\btt\.dot\b.*-> tensor<[^#>]*#blocked")
 PRODUCT = re.compile(r"\btt\.dot\b")
 NO_KERNEL = ("empty", "view", "expand", "slice", "select", "as_strided", "detach", "alias", "permute", "transpose")
 SHARE = 8  # specializations per process
-
-
-@dataclass(frozen=True)
-class Target:
-    """A GPU architecture: Triton's target, KiB of shared memory per program, SMs of a large GPU, the first Triton."""
-
-    gpu: GPUTarget
-    shared: int
-    num_sms: int
-    sm: Sm
-    since: tuple[int, int] = (3, 2)
-
-
-TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 163, 108, Sm(64, 32, 164)),
-    "sm_86": Target(GPUTarget("cuda", 86, 32), 99, 84, Sm(48, 16, 100)),
-    "sm_89": Target(GPUTarget("cuda", 89, 32), 99, 128, Sm(48, 24, 100)),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227, 132, Sm(64, 32, 228)),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227, 148, Sm(64, 32, 228), (3, 3)),
-    "sm_103": Target(GPUTarget("cuda", 103, 32), 227, 148, Sm(64, 32, 228), (3, 5)),
-    "sm_120": Target(GPUTarget("cuda", 120, 32), 99, 170, Sm(48, 24, 100), (3, 3)),
-    "sm_121": Target(GPUTarget("cuda", 121, 32), 99, 48, Sm(48, 24, 100), (3, 5)),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64, 304, Sm(32, 16, 64, amd=True)),
-    "gfx950": Target(GPUTarget("hip", "gfx950", 64), 160, 256, Sm(32, 16, 160, amd=True), (3, 3)),
-}
-DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 
 
 @dataclass

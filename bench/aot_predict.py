@@ -17,7 +17,6 @@ own kernels between launches count as a launch and their start.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssa_fast.ops.cost_model import H100
@@ -28,31 +27,6 @@ if TYPE_CHECKING:
     from bench.aot_ir import Block, Kernel, Loop
 
 SAMPLED = 32  # programs whose trip counts are evaluated
-
-
-@dataclass(frozen=True)
-class Sm:
-    """What programs share on one multiprocessor.
-
-    NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": 64 K registers, given to
-    warps in units of 256; 1 KiB of shared memory of every program is the system's. AMD: CDNA 3 ISA, 512 registers per
-    lane and SIMD, given in units of 8, four SIMDs.
-    """
-
-    warps: int
-    programs: int
-    shared: int  # KiB
-    amd: bool = False
-
-    def occupancy(self, registers: int, shared: int, warps: int) -> int:
-        """Return how many programs of ``warps`` warps run at a time; at least 1."""
-        if self.amd:
-            per_simd = min(self.warps // 4, 512 // max(8, -(-registers // 8) * 8))
-            limits = [per_simd * 4 // warps, (self.shared << 10) // shared if shared else self.programs]
-        else:
-            per_warp = max(1, -(-registers * 32 // 256) * 256)
-            limits = [65536 // per_warp // warps, self.warps // warps, (self.shared << 10) // (shared + 1024)]
-        return max(1, min(self.programs, *limits))
 
 
 class Numbers(NamedTuple):

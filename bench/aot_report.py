@@ -12,6 +12,7 @@ from bench import aot_compile as aot
 from bench import aot_stages
 from bench.aot_ir import Kernel
 from bench.aot_predict import Numbers, predict
+from bench.aot_targets import TARGETS
 from ssa_fast.ops import tile_tables
 from ssa_fast.ops.cost_model import H100
 
@@ -41,11 +42,11 @@ class Report:
     @cached_property
     def num_sms(self) -> int:
         """Return the multiprocessors of a large GPU of this architecture."""
-        return aot.TARGETS[self.target].num_sms
+        return TARGETS[self.target].num_sms
 
     def occupancy(self, row: Row) -> int:
         """Return how many programs of a row's kernel run on one SM."""
-        return aot.TARGETS[self.target].sm.occupancy(row.registers, row.shared, row.warps)
+        return TARGETS[self.target].sm.occupancy(row.registers, row.shared, row.warps)
 
     def numbers(self, launch: Launch) -> Numbers | None:
         """Return what a launch does and its predicted time; None if its kernel did not compile."""
@@ -90,9 +91,9 @@ def _is_tensor(value: Any) -> bool:
 
 def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int) -> Report:
     """Record what the cases and the fusion launch on a target, and compile it."""
-    aot.activate(aot.TARGETS[name].gpu)
+    aot.activate(TARGETS[name].gpu)
     table = tile_tables.entries(tile_tables.read(path), path)
-    recorded = {case: aot.record(aot_stages.call(case, table, aot.TARGETS[name].num_sms)) for case in cases}
+    recorded = {case: aot.record(aot_stages.call(case, table, TARGETS[name].num_sms)) for case in cases}
     launches = [launch for each in recorded.values() for launch in each.launches]
     for _, call in aot_stages.fusion_calls():
         launches += aot.record(call).launches

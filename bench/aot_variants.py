@@ -15,6 +15,7 @@ from collections import defaultdict
 from bench import aot_compile as aot
 from bench import aot_stages
 from bench.aot_stages import RELU, UNKNOWN, Case
+from bench.aot_targets import TARGETS
 from ssa_fast.ops import tile_tables
 
 IMAGES, SMALLEST, LARGEST = 200, 200, 600
@@ -23,7 +24,7 @@ METHODS = (("prototypes", RELU), ("prototypes", UNKNOWN), ("tiled", RELU), ("res
 
 def count(target: str = "sm_90", network: str = "resnet50", seed: int = 0) -> dict[str, dict[str, list[str]]]:
     """Return the distinct specializations by kernel, then by stage, layout, form and tiles."""
-    aot.activate(aot.TARGETS[target].gpu)
+    aot.activate(TARGETS[target].gpu)
     path = aot.find_tables(target)[0]
     table = tile_tables.entries(tile_tables.read(path), path)
     draw = random.Random(seed)
@@ -37,7 +38,7 @@ def count(target: str = "sm_90", network: str = "resnet50", seed: int = 0) -> di
                     for case in aot_stages.taken(Case(method, form, C, H, W, channels_last=last)):
                         layout, tiles = "nhwc" if last else "nchw", aot_stages.find_tiles(case, table)
                         group = f"{method} {form} C={C} {layout} {' '.join(map(str, tiles.values()))}"
-                        for launch in aot.record(aot_stages.call(case, table, aot.TARGETS[target].num_sms)).launches:
+                        for launch in aot.record(aot_stages.call(case, table, TARGETS[target].num_sms)).launches:
                             found[launch.key[0]][group].add(" ".join(launch.key))
     return {kernel: {group: sorted(keys) for group, keys in groups.items()} for kernel, groups in found.items()}
 

@@ -215,7 +215,7 @@ def test_tiles_that_are_too_large_fail(tmp_path):
 IR = """
 import json
 from bench.aot_ir import Kernel, assembly_loops
-from bench.aot_predict import Sm
+from bench.aot_targets import Sm
 
 @triton.jit
 def loops(x_ptr, n, step, N: tl.constexpr):

@@ -159,7 +159,8 @@ def specialization(kernel: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
         elif isinstance(value, int) and not isinstance(value, bool):
             kind = ":i64" if abs(value) >= 2**31 else ":i32"
             if not parameter.do_not_specialize:
-                kind += "=1" if value == 1 else "%16" if value % 16 == 0 else ""
+                divisible = value % 16 == 0 and not parameter.do_not_specialize_on_alignment
+                kind += "=1" if value == 1 else "%16" if divisible else ""
         else:
             kind = f":{type(value).__name__}"
         found.append(parameter.name + kind)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssa_fast.kernels.config import Full
+from ssa_fast.kernels.config import Full, Symmetric
 from ssa_fast.ops import tile_tables
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
 from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
@@ -211,14 +211,20 @@ def _triton_cost(method: str, problem: Problem) -> Cost:
         grid = _grid(layers * -(-L // config.block_j), turns, in_flight, problem)
         flops = 2 * B * L * L * (chunks * C + rows) * products * steps
         return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, *grid)
-    blocks = -(-L // config.block)
-    slabs = B * blocks * (blocks // config.bands + 1) // 2 * config.block * rows * 4
-    programs = layers * -(-blocks * (blocks + config.chunk) // (2 * config.bands * config.chunk))
-    grid = _grid(programs, min(config.chunk, blocks) * channels * steps, in_flight, problem)
+    programs, turns, sums = _symmetric_work(config, L, layers)
+    grid, slabs = _grid(programs, turns * channels * steps, in_flight, problem), 4 * sums
     flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
     launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
     memory = unit + min(slabs, WORKSPACE) + B * L * 4
     return Cost(flops, features + unit + steps * (2 * slabs + maps), memory, launches, *grid)
+
+
+def _symmetric_work(config: Symmetric, L: int, layers: int) -> tuple[int, int, int]:
+    """Return the symmetric kernel's programs, the blocks that one takes in turn, and the numbers in all their slots."""
+    blocks = -(-L // config.block)
+    groups = -(-blocks // config.chunk)
+    programs = layers * groups * (groups + 1) // 2 * (config.chunk // config.bands)
+    return programs, min(config.chunk, blocks), programs * (config.chunk + config.bands) * config.block * config.rows
 
 
 def _prototypes_cost(problem: Problem) -> Cost:

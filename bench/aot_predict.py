@@ -1,13 +1,14 @@
 """Predict a kernel's time on an H100 from its compiled code: a model, not a measurement.
 
-Everything is counted in clocks of the multiprocessor (SM) that has most programs, from ``cost_model.H100``'s rates:
+Everything is counted in clocks of the busiest multiprocessor (SM), from ``cost_model.H100``'s rates; programs are taken
+in order, each by the first SM that is free:
 
 - *memory*: each tensor's bytes once, or what is asked of it if that is less, over the whole GPU's bandwidth;
 - *L2*: bytes asked for; a program that asks for more of a tensor than the tensor has finds the rest in its L1;
 - *issue*: instructions × warps / 4 schedulers, loop by loop (trip counts: ``aot_ir``);
 - *matrix*: FLOPs of the products as the kernel pads them;
 - *latency*: a program's start, and for each turn of a loop a round trip to the L2, shared by the loop's asynchronous
-  stages, and its own instructions; times the waves of programs.
+  stages, and its own instructions.
 
 The largest of the first four takes all of its time; of the others, 1/depth does not overlap with it, depth being the
 programs on an SM × the stages in flight. A kernel takes the longer of that and of the latency, and a launch. PyTorch's
@@ -16,6 +17,7 @@ own kernels between launches count as a launch and their start.
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from bench.aot_ir import Block, Kernel, Loop
 
 SAMPLED = 32  # programs whose trip counts are evaluated
+SIMULATED = 8192  # programs up to which each is given to a multiprocessor
 
 
 class Numbers(NamedTuple):
@@ -87,30 +90,28 @@ def predict(
     sample = [(programs - 1) * n // (SAMPLED - 1) for n in range(SAMPLED)] if programs > SAMPLED else range(programs)
     counted = [kernel.trips(arguments, grid, (at % grid[0], at // grid[0] % (*grid, 1)[1])) for at in sample]
     mean = [sum(times) / len(counted) for times in zip(*counted, strict=True)]
-    longest = max(counted, key=sum)
-    busiest = -(-programs // num_sms)
     waves = programs / (num_sms * occupancy)
-
-    def instructions(times: list[float] | list[int]) -> float:
-        inside = (n * loop.instructions / turns for n, (loop, turns) in zip(times, matched, strict=True) if loop)
-        return outside + sum(inside)
-
+    async_stages = max(1, stages if any(loop.asynchronous for loop in loops) else 1)
+    issue, matrix, chains = [], [], []  # of each sampled program, in clocks
+    for times in counted:
+        inside = (n * loop.instructions / m for n, (loop, m) in zip(times, matched, strict=True) if loop)
+        issue.append((outside + sum(inside)) * warps / H100.schedulers)
+        matrix.append(sum(n * block.flops for n, block in zip(times, blocks, strict=True)) / H100.flops_per_clock)
+        turns = sum(n / m for n, block, (_, m) in list(zip(times, blocks, matched, strict=True))[1:] if block.loaded)
+        chains.append(H100.start + turns * H100.latency / max(1, async_stages - 1) + issue[-1])
     loaded, memory = _traffic(blocks, mean, programs, tensors, "loaded")
     stored, written = _traffic(blocks, mean, programs, tensors, "stored")
-    flops = sum(n * block.flops for n, block in zip(mean, blocks, strict=True))
-    async_stages = max(1, stages if any(loop.asynchronous for loop in loops) else 1)
-    turns = sum(n / m for n, block, (_, m) in list(zip(longest, blocks, matched, strict=True))[1:] if block.loaded)
-    chain = H100.start + turns * H100.latency / max(1, async_stages - 1) + instructions(longest) * warps / 4
     clocks = {
         "memory": (memory + written) / H100.bytes_per_clock / H100.num_sms,
         "L2": (loaded + stored) / H100.l2_bytes_per_clock / H100.num_sms,
-        "issue": busiest * instructions(mean) * warps / H100.schedulers,
-        "matrix": busiest * flops / H100.flops_per_clock,
+        "issue": most_loaded(issue, programs, num_sms),
+        "matrix": most_loaded(matrix, programs, num_sms),
     }
-    most, depth = max(clocks.values()), min(occupancy, busiest) * async_stages
+    most, depth = max(clocks.values()), min(occupancy, -(-programs // num_sms)) * async_stages
     busy = most + (sum(clocks.values()) - most) / depth
-    clocks["latency"] = math.ceil(waves) * chain
+    clocks["latency"] = most_loaded(chains, programs, num_sms * occupancy)
     seconds = max(busy, clocks["latency"]) / H100.clock + H100.launch
+    flops = sum(n * block.flops for n, block in zip(mean, blocks, strict=True))
     inner = max((loop for loop in loops), key=lambda loop: (loop.matrix, loop.instructions), default=None)
     return Numbers(
         programs,
@@ -124,6 +125,20 @@ def predict(
         clocks,
         seconds,
     )
+
+
+def most_loaded(sampled: list[float], programs: int, servers: int) -> float:
+    """Return the load of the busiest of ``servers`` that take ``programs`` in order, each when it is free.
+
+    ``sampled`` are the loads of evenly spaced programs, the first and the last among them.
+    """
+    if programs > SIMULATED:  # more than so many that the last ones matter little
+        return sum(sampled) / len(sampled) * programs / servers
+    loads = [0.0] * servers
+    for at in range(programs):
+        nearest = round(at * (len(sampled) - 1) / max(1, programs - 1))
+        heapq.heapreplace(loads, loads[0] + sampled[nearest])
+    return max(loads)
 
 
 def _traffic(

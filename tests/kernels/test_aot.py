@@ -215,6 +215,7 @@ def test_tiles_that_are_too_large_fail(tmp_path):
 IR = """
 import json
 from bench.aot_ir import Kernel, assembly_loops
+from bench.aot_predict import most_loaded
 from bench.aot_targets import Sm
 
 @triton.jit
@@ -235,6 +236,7 @@ print([(block.loaded, block.stored) for block, _ in kernel.root.walk()])
 print(len(row.loops) >= 2, max(loop.depth for loop in row.loops))
 hopper = Sm(warps=64, programs=32, shared=228)
 print([hopper.occupancy(*sizes) for sizes in ((128, 0, 8), (32, 0, 4), (255, 0, 8), (64, 100 << 10, 4), (40, 0, 32))])
+print(most_loaded([2.0], 9, 4), most_loaded([2.0, 2.0, 1.0], 6, 4), most_loaded([3.0], 3, 132))
 """
 
 
@@ -246,6 +248,7 @@ def test_loops_bytes_and_occupancy_are_counted(tmp_path):
         "[([], [('x_ptr', 256)]), ([], []), ([('x_ptr', 256)], [])]",
         "True 1",
         "[2, 16, 1, 2, 1]",
+        "6.0 3.0 3.0",  # three waves; 2 2 2 2 1 1 on four; fewer programs than multiprocessors
     ], done.stderr
 
 

@@ -11,12 +11,16 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from bench.aot_compile import Row
+    from bench.aot_stages import Case
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "kernels" / "aot-golden.json"
 PREDICTED = "sm_90"  # the architecture whose rates the model has
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0 if every kernel passes, else 1."""
     options = parse_arguments(arguments)
     from bench import aot_compile as aot
-    from bench import aot_report, aot_stages, aot_targets
+    from bench import aot_stages, aot_targets
 
     stages = aot_stages.sides(options.stages, options.sizes)
     listed = aot_stages.cases(stages, options.dtypes, options.classes, options.batch)
@@ -64,18 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     aot.warm_up()
     for name in options.target:
         if reason := aot_targets.not_compiled_reason(name):
-            print(f"{name}: skipped, {reason}\n")
+            print(f"{name}: skipped, {reason}\n", flush=True)  # before a process is forked
             continue
-        reports = [
-            aot_report.compile_target(name, cases, table, options.jobs)
-            for table in ([options.table] if options.table else aot.find_tables(name))
-        ]
-        for report in reports:
-            print(f"{name}, {report.table.stem}\n{aot_report.format_kernels(report)}\n", flush=True)
-            rows += report.rows.values()
-            if name == PREDICTED and not options.all:
-                print(f"{aot_report.format_stages(report)}\n{aot_report.format_goals(report)}\n", flush=True)
-                report.fill_predicted()
+        # In a process of its own, since what the kernels' modules learn of the active GPU stays cached.
+        tables = [options.table] if options.table else aot.find_tables(name)
+        for _, found in aot.in_processes([partial(report_target, name, cases, table, options) for table in tables], 1):
+            if found is None:
+                raise RuntimeError(f"{name}: the process that compiles for it died")
+            rows += found
     failed = [row for row in rows if row.problems]
     seconds = time.monotonic() - start
     print(f"Triton {aot_targets.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
@@ -87,6 +87,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.golden:
         write_golden(rows, aot_targets.VERSION)
     return 1 if failed else 0
+
+
+def report_target(name: str, cases: list[Case], table: Path, options: argparse.Namespace, result: Connection) -> None:
+    """Compile for a target, print its tables and send its rows."""
+    from bench import aot_report
+
+    report = aot_report.compile_target(name, cases, table, options.jobs)
+    print(f"{name}, {table.stem}\n{aot_report.format_kernels(report)}\n", flush=True)
+    if name == PREDICTED and not options.all:
+        print(f"{aot_report.format_stages(report)}\n{aot_report.format_goals(report)}\n", flush=True)
+        report.fill_predicted()
+    result.send([replace(row, ttir="") for row in report.rows.values()])
 
 
 def write_golden(rows: list[Row], version: str) -> None:

@@ -280,7 +280,7 @@ def compile_distinct(name: str, launches: Iterable[Launch], jobs: int) -> dict[t
     shares = [keys[at :: max(1, -(-len(keys) // SHARE))] for at in range(max(1, -(-len(keys) // SHARE)))]
     tasks = [partial(_compile_task, name, [(first[key], uses[key]) for key in share]) for share in shares]
     rows: dict[tuple[str, ...], Row] = {}
-    for number, found in _in_processes(tasks, jobs):
+    for number, found in in_processes(tasks, jobs):
         dead = [
             Row(name, key[0], *describe(first[key]), problems=["the compiling process died"]) for key in shares[number]
         ]
@@ -293,7 +293,7 @@ def _compile_task(name: str, launches: list[tuple[Launch, int]], result: Connect
     result.send(compile_rows(name, launches))
 
 
-def _in_processes(tasks: Sequence[Callable[[Connection], None]], jobs: int) -> Iterator[tuple[int, Any]]:
+def in_processes(tasks: Sequence[Callable[[Connection], None]], jobs: int) -> Iterator[tuple[int, Any]]:
     """Run each task in a forked process; yield ``(number, result)``, None for a process that died."""
     context = multiprocessing.get_context("fork")
     waiting = list(enumerate(tasks))[::-1]

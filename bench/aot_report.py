@@ -93,6 +93,7 @@ def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int) -> R
     """Record what the cases and the fusion launch on a target, and compile it."""
     aot.activate(TARGETS[name].gpu)
     table = tile_tables.entries(tile_tables.read(path), path)
+    cases = [*cases, *aot_stages.entry_cases(table, cases)]
     recorded = {case: aot.record(aot_stages.call(case, table, TARGETS[name].num_sms)) for case in cases}
     launches = [launch for each in recorded.values() for launch in each.launches]
     for _, call in aot_stages.fusion_calls():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -112,6 +113,20 @@ def cases(
     for (C, side), dtype in product(((few, 127), (many, 7)), DTYPES):
         for method, form in (*_forms(FORMS), *(_forms(RARE) if dtype == "float16" else ())):
             yield from taken(Case(method, form, C, side, side, dtype=dtype))
+    for K in (1, 200):  # few rows, and several chunks of them
+        yield from (Case(method, form, few, 127, 127, K) for method, form in _forms(MAIN) if method != "resident")
+
+
+def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield a case for each entry of a table that none of ``cases`` uses, at the entry's own sizes."""
+    used = {id(config) for case in cases for config in find_tiles(case, table).values()}
+    for entry in (entry for entry in table if id(entry.config) not in used):
+        method = next(method for method, parts in PARTS.items() if entry.kernel in parts)
+        shifted = SHIFTED if method == "prototypes" else CUBED
+        form = {"shifted": shifted, "exp": EXP}.get(entry.phi or "relu", RELU)
+        side = math.isqrt(entry.L)
+        form = replace(form, precision=entry.precision or "default")
+        yield Case(method, form, entry.C, side, side, entry.K, entry.dtype or "float16")
 
 
 def all_cases() -> Iterator[Case]:

@@ -104,14 +104,15 @@ def sides(names: Iterable[str], sizes: Sequence[int]) -> list[tuple[int, int]]:
 def cases(
     stages: Sequence[tuple[int, int]], dtypes: Sequence[str], classes: Sequence[int], batches: Sequence[int]
 ) -> Iterator[Case]:
-    """Yield calls for these stages in both layouts, then every form and dtype for two stages of odd sides."""
+    """Yield calls for these stages in both layouts, then the forms and dtypes for two stages of odd sides."""
     for (C, side), dtype, K, last in product(stages, dtypes, classes, (False, True)):
         for method, form in _forms(MAIN):
             for B in batches if (method, form) == ("prototypes", RELU) else (1,):
                 yield from taken(Case(method, form, C, side, side, K, dtype, last, B))
     few, many = min(C for C, _ in stages), max(C for C, _ in stages)
     for (C, side), dtype in product(((few, 127), (many, 7)), DTYPES):
-        for method, form in (*_forms(FORMS), *(_forms(RARE) if dtype == "float16" else ())):
+        forms = MAIN if dtype == "bfloat16" else FORMS
+        for method, form in (*_forms(forms), *(_forms(RARE) if dtype == "float16" else ())):
             yield from taken(Case(method, form, C, side, side, dtype=dtype))
     for K in (1, 200):  # few rows, and several chunks of them
         yield from (Case(method, form, few, 127, 127, K) for method, form in _forms(MAIN) if method != "resident")

@@ -8,7 +8,7 @@ in order, each by the first SM that is free:
 - *issue*: instructions × warps / 4 schedulers, loop by loop (trip counts: ``aot_ir``);
 - *matrix*: FLOPs of the products as the kernel pads them;
 - *latency*: a program's start, and for each turn of a loop a round trip to the L2, shared by the loop's asynchronous
-  stages, and its own instructions.
+  stages, or its own instructions if they take longer; both where no load is asynchronous.
 
 The largest of the first four takes all of its time; of the others, 1/depth does not overlap with it, depth being the
 programs on an SM × the stages in flight. A kernel takes the longer of that and of the latency, and a launch. PyTorch's
@@ -98,7 +98,8 @@ def predict(
         issue.append((outside + sum(inside)) * warps / H100.schedulers)
         matrix.append(sum(n * block.flops for n, block in zip(times, blocks, strict=True)) / H100.flops_per_clock)
         turns = sum(n / m for n, block, (_, m) in list(zip(times, blocks, matched, strict=True))[1:] if block.loaded)
-        chains.append(H100.start + turns * H100.latency / max(1, async_stages - 1) + issue[-1])
+        waiting = turns * H100.latency / max(1, async_stages - 1)
+        chains.append(H100.start + (max(waiting, issue[-1]) if async_stages > 1 else waiting + issue[-1]))
     loaded, memory = _traffic(blocks, mean, programs, tensors, "loaded")
     stored, written = _traffic(blocks, mean, programs, tensors, "stored")
     clocks = {

@@ -221,10 +221,11 @@ def _triton_cost(method: str, problem: Problem) -> Cost:
 
 def _symmetric_work(config: Symmetric, L: int, layers: int) -> tuple[int, int, int]:
     """Return the symmetric kernel's programs, the blocks that one takes in turn, and the numbers in all their slots."""
-    blocks = -(-L // config.block)
-    groups = -(-blocks // config.chunk)
-    programs = layers * groups * (groups + 1) // 2 * (config.chunk // config.bands)
-    return programs, min(config.chunk, blocks), programs * (config.chunk + config.bands) * config.block * config.rows
+    chunk = config.balanced_chunk(L, layers)
+    groups = -(-L // (chunk * config.block))
+    pairs = layers * groups * (groups + 1) // 2
+    programs = max(1, layers * groups * groups // 2)  # those of a group with itself are half the work
+    return programs, chunk // config.bands * chunk, pairs * 2 * chunk * config.block * config.rows
 
 
 def _prototypes_cost(problem: Problem) -> Cost:

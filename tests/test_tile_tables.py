@@ -155,7 +155,7 @@ def test_the_users_table_comes_before_the_shipped_one(directory, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arch", "whose"),
-    [("sm_86", "sm_120"), ("sm_89", "sm_120"), ("sm_103", "sm_100"), ("sm_121", "sm_120"), ("gfx942", "gfx942")],
+    [("sm_86", "sm_86"), ("sm_89", "sm_89"), ("sm_103", "sm_100"), ("sm_121", "sm_120"), ("gfx950", "gfx950")],
 )
 @pytest.mark.filterwarnings("ignore:no tiles were measured")
 def test_architectures_take_the_table_that_was_compiled_for_them(directory, monkeypatch, arch, whose):

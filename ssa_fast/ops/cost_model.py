@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssa_fast.kernels.config import Full
+from ssa_fast.kernels.config import Full, Symmetric
 from ssa_fast.ops import tile_tables
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
 from ssa_fast.ops.tiled import BLOCK_I, BLOCK_J
@@ -77,8 +78,9 @@ class Cost(NamedTuple):
 
     ``flops`` counts a multiply and an add as two. ``bytes_moved`` goes through the device's memory. ``extra_memory`` is
     held beyond the features, the CAM at the stage's size and the result, in bytes. ``launches`` are library calls or
-    kernel launches. ``occupancy`` is the share of the device's multiprocessors that have work: a few large tiles leave
-    a GPU idle.
+    kernel launches. Of the kernels: ``programs`` of the main one; ``chain``, the clocks that those of a multiprocessor
+    take for their loops' turns, one after the other; and ``occupancy``, the share of the multiprocessors that have
+    work: few or uneven programs leave a GPU idle.
     """
 
     flops: int
@@ -86,22 +88,68 @@ class Cost(NamedTuple):
     extra_memory: int
     launches: int
     occupancy: float = 1.0
+    programs: int = 0
+    chain: int = 0
 
 
 class Rates(NamedTuple):
-    """Speed of a kind of device, per second of each term of ``Cost``; only the ratios matter."""
+    """Speed of a kind of device, per second of each term of ``Cost``."""
 
     flops: float
     bytes_moved: float
     launches: float
+    clocks: float = math.inf
 
 
-# The CPU's rates were fitted on 2 cores by `python -m bench calibrate`. Those of GPUs are unchecked estimates for a
-# large one: PyTorch in float32, and the kernels with half-precision operands.
+class Machine(NamedTuple):
+    """Rates of a GPU, from which kernels' times are predicted; clocks are those of one multiprocessor (SM).
+
+    ``latency`` is a round trip to the L2 and a barrier, ``start`` from a program's launch to its first loads' arrival.
+    ``turn`` is what a program takes to issue the instructions of one turn of a loop: the report counts 300 to 800.
+    """
+
+    num_sms: int
+    clock: float  # Hz
+    bytes_per_clock: float  # of the memory, per SM
+    l2_bytes_per_clock: float  # per SM
+    flops_per_clock: float  # of matrix products of float16, per SM
+    schedulers: int  # each issues one instruction of a warp per clock
+    latency: float  # clocks
+    start: float  # clocks
+    turn: float  # clocks
+    launch: float  # seconds from one kernel to the next in a CUDA graph
+
+
+# An H100: 3.0 TB/s copied, 730 TFLOP/s of products, 28 to 39 bytes per clock and SM from the L2. No kernel of this
+# package has been timed: what is computed from these numbers is a prediction.
+H100 = Machine(
+    num_sms=132,
+    clock=1.755e9,
+    bytes_per_clock=3.0e12 / 132 / 1.755e9,
+    l2_bytes_per_clock=33,
+    flops_per_clock=730e12 / 132 / 1.755e9,
+    schedulers=4,
+    latency=700,
+    start=1500,
+    turn=600,
+    launch=1.5e-6,
+)
+
+LAUNCH = H100.launch + H100.start / H100.clock  # seconds of a kernel that does little
+MEMORY = H100.bytes_per_clock * H100.num_sms * H100.clock  # bytes per second
+
+# The CPU's rates were fitted on 2 cores by `python -m bench calibrate`; of them only the ratios matter. Those of GPUs
+# predict an H100's time in a CUDA graph: PyTorch in float32, and the kernels, whose products of float16 take about 60 %
+# of the matrix units' rate, as their other instructions are as many as a tile's products last (`bench aot` counts).
 RATES = {
     ("cpu", "torch"): Rates(flops=304e9, bytes_moved=26e9, launches=92e3),
-    ("gpu", "torch"): Rates(flops=50e12, bytes_moved=3e12, launches=100e3),
-    ("gpu", "triton"): Rates(flops=400e12, bytes_moved=3e12, launches=200e3),
+    ("gpu", "torch"): Rates(flops=50e12, bytes_moved=MEMORY, launches=1 / LAUNCH),
+    ("gpu", "triton"): Rates(
+        flops=0.6 * H100.flops_per_clock * H100.num_sms * H100.clock,
+        bytes_moved=MEMORY,
+        launches=1 / LAUNCH,
+        clocks=H100.clock,
+    ),
 }
 
 
@@ -113,7 +161,7 @@ def cost(method: str, problem: Problem, backend: str = "torch") -> Cost:
 def _torch_cost(method: str, problem: Problem) -> Cost:
     B, K, C, L, s = problem.B, problem.K, problem.C, problem.L, problem.itemsize
     rows, steps, features = K + 1, problem.affinity.steps, B * C * L * s
-    sums = 2 * B * rows * L * s
+    sums = 2 * B * K * L * s  # a step's CAM and its result
     if method == "dense":
         flops = 2 * B * L * L * (C + rows * steps)
         square = B * L * L * s
@@ -141,45 +189,71 @@ def _torch_cost(method: str, problem: Problem) -> Cost:
 
 def _triton_cost(method: str, problem: Problem) -> Cost:
     """Return the cost on the kernels; what the GPU's caches serve again does not count as moved."""
+    if method == "prototypes":
+        return _prototypes_cost(problem)
+    B, K, C, L, steps = problem.B, problem.K, problem.C, problem.L, problem.affinity.steps
+    config = tile_config(method, problem)
+    itemsize = 4 if problem.dtype == "float32" else 2
+    products = 3 if problem.precision == "high" else 1
+    chunks = -(-K // (config.rows - 1))
+    rows, channels = chunks * config.rows, -(-C // config.block_c)
+    features, maps, layers = B * C * L * itemsize, 2 * B * K * L * 4, B * chunks
+    if method == "resident":
+        # Its loads wait for memory in every turn; the tiles it writes go to the next step.
+        turns = -(-L // config.block_i) * channels * steps
+        grid = _grid(layers * -(-L // config.block_j), turns, 1, problem)
+        flops = 2 * B * L * L * (chunks * C + rows) * products * steps * (2 if itemsize == 4 else 1)
+        return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, *grid)
+    unit = B * L * (C + rows) * 2 * (2 if problem.precision == "high" else 1)
+    in_flight = max(1, config.num_stages - 1)
+    if isinstance(config, Full):
+        turns = -(-L // config.block_i) * channels * steps
+        grid = _grid(layers * -(-L // config.block_j), turns, in_flight, problem)
+        flops = 2 * B * L * L * (chunks * C + rows) * products * steps
+        return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, *grid)
+    programs, turns, sums = _symmetric_work(config, L, layers)
+    grid, slabs = _grid(programs, turns * channels * steps, in_flight, problem), 4 * sums
+    flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
+    launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
+    memory = unit + min(slabs, WORKSPACE) + B * L * 4
+    return Cost(flops, features + unit + steps * (2 * slabs + maps), memory, launches, *grid)
+
+
+def _symmetric_work(config: Symmetric, L: int, layers: int) -> tuple[int, int, int]:
+    """Return the symmetric kernel's programs, the blocks that one takes in turn, and the numbers in all their slots."""
+    chunk = config.balanced_chunk(L, layers)
+    groups = -(-L // (chunk * config.block))
+    pairs = layers * groups * (groups + 1) // 2
+    programs = max(1, layers * groups * groups // 2)  # those of a group with itself are half the work
+    return programs, chunk // config.bands * chunk, pairs * 2 * chunk * config.block * config.rows
+
+
+def _prototypes_cost(problem: Problem) -> Cost:
     B, K, C, L, steps = problem.B, problem.K, problem.C, problem.L, problem.affinity.steps
     itemsize = 4 if problem.dtype == "float32" else 2
     shifted, center = problem.affinity.phi == "shifted", problem.affinity.center
-    split = method == "prototypes" and (itemsize == 4 or center)
-    products = 3 if problem.precision == "high" or split else 1
+    config = tile_config("prototypes", problem)
+    products = 3 if problem.precision == "high" or itemsize == 4 or center else 2
     features, maps = B * C * L * itemsize, 2 * B * K * L * 4
-    if method == "prototypes":
-        rows = tile_config(method, problem).rows
-        chunks = -(-(K + 1) // rows)
-        slabs = min(16 << 20, B * chunks * rows * C * 4 * -(-L // 64))
-        flops = 4 * B * L * C * chunks * rows * max(products, 2) * steps
-        bytes_moved = steps * (2 * features + maps) + (features if center else 0)
-        launches = (5 * steps if shifted else 1 + 3 * steps) + center  # peaks, sums, their total, result; means
-        return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches)
-    config = tile_config(method, problem)
-    chunks = -(-K // (config.rows - 1))
-    rows = chunks * config.rows
-    if method == "resident":
-        occupancy = min(1.0, B * chunks * -(-L // config.block_j) / _num_sms(problem))
-        flops = 2 * B * L * L * (chunks * C + rows) * products * steps * (2 if itemsize == 4 else 1)
-        return Cost(flops, steps * (features + maps), 0 if steps == 1 else B * (K + 1) * L * 4, steps, occupancy)
-    halves = 2 if problem.precision == "high" else 1
-    unit = B * L * (C + rows) * 2 * halves
-    if isinstance(config, Full):
-        occupancy = min(1.0, B * chunks * -(-L // config.block_j) / _num_sms(problem))
-        flops = 2 * B * L * L * (chunks * C + rows) * products * steps
-        return Cost(flops, features + unit + steps * maps, unit + B * L * 4, 2 + 2 * steps, occupancy)
-    blocks = -(-L // config.block)
-    slabs = B * blocks * (blocks // config.bands + 1) // 2 * config.block * rows * 4
-    occupancy = min(1.0, B * chunks * blocks * blocks / (2 * config.bands * config.chunk) / _num_sms(problem))
-    flops = B * L * (L + config.block) * (chunks * C + 2 * rows) * products * steps
-    launches = 2 + steps * (1 + 2 * -(-slabs // WORKSPACE))
-    return Cost(
-        flops,
-        features + unit + steps * (2 * slabs + maps),
-        unit + min(slabs, WORKSPACE) + B * L * 4,
-        launches,
-        occupancy,
-    )
+    chunks = -(-(K + 1) // config.rows)
+    parts, tiles = -(-C // config.block_c), -(-L // config.block_l)
+    slabs = min(16 << 20, B * chunks * config.rows * C * 4 * -(-L // 64))
+    programs = B * chunks * parts * min(tiles, max(1, 2 * _num_sms(problem) // (B * chunks * parts)))
+    grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * parts * steps, 1, problem)
+    flops = 4 * B * L * C * chunks * config.rows * products * steps
+    bytes_moved = steps * (2 * features + maps) + (features if center else 0)
+    launches = (4 * steps if shifted else 1 + 3 * steps) + center  # moments, sums, their total, result; means
+    return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches, *grid)
+
+
+def _grid(programs: int, turns: int, in_flight: int, problem: Problem) -> tuple[float, int, int]:
+    """Return the occupancy of ``programs``, their number, and the clocks of the turns of a multiprocessor's programs.
+
+    A turn waits for its loads unless they were issued up to ``in_flight`` turns before.
+    """
+    waves = -(-programs // _num_sms(problem))
+    chain = waves * turns * (H100.latency / in_flight + H100.turn)
+    return programs / (waves * _num_sms(problem)), programs, int(chain)
 
 
 def tile_config(method: str, problem: Problem) -> Any:
@@ -216,5 +290,5 @@ def fusion_cost(problem: FusionProblem, backend: str) -> Cost:
 
 def seconds(cost: Cost, rates: Rates) -> float:
     """Return the dispatcher's estimate of a cost, good for comparing methods on one device and for nothing else."""
-    products = cost.flops / (rates.flops * cost.occupancy)
-    return products + cost.bytes_moved / rates.bytes_moved + cost.launches / rates.launches
+    throughput = cost.flops / (rates.flops * cost.occupancy) + cost.bytes_moved / rates.bytes_moved
+    return max(throughput, cost.chain / rates.clocks) + cost.launches / rates.launches

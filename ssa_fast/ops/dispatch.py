@@ -17,6 +17,7 @@ from ssa_fast.ops.cost_model import RATES, Cost, FusionProblem, Problem, cost, f
 TORCH_METHODS = ("prototypes", "second_order", "tiled", "dense")
 TRITON_METHODS = ("prototypes", "tiled", "resident")
 DENSE_LIMIT = 256 << 20  # bytes of affinity above which "auto" does not take the dense method
+HALF_USED = 0.5  # share of the multiprocessors below which a reason names the programs
 RESIDENT_LIMIT = 2 << 20  # bytes of an image's features above which "auto" does not take the resident method
 
 
@@ -144,15 +145,31 @@ def _cheapest_supported(problem: Problem, candidates: list[Candidate]) -> Choice
 
 def _cheapest(costs: dict[Candidate, Cost], ruled_out: dict[Candidate, str], device: str) -> tuple[Candidate, str]:
     """Return the candidate of least estimated time, and how the others compare."""
-    kind = "cpu" if device == "cpu" else "gpu"
-    rates = {each: RATES.get((kind, each.backend), RATES["gpu", each.backend]) for each in costs}
-    time = {each: seconds(counted, rates[each]) for each, counted in costs.items()}
+    time = {each: estimate(each.backend, counted, device) for each, counted in costs.items()}
     best = min(time, key=lambda each: time[each])
     several = len({each.backend for each in (*costs, *ruled_out)}) > 1
     names = {each: f"{each.method} on {each.backend}" if several else each.method for each in (*costs, *ruled_out)}
-    others = [f"{names[each]} {time[each] / time[best]:.1f}× the cost" for each in time if each != best]
+    others = [
+        f"{names[each]} {time[each] / time[best]:.1f}× the cost{_bottleneck(costs[each], device)}"
+        for each in time
+        if each != best
+    ]
     others += [f"{names[each]} no: {reasons}" for each, reasons in ruled_out.items()]
-    return best, "; ".join(["least estimated cost", *others])
+    least = "least estimated cost" if device == "cpu" else f"least predicted time, {1e6 * time[best]:.0f} µs"
+    return best, "; ".join([least, *others])
+
+
+def estimate(backend: str, counted: Cost, device: str) -> float:
+    """Return the estimated seconds of a cost; on a GPU those in a CUDA graph of an H100, predicted, not measured."""
+    kind = "cpu" if device == "cpu" else "gpu"
+    return seconds(counted, RATES.get((kind, backend), RATES["gpu", backend]))
+
+
+def _bottleneck(counted: Cost, device: str) -> str:
+    """Return what keeps kernels from using a GPU, in parentheses, or ""."""
+    if device == "cpu" or not counted.programs or counted.occupancy > HALF_USED:
+        return ""
+    return f" ({counted.programs} programs on {counted.programs / counted.occupancy:.0f} multiprocessors)"
 
 
 def needs_sign(problem: Problem, method: str, backend: str) -> bool:
@@ -202,7 +219,8 @@ def _cost_of(candidate: Candidate, problem: Problem) -> Cost:
         return counted
     fallback = cost("tiled", problem, "triton")
     return counted._replace(
-        extra_memory=counted.extra_memory + fallback.extra_memory, launches=counted.launches + fallback.launches
+        extra_memory=counted.extra_memory + fallback.extra_memory,
+        launches=counted.launches + fallback.launches - 1,  # the CAM's moments are found once
     )
 
 

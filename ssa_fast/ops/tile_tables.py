@@ -48,18 +48,18 @@ FIELDS: dict[str, tuple[type, str]] = {
 }
 BOUNDS = tuple(f"{end}_{size}" for size in SIZES for end in ("min", "max"))
 
-# Architecture -> architecture whose table it uses. sm_86 and sm_89 have sm_80's instructions and sm_120's 99 KB of
-# shared memory: sm_120's tiles fit them, sm_80's need up to 163 KB. All were compiled with the table they use.
+# Architecture -> architecture whose table it uses; all were compiled with it.
 TABLES = {
     "sm_80": "sm_80",
-    "sm_86": "sm_120",
-    "sm_89": "sm_120",
+    "sm_86": "sm_86",
+    "sm_89": "sm_89",
     "sm_90": "sm_90",
     "sm_100": "sm_100",
     "sm_103": "sm_100",
     "sm_120": "sm_120",
     "sm_121": "sm_120",
     "gfx942": "gfx942",
+    "gfx950": "gfx950",
 }
 
 

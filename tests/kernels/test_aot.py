@@ -18,6 +18,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("aot-golden.json")
 TARGETS = ("sm_90", "gfx942")  # one per backend: all targets take minutes
+ALL_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
+MOST_VARIANTS = 3
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,37 +80,46 @@ def test_numbers_match_the_golden_file(shipped):
         pytest.skip(f"the golden numbers are those of Triton {golden['triton']}, not of the installed version")
     rows, _ = shipped
     numbers = ("registers", "spilled", "local", "shared", "matrix")
+    intended = "if intended, run `python -m bench aot --golden`"
+    predicted = dict.fromkeys(golden["predicted microseconds"], 0.0)
     for row in rows:
+        loops = [[loop["instructions"], loop["matrix"]] for loop in row["loops"]]
         expected = golden["targets"][row["target"]].get(label(row))
-        assert [row[name] for name in numbers] == expected, (
-            f"{row['target']} {label(row)}; if intended, run `python -m bench aot --golden`"
-        )
+        assert [*(row[name] for name in numbers), loops] == expected, f"{row['target']} {label(row)}; {intended}"
+        for case, seconds in row["predicted"].items():
+            predicted[case] += 1e6 * seconds
+    assert predicted == pytest.approx(golden["predicted microseconds"], abs=0.06), intended
 
 
 def test_the_golden_file_holds_only_kernels_that_pass():
     golden = json.loads(GOLDEN.read_text())
-    assert set(golden["targets"]) == {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942"}
+    assert set(golden["targets"]) == {*ALL_TARGETS}
     for rows in golden["targets"].values():
         kernels = {label.split()[0] for label in rows}
         assert {"gather_kernel", "apply_kernel", "unit_kernel", "symmetric_kernel", "resident_kernel"} <= kernels
-        assert all(spilled == local == 0 for _, spilled, local, _, _ in rows.values())
+        assert all(spilled == local == 0 for _, spilled, local, _, _, _ in rows.values())
+    assert all(predicted > 0 for predicted in golden["predicted microseconds"].values())
 
 
-def test_tiles_that_are_too_large_fail(tmp_path):
-    stage = dict(C=256, L=1024, K=20, dtype="float32", precision="default")
-    entries = [
-        stage | dict(kernel="gather", config=dict(block_l=16, block_c=128, rows=16, num_warps=4)),
-        stage | dict(kernel="apply", config=dict(block_l=64, block_c=128, rows=32, num_warps=4, num_stages=9)),
-        stage | dict(kernel="apply", config=dict(block_l=128, block_c=64, rows=32, num_warps=1, num_stages=1)),
-    ]
-    table, rows = tmp_path / "table.json", tmp_path / "rows.json"
-    table.write_text(json.dumps(dict(gpu="", arch="sm_90", source="", versions={}, entries=entries)))
-    done = aot("--target", "sm_90", "--table", str(table), "--json", str(rows))
-    assert done.returncode == 1
-    problems = {row["config"]: "".join(row["problems"]) for row in json.loads(rows.read_text())}
-    assert any("stages=9" in config and "of shared memory" in text for config, text in problems.items()), done.stdout
-    assert any("warps=1" in config and "spills" in text for config, text in problems.items()), done.stdout
-    assert any("BLOCK_L=16" in config and not text for config, text in problems.items()), done.stdout
+def test_every_stage_has_a_prediction(shipped):
+    rows, done = shipped
+    predicted = {case for row in rows if row["target"] == "sm_90" for case in row["predicted"]}
+    for shape in ("1×256×56×56", "32×256×56×56", "1×2048×16×16", "1×256×127×127", "1×2048×7×7"):
+        assert any(f"prototypes relu, {shape} float16 nchw" in case for case in predicted)
+    assert all(0 < seconds < 1e-2 for row in rows for seconds in row["predicted"].values())
+    assert "predicted, not measured" in done.stdout
+    assert "cuBLAS's xᵀx" in done.stdout
+    assert not any(row["predicted"] for row in rows if row["target"] != "sm_90")
+
+
+def test_a_folder_of_image_sizes_compiles_few_variants():
+    """Sizes that do not change the code are not specialized: see ``bench.aot_variants`` for what is counted."""
+    done = run("-m", "bench.aot_variants", TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr
+    variants = json.loads(done.stdout)
+    assert {"gather_kernel", "apply_kernel", "unit_kernel", "resident_kernel"} <= set(variants)
+    most = {kernel: max(map(len, groups.values())) for kernel, groups in variants.items()}
+    assert {kernel: count for kernel, count in most.items() if count > MOST_VARIANTS} == {}
 
 
 DUMMY = """
@@ -143,32 +154,106 @@ def compile_dummies(tmp_path, code):
 def test_a_product_outside_the_matrix_unit_is_found_beside_one_inside(tmp_path):
     done = compile_dummies(
         tmp_path,
-        "calls = [('half', lambda: call(dtype=tl.float16)), ('single', call), ('both', lambda: call(in_unit=True))]\n"
-        "for row in aot_compile.compile_rows('sm_90', calls): print(row.what, row.registers > 0, *row.problems)\n",
+        "calls = [lambda: call(dtype=tl.float16), call, lambda: call(in_unit=True)]\n"
+        "launches = [(launch, 1) for each in calls for launch in aot_compile.record(each).launches]\n"
+        "for row in aot_compile.compile_rows('sm_90', launches): print(row.config, row.registers > 0, *row.problems)\n",
     )
     assert done.stdout.splitlines() == [
-        "half True",
-        "single True 1 of 1 matrix products without matrix instructions",
-        "both True 1 of 2 matrix products without matrix instructions",
+        "N=64 ROWS=16 DTYPE=fp16 warps=4 stages=1 True",
+        "N=64 ROWS=16 DTYPE=fp32 warps=4 stages=1 True 1 of 1 matrix products without matrix instructions",
+        "N=64 ROWS=16 IN_UNIT DTYPE=fp32 warps=4 stages=1 True 1 of 2 matrix products without matrix instructions",
     ], done.stderr
 
 
 def test_a_failed_launch_and_a_dead_compiler_are_failing_rows(tmp_path):
     done = compile_dummies(
         tmp_path,
-        "def fails(): yield 'fails', lambda: call(N=63)\n"
-        "def dies(): yield 'dies', lambda: os._exit(3)\n"
-        "aot_compile.find_tables = lambda name: []\n"
-        "for aot_compile.fusion_launches in (fails, dies):\n"
-        "    for rows in aot_compile.compile_targets(['sm_90'], 1): print(rows[0].problems)\n",
+        "launches = aot_compile.record(lambda: call(N=63)).launches\n"
+        "for compile_rows in (aot_compile.compile_rows, lambda *_: os._exit(3)):\n"
+        "    aot_compile.compile_rows = compile_rows\n"
+        "    for row in aot_compile.compile_distinct('sm_90', launches, 1).values(): print(row.problems)\n",
     )
     first, second = done.stdout.splitlines()
     assert "CompilationError" in first
     assert "died" in second
 
 
+def test_each_specialization_is_compiled_once(tmp_path):
+    done = compile_dummies(
+        tmp_path,
+        "calls = (call, call, lambda: call(N=32))\n"
+        "launches = [launch for each in calls for launch in aot_compile.record(each).launches]\n"
+        "for row in aot_compile.compile_distinct('sm_90', launches, 1).values(): print(row.uses, row.config)\n",
+    )
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["2", "N=64"], ["1", "N=32"]], done.stderr
+
+
+TOO_LARGE = """
+from bench import aot_stages
+from ssa_fast.kernels.config import Apply, Gather
+
+case = aot_stages.Case("prototypes", aot_stages.RELU, 256, 32, 32, dtype="float32")
+for warps, stages, block_l, block_c in ((4, 9, 64, 128), (1, 1, 128, 64)):
+    tiles = {
+        "gather": Gather(block_l=16, rows=16, num_warps=4, block_c=128),
+        "apply": Apply(block_l=block_l, block_c=block_c, rows=32, num_warps=warps, num_stages=stages),
+    }
+    aot_stages.find_tiles = lambda *_: tiles
+    launches = [(each, 1) for each in aot_compile.record(aot_stages.call(case, [], 132)).launches]
+    for row in aot_compile.compile_rows("sm_90", launches): print(row.kernel, row.problems)
+"""
+
+
+def test_tiles_that_are_too_large_fail(tmp_path):
+    done = compile_dummies(tmp_path, "aot_compile.activate(aot_compile.TARGETS['sm_90'].gpu)\n" + TOO_LARGE)
+    problems = [line.partition(" ")[2] for line in done.stdout.splitlines() if line.startswith("apply_kernel")]
+    assert "of shared memory" in problems[0], done.stderr
+    assert "spills" in problems[1]
+    assert "gather_kernel []" in done.stdout
+
+
+IR = """
+import json
+from bench.aot_ir import Kernel, assembly_loops
+from bench.aot_predict import most_loaded
+from bench.aot_targets import Sm
+
+@triton.jit
+def loops(x_ptr, n, step, N: tl.constexpr):
+    at = tl.arange(0, N)
+    for i in range(tl.program_id(0), tl.cdiv(n, N), step):
+        for j in range(0, tl.minimum(i, 3)):
+            at += tl.load(x_ptr + at + i * N + j)
+    tl.store(x_ptr + at, at)
+
+aot_compile.activate(aot_compile.TARGETS["sm_90"].gpu)
+x = torch.empty(64, dtype=torch.int32, device="meta")
+(launch,) = aot_compile.record(lambda: loops[(7,)](x_ptr=x, n=1000, step=5, N=64)).launches
+(row,) = aot_compile.compile_rows("sm_90", [(launch, 1)])
+kernel = Kernel(row.ttir)
+print([kernel.trips({"n": 1000, "step": 5}, (7,), (program,)) for program in (0, 6)])
+print([(block.loaded, block.stored) for block, _ in kernel.root.walk()])
+print(len(row.loops) >= 2, max(loop.depth for loop in row.loops))
+hopper = Sm(warps=64, programs=32, shared=228)
+print([hopper.occupancy(*sizes) for sizes in ((128, 0, 8), (32, 0, 4), (255, 0, 8), (64, 100 << 10, 4), (40, 0, 32))])
+print(most_loaded([2.0], 9, 4), most_loaded([2.0, 2.0, 1.0], 6, 4), most_loaded([3.0], 3, 132))
+"""
+
+
+def test_loops_bytes_and_occupancy_are_counted(tmp_path):
+    done = compile_dummies(tmp_path, IR)
+    # 16 tiles in steps of 5: programs 0 and 6 take tiles 0, 5, 10, 15 and 6, 11; half-way is tile 10 or 11.
+    assert done.stdout.splitlines() == [
+        "[[1, 4, 12], [1, 2, 6]]",
+        "[([], [('x_ptr', 256)]), ([], []), ([('x_ptr', 256)], [])]",
+        "True 1",
+        "[2, 16, 1, 2, 1]",
+        "6.0 3.0 3.0",  # three waves; 2 2 2 2 1 1 on four; fewer programs than multiprocessors
+    ], done.stderr
+
+
 def test_the_interpreter_is_refused():
-    done = run("-c", "from bench import aot_compile\naot_compile.compile_launches(None, print)", TRITON_INTERPRET="1")
+    done = run("-c", "from bench import aot_compile\naot_compile.activate(None)", TRITON_INTERPRET="1")
     assert "RuntimeError: TRITON_INTERPRET is set" in done.stderr
 
 

@@ -262,6 +262,8 @@ def sum_prototypes(
     per_sm = 1 if block_c > 256 else 2  # programs whose registers fit
     programs = max(per_sm * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
     block_l = pixels_per_tile(config.block_l, read)
+    if read["features_ptr"].dtype == torch.bfloat16:  # whose conversion to float16 takes registers
+        block_l = max(16, block_l // 2)
     slabs = max(1, min(programs, triton.cdiv(L, block_l), SLAB_BYTES // (4 * B * n * C)))
     partial = dict(slabs_ptr=source.new_empty((slabs, B, n, C)), bounds_ptr=source.new_empty((slabs, B, n)))
     result = dict(halves_ptr=source.new_empty((2, B, n, C), dtype=torch.float16), scale_ptr=source.new_empty((B, n)))

@@ -17,6 +17,8 @@ from ssa_fast.kernels.config import Apply, Gather
 from tests.accuracy import assert_as_accurate
 
 gather_pass = pytest.importorskip("ssa_fast.kernels.gather", reason="needs Triton")
+norms = pytest.importorskip("ssa_fast.kernels.norms", reason="needs Triton")
+primitives = pytest.importorskip("ssa_fast.kernels.primitives", reason="needs Triton")
 prototypes = pytest.importorskip("ssa_fast.kernels.prototypes", reason="needs Triton")
 
 if TYPE_CHECKING:
@@ -186,12 +188,10 @@ def test_range_of_half_precision_pixels(polish: Callable[..., Tensor], dtype: to
 
 
 @pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
-def test_usual_half_precision_features_are_as_accurate_as_float32(
-    polish: Callable[..., Tensor], affinity: Affinity
-) -> None:
-    """Polish features whose norms span the range in which they enter the matrix unit without a scale."""
+def test_half_precision_features_are_as_accurate_as_float32(polish: Callable[..., Tensor], affinity: Affinity) -> None:
+    """Polish features whose norms span more than the range in which they enter the matrix unit without a scale."""
     cam, features = draw(1, 4, 16, 12, 13, affinity=affinity)
-    features *= 2.0 ** torch.linspace(-4, 10, 156).view(12, 13)
+    features *= 2.0 ** torch.linspace(-8, 13.5, 156).view(12, 13)
     features = features.half()
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity, torch.float32)
 
@@ -317,6 +317,25 @@ def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int, aff
     out = polish(cam, features, affinity, num_sms=num_sms)
     assert_as_accurate(out, cam, features, affinity)
     assert torch.equal(out, polish(cam, features, affinity, num_sms=num_sms))
+
+
+@pytest.mark.parametrize(
+    ("features", "pixels"),
+    [
+        (torch.empty(1, 32, 8, 6), 64),
+        (torch.empty(1, 32, 7, 5), 32),
+        (torch.empty(1, 32, 8, 8)[..., :6], 32),
+        (torch.empty(1, 32, 8, 6).flatten()[1:1489].view(1, 31, 8, 6), 32),
+        (torch.empty(1, 32, 7, 5).to(memory_format=torch.channels_last), 64),
+        (torch.empty(1, 24, 7, 5).to(memory_format=torch.channels_last), 32),
+    ],
+    ids=["aligned", "odd", "rows-with-gaps", "shifted-memory", "channels-last", "odd-channels-last"],
+)
+def test_tiles_are_halved_where_no_loads_are_vectors(features: Tensor, pixels: int) -> None:
+    _, C, H, W = features.shape
+    read = dict(features_ptr=features, C=C, L=H * W, **primitives.layout_arguments(features))
+    assert norms.pixels_per_tile(64, read) == pixels
+    assert norms.pixels_per_tile(16, read) == 16
 
 
 def test_one_slab_where_memory_is_short(polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

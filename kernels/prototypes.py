@@ -152,9 +152,7 @@ def polish(
     signed: Tensor | None = None,
     moments: Moments | None = None,
 ) -> None:
-    """Polish a CAM in ``O(K·C)`` memory, reading the features twice per step, once to center them, once for norms.
-
-    Norms take a pass of their own only where a tile of pass A has not all channels.
+    """Polish a CAM in ``O(K·C)`` memory, reading f twice per step, once to center it, once for norms if C has parts.
 
     Args:
         cam: ``(B, K, h, w)`` float32, contiguous.

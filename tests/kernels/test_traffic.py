@@ -115,8 +115,9 @@ def test_prototypes_read_the_features_twice_and_once_for_norms(
     assert counted.stored["out"] == tensors["out"].nbytes
     assert counted.stored["features"] == counted.stored["cam"] == 0
     slabs, blocks = min(8, H * W // block_l), C // 64
-    # Sums, bounds and totals in slabs, then halves, with scales and totals from each block of 64 channels; norms.
-    assert counted.stored["other"] <= 4 * (K + 1) * (slabs * (C + 2) + C + 2 * blocks) + 4 * H * W
+    # Sums, bounds and totals in slabs, then halves, with scales and totals from each block of 64 channels; norms; peaks
+    # and means of the CAM.
+    assert counted.stored["other"] <= 4 * (K + 1) * (slabs * (C + 2) + C + 2 * blocks) + 4 * H * W + 4 * 2 * K
 
 
 BLOCK, ROWS = 32, 16

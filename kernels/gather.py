@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels.launch import launch
-from ssa_fast.kernels.primitives import floor_power_of_two, load_resized_cam, pixel_offsets, safe_divide, split_fp16
+from ssa_fast.kernels.norms import SIZES, is_aligned, load_features, pixels_per_tile, write_norms
+from ssa_fast.kernels.primitives import (
+    aligned_sizes,
+    floor_power_of_two,
+    load_resized_cam,
+    pixel_offsets,
+    split_fp16,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
     from ssa_fast.kernels.config import Gather
 
 FEATURE_SCALE = tl.constexpr(2.0**8)  # scaled features have a norm < 2⁹
+LEAST_NORM = tl.constexpr(2.0**-4)  # half precision features of these norms need no scale,
+LARGEST_NORM = tl.constexpr(2.0**12)  # as both halves of their weights are normal numbers of float16
 PROTOTYPE_SCALE = tl.constexpr(2.0**14)  # entries of the halves of G are < 2¹⁵
 ROUNDER = tl.constexpr(1.5 * 2.0**15)  # adding and subtracting it rounds to multiples of 2⁻⁸
 LONGEST_SUM = 1024  # pixels per program: matrix units truncate, and longer sums lose more bits
@@ -27,38 +36,36 @@ SLAB_BYTES = 16 << 20
 
 
 @triton.jit
-def feature_scale(norm, norm_eps, DTYPE: tl.constexpr):
-    """Return ``(p, 1/p)``, p the power of two that divides features and multiplies their weights.
+def inverse_norm(norm, norm_eps):
+    """Return ``1/(‖f‖ + eps)``, 0 for a zero feature; a reciprocal root is one instruction, a division many."""
+    divisor = norm + norm_eps
+    return tl.where(norm == 0.0, 0.0, tl.rsqrt(divisor * divisor))
 
-    p is near the geometric mean of ‖f‖ and ‖f‖ + eps, so neither factor is tiny if eps exceeds ‖f‖ by far. p is 0 for
-    a zero feature, and so is its weight. For float16 features 1/p fits float16.
+
+@triton.jit
+def scale_features(f, norm, norm_eps, inverse, DTYPE: tl.constexpr):
+    """Return ``(f/p, p·inverse)``, factors of unit features that fit float16; p is a power of two.
+
+    Half precision features enter as they are, p = 1, unless a norm of the tile is out of the usual range. Otherwise p
+    is near the geometric mean of ‖f‖ and ‖f‖ + eps, so neither factor is tiny if eps exceeds ‖f‖ by far.
     """
     middle = tl.sqrt(norm * (norm + norm_eps))
-    if DTYPE == tl.float16:  # noqa: SIM300
-        p, p_inverse = floor_power_of_two(tl.minimum(tl.maximum(middle, 2.0**-15), 2.0**14))
-        return tl.where(norm == 0.0, 0.0, p), p_inverse
-    return floor_power_of_two(middle * (1.0 / FEATURE_SCALE))
-
-
-@triton.jit
-def load_features(ptrs, mask, mean_ptr, offs_c, C):
-    """Load a tile of features: raw, or float32 minus the mean of channels ``offs_c``; masked elements are 0."""
-    f = tl.load(ptrs, mask=mask, other=0.0)
-    if mean_ptr is not None:
-        f = tl.where(mask, f.to(tl.float32) - tl.load(mean_ptr + offs_c, mask=offs_c < C, other=0.0), 0.0)
-    return f
-
-
-@triton.jit
-def feature_norm(f, pixel_ptrs, mean_ptr, pid_part, C, stride_fc, mask, PARTS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return ‖f‖ over all PARTS blocks of channels; ``f`` [BLOCK_C, BLOCK_L] is block ``pid_part``."""
-    squares = tl.sum(f.to(tl.float32) * f.to(tl.float32), axis=0)
-    for other in tl.static_range(1, PARTS):
-        offs_c = (pid_part + other) % PARTS * BLOCK_C + tl.arange(0, BLOCK_C)
-        ptrs = pixel_ptrs + offs_c.to(tl.int64)[:, None] * stride_fc
-        g = load_features(ptrs, (offs_c < C)[:, None] & mask, mean_ptr, offs_c[:, None], C)  # [BLOCK_C, BLOCK_L]
-        squares += tl.sum(g.to(tl.float32) * g.to(tl.float32), axis=0)
-    return tl.sqrt_rn(squares)
+    if DTYPE == tl.float32:  # noqa: SIM300
+        p, p_inverse = floor_power_of_two(middle * (1.0 / FEATURE_SCALE))
+        x, weight = f.to(tl.float32) * p_inverse[None, :], inverse * p
+    else:
+        x, weight = f.to(tl.float16), inverse
+        if tl.max(tl.maximum(norm + norm_eps, inverse * (LEAST_NORM * LARGEST_NORM))) > LARGEST_NORM:
+            if DTYPE == tl.float16:  # noqa: SIM300
+                p, p_inverse = floor_power_of_two(tl.minimum(tl.maximum(middle, 2.0**-24), 2.0**14))
+                # 1/p may exceed float16's range, its factors do not.
+                x = f * tl.minimum(p_inverse, 2.0**12).to(tl.float16)[None, :]
+                x *= tl.maximum(p_inverse * 2.0**-12, 1.0).to(tl.float16)[None, :]
+            else:
+                p, p_inverse = floor_power_of_two(middle)
+                x = (f.to(tl.float32) * p_inverse[None, :]).to(tl.float16)
+            weight = inverse * p
+    return x, weight
 
 
 @triton.jit
@@ -87,7 +94,7 @@ def load_peak_and_center(peak_ptr, cam_mean_ptr, first, offs_k, mask):
     return peak, peak_inverse, center
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["stride_fc"])
 def gather_kernel(
     cam_ptr,
     peak_ptr,
@@ -116,9 +123,10 @@ def gather_kernel(
     stride_fh,
     stride_fw,
     FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
     RESIZE: tl.constexpr,
     FIRST: tl.constexpr,
-    PARTS: tl.constexpr,
+    HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_L: tl.constexpr,
     ROWS: tl.constexpr,
@@ -126,54 +134,55 @@ def gather_kernel(
     """Pass A: one program sums BLOCK_C channels of ROWS rows of G over every ``slabs``-th tile.
 
     The sums go to its slab, with each row's sum of |v|‖x‖ and, for φ = shifted, of v. ``cam_mean_ptr`` and ``mean_ptr``
-    are subtracted from CAM and features, if given. FIRST: row 0 is ones; norms over all PARTS blocks of channels are
-    stored for the passes that follow, and a feature that is not ≥ 0 sets ``signed_ptr``, if given.
+    are subtracted from CAM and features, if given. FIRST: row 0 is ones. HELD: a tile has all channels, so its norms
+    are computed and stored, and a feature that is not ≥ 0 sets ``signed_ptr``, if given; else norms are read.
     """
     DTYPE: tl.constexpr = features_ptr.dtype.element_ty if mean_ptr is None else tl.float32
-    # Weights are < 2¹⁵ with it: p/‖f‖ is at most 2⁹ for float16 features, 2⁻⁸ for others; v is < 2, < 4 minus a mean.
-    UNCENTERED: tl.constexpr = 2.0**5 if DTYPE == tl.float16 else 2.0**22  # noqa: SIM300
+    # Weights are < 2¹⁵ with it: inverse·p is at most 2⁻⁸ for float32, else 2⁴; v is < 2, < 4 minus a mean.
+    UNCENTERED: tl.constexpr = 2.0**22 if DTYPE == tl.float32 else 2.0**10  # noqa: SIM300
     WEIGHT_SCALE: tl.constexpr = UNCENTERED if cam_mean_ptr is None else UNCENTERED / 2.0
-    rows = K + FIRST
+    L, stride_fc = aligned_sizes(L, stride_fc, ALIGNED)
+    rows, parts = K + FIRST, tl.cdiv(C, BLOCK_C)
     chunks = tl.cdiv(rows, ROWS)
-    pid_part = tl.program_id(0) % PARTS
-    pid_chunk = tl.program_id(0) // PARTS % chunks
-    pid_slab = tl.program_id(0) // (PARTS * chunks)
+    pid_part = tl.program_id(0) % parts
+    pid_chunk = tl.program_id(0) // parts % chunks
+    pid_slab = tl.program_id(0) // (parts * chunks)
     pid_b = tl.program_id(1).to(tl.int64)
     offs_n = pid_chunk * ROWS + tl.arange(0, ROWS)
     offs_k = offs_n - FIRST
     mask_k = (offs_k >= 0) & (offs_k < K)
     peak, peak_inverse, center = load_peak_and_center(peak_ptr, cam_mean_ptr, pid_b * K, offs_k, mask_k)  # [ROWS]
+    plane = (pid_b * K + offs_k)[None, :]
+    low = 0.0 if cam_mean_ptr is None else (center * peak)[None, :]
     offs_c = pid_part * BLOCK_C + tl.arange(0, BLOCK_C)
     features_ptr += pid_b * stride_fb
     if mean_ptr is not None:
         mean_ptr += pid_b * C
     norms_ptr += pid_b * L
-    # Of the programs of a tile, which compute the same norms, one stores them: for the others this mask is empty.
-    num_stored = tl.where(pid_part + pid_chunk == 0, L, 0)
-
+    if not RESIZE:
+        h, w = 1, L  # the compiler knows whether L is aligned
+    num_stored = tl.where(pid_chunk == 0, L, 0)  # all chunks compute the same norms, one stores them
     acc = tl.zeros([BLOCK_C, ROWS], dtype=tl.float32)
-    bound = tl.zeros([ROWS], dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    not_positive = tl.zeros([BLOCK_L], dtype=tl.int32)
+    bound, total = tl.zeros([BLOCK_L, ROWS], dtype=tl.float32), tl.zeros([BLOCK_L, ROWS], dtype=tl.float32)
+    lowest, norms = 0.0, tl.zeros([BLOCK_L], dtype=tl.float32)
     # acc = (f / p) @ (v * p / (norm(f) + norm_eps)).T and bound = v.abs() @ norm(x), with v = [1; cam]
     for tile in tl.range(pid_slab, tl.cdiv(L, BLOCK_L), slabs):
         offs_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         mask_l = offs_l < L
-        pixel_ptrs = (features_ptr + pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT))[None, :]
-        ptrs = pixel_ptrs + offs_c.to(tl.int64)[:, None] * stride_fc  # [BLOCK_C, BLOCK_L]
+        ptrs = features_ptr + pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT)[None, :]
+        ptrs += offs_c.to(tl.int64)[:, None] * stride_fc  # [BLOCK_C, BLOCK_L]
         f = load_features(ptrs, (offs_c < C)[:, None] & mask_l[None, :], mean_ptr, offs_c[:, None], C)
-        if FIRST:
-            norm = feature_norm(f, pixel_ptrs, mean_ptr, pid_part, C, stride_fc, mask_l[None, :], PARTS, BLOCK_C)
+        if HELD:
+            norm = tl.sqrt(tl.sum(f.to(tl.float32) * f.to(tl.float32), axis=0))
             tl.store(norms_ptr + offs_l, norm, mask=offs_l < num_stored)
             if signed_ptr is not None:
-                not_positive |= tl.max(tl.where(f.to(tl.float32) >= 0, 0, 1), axis=0)
+                lowest, norms = tl.minimum(lowest, tl.min(f.to(tl.float32))), norms + norm
         else:
             norm = tl.load(norms_ptr + offs_l, mask=mask_l, other=0.0)
-        p, p_inverse = feature_scale(norm, norm_eps, DTYPE)
+        inverse = inverse_norm(norm, norm_eps)
+        x, weight = scale_features(f, norm, norm_eps, inverse, DTYPE)
 
         mask_v = mask_l[:, None] & mask_k[None, :]
-        plane = (pid_b * K + offs_k)[None, :]
-        low = 0.0 if cam_mean_ptr is None else (center * peak)[None, :]
         v = load_resized_cam(
             cam_ptr, plane, offs_l[:, None], mask_v, h, w, W, scale_h, shift_h, scale_w, shift_w, RESIZE, low
         )  # [BLOCK_L, ROWS]
@@ -181,26 +190,24 @@ def gather_kernel(
         if FIRST:
             v = tl.where((offs_n == 0)[None, :], 1.0, v)
         if totals_ptr is not None:
-            v = tl.where(mask_l[:, None], v, 0.0)
-            total += tl.sum(v, axis=0)
-        bound += tl.sum(tl.abs(v) * safe_divide(norm, norm, norm_eps)[:, None], axis=0)
-        v_high, v_low = split_fp16(v * (safe_divide(p, norm, norm_eps) * WEIGHT_SCALE)[:, None])
-        x = f if f.dtype == tl.float16 else f.to(tl.float32)  # float16 needs half the registers
-        x *= p_inverse.to(x.dtype)[None, :]
+            total += tl.where(mask_l[:, None], v, 0.0)
+        bound += tl.abs(v) * (norm * inverse)[:, None]
+        v_high, v_low = split_fp16(v * (weight * WEIGHT_SCALE)[:, None])
         acc = add_products(acc, x, v_high, v_low, DTYPE)
 
     first_row = (pid_slab * tl.num_programs(1) + pid_b) * rows
     offs = (first_row + offs_n)[None, :] * C + offs_c[:, None]
     tl.store(slabs_ptr + offs, acc * (1.0 / WEIGHT_SCALE), mask=(offs_n < rows)[None, :] & (offs_c < C)[:, None])
     mask_n = offs_n < tl.where(pid_part == 0, rows, 0)
-    tl.store(bounds_ptr + first_row + offs_n, bound, mask=mask_n)
+    tl.store(bounds_ptr + first_row + offs_n, tl.sum(bound, axis=0), mask=mask_n)
     if totals_ptr is not None:
-        tl.store(totals_ptr + first_row + offs_n, total, mask=mask_n)
-    if FIRST and signed_ptr is not None:
-        tl.store(signed_ptr + pid_b + not_positive * 0, 1, mask=not_positive != 0)
+        tl.store(totals_ptr + first_row + offs_n, tl.sum(total, axis=0), mask=mask_n)
+    if HELD and signed_ptr is not None:
+        norms = tl.where(lowest < 0.0, float("nan"), norms)  # a NaN is in the norms: the minimum drops it
+        tl.store(signed_ptr + pid_b + tl.zeros([BLOCK_L], dtype=tl.int32), 1, mask=norms != norms)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs"])
 def finish_kernel(
     slabs_ptr,
     bounds_ptr,
@@ -252,27 +259,24 @@ def sum_prototypes(
     rows = rows_per_program(n, config.rows)
     chunks = triton.cdiv(n, rows)
     parts = triton.cdiv(C, block_c := min(config.block_c, max(16, triton.next_power_of_2(C))))
-    programs = max(2 * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
-    slabs = max(1, min(programs, triton.cdiv(L, config.block_l), SLAB_BYTES // (4 * B * n * C)))
+    per_sm = 1 if block_c > 256 else 2  # programs whose registers fit
+    programs = max(per_sm * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
+    block_l = pixels_per_tile(config.block_l, read)
+    if read["features_ptr"].dtype == torch.bfloat16:  # whose conversion to float16 takes registers
+        block_l = max(16, block_l // 2)
+    slabs = max(1, min(programs, triton.cdiv(L, block_l), SLAB_BYTES // (4 * B * n * C)))
     partial = dict(slabs_ptr=source.new_empty((slabs, B, n, C)), bounds_ptr=source.new_empty((slabs, B, n)))
     result = dict(halves_ptr=source.new_empty((2, B, n, C), dtype=torch.float16), scale_ptr=source.new_empty((B, n)))
     shifted = read["cam_mean_ptr"] is not None
     partial["totals_ptr"] = source.new_empty((slabs, B, n)) if shifted else None
     result["total_ptr"] = source.new_empty((B, n)) if shifted else None
-    tiles = dict(PARTS=parts, BLOCK_C=block_c, BLOCK_L=config.block_l, ROWS=rows)
-    tiles |= dict(num_warps=config.num_warps, num_stages=config.num_stages)
-    launch(
-        gather_kernel,
-        (slabs * chunks * parts, B),
-        cam_ptr=source,
-        **read,
-        **resize,
-        **partial,
-        slabs=slabs,
-        FIRST=first,
-        **tiles,
-    )
-    tiles = dict(BLOCK_S=min(64, triton.next_power_of_2(slabs)), BLOCK_C=64)
+    if first and parts > 1:
+        write_norms(read, B, num_sms)
+    tiles = dict(ALIGNED=is_aligned(read), HELD=first and parts == 1, BLOCK_C=block_c, BLOCK_L=block_l)
+    tiles |= dict(ROWS=rows, num_warps=config.num_warps, num_stages=config.num_stages)
+    grid = (slabs * chunks * parts, B)
+    launch(gather_kernel, grid, cam_ptr=source, **read, **resize, **partial, slabs=slabs, FIRST=first, **tiles)
+    tiles = dict(BLOCK_S=16 if slabs <= 16 else 64, BLOCK_C=64)
     launch(finish_kernel, (B * n, triton.cdiv(C, 64)), **partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
     return result
 

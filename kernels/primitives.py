@@ -28,6 +28,14 @@ def pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT: tl.constexpr):
 
 
 @triton.jit
+def aligned_sizes(L, stride_fc, ALIGNED: tl.constexpr):
+    """Return both; ALIGNED: they are multiples of 16, and the compiler knows it, so that loads along L are vectors."""
+    if ALIGNED:
+        return L // 16 * 16, stride_fc // 16 * 16
+    return L, stride_fc
+
+
+@triton.jit
 def source_coordinates(target, size, scale, shift):
     """Return both bilinear neighbors (int32) and the upper one's weight, as ``F.interpolate`` does."""
     at = tl.maximum(target.to(tl.float32) * scale + shift, 0.0)

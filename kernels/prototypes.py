@@ -14,7 +14,7 @@ centered features are split into two halves. Scales keep the low halves out of f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -24,14 +24,14 @@ from ssa_fast.kernels import primitives
 from ssa_fast.kernels.gather import (
     FEATURE_SCALE,
     add_products,
-    load_features,
     load_peak_and_center,
     rows_per_program,
     sum_prototypes,
 )
 from ssa_fast.kernels.launch import call, launch
 from ssa_fast.kernels.moments import Moments, find_moments
-from ssa_fast.kernels.primitives import floor_power_of_two, pixel_offsets, safe_divide
+from ssa_fast.kernels.norms import SIZES, is_aligned, load_features, pixels_per_tile
+from ssa_fast.kernels.primitives import aligned_sizes, floor_power_of_two, pixel_offsets, safe_divide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
     from ssa_fast.kernels.config import Apply, Gather
 
+SHORT = 16  # pixels of a tile whose loads along them are no vectors, so that small stages compile one variant
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["stride_fc"])
 def apply_kernel(
     halves_ptr,
     scale_ptr,
@@ -65,6 +67,7 @@ def apply_kernel(
     stride_fh,
     stride_fw,
     FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
     FIRST: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -81,6 +84,7 @@ def apply_kernel(
     if signed_ptr is not None:  # noqa: SIM102
         if tl.load(signed_ptr + pid_b) != 0:
             return
+    L, stride_fc = aligned_sizes(L, stride_fc, ALIGNED)
     DTYPE: tl.constexpr = features_ptr.dtype.element_ty if mean_ptr is None else tl.float32
     rows = K + FIRST
     chunks = tl.cdiv(K, ROWS - FIRST)
@@ -148,7 +152,7 @@ def polish(
     signed: Tensor | None = None,
     moments: Moments | None = None,
 ) -> None:
-    """Polish a CAM in ``O(K·C)`` memory, reading the features ``2·steps`` times, and once to center them.
+    """Polish a CAM in ``O(K·C)`` memory, reading f twice per step, once to center it, once for norms if C has parts.
 
     Args:
         cam: ``(B, K, h, w)`` float32, contiguous.
@@ -157,7 +161,7 @@ def polish(
         align_corners: How the CAM is resized to ``(H, W)``, as in ``F.interpolate``.
         out: ``(B, K, H·W)`` float32, contiguous; overwritten.
         gather, apply: Tiles of the passes A and B.
-        num_sms: Multiprocessors of the GPU; pass A launches about twice as many programs.
+        num_sms: Multiprocessors of the GPU; pass A launches one or two programs for each.
         signed: ``(B,)`` int32 zeros; set to 1 for images with a feature not ≥ 0 (or NaN), whose ``out`` is not written.
         moments: Of the CAM, if they are known.
     """
@@ -179,8 +183,22 @@ def polish(
             read["peak_ptr"], read["cam_mean_ptr"] = known.peak, known.mean if shifted else None
         resize = primitives.resize_arguments(source, H, W, align_corners)
         prototypes = sum_prototypes(source, read, resize, step == 0, gather, num_sms)
-        rows = rows_per_program(K + (step == 0), apply.rows)
-        grid = (triton.cdiv(K, rows - (step == 0)) * triton.cdiv(L, apply.block_l), B)
-        tiles = dict(FIRST=step == 0, BLOCK_L=apply.block_l, BLOCK_C=apply.block_c, ROWS=rows)
-        tiles |= dict(num_warps=apply.num_warps, num_stages=apply.num_stages)
-        launch(apply_kernel, grid, **prototypes, **read, **divide, denominators_ptr=denominators, out_ptr=out, **tiles)
+        apply_prototypes(prototypes, read | divide, denominators, out, step == 0, apply)
+
+
+def apply_prototypes(
+    prototypes: dict[str, Tensor],
+    read: dict[str, Any],
+    denominators: Tensor | None,
+    out: Tensor,
+    first: bool,
+    config: Apply,
+) -> None:
+    """Run pass B: write ``out`` ``(B, K, L)`` from G, its scale and the rows' sums."""
+    B, K, L = out.shape
+    rows = rows_per_program(K + first, config.rows)
+    block_l = pixels_per_tile(config.block_l, read)
+    grid = (triton.cdiv(K, rows - first) * triton.cdiv(L, block_l), B)
+    tiles = dict(ALIGNED=is_aligned(read) and block_l > SHORT, BLOCK_L=block_l, BLOCK_C=config.block_c, ROWS=rows)
+    tiles |= dict(num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(apply_kernel, grid, **prototypes, **read, denominators_ptr=denominators, out_ptr=out, FIRST=first, **tiles)

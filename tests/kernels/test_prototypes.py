@@ -17,6 +17,8 @@ from ssa_fast.kernels.config import Apply, Gather
 from tests.accuracy import assert_as_accurate
 
 gather_pass = pytest.importorskip("ssa_fast.kernels.gather", reason="needs Triton")
+norms = pytest.importorskip("ssa_fast.kernels.norms", reason="needs Triton")
+primitives = pytest.importorskip("ssa_fast.kernels.primitives", reason="needs Triton")
 prototypes = pytest.importorskip("ssa_fast.kernels.prototypes", reason="needs Triton")
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 GATHER = Gather(block_l=32, rows=16, num_warps=4, num_stages=1, block_c=64)
 APPLY = Apply(block_l=64, block_c=32, rows=16, num_warps=4, num_stages=2)
+ONE_PART = Gather(block_l=32, rows=16, num_warps=4, num_stages=1, block_c=128)
 WIDE = dict(gather=Gather(64, 64, 4, 1, 1024), apply=Apply(64, 64, 64, 4, 2))
 NO_EPS = Affinity(norm_eps=0.0, sum_eps=0.0)
 SHIFTED = Affinity(phi="shifted")
@@ -65,8 +68,8 @@ def draw(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 15, 64, 8, 8), (3, 4, 67, 5, 13), (2, 5, 24, 1, 1), (1, 1, 1, 7, 5), (1, 21, 33, 5, 13)],
-    ids=["aligned", "ragged", "one-pixel", "one-class", "chunks-of-K"],
+    [(1, 15, 64, 8, 8), (3, 4, 67, 5, 13), (2, 5, 24, 1, 1), (1, 1, 1, 7, 5), (1, 21, 33, 5, 13), (1, 3, 130, 7, 9)],
+    ids=["aligned", "ragged", "one-pixel", "one-class", "chunks-of-K", "parts-of-C"],
 )
 def test_accuracy(
     polish: Callable[..., Tensor], shape: tuple[int, int, int, int, int], dtype: torch.dtype, affinity: Affinity
@@ -171,6 +174,28 @@ def test_range_of_float16(polish: Callable[..., Tensor], scale: float, affinity:
     assert_as_accurate(polish(cam, features.float(), affinity), cam, features.float(), affinity)
 
 
+@pytest.mark.parametrize("affinity", [Affinity(), NO_EPS, SHIFTED, SHIFTED_NO_EPS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_range_of_half_precision_pixels(polish: Callable[..., Tensor], dtype: torch.dtype, affinity: Affinity) -> None:
+    """Polish tiles with pixels of usual norms, of tiny and huge ones, and of none: most need a scale of their own."""
+    cam, features = draw(1, 4, 40, 12, 13, affinity=affinity)
+    pixels = features.flatten(2)
+    pixels[..., ::3] *= 2.0 ** torch.linspace(-20, 8, 52)
+    pixels[..., 1::9] = 0.0
+    features = features.to(dtype)
+    assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
+    assert_as_accurate(polish(cam, features, affinity, gather=ONE_PART), cam, features, affinity)
+
+
+@pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
+def test_half_precision_features_are_as_accurate_as_float32(polish: Callable[..., Tensor], affinity: Affinity) -> None:
+    """Polish features whose norms span more than the range in which they enter the matrix unit without a scale."""
+    cam, features = draw(1, 4, 16, 12, 13, affinity=affinity)
+    features *= 2.0 ** torch.linspace(-8, 13.5, 156).view(12, 13)
+    features = features.half()
+    assert_as_accurate(polish(cam, features, affinity), cam, features, affinity, torch.float32)
+
+
 @pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_features_give_zero_or_the_mean(
@@ -232,17 +257,18 @@ def test_the_largest_weights_fit_float16(polish: Callable[..., Tensor]) -> None:
     assert_as_accurate(polish(cam, features, SHIFTED_NO_EPS, **WIDE), cam, features, SHIFTED_NO_EPS)
 
 
+@pytest.mark.parametrize("gather", [GATHER, ONE_PART], ids=["two-parts", "one-part"])
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -1e-6])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_signed_images_are_marked_and_not_written(
-    polish: Callable[..., Tensor], dtype: torch.dtype, bad: float
+    polish: Callable[..., Tensor], dtype: torch.dtype, bad: float, gather: Gather
 ) -> None:
     cam, features = draw(4, 3, 100, 5, 7, dtype)
     features[1, 99, 4, 6] = bad
     features[2, 3, 2, 2] = -0.0
     features[3, 2, 0, 0] = -1.0
     signed = torch.zeros(4, dtype=torch.int32)
-    out = polish(cam, features, Affinity(steps=2), signed=signed)
+    out = polish(cam, features, Affinity(steps=2), signed=signed, gather=gather)
     assert signed.tolist() == [0, 0 if bad > 0 else 1, 0, 1]
     assert out[1].isnan().all()  # infinity is not signed and gives NaN
     assert out[3].isnan().all()
@@ -291,6 +317,25 @@ def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int, aff
     out = polish(cam, features, affinity, num_sms=num_sms)
     assert_as_accurate(out, cam, features, affinity)
     assert torch.equal(out, polish(cam, features, affinity, num_sms=num_sms))
+
+
+@pytest.mark.parametrize(
+    ("features", "pixels"),
+    [
+        (torch.empty(1, 32, 8, 6), 64),
+        (torch.empty(1, 32, 7, 5), 32),
+        (torch.empty(1, 32, 8, 8)[..., :6], 32),
+        (torch.empty(1, 32, 8, 6).flatten()[1:1489].view(1, 31, 8, 6), 32),
+        (torch.empty(1, 32, 7, 5).to(memory_format=torch.channels_last), 64),
+        (torch.empty(1, 24, 7, 5).to(memory_format=torch.channels_last), 32),
+    ],
+    ids=["aligned", "odd", "rows-with-gaps", "shifted-memory", "channels-last", "odd-channels-last"],
+)
+def test_tiles_are_halved_where_no_loads_are_vectors(features: Tensor, pixels: int) -> None:
+    _, C, H, W = features.shape
+    read = dict(features_ptr=features, C=C, L=H * W, **primitives.layout_arguments(features))
+    assert norms.pixels_per_tile(64, read) == pixels
+    assert norms.pixels_per_tile(16, read) == 16
 
 
 def test_one_slab_where_memory_is_short(polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,9 +89,12 @@ def test_fusion(rescale: bool) -> None:
 
 
 @pytest.mark.parametrize("affinity", [Affinity(), Affinity(phi="shifted")], ids=str)
-@pytest.mark.parametrize(("C", "block_l"), [(256, 32), (1024, 16)])
+@pytest.mark.parametrize(("C", "block_l", "reads"), [(256, 32, 2), (1024, 16, 3)], ids=["one-part", "norms-first"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l: int, affinity: Affinity) -> None:
+def test_prototypes_read_the_features_twice_and_once_for_norms(
+    dtype: torch.dtype, C: int, block_l: int, reads: int, affinity: Affinity
+) -> None:
+    """Count the reads: of each pass, and of norms in a pass of their own where a tile has not all channels."""
     from ssa_fast.kernels import prototypes
 
     K, H, W = 20, 8, 16
@@ -103,17 +106,18 @@ def test_prototypes_read_the_features_twice(dtype: torch.dtype, C: int, block_l:
             **tensors,
             affinity=affinity,
             align_corners=True,
-            gather=Gather(block_l=block_l, rows=32, num_warps=8),
+            gather=Gather(block_l=block_l, rows=32, num_warps=8, block_c=256),
             apply=Apply(block_l=64, block_c=64, rows=32, num_warps=4, num_stages=2),
             num_sms=4,
             signed=None if affinity.any_sign else torch.zeros(1, dtype=torch.int32),
         )
-    assert counted.loaded["features"] <= 2.05 * tensors["features"].nbytes
+    assert counted.loaded["features"] == reads * tensors["features"].nbytes
     assert counted.stored["out"] == tensors["out"].nbytes
     assert counted.stored["features"] == counted.stored["cam"] == 0
     slabs, blocks = min(8, H * W // block_l), C // 64
-    # Sums, bounds and totals in slabs, then halves, with scales and totals from each block of 64 channels; norms.
-    assert counted.stored["other"] <= 4 * (K + 1) * (slabs * (C + 2) + C + 2 * blocks) + 4 * H * W
+    # Sums, bounds and totals in slabs, then halves, with scales and totals from each block of 64 channels; norms; peaks
+    # and means of the CAM.
+    assert counted.stored["other"] <= 4 * (K + 1) * (slabs * (C + 2) + C + 2 * blocks) + 4 * H * W + 4 * 2 * K
 
 
 BLOCK, ROWS = 32, 16

@@ -155,10 +155,11 @@ def find_tiles(case: Case, table: list[tile_tables.Entry]) -> dict[str, tile_tab
         ValueError: The table has none for the case.
     """
     affinity, tiles = case.form.affinity, {}
-    sizes: Any = dict(C=case.C, L=case.H * case.W, K=case.K, phi=affinity.phi, precision=case.form.precision)
+    sizes: Any = dict(C=case.C, K=case.K, phi=affinity.phi, precision=case.form.precision)
     for part in PARTS[case.method]:
         dtype = "float32" if affinity.center and case.method == "prototypes" else case.dtype
-        entry = tile_tables.nearest(table, part, dtype=dtype, **sizes)
+        pixels = case.H * case.W * (case.B if part in tile_tables.LINEAR else 1)
+        entry = tile_tables.nearest(table, part, dtype=dtype, L=pixels, **sizes)
         if entry is None:
             raise ValueError(f"entries: expected one of {part!r} that serves {case}, got none; add one")
         tiles[part] = entry.config

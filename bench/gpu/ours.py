@@ -36,7 +36,7 @@ def tiles(method: str, gpu: Gpu, problem: Problem) -> dict[str, Any]:
     """Return the tiles of a method's host function: the package's, or the nearest of the form asked for."""
 
     def of(kernel: str) -> Any:
-        return tile_tables.config(kernel, gpu=gpu, center=problem.phi.center, **_served(problem))
+        return tile_tables.config(kernel, gpu=gpu, B=problem.B, center=problem.phi.center, **_served(problem))
 
     if method == "prototypes":
         return {"gather": of("gather"), "apply": of("apply")}

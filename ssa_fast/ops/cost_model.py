@@ -236,13 +236,15 @@ def _prototypes_cost(problem: Problem) -> Cost:
     products = 3 if problem.precision == "high" or itemsize == 4 or center else 2
     features, maps = B * C * L * itemsize, 2 * B * K * L * 4
     chunks = -(-(K + 1) // config.rows)
-    parts, tiles = -(-C // config.block_c), -(-L // config.block_l)
+    parts, tiles, in_flight = -(-C // config.block_c), -(-L // config.block_l), max(1, config.num_stages - 1)
     slabs = min(16 << 20, B * chunks * config.rows * C * 4 * -(-L // 64))
     programs = B * chunks * parts * min(tiles, max(1, 2 * _num_sms(problem) // (B * chunks * parts)))
-    grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * parts * steps, 1, problem)
+    grid = _grid(programs, -(-B * chunks * parts * tiles // programs) * steps, in_flight, problem)
     flops = 4 * B * L * C * chunks * config.rows * products * steps
-    bytes_moved = steps * (2 * features + maps) + (features if center else 0)
-    launches = (4 * steps if shifted else 1 + 3 * steps) + center  # moments, sums, their total, result; means
+    norms = parts > 1  # in a pass of their own
+    bytes_moved = steps * (2 * features + maps) + (norms + center) * features
+    # Moments, sums, their total, result; means.
+    launches = (4 * steps if shifted else 1 + 3 * steps) + norms + center
     return Cost(flops, bytes_moved, slabs + 2 * B * L * 4, launches, *grid)
 
 
@@ -262,6 +264,7 @@ def tile_config(method: str, problem: Problem) -> Any:
     return tile_tables.config(
         "gather" if method == "prototypes" else method,
         gpu=problem.gpu,
+        B=problem.B,
         C=problem.C,
         L=problem.L,
         K=problem.K,

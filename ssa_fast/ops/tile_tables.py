@@ -33,6 +33,7 @@ Config: TypeAlias = "Gather | Apply | Prepare | Full | Symmetric | Resident"
 
 SHIPPED = Path(configs.__file__).with_name("configs")
 KERNELS = ("gather", "apply", "prepare", "tiled", "resident")
+LINEAR = ("gather", "apply")
 FORMS = {"full": Full, "symmetric": Symmetric}  # of "tiled"
 KINDS = {"gather": Gather, "apply": Apply, "prepare": Prepare, "resident": Resident}
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -105,17 +106,20 @@ def config(
     precision: str,
     phi: str | None = None,
     center: bool = False,
+    B: int = 1,
 ) -> Config:
     """Return the tiles of ``kernel`` on ``gpu`` for a stage of ``C`` channels, ``L`` pixels and ``K`` classes.
 
     They are the config of the nearest entry, in log2 of C, L and K, among those that apply to this dtype
     (``"float16"``), precision and φ (None: those that apply to every φ). For "tiled" it is a ``Full`` or ``Symmetric``.
-    The passes of prototypes hold features that they ``center`` in float32, so they use the tiles of that dtype.
+    The passes of prototypes hold features that they ``center`` in float32, so they use the tiles of that dtype, and
+    those for the pixels of all ``B`` images, since these share a launch and no program reads more than its own.
 
     Raises:
         ValueError: The GPU's architecture is not supported, no entry applies to the stage, or a table is malformed.
     """
-    dtype = "float32" if center and kernel in ("gather", "apply") else dtype
+    if kernel in LINEAR:
+        dtype, L = "float32" if center else dtype, B * L
     return _config(kernel, gpu, C, L, K, dtype, precision, phi, os.environ.get("SSA_FAST_CONFIGS"))
 
 

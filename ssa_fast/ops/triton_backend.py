@@ -102,6 +102,7 @@ def _launch(cam: Tensor, stage: Stage, moments: Moments | None, signed: Tensor |
     tiles = functools.partial(
         tile_tables.config,
         gpu=gpu,
+        B=features.shape[0],
         C=features.shape[1],
         L=features.shape[2] * features.shape[3],
         K=cam.shape[1],

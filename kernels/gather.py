@@ -38,8 +38,8 @@ SLAB_BYTES = 16 << 20
 @triton.jit
 def inverse_norm(norm, norm_eps):
     """Return ``1/(‖f‖ + eps)``, 0 for a zero feature; a reciprocal root is one instruction, a division many."""
-    divisor = norm + norm_eps
-    return tl.where(norm == 0.0, 0.0, tl.rsqrt(divisor * divisor))
+    root = tl.rsqrt(norm + norm_eps)  # whose square stays in range, unlike that of the sum
+    return tl.where(norm == 0.0, 0.0, root * root)
 
 
 @triton.jit
@@ -276,8 +276,10 @@ def sum_prototypes(
     tiles |= dict(ROWS=rows, num_warps=config.num_warps, num_stages=config.num_stages)
     grid = (slabs * chunks * parts, B)
     launch(gather_kernel, grid, cam_ptr=source, **read, **resize, **partial, slabs=slabs, FIRST=first, **tiles)
-    tiles = dict(BLOCK_S=16 if slabs <= 16 else 64, BLOCK_C=64)
-    launch(finish_kernel, (B * n, triton.cdiv(C, 64)), **partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
+    few = B * n * triton.cdiv(C, 64) <= 8 * num_sms
+    tiles = dict(BLOCK_S=16 if slabs <= 16 else 64, BLOCK_C=64 if few or slabs > 16 else 256)
+    grid = (B * n, triton.cdiv(C, tiles["BLOCK_C"]))
+    launch(finish_kernel, grid, **partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
     return result
 
 

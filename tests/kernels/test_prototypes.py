@@ -196,6 +196,18 @@ def test_half_precision_features_are_as_accurate_as_float32(polish: Callable[...
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity, torch.float32)
 
 
+@pytest.mark.parametrize("norm", [2.0**-9, 2.0**18], ids=["small", "large"])
+def test_no_bit_of_a_weight_is_lost_beyond_the_norms_that_need_no_scale(
+    polish: Callable[..., Tensor], norm: float
+) -> None:
+    """The sum over a CAM of few pixels averages no rounding of their weights away."""
+    f = torch.nn.functional.normalize(torch.rand(1, 256, 6, 8), dim=1)
+    f = (f * norm * (1 + torch.rand(1, 1, 6, 8))).half()
+    cam = torch.zeros(1, 3, 6, 8)
+    cam[0, 0, 1, 2], cam[0, 1, 4, 4], cam[0, 2, 5, 7] = 0.7, 1.3, 2.9
+    assert_as_accurate(polish(cam, f, NO_EPS), cam, f, NO_EPS, torch.float32)
+
+
 @pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_features_give_zero_or_the_mean(

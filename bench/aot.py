@@ -38,7 +38,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=aot_stages.DTYPES, help="of the features")
     parser.add_argument("--classes", nargs="+", type=int, default=[20], help="CAM classes")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], help="images per call")
-    parser.add_argument("--all", action="store_true", help="every network, size, dtype and number of classes: hours")
+    parser.add_argument("--all", action="store_true", help="every network, size, dtype and number of classes")
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", default=[], help="only kernels of these names: no times")
     parser.add_argument("--table", type=Path, metavar="FILE", help="compile this tile table, not the shipped ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     parser.add_argument("--golden", action="store_true", help="rewrite the numbers that the tests compare with")
@@ -93,9 +94,9 @@ def report_target(name: str, cases: list[Case], table: Path, options: argparse.N
     """Compile for a target, print its tables and send its rows."""
     from bench import aot_report
 
-    report = aot_report.compile_target(name, cases, table, options.jobs)
+    report = aot_report.compile_target(name, cases, table, options.jobs, options.kernel)
     print(f"{name}, {table.stem}\n{aot_report.format_kernels(report)}\n", flush=True)
-    if name == PREDICTED and not options.all:
+    if name == PREDICTED and not options.all and not options.kernel:
         print(f"{aot_report.format_stages(report)}\n{aot_report.format_goals(report)}\n", flush=True)
         report.fill_predicted()
     result.send([replace(row, ttir="") for row in report.rows.values()])

@@ -89,8 +89,8 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int) -> Report:
-    """Record what the cases and the fusion launch on a target, and compile it."""
+def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int, kernels: Sequence[str] = ()) -> Report:
+    """Record what the cases and the fusion launch on a target, and compile it, or of it the ``kernels`` named."""
     aot.activate(TARGETS[name].gpu)
     table = tile_tables.entries(tile_tables.read(path), path)
     cases = [*cases, *aot_stages.entry_cases(table, cases)]
@@ -98,6 +98,8 @@ def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int) -> R
     launches = [launch for each in recorded.values() for launch in each.launches]
     for _, call in aot_stages.fusion_calls():
         launches += aot.record(call).launches
+    if kernels:
+        launches = [launch for launch in launches if any(each in launch.key[0] for each in kernels)]
     return Report(name, path, recorded, aot.compile_distinct(name, launches, jobs))
 
 

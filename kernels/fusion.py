@@ -132,7 +132,10 @@ def combine(acc, p, FUSE: tl.constexpr):
     return acc + p
 
 
-@triton.jit
+SIZES = ["planes", "pixels", "W", "blocks", *(f"{side}{slot}" for side in "hw" for slot in range(SLOTS))]
+
+
+@triton.jit(do_not_specialize=SIZES)  # they would multiply the compiled variants and change no code
 def fuse_kernel(
     map0_ptr,
     map1_ptr,

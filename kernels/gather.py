@@ -259,7 +259,7 @@ def sum_prototypes(
     rows = rows_per_program(n, config.rows)
     chunks = triton.cdiv(n, rows)
     parts = triton.cdiv(C, block_c := min(config.block_c, max(16, triton.next_power_of_2(C))))
-    per_sm = 1 if block_c > 256 else 2  # programs whose registers fit
+    per_sm = 2 if block_c <= 128 else 1  # programs whose registers fit
     programs = max(per_sm * num_sms // (B * chunks * parts), triton.cdiv(L, LONGEST_SUM))
     block_l = pixels_per_tile(config.block_l, read)
     if read["features_ptr"].dtype == torch.bfloat16:  # whose conversion to float16 takes registers
@@ -277,7 +277,7 @@ def sum_prototypes(
     grid = (slabs * chunks * parts, B)
     launch(gather_kernel, grid, cam_ptr=source, **read, **resize, **partial, slabs=slabs, FIRST=first, **tiles)
     few = B * n * triton.cdiv(C, 64) <= 8 * num_sms
-    tiles = dict(BLOCK_S=16 if slabs <= 16 else 64, BLOCK_C=64 if few or slabs > 16 else 256)
+    tiles = dict(BLOCK_S=16 if slabs <= 16 else 32, BLOCK_C=64 if few or slabs > 16 else 256)
     grid = (B * n, triton.cdiv(C, tiles["BLOCK_C"]))
     launch(finish_kernel, grid, **partial, **result, C=C, slabs=slabs, **tiles, num_warps=4)
     return result

@@ -140,7 +140,7 @@ def scale_arguments(affinity: Affinity, precision: str) -> tuple[float, float, d
         cosine_scale=1.0 / up,
         RESCALE=rescale,
         HIGH=precision == "high",
-        PRECISION="tf32" if precision == "default" else "ieee" if torch.version.hip else "tf32x3",
+        PRECISION="ieee" if torch.version.hip else "tf32" if precision == "default" else "tf32x3",  # gfx950 has no TF32
     )
     result_scale = 1.0 if affinity.phi == "exp" else 1.0 / up if rescale else up**-affinity.power
     return 2.0**bits, result_scale, arguments

@@ -151,11 +151,9 @@ def polish(
     (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
     is_symmetric = isinstance(config, Symmetric)
     align_l = config.block * config.bands if is_symmetric else max(config.block_i, config.block_j)
-    high, wide = precision == "high", affinity.phi == "exp"
-    peak = (moments or find_moments(cam, mean=False)).peak
-    operands = Operands.empty(
-        cam, features, peak, rows=config.rows, align_l=align_l, block_c=config.block_c, high=high, wide=wide
-    )
+    sizes = dict(rows=config.rows, align_l=align_l, block_c=config.block_c)
+    sizes |= dict(high=precision == "high", wide=affinity.phi == "exp")
+    operands = Operands.empty(cam, features, (moments or find_moments(cam, mean=False)).peak, **sizes)
     unit_scale, result_scale, products = scale_arguments(affinity, precision)
     write_units(features, operands, affinity, unit_scale, prepare, signed)
     denominators = cam.new_empty((B * operands.chunks, operands.L_pad))

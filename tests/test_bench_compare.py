@@ -391,7 +391,7 @@ def test_only_what_a_gate_reads_makes_it_run(tree):
 def test_a_kernel_that_loads_twice_is_caught(tree):
     pytest.importorskip("triton")
     twice = tree("twice")
-    kernel = twice / "kernels" / "gather.py"
+    kernel = twice / "kernels" / "norms.py"
     line = next(
         line for line in kernel.read_text().splitlines(keepends=True) if line.strip().startswith("f = tl.load(")
     )

@@ -540,7 +540,7 @@ def test_candidates_contain_the_tiles_that_the_compiled_code_speaks_for(kernel, 
 def test_candidates_fit_and_begin_with_the_present_tiles():
     for kernel, problem in tune.problems():
         search = tune.Search(kernel, problem, ours.tiles(tiles.MODULES[kernel], H200, problem))
-        assert len(search.propose(H200, tune.CANDIDATES[0])) == tune.CANDIDATES[0]
+        assert 8 <= len(search.propose(H200, tune.CANDIDATES[0])) <= tune.CANDIDATES[0]
         assert search.tried[0] == search.beside[tune._argument(kernel)]
         assert all(tiles.fits(each, problem, H200, search.tried[0]) for each in search.tried[1:])
         search.times = {3: 1.0, 0: 2.0}

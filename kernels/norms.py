@@ -86,6 +86,8 @@ def is_aligned(read: dict[str, Any]) -> bool:
 
 
 def pixels_per_tile(block_l: int, read: dict[str, Any]) -> int:
-    """Return ``block_l``, or half of it where no loads are vectors: an address for each feature takes registers."""
-    channels_last = read["stride_fc"] == 1 and all(size % 16 == 0 for size in (read["C"], read["stride_fw"]))
-    return block_l if channels_last or is_aligned(read) else max(16, block_l // 2)
+    """Return ``block_l``, or less of it where no loads are vectors: an address for each feature takes registers."""
+    channels_last = read["stride_fc"] == 1
+    if is_aligned(read) or (channels_last and all(size % 16 == 0 for size in (read["C"], read["stride_fw"]))):
+        return block_l
+    return max(16, block_l // (4 if channels_last else 2))

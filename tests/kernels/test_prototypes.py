@@ -339,7 +339,7 @@ def test_any_number_of_programs(polish: Callable[..., Tensor], num_sms: int, aff
         (torch.empty(1, 32, 8, 8)[..., :6], 32),
         (torch.empty(1, 32, 8, 6).flatten()[1:1489].view(1, 31, 8, 6), 32),
         (torch.empty(1, 32, 7, 5).to(memory_format=torch.channels_last), 64),
-        (torch.empty(1, 24, 7, 5).to(memory_format=torch.channels_last), 32),
+        (torch.empty(1, 24, 7, 5).to(memory_format=torch.channels_last), 16),
     ],
     ids=["aligned", "odd", "rows-with-gaps", "shifted-memory", "channels-last", "odd-channels-last"],
 )

@@ -44,7 +44,7 @@ class StagePlan:
 
 
 def plan_stages(requests: Mapping[str, StageRequest], *, read_signs: bool = False) -> dict[str, StagePlan]:
-    """Plan every stage before any is computed, so that a refusal costs nothing (one by ``run_stage`` costs a tile)."""
+    """Plan every stage before any is computed, so that a refusal costs nothing (one by ``run_stages`` costs a tile)."""
     return {name: plan_stage(request, read_sign=read_signs) for name, request in requests.items()}
 
 
@@ -52,7 +52,7 @@ def plan_stage(request: StageRequest, *, read_sign: bool = False) -> StagePlan:
     """Choose method and backend of a stage; read the features' sign where the host has to know it.
 
     On the CPU it need not, unless ``read_sign`` asks for the choice that the features lead to: the methods find a
-    negative feature when they first read its tile, and ``run_stage`` then chooses again.
+    negative feature when they first read its tile, and ``run_stages`` then chooses again.
 
     Raises:
         ValueError: The method or backend named cannot polish this stage exactly, with the reasons.
@@ -83,11 +83,6 @@ def plan_stage(request: StageRequest, *, read_sign: bool = False) -> StagePlan:
         nonnegative = UnitFeatures(features, request.affinity, features.dtype).nonnegative()
         problem = replace(problem, nonnegative=nonnegative)
     return StagePlan(request, problem, plan(problem, request.method, request.backend))
-
-
-def run_stage(cam: Tensor, stage: StagePlan) -> Tensor:
-    """Return the stage's polished CAM at its own size, not rescaled: ``(B, K, h, w)`` → ``(B, K, H, W)``."""
-    return run_stages(cam, [stage])[0]
 
 
 def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ssa_fast._version import __version__
 from ssa_fast.affinity import Affinity
 from ssa_fast.api import correlation, explain, polish
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from ssa_fast.large import LargeImageResult, LargeImageSSA
@@ -19,6 +20,7 @@ __all__ = [
     "SSA",
     "Affinity",
     "FeatureMean",
+    "InputWarning",
     "LargeImageResult",
     "LargeImageSSA",
     "PixelBank",

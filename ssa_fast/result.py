@@ -24,6 +24,7 @@ class SSAResult:
         stages: Stage name -> (B, K, h, w) float32 in [0, 1], the polished CAMs at that stage's size.
         logits: (B, num_classes) float32 of the images as given (or of the first scale, if 1 is not among the scales).
         classes: (B, K) int64, the class each CAM is of.
+        notes: What was assumed about the model and its input, one sentence each.
     """
 
     cams: Tensor
@@ -31,6 +32,7 @@ class SSAResult:
     stages: dict[str, Tensor]
     logits: Tensor
     classes: Tensor
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return one line per field, with the tensors' shapes instead of their values."""
@@ -39,6 +41,8 @@ class SSAResult:
             value = getattr(self, field.name)
             if isinstance(value, dict):
                 lines += [f"  {field.name}[{name!r}]: {_shape(tensor)}" for name, tensor in value.items()]
+            elif field.name == "notes":
+                lines += [f"  note: {note}" for note in value]
             else:
                 lines.append(f"  {field.name}: {_shape(value)}")
         return "SSAResult(\n" + "\n".join(lines) + "\n)"

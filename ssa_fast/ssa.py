@@ -129,6 +129,7 @@ class SSA:
             ref, sign = self.info.stages[name], self.info.signs[name]
             shape, known = " × ".join(map(str, ref.layout.shape)), sign_source(sign, ref.nonnegative_from is not None)
             lines.append(f"  {name}: {shape}, {sign}{known}, {affinity} ({affinity_reason(self.affinity, sign)})")
+        lines += [f"  note: {note}" for note in self.info.notes]
         return "SSA(\n" + "\n".join(lines) + "\n)"
 
     def __call__(self, images: Tensor, classes: Classes = None) -> SSAResult:
@@ -165,6 +166,7 @@ class SSA:
             stages={name: rescaled[name] for name in self.stage_names},
             logits=logits,
             classes=chosen,
+            notes=self.info.notes,
         )
 
     def _forward(self, images: Tensor) -> Features:

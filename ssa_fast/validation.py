@@ -27,6 +27,10 @@ BACKENDS = ("auto", "torch", "triton", "reference")
 PRECISIONS = ("default", "high")
 
 
+class InputWarning(UserWarning):
+    """An input could be read in more than one way; the message says how it was read, and how to say otherwise."""
+
+
 @dataclass(frozen=True, eq=False)
 class StageRequest:
     """One stage to polish: features ``(B, C, H, W)`` and the options of ``polish``.

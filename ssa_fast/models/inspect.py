@@ -34,6 +34,7 @@ class ModelInfo:
         num_classes, in_channels: Number of logits, of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network accepts by its own account, or None.
+        notes: What was assumed about the network, one sentence each.
     """
 
     stages: dict[str, LayerRef]
@@ -43,6 +44,7 @@ class ModelInfo:
     in_channels: int
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
 
     def forward(self, model: nn.Module, images: Tensor) -> Features:
         """Run images (B, C, H, W) once; return the stages' maps, the seed's map and the logits."""

@@ -219,10 +219,11 @@ class SSA:
         for scale, flipped in sorted(views, key=lambda view: view[0] != 1.0):  # the logits are the first view's
             features = source.read(self._forward(_view(images, scale, flipped), source.forward), flipped)
             if not sums:
-                logits = detached_logits(features)
-                chosen = source.choose(features)
+                logits, chosen = detached_logits(features), source.choose(features)
             with torch.autocast(images.device.type, enabled=False):
                 seed = source.maps(features, chosen, flipped)
+            if not sums:
+                notes = source.notes(chosen, seed)
             for name, maps in self._polish(features, seed, self._output_size(images, sums)).items():
                 maps = maps.flip(-1) if flipped else maps
                 sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
@@ -241,9 +242,9 @@ class SSA:
             valid=selection.valid,
             scores=chosen.scores.where(selection.valid, 0.0) if selection.padded else chosen.scores,
             output_names=chosen.names,
-            notes=(*self.info.notes, *guessed, *selection.notes),
+            notes=(*self.info.notes, *guessed, *notes),
         )
-        return result, selection.notes
+        return result, notes
 
     def _forward(self, images: Tensor, forward: Callable[[Tensor], Features]) -> Features:
         """Run the model by ``forward``; re-raise a failure at a new input size as a clear size error."""

@@ -99,7 +99,13 @@ def target_seed(seed: SeedRecipe, extracted: Features, values: Sequence[Tensor])
         scores = [each.sum() for each in values]  # in evaluation mode the images are independent
     seeds = []
     for k, score in enumerate(scores):
-        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=k + 1 < len(scores))
+        more = k + 1 < len(scores)
+        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=more, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                f"targets: expected values that depend on the Grad-CAM layer {seed.layer!r}, but number {k} does not; "
+                "name a layer before it with seed=..."
+            )
         weights = seed.ref.layout.view(gradient, extracted.image_size).to(features.dtype).mean((2, 3))
         seeds.append(torch.einsum("bc,bchw->bhw", weights, features).relu())
     return torch.stack(seeds, 1)

@@ -77,13 +77,17 @@ class ClassSeeds:
         """Return the seeds (B, K, h, w)."""
         return self.network.info.seed_maps(self.network.model, features, chosen.selection.filled)
 
+    def notes(self, chosen: Chosen, seed: Tensor) -> tuple[str, ...]:
+        """Return notes on how the classes or the seed were read."""
+        return chosen.selection.notes
+
 
 class GivenSeeds(ClassSeeds):
     """Seeds of the caller's own, (B, K, h, w); ``classes`` says of which classes they are, None that nobody knows."""
 
     def __init__(self, network: Network, cam: Any, images: Tensor, classes: Classes | ClassSelection) -> None:
         self.network, self.classes = network, classes
-        self.cam, self.notes = read_cam(cam, images)
+        self.cam, self.cam_notes = read_cam(cam, images)
         if classes is not None and network.info.no_logits is not None:
             raise ValueError(f"{network.info.no_logits}; leave classes out")
 
@@ -97,13 +101,13 @@ class GivenSeeds(ClassSeeds):
         logits, names = detached_logits(features), self.network.names
         if self.classes is None and logits.shape[1] != K:
             index = torch.full((B, K), PADDING, device=device)
-            selection = ClassSelection(index, torch.ones_like(index, dtype=torch.bool), notes=self.notes)
+            selection = ClassSelection(index, torch.ones_like(index, dtype=torch.bool), notes=self.cam_notes)
             return Chosen(selection, torch.full((B, K), float("nan"), device=device), names)
         selection = resolve_classes(range(K) if self.classes is None else self.classes, logits, names)
         if selection.index.shape[1] != K:
             count = selection.index.shape[1]
             raise ValueError(f"classes: expected {K} per image, one per map of cam, got {count}; pass as many as maps")
-        notes = self.notes + (selection.notes if self.classes is not None else ())
+        notes = self.cam_notes + (selection.notes if self.classes is not None else ())
         return Chosen(replace(selection, notes=notes), self.network.score(logits, selection.filled), names)
 
     def maps(self, features: Features, chosen: Chosen, flipped: bool) -> Tensor:
@@ -127,7 +131,14 @@ class TargetSeeds:
     def read(self, features: Features, flipped: bool) -> Features:
         """Return the features with the targets' values."""
         with torch.enable_grad():
-            return replace(features, values=tuple(target_values(self.rows, features.output, flipped)))
+            values = tuple(target_values(self.rows, features.output, flipped))
+        constant = [name for name, value in zip(self.rows.names, values, strict=True) if not value.requires_grad]
+        if constant:
+            raise ValueError(
+                f"targets: expected values that depend on the model's output, {constant[0]!r} does not; return a "
+                "tensor computed from what the target gets"
+            )
+        return replace(features, values=values)
 
     def choose(self, features: Features) -> Chosen:
         """Return the positions of the targets as classes, and their values as scores."""
@@ -137,6 +148,17 @@ class TargetSeeds:
     def maps(self, features: Features, chosen: Chosen, flipped: bool) -> Tensor:
         """Return the seeds (B, K, h, w)."""
         return target_seed(self.network.info.seed, features, features.values)
+
+    def notes(self, chosen: Chosen, seed: Tensor) -> tuple[str, ...]:
+        """Return a note on each target without any evidence; the one place where a call waits for the device."""
+        found = (seed.amax((0, 2, 3)) == 0).tolist()
+        layer = self.network.info.seed.layer
+        return tuple(
+            f"target {name!r} has no evidence in any image at {layer!r}; if that is not so, it may not depend on that "
+            "layer: name one before it with seed=..."
+            for name, empty in zip(self.rows.names, found, strict=True)
+            if empty
+        )
 
 
 def detached_logits(features: Features) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from ssa_fast.models.class_names import outputs_named, suggest
 from ssa_fast.models.class_spec import parse_classes
-from ssa_fast.models.scores import Probability, probabilities
+from ssa_fast.models.scores import Probability, choose_probability, probabilities
 from ssa_fast.models.trace import find_fixed_size
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def parse_size(text: str | None) -> Size:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
+def load(
+    name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu", probability: str | None = None
+) -> Classifier:
     """Load the classifier ``name`` with its weights, ready to run on ``device``.
 
     Args:
@@ -136,9 +138,10 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
             random weights (the same in every run), or a file with a state dict.
         device: Device of the network.
+        probability: Of the scores: "softmax" or "sigmoid"; None: "sigmoid" for the demo network and a single output.
 
     Raises:
-        ValueError: An unknown model or weights, a file that does not fit the model, or a failed download.
+        ValueError: An unknown model, weights or probability, a file that does not fit the model, or a failed download.
     """
     if name == "demo":
         from ssa_fast.models.demo_net import CLASSES, load_classifier
@@ -148,7 +151,8 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
                 f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}"
             )
         demo = load_classifier().to(device)
-        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability="sigmoid")
+        kind = choose_probability(probability or "sigmoid", demo, len(CLASSES))
+        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability=kind)
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -173,7 +177,8 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
+    kind = choose_probability(probability, model, len(categories))
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:

@@ -88,7 +88,8 @@ def index_of(text: str, names: Sequence[str], num_classes: int, owner: str = "th
     if len(matches) > 1:
         raise ValueError(f"classes: {text!r} is the name of several classes; give one of the indices {matches}")
     if not matches:
-        raise ValueError(f"classes: {owner} has no class {text!r}{suggest(text, names)}")
+        known = [part.strip() for name in names for part in name.split(",")]
+        raise ValueError(f"classes: {owner} has no class {text!r}{suggest(text, known)}")
     return matches[0]
 
 

@@ -1,8 +1,9 @@
 """Heading 15: weights files as training codes write them.
 
-The class of inputs: a file holds the network that is asked for, but wrapped or with other things beside it: dictionaries inside dictionaries, anything in front of the names (Lightning modules,
-DDP, torch.compile, FSDP, averaged copies), hyperparameters of any class, optimizers, buffers of losses and metrics,
-safetensors. It is read, with a note where something could be meant in two ways, or refused with the real reason.
+The class of inputs: a file holds the network that is asked for, but wrapped or with other things beside it:
+dictionaries inside dictionaries, anything in front of the names (Lightning modules, DDP, torch.compile, FSDP, averaged
+copies), hyperparameters of any class, optimizers, buffers of losses and metrics, safetensors. It is read, with a note
+where something could be meant in two ways, or refused with the real reason.
 """
 
 from __future__ import annotations

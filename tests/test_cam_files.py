@@ -18,7 +18,6 @@ from torch.nn.functional import interpolate
 from ssa_fast.io.cam_files import (
     FORMATS,
     PICKLED,
-    WSOL_SIZE,
     CamFile,
     PickleWarning,
     full_size,
@@ -26,6 +25,7 @@ from ssa_fast.io.cam_files import (
     suffix,
     write_cam,
 )
+from ssa_fast.io.cam_values import WSOL_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path

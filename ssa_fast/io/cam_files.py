@@ -6,7 +6,7 @@
 | ``psa`` | PSA, SEAM | pickled ``.npy``: {class index: (H, W) float32} |
 | ``irn`` | IRN | pickled ``.npy``: {"keys": (K,), "cam": (K, h, w) at stride 4, "high_res": (K, H, W)} |
 | ``clip-es`` | CLIP-ES | pickled ``.npy``: {"keys": (K,), "attn_highres": (K, H, W) float16} |
-| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64 in [0, 1], one map per image, see ``WSOL_SIZE`` |
+| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64 in [0, 1], one map per image, see ``cam_values.WSOL_SIZE`` |
 
 Class indices are 0-based without a background in all formats; the other codebases add 1 when they read them.
 """
@@ -18,7 +18,7 @@ import json
 import warnings
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,20 +26,20 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast.io.atomic import atomic_write
+from ssa_fast.io.cam_values import in_unit, nearest_pixels, to_array, to_float16
 from ssa_fast.io.restricted_pickle import Refused, RestrictedUnpickler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FORMATS", "PICKLED", "CamFile", "PickleWarning", "full_size", "read_cam", "suffix", "write_cam"]
+__all__ = [
+    *("FORMATS", "PICKLED", "CamFile", "PickleWarning"),
+    *("full_size", "read_cam", "read_image_name", "suffix", "write_cam"),
+]
 
 FORMATS = ("ssa", "psa", "irn", "clip-es", "wsol")
 PICKLED = ("psa", "irn", "clip-es")
 IRN_STRIDE = 4
-WSOL_SIZE = 224
-"""Side of a ``wsol`` map. wsolevaluation resizes true boxes and masks to it, whatever an image's size, and never a map;
-its files are called after the image's whole name: ``val/a.jpg.npy``."""
-TOLERANCE = 0.5 / 255  # SEAM's CAMs go slightly below 0: values that round to 0 or 255 count as in [0, 1]
 DTYPES = {
     "classes": np.int64,
     "names": np.str_,
@@ -91,7 +91,7 @@ class CamFile:
 
     def __post_init__(self) -> None:
         for name in ("cams", "classes", "labels", "logits"):
-            object.__setattr__(self, name, _to_array(getattr(self, name)))
+            object.__setattr__(self, name, to_array(getattr(self, name)))
         if self.cams.ndim != 3 or self.cams.size == 0 or self.cams.dtype.kind != "f":
             raise ValueError(
                 f"cams: expected floating (K, h, w), got {self.cams.dtype} {self.cams.shape}; give one image's CAMs"
@@ -181,11 +181,25 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
     return cam
 
 
+def read_image_name(path: Path) -> str | None:
+    """Return the image's file name that an ``ssa`` file holds, without reading its CAMs; None if it holds none.
+
+    A name that leads out of a folder is none: the file may come from anywhere.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = str(archive["image"])
+    except Exception:  # ``read_cam`` raises the proper error for a damaged file
+        return None
+    parts = PurePosixPath(name).parts
+    return None if not parts or name.startswith("/") or ".." in parts or "\\" in name else name
+
+
 def _own_content(cam: CamFile, dtype: str) -> dict[str, Any]:
     if dtype == "float16":
-        stored = _to_float16(cam.cams)
+        stored = to_float16(cam.cams)
     elif dtype == "uint8":
-        stored = np.rint(_in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
+        stored = np.rint(in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
     else:
         raise ValueError(f"dtype: expected float16 or uint8, got {dtype!r}")
     arrays: dict[str, Any] = {
@@ -233,9 +247,9 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
     if format == "wsol":
         if len(high_res) != 1:
             raise ValueError(f"format: 'wsol' files hold one map, got {len(high_res)} classes; choose one of them")
-        rows, columns = (_nearest(side) for side in size)
+        rows, columns = (nearest_pixels(side) for side in size)
         # wsolevaluation refuses float32
-        return _in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64)
+        return in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64)
     if cam.classes is None:
         raise ValueError(f"format: {format!r} files need classes, got CAMs without; set classes")
     keys = np.asarray(cam.classes, dtype=np.int64)
@@ -248,32 +262,8 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
         maps = interpolate(torch.from_numpy(high_res)[None], strided, mode="bilinear", align_corners=False)[0]
         content = {"keys": torch.from_numpy(keys), "cam": maps, "high_res": high_res}
     else:
-        content = {"keys": keys, "attn_highres": _to_float16(high_res)}
+        content = {"keys": keys, "attn_highres": to_float16(high_res)}
     return np.array(content, dtype=object)
-
-
-def _nearest(side: int) -> np.ndarray:
-    """Return the pixels of an image's side that OpenCV takes when wsolevaluation resizes a true mask to ``WSOL_SIZE``.
-
-    Any other resizing would move edges against the mask's, by up to a pixel, and cost a perfect map its full score.
-    """
-    step = 1.0 / (WSOL_SIZE / side)
-    return np.minimum(np.floor(np.arange(WSOL_SIZE) * step), side - 1).astype(np.int64)
-
-
-def _in_unit(cams: np.ndarray, what: str) -> np.ndarray:
-    if not (cams.min() >= -TOLERANCE and cams.max() <= 1 + TOLERANCE):
-        raise ValueError(
-            f"{what} holds CAMs in [0, 1] only, got {cams.min():g} to {cams.max():g}; rescale them, or use another"
-        )
-    return cams.clip(0, 1)
-
-
-def _to_float16(cams: np.ndarray) -> np.ndarray:
-    largest = np.finfo(np.float16).max
-    if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
-        raise ValueError(f"cams: float16 holds values up to {largest:g}, got {np.abs(cams).max():g}; rescale them")
-    return cams.astype(np.float16)
 
 
 def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
@@ -303,7 +293,7 @@ def _parse(held: dict[Any, Any]) -> tuple[str, CamFile]:
         if "keys" in held and (name in held or len(held["keys"]) == 0):
             return format, _keyed(held["keys"], held.get(name))
     if held and all(_is_index(key) for key in held):
-        return "psa", _keyed([int(key) for key in held], np.stack([_to_array(plane) for plane in held.values()]))
+        return "psa", _keyed([int(key) for key in held], np.stack([to_array(plane) for plane in held.values()]))
     found = f"{sorted(map(str, held))[:5]}{'' if held else ', no class: its image has no labels'}"
     raise Refused(f"holds a dictionary with {found}; expected PSA's, IRN's or CLIP-ES's keys")
 
@@ -313,10 +303,10 @@ def _is_index(key: object) -> bool:
 
 
 def _keyed(keys: Any, cams: Any) -> CamFile:
-    indices = np.asarray(_to_array(keys), dtype=np.int64)
+    indices = np.asarray(to_array(keys), dtype=np.int64)
     if len(indices) == 0:
         raise Refused("holds no class, hence no CAM: its image has no labels")
-    maps = np.asarray(_to_array(cams), dtype=np.float32)
+    maps = np.asarray(to_array(cams), dtype=np.float32)
     if maps.ndim != 3:
         raise Refused(f"holds CAMs of shape {maps.shape}; expected (K, H, W)")
     return _checked(maps, classes=indices, size=(maps.shape[1], maps.shape[2]))
@@ -329,14 +319,6 @@ def _checked(cams: np.ndarray, **rest: Any) -> CamFile:
         return CamFile(cams, **rest)
     except ValueError as error:
         raise Refused(f"is intact, but its content does not go together ({error})") from None
-
-
-def _to_array(value: Any) -> Any:
-    """Return a tensor of any type, on any device, with or without gradient, as an array; all else as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if value.is_floating_point() else value).numpy()
 
 
 def _check_format(format: str) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["VOC_CLASSES", "ImageSource", "Listing", "find_images", "labels_of", "output_names"]
+__all__ = ["VOC_CLASSES", "ImageSource", "Listing", "find_images", "has_image_suffix", "labels_of", "output_names"]
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -239,6 +239,11 @@ def _is_voc(path: Path) -> bool:
 
 def _image_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Return True if a file's name ends as that of an image that Pillow can read."""
+    return path.suffix.lower() in _image_suffixes()
 
 
 def output_names(sources: Sequence[ImageSource]) -> list[PurePosixPath]:

@@ -37,6 +37,7 @@ torchrun --nproc-per-node 4 -m ssa_fast run slides/ --memory 16GB --out out
 
 SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
 NAMES_SHOWN = 3
+EARLIER = ("were complete before", "made again")  # images with a record of an earlier start
 
 
 def command(
@@ -193,8 +194,13 @@ def _print_summary(report: RunReport, out: Path) -> None:
     if report.stopped:
         screen.print(f"stopped: {report.stopped}")
     title = "interrupted; complete images were kept" if report.interrupted else "run"
-    if report.resumed:
-        title += f" ({report.resumed} were complete before)"
+    if report.leftovers:
+        screen.print(
+            f"notice: {out} also holds outputs of {len(report.leftovers)} images that are not among those given, such "
+            f"as {report.leftovers[0]}; they were left as they are, and are not in boxes.json"
+        )
+    if counts := [f"{n} {what}" for n, what in zip((report.resumed, report.remade), EARLIER, strict=True) if n]:
+        title += f" ({', '.join(counts)})"
     row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
     console.out().print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
 

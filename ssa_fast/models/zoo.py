@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ssa_fast.models.checkpoints import mismatch_message, read_state
 from ssa_fast.models.class_names import outputs_named, suggest
 from ssa_fast.models.class_spec import parse_classes
 from ssa_fast.models.scores import Probability, choose_probability, probabilities
 from ssa_fast.models.trace import find_fixed_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from torch import nn
@@ -27,9 +28,6 @@ __all__ = ["Classifier", "Size", "load", "parse_size"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TRAINING_ONLY = re.compile(r"^aux\d|^AuxLogits|num_batches_tracked$")
-"""State that inference does not use, such as auxiliary heads (GoogLeNet, Inception): optional in a weights file."""
-
 Size = int | tuple[int, int] | None
 """Size at which an image enters the network: None (unchanged), an int (its shorter side), or (height, width)."""
 
@@ -136,7 +134,7 @@ def load(
     Args:
         name: A classification model of torchvision, or "demo" for the network shipped with this package.
         weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
-            random weights (the same in every run), or a file with a state dict.
+            random weights (the same in every run), or a file with a state dict, see ``models.checkpoints``.
         device: Device of the network.
         probability: Of the scores: "softmax" or "sigmoid"; None: "sigmoid" for the demo network and a single output.
 
@@ -206,56 +204,17 @@ def _download(name: str, weights: Any) -> nn.Module:
 
 def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
     """Return the model with the state dict in ``path``, and its number of outputs by the file."""
-    state = _read_state(path)
     model = build_random(name)
+    state = read_state(path, model.state_dict().keys())
     heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
     outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
     num_classes = outputs.pop() if len(outputs) == 1 else 1000
     if num_classes != 1000:
         model = build_random(name, num_classes=num_classes)
-    mismatch = _mismatch_message(model.state_dict(), state)
+    mismatch = mismatch_message(model.state_dict(), state)
     if mismatch:
         raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
-    model.load_state_dict(state, strict=False)
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet demands its version
+    model.load_state_dict(versioned, strict=False)
     return model, num_classes
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below says what is wrong with the file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails on other files with KeyError, EOFError, UnpicklingError and more
-        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        raise ValueError(
-            f"weights: {path} is not a state dict that can be loaded with weights_only=True ({reason}); "
-            "write one with torch.save(model.state_dict(), FILE)"
-        ) from error
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    entries = content.items() if isinstance(content, dict) else ()
-    real = [isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in entries]
-    if not real or not all(real):
-        raise ValueError(
-            f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
-        )
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return content
-
-
-def _mismatch_message(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Describe how the entries of a state dict differ from those of the model; empty if they fit."""
-    common = expected.keys() & given.keys()
-    kinds = {
-        "missing": [key for key in expected.keys() - common if not TRAINING_ONLY.search(key)],
-        "unknown to the model": [key for key in given.keys() - common if not TRAINING_ONLY.search(key)],
-        "of another shape": [key for key in common if expected[key].shape != given[key].shape],
-    }
-    return "; ".join(
-        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset
 
 from ssa_fast.io import images
 from ssa_fast.io.datasets import labels_of
+from ssa_fast.io.identity import identify
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.identity import Identity
     from ssa_fast.io.images import DecodedImage
     from ssa_fast.runs.options import RunOptions
 
@@ -32,6 +34,7 @@ class Loaded:
     image: DecodedImage | None = None  # None for an image to be processed in tiles, or after an error
     labels: tuple[str, ...] = ()  # the dataset's class names, if asked for
     error: Exception | None = None
+    identity: Identity = field(default_factory=dict)  # of the file, from before it was read
 
 
 class _ImageDataset(Dataset[Loaded]):
@@ -45,13 +48,21 @@ class _ImageDataset(Dataset[Loaded]):
         index = self.indices[position]
         source, options = self.sources[index], self.options
         try:
+            identity = _identify(source)
             labels = labels_of(source) if options.classes == "labels" else ()
             if options.size is None and _is_large(source, options):
-                return Loaded(index, labels=labels)
+                return Loaded(index, labels=labels, identity=identity)
             image = images.read_image(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
-            return Loaded(index, image, labels)
+            return Loaded(index, image, labels, identity=identity)
         except Exception as error:  # an unreadable image must not end the worker
             return Loaded(index, error=error)
+
+
+def _identify(source: ImageSource) -> Identity:
+    try:
+        return identify(source.path)
+    except OSError:
+        return {}  # reading it raises the proper error
 
 
 def _is_large(source: ImageSource, options: RunOptions) -> bool:

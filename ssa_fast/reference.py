@@ -40,11 +40,26 @@ def polish_stage(cam: Tensor, features: Tensor, affinity: Affinity) -> Tensor:
 
 
 def unit_features(features: Tensor, affinity: Affinity) -> Tensor:
-    """Return the ``(B, C, L)`` features, centred if asked, divided by their norm plus ``norm_eps``."""
+    """Return the ``(B, C, L)`` features, centred if asked, divided by their norm plus ``norm_eps``.
+
+    Features and eps are divided by powers of two, which is exact, so that no sum or square leaves the dtype's range.
+    """
+    eps: Tensor | float = affinity.norm_eps
     if affinity.center:
+        scale = power_of_two(features.detach().abs().amax(dim=(1, 2), keepdim=True))  # [B, 1, 1]
+        features, eps = features / scale, eps / scale
         features = features - features.mean(dim=2, keepdim=True)
+    scale = power_of_two(features.detach().abs().amax(dim=1, keepdim=True))  # [B, 1, L]
+    features, eps = features / scale, eps / scale
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return features / positive(norm + affinity.norm_eps)
+    return features / positive(norm + eps)
+
+
+def power_of_two(number: Tensor) -> Tensor:
+    """Return the largest power of two that is at most ``number`` and has a normal reciprocal; 1 for 0, NaN and Inf."""
+    tiny = torch.finfo(number.dtype).tiny
+    mantissa, _ = torch.frexp(number)  # in [1/2, 1)
+    return (number / (2.0 * mantissa)).nan_to_num(nan=1.0).clamp(tiny, 1.0 / tiny)
 
 
 def phi(cosine: Tensor, affinity: Affinity) -> Tensor:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.reference import power_of_two
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 TILE_ELEMENTS = 1 << 21  # 8 MB of float32: long enough for a matrix product's full speed, and still in the last cache
 NORM_CHUNK = 1 << 18  # elements summed at once when norms are computed: 1 MB, in a core's own cache
+USUAL = 2.0**-20, 2.0**20  # norms whose squares, and whose inverses times a CAM, are far from float32's limits
 
 
 class NegativeFeatureError(Exception):
@@ -37,6 +40,7 @@ class UnitFeatures:
         mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
         self._flat = features.flatten(2) if mergeable else None
         self._inverse_norms = features.new_empty((self.B, 1, self.L), dtype=dtype)
+        self._scales: Tensor | None = None  # [B, 1, L] powers of two, once a pixel of unusual norm has been met
         self._num_norms = 0  # pixels whose norm is computed
 
     @cached_property
@@ -47,6 +51,7 @@ class UnitFeatures:
     def _image(self, b: int) -> UnitFeatures:
         image = UnitFeatures(self.features[b : b + 1], self.affinity, self.dtype)
         image._inverse_norms, image._num_norms = self._inverse_norms[b : b + 1], self._num_norms
+        image._scales = None if self._scales is None else self._scales[b : b + 1]
         return image
 
     def tiles(self, rows: int = 1) -> Iterator[tuple[int, int]]:
@@ -71,16 +76,32 @@ class UnitFeatures:
         tile = self.raw(lo, hi)
         return tile if self.mean is None else tile - self.mean
 
+    def scaled(self, lo: int, hi: int) -> Tensor:
+        """Return ``centered``, each pixel of unusual norm times a power of two, ``[B, C, hi − lo]``.
+
+        Those are the pixels whose squares, or whose products with a CAM, could leave the dtype's range.
+        """
+        self.inverse_norms(lo, hi)  # which finds the scales
+        if self._scales is None:
+            return self.centered(lo, hi)
+        return self._scale(self.raw(lo, hi), self._scales[:, :, lo:hi])
+
+    def _scale(self, tile: Tensor, scales: Tensor) -> Tensor:
+        """Return raw pixels ``[B, C, n]`` centred and scaled: made smaller before the subtraction, larger after it."""
+        below, above = scales.clamp_max(1.0), scales.clamp_min(1.0)
+        tile = tile * below
+        return (tile if self.mean is None else tile - self.mean * below) * above
+
     def unit(self, lo: int, hi: int) -> Tensor:
         """Return the unit features ``x`` of pixels ``lo … hi − 1``, ``[B, C, hi − lo]``."""
-        return self.centered(lo, hi) * self.inverse_norms(lo, hi)
+        return self.scaled(lo, hi) * self.inverse_norms(lo, hi)
 
     def nonnegative(self) -> bool:
         """Return whether every feature is ≥ 0, read from the data; False if one is NaN."""
         return bool(self.features.amin() >= 0)
 
     def inverse_norms(self, lo: int, hi: int) -> Tensor:
-        """Return ``1 / (‖f_i‖₂ + norm_eps)`` of the (centred) pixels ``lo … hi − 1``, ``[B, 1, hi − lo]``.
+        """Return ``1 / (‖f_i‖₂ + norm_eps)`` of the pixels ``lo … hi − 1`` as ``scaled``, ``[B, 1, hi − lo]``.
 
         Norms are computed on first use: a caller that walks through the tiles then finds each tile in cache.
         """
@@ -90,12 +111,33 @@ class UnitFeatures:
 
     def _compute_norms(self, hi: int) -> None:
         """Compute the inverse norms of all pixels before ``hi`` that have none yet."""
-        tile = self.centered(self._num_norms, hi)
-        norms = _norms(tile, self.check_sign).add_(self.affinity.norm_eps)
-        if self.affinity.norm_eps == 0:
+        lo, eps = self._num_norms, self.affinity.norm_eps
+        if self.features.is_cpu or self.features.dtype == torch.float16:  # no square of which leaves float32's range
+            norms = _norms(self.centered(lo, hi), self.check_sign)
+            unusual = None if self.features.dtype == torch.float16 else _find_unusual(norms)
+        else:  # the host would have to wait for what it finds
+            norms = self._inverse_norms[:, :, lo:hi]
+            unusual = torch.arange(hi - lo, device=norms.device)
+        scales = None if unusual is None else self._set_scales(lo, hi, unusual, norms)
+        norms.add_(eps if scales is None else eps * scales)
+        if eps == 0:
             norms.masked_fill_(norms == 0, float("inf"))  # the unit feature of a zero feature is 0
-        torch.reciprocal(norms, out=self._inverse_norms[:, :, self._num_norms : hi])
+        torch.reciprocal(norms, out=self._inverse_norms[:, :, lo:hi])
         self._num_norms = hi
+
+    def _set_scales(self, lo: int, hi: int, unusual: Tensor, norms: Tensor) -> Tensor | None:
+        """Scale the pixels ``lo + unusual`` and set their ``norms``; return the scales ``[B, 1, hi − lo]``, if any."""
+        tile = self.raw(lo, hi).index_select(2, unusual)
+        centered = tile if self.mean is None else tile - self.mean
+        largest = torch.linalg.vector_norm(centered, float("inf"), dim=1, keepdim=True)
+        if largest.is_cpu and not bool(largest.any()):  # nothing but zeros
+            return None if self._scales is None else self._scales[:, :, lo:hi]
+        scales = power_of_two(largest.clamp_max(torch.finfo(largest.dtype).max)).reciprocal_()
+        norms[:, :, unusual] = torch.linalg.vector_norm(self._scale(tile, scales), dim=1, keepdim=True)
+        if self._scales is None:
+            self._scales = torch.ones_like(self._inverse_norms)
+        self._scales[:, :, lo + unusual] = scales
+        return self._scales[:, :, lo:hi]
 
     @cached_property
     def all_affinities(self) -> Tensor:
@@ -108,10 +150,27 @@ class UnitFeatures:
         """Each image's mean feature ``[B, C, 1]`` under ``center=True``, else None."""
         if not self.affinity.center:
             return None
+        mean = self._sum() / self.L
+        if self.features.dtype == torch.float16 or (mean.is_cpu and bool(mean.isfinite().all())):
+            return mean
+        factor = 0.5 ** (self.L - 1).bit_length()  # so that no sum leaves the dtype's range
+        return torch.where(mean.isfinite(), mean, self._sum(factor) / (self.L * factor))
+
+    def _sum(self, factor: float = 1.0) -> Tensor:
+        """Return the sum over the pixels of ``factor`` times the features, ``[B, C, 1]``."""
         total = self.features.new_zeros((self.B, self.C, 1), dtype=self.dtype)
         for lo, hi in self.tiles():
-            total += self.raw(lo, hi).sum(dim=2, keepdim=True)
-        return total / self.L
+            tile = self.raw(lo, hi)
+            total += (tile if factor == 1.0 else tile * factor).sum(dim=2, keepdim=True)
+        return total
+
+
+def _find_unusual(norms: Tensor) -> Tensor | None:
+    """Return the pixels of which an image's norm ``[B, 1, n]`` is not usual (zero, NaN, …), or None."""
+    low, high = norms.aminmax()
+    if low.item() >= USUAL[0] and high.item() <= USUAL[1]:
+        return None
+    return (~((norms >= USUAL[0]) & (norms <= USUAL[1]))).any(dim=0)[0].nonzero()[:, 0]
 
 
 def _norms(tile: Tensor, check_sign: bool) -> Tensor:

@@ -55,13 +55,13 @@ def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int, 
     weights = cam.new_empty((cam.shape[0], cam.shape[1] + 1, hi - lo))
     torch.mul(cam - mean, inverse_norms, out=weights[:, :-1])
     weights[:, -1:] = inverse_norms
-    sums.baddbmm_(weights, features.centered(lo, hi).mT)
+    sums.baddbmm_(weights, features.scaled(lo, hi).mT)
 
 
 def apply(
     prototypes: Tensor, constant: float, mean: Tensor, features: UnitFeatures, lo: int, hi: int, out: Tensor
 ) -> None:
     """Write the polished CAM of pixels ``lo … hi − 1`` to ``out`` ``[B, K, hi − lo]``; see ``scale_by_shift``."""
-    sums = torch.bmm(prototypes, features.centered(lo, hi)).mul_(features.inverse_norms(lo, hi))
+    sums = torch.bmm(prototypes, features.scaled(lo, hi)).mul_(features.inverse_norms(lo, hi))
     total = sums[:, -1:].add_(constant)
     divide_by_sum(sums[:, :-1].addcmul_(mean, total), total, features.affinity, out=out)

@@ -297,7 +297,8 @@ def test_the_settings_are_stored_flat_with_defaults_filled_in(folder: Path, run:
     assert list(settings.items()) == [
         *[("classes", "predicted"), ("size", None), ("precision", "float32"), ("background", 0.25), ("alpha", None)],
         *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("cams", "ssa"), ("store", "float16")],
-        *[("overlays", True), ("max_pixels", 89478485), ("backdrop", [255, 255, 255]), ("large_above", 1 << 24)],
+        *[("overlays", True), ("max_pixels", 89478485), ("backdrop", [255, 255, 255]), ("bands", None)],
+        *[("range", "auto"), ("large_above", 1 << 24)],
     ]
 
 

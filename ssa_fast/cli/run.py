@@ -38,6 +38,7 @@ torchrun --nproc-per-node 4 -m ssa_fast run slides/ --memory 16GB --out out
 SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
 NAMES_SHOWN = 3
 EARLIER = ("were complete before", "made again")  # images with a record of an earlier start
+NOTES_SHOWN = 20
 
 
 def command(
@@ -80,6 +81,10 @@ def command(
     workers: Annotated[int | None, _exec("Processes that read images; default: by the cores.", min=0)] = None,
     split: Annotated[str | None, _exec("Split of VOC folders: train, val, ..., or a file of ids.")] = None,
     backdrop: Annotated[str, _exec("Colour behind transparent images.")] = "white",
+    bands: Annotated[str | None, _exec("Bands to read: red,green,blue or one, from 1, e.g. 3,2,1.")] = None,
+    range: Annotated[
+        str, _exec("Values that become black and white: 'auto', LOW,HIGH, or the % cut off at each end, e.g. 2.")
+    ] = "auto",
     max_pixels: Annotated[int, _exec("Refuse images with more pixels.", min=1)] = MAX_PIXELS,
     large_above: Annotated[int, _exec("Process images with more pixels in tiles, and write TIFFs.", min=1)] = 2**24,
     memory: Annotated[str, _exec("Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
@@ -104,11 +109,13 @@ def command(
     given = locals()
     with console.usage_errors(debug=debug):
         from ssa_fast import runs
+        from ssa_fast.io.samples import parse_bands, parse_range
         from ssa_fast.localize.options import PostprocessOptions
         from ssa_fast.models import zoo
 
         postprocess = PostprocessOptions(background, alpha, ignore, box_threshold, components)
-        parsed = {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
+        parsed: dict[str, Any] = {"bands": parse_bands(bands), "range": parse_range(range)}
+        parsed |= {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
@@ -177,9 +184,11 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
 def _print_summary(report: RunReport, out: Path) -> None:
     """Print notices on stderr and the closing table on stdout."""
     screen, done, failed = console.err(), len(report.done), len(report.failures)
-    for note, names in report.notes.items():
+    for note, names in list(report.notes.items())[:NOTES_SHOWN]:
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         screen.print(f"notice: {', '.join(names[:NAMES_SHOWN])}{rest}: {note}")
+    if len(report.notes) > NOTES_SHOWN:
+        screen.print(f"notice: {len(report.notes) - NOTES_SHOWN} more notices are in {out / 'report.json'}")
     if report.skipped:
         path, reason = report.skipped[0]
         screen.print(f"notice: {len(report.skipped)} skipped, the first being {path}: {reason}")

@@ -16,6 +16,7 @@ import torch
 
 from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
+from ssa_fast.io.samples import WHITE, ReadOptions
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.io.progress import OnProgress
+    from ssa_fast.io.samples import Color, ValueRange
     from ssa_fast.large.receptive_field import ReceptiveField
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
@@ -57,6 +59,7 @@ class LargeImageResult:
         methods: Stage -> "prototypes" or "pixel_bank".
         cached: Whether the features were cached on disk.
         exact: False for an approximation: a halo smaller than the receptive field, or a ``stride`` that had effect.
+        notes: How the image was read where it leaves a choice, one sentence each.
         seconds: Phase -> wall-clock time: "prepare", "logits" or "means" if needed, "gather", "apply", "fuse", "write";
             "all".
     """
@@ -78,6 +81,7 @@ class LargeImageResult:
     methods: dict[str, str]
     cached: bool
     exact: bool
+    notes: tuple[str, ...]
     seconds: dict[str, float]
 
 
@@ -106,6 +110,7 @@ class LargeImageSSA:
         scratch: Folder for them; default beside the outputs.
         stride: Where pixels are stored, store every stride-th only: an approximation, see ``PixelBank``.
         mean, std: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
+        bands, range, backdrop: How samples become RGB, see ``ssa_fast.io.images.read_image``.
 
     Raises:
         ValueError: An option out of range, or an ``ssa`` that cannot be run in tiles, with what to do instead.
@@ -123,6 +128,9 @@ class LargeImageSSA:
         stride: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        bands: Sequence[int] | None = None,
+        range: ValueRange = "auto",
+        backdrop: Color = WHITE,
     ) -> None:
         check_model(ssa)
         check_pixels("tile", tile, least=1)
@@ -136,6 +144,7 @@ class LargeImageSSA:
         self.disk = disk if disk in ("auto", 0) else parse_bytes(disk, "disk")
         self.scratch = None if scratch is None else Path(scratch)
         self.mean, self.std = mean, std
+        self.reading = ReadOptions(None if bands is None else tuple(bands), range, backdrop)
         self._fields: dict[bool, ReceptiveField] = {}  # of the stages; True: and of the map that the seed is made from
 
     def __call__(
@@ -192,7 +201,7 @@ class LargeImageSSA:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             callbacks = [stack.enter_context(progress_bars())] if progress else []
             callbacks += [] if on_progress is None else [on_progress]
-            reader = stack.enter_context(open_image(image, memory=self.memory // 8))
+            reader = stack.enter_context(open_image(image, memory=self.memory // 8, **vars(self.reading)))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             with_seed = seed is None
@@ -238,5 +247,6 @@ class LargeImageSSA:
             methods=gathered.methods,
             cached=tiles.cached,
             exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in gathered.methods.values()),
+            notes=tuple(dict.fromkeys(reader.notes)),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
         )

@@ -52,7 +52,8 @@ class _ImageDataset(Dataset[Loaded]):
             labels = labels_of(source) if options.classes == "labels" else ()
             if options.size is None and _is_large(source, options):
                 return Loaded(index, labels=labels, identity=identity)
-            image = images.read_image(source.path, max_pixels=options.max_pixels, backdrop=options.backdrop)
+            how = {name: getattr(options, name) for name in ("max_pixels", "backdrop", "bands", "range")}
+            image = images.read_image(source.path, **how)
             return Loaded(index, image, labels, identity=identity)
         except Exception as error:  # an unreadable image must not end the worker
             return Loaded(index, error=error)

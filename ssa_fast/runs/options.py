@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ssa_fast.io import images
 from ssa_fast.io.cam_files import FORMATS, PICKLED
+from ssa_fast.io.samples import ReadOptions
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.localize.options import PostprocessOptions
 
 if TYPE_CHECKING:
     import torch
 
+    from ssa_fast.io.samples import ValueRange
     from ssa_fast.models.zoo import Classifier, Size
 
 MAX_LABEL = 254  # of an 8-bit mask: 0 is the background, 255 is ignored
@@ -30,7 +32,7 @@ class RunOptions:
         postprocess: How CAMs become masks and boxes.
         cams, store: Format of the CAM files (see ``cam_files.write_cam``), and the number type of "ssa" files.
         overlays: Whether to draw a panel per image.
-        max_pixels, backdrop: Of reading, see ``images.read_image``.
+        max_pixels, backdrop, bands, range: Of reading, see ``images.read_image``.
         large_above: Images that enter the network with more pixels than this are processed in tiles.
         overwrite: Replace existing outputs; otherwise an existing output is its image's failure.
         batch: Most images of one size in a batch; None: 1 on a CPU, 16 on a GPU.
@@ -48,6 +50,8 @@ class RunOptions:
     overlays: bool = True
     max_pixels: int = images.MAX_PIXELS
     backdrop: tuple[int, int, int] = images.WHITE
+    bands: tuple[int, ...] | None = None
+    range: ValueRange = "auto"
     large_above: int = 1 << 24
     overwrite: bool = False
     batch: int | None = None
@@ -72,6 +76,11 @@ class RunOptions:
         automatic = "float16" if device.type == "cuda" else "float32"
         return automatic if self.precision == "auto" else self.precision
 
+    @property
+    def reading(self) -> ReadOptions:
+        """Return how samples become RGB; ValueError if bands or range are wrong."""
+        return ReadOptions(self.bands, self.range, self.backdrop)
+
     def check(self, classifier: Classifier) -> None:
         """Check all options at once, before any work.
 
@@ -92,6 +101,7 @@ class RunOptions:
                 "--allow-pickle if their readers trust you, or choose another format"
             )
         parse_bytes(self.memory)
+        _ = self.reading
         if classifier.input_size and self.size not in (None, classifier.input_size):
             raise ValueError(
                 "size: {} takes images of {}x{} only; leave it out".format(classifier.name, *classifier.input_size)

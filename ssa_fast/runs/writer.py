@@ -182,7 +182,14 @@ def polish_large_image(
     temporary = {kind: manifest.tmp_dir / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
     manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
     polish_large = LargeImageSSA(
-        predictor.ssa, memory=options.memory, scratch=manifest.tmp_dir, mean=classifier.mean, std=classifier.std
+        predictor.ssa,
+        memory=options.memory,
+        scratch=manifest.tmp_dir,
+        mean=classifier.mean,
+        std=classifier.std,
+        backdrop=options.backdrop,
+        bands=options.bands,
+        range=options.range,
     )
     count = len(classifier.categories)
     result = polish_large(
@@ -200,7 +207,8 @@ def polish_large_image(
     scores = classifier.probabilities(result.logits)[result.classes]
     notes = [
         f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
-        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else "."),
+        *result.notes,
     ]
     Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
     boxes = [found.tolist() for found in result.boxes]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
+NOT_OF_SSA = ("model", "info", "affinity", "probability", "names", "_names_note")
+"""Attributes of ``SSA`` that do not decide the outputs by themselves: a run's scores and names are the classifier's."""
+
 
 def hash_weights(model: torch.nn.Module) -> str:
     """Return a hash of a model's parameters and buffers, whatever file they come from."""
@@ -37,7 +40,7 @@ def describe_network(classifier: Classifier, ssa: SSA) -> dict[str, Any]:
     if not hasattr(ssa, "info"):
         return {}
     categories = hashlib.blake2b("\0".join(classifier.categories).encode(), digest_size=16)
-    described = {name: _text(value) for name, value in vars(ssa).items() if name not in ("model", "info", "affinity")}
+    described = {name: _text(value) for name, value in vars(ssa).items() if name not in NOT_OF_SSA}
     return {
         "network": type(classifier.model).__name__,
         "mean": list(classifier.mean),

@@ -63,7 +63,7 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
         return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
     ref = trace.maps[seed]
-    if not _layers_with_gradient(model, trace, [ref])[0]:
+    if trace.no_logits is None and not _layers_with_gradient(model, trace, [ref])[0]:
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssa_fast import SSA, InputWarning, LargeImageSSA, polish
 from ssa_fast.models import describe
-from tests.networks import DeepHead, Pyramid
+from tests.networks import DeepHead, Pyramid, positive_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,9 @@ class Segmenter(Pyramid):
 
     def __init__(self, kind: str = "tensor") -> None:
         super().__init__()
-        self.head, self.kind = nn.Conv2d(20, 4, 1), kind
+        last = positive_weights(nn.Conv2d(20, 4, 1))  # evidence for every class
+        self.head = nn.Sequential(positive_weights(nn.Conv2d(20, 20, 3, padding=1)), nn.GELU(), last)
+        self.kind = kind
 
     def forward(self, images: Tensor) -> Any:
         maps = F.interpolate(self.head(self.features(images)), images.shape[2:], mode="bilinear", align_corners=False)
@@ -75,6 +77,13 @@ def similarity(embedding: Tensor) -> Tensor:
     return torch.cosine_similarity(embedding, CONCEPT, dim=0)
 
 
+class Likeness(nn.Module):
+    """``similarity`` as a module, which is a callable, too."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return similarity(embedding)
+
+
 def made(network: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(1)
     return network().double().eval()
@@ -95,7 +104,7 @@ TARGETS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "a region's class": (Segmenter, model_targets.SemanticSegmentationTarget(2, MASK)),
     "an embedding's likeness": (Embedder, similarity),
     "an embedding's entry against another": (Embedder, lambda embedding: embedding[3] - embedding[5]),
-    "a module": (Embedder, nn.Sequential(nn.Linear(8, 1)).double()),
+    "a module": (Embedder, Likeness()),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from torch.nn.functional import interpolate
 from ssa_fast.models.checkpoints import mismatch_message, read_state
 from ssa_fast.models.class_spec import parse_count
 from ssa_fast.models.trace import find_fixed_size
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +43,7 @@ class Classifier:
         categories: One name per output.
         mean, std: Per channel, of images scaled to [0, 1].
         input_size: (height, width) if the network accepts no other, else None.
+        notes: How the weights' file was read, where that could be meant in two ways; also an ``InputWarning`` each.
         probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid").
     """
 
@@ -52,6 +55,7 @@ class Classifier:
     std: tuple[float, float, float] = IMAGENET_STD
     input_size: tuple[int, int] | None = None
     probability: Literal["softmax", "sigmoid"] = "softmax"
+    notes: tuple[str, ...] = ()
 
     def input_shape(self, height: int, width: int, size: Size) -> tuple[int, int]:
         """Return the (height, width) at which an image of height × width pixels enters the network."""
@@ -167,7 +171,7 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
     if name not in known:
         raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{suggest(name, known)}")
     enum = models.get_model_weights(name)
-    categories = tuple(enum["DEFAULT"].meta["categories"])
+    categories, notes = tuple(enum["DEFAULT"].meta["categories"]), tuple[str, ...]()
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if weights.lower() == "none":
         model, origin = build_random(name), "none"
@@ -177,15 +181,17 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         model, origin, categories = _download(name, chosen), chosen.name, tuple(chosen.meta["categories"])
         mean, std = tuple(preset.mean), tuple(preset.std)
     elif Path(weights).is_file():
-        model, outputs = _from_file(name, Path(weights))
+        model, outputs, notes = _from_file(name, Path(weights))
         origin = weights
+        for note in notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
         if outputs != len(categories):
             categories = tuple(f"class {index}" for index in range(outputs))
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, notes=notes)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
@@ -221,10 +227,10 @@ def _download(name: str, weights: Any) -> nn.Module:
         ) from error
 
 
-def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
-    """Return the model with the state dict in ``path``, and its number of outputs by the file."""
+def _from_file(name: str, path: Path) -> tuple[nn.Module, int, tuple[str, ...]]:
+    """Return the model with the state dict in ``path``, its number of outputs by the file, and notes."""
     model = build_random(name)
-    state = read_state(path, model.state_dict().keys())
+    state, notes = read_state(path, model.state_dict().keys())
     heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
     outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
     num_classes = outputs.pop() if len(outputs) == 1 else 1000
@@ -236,4 +242,4 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet demands its version
     model.load_state_dict(versioned, strict=False)
-    return model, num_classes
+    return model, num_classes, notes

@@ -60,8 +60,6 @@ class Manifest:
         Targets that exist before the first start are only replaced with ``overwrite``, which also starts a run anew
         that is complete or had other settings.
         """
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out: expected a folder, {self.out} is a file")
         before = self._read()
         if before is None and (self.out / BOXES).exists() and not overwrite:
             raise ValueError(f"out: {self.out / BOXES} exists; pass --overwrite, or another folder")

@@ -238,7 +238,8 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, int, tuple[str, ...]]:
         model = build_random(name, num_classes=num_classes)
     mismatch = mismatch_message(model.state_dict(), state)
     if mismatch:
-        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
+        beside = "".join(f"; it {note.removeprefix(f'weights: {path} ')}" for note in notes)
+        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}{beside}")
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet demands its version
     model.load_state_dict(versioned, strict=False)

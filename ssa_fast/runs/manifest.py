@@ -78,11 +78,11 @@ class Manifest:
             before = {"preexisting": sorted(self._relative(target) for target in targets if target.exists())}
         self._write([] if overwrite else before["preexisting"], complete=False)
 
-    def refresh(self) -> None:
-        """Update ``done`` and ``preexisting`` from the disk."""
+    def refresh(self, done: set[str] | None = None) -> None:
+        """Update ``done`` and ``preexisting`` from the disk; ``done`` is not read if it is given."""
         manifest = self._read()
         self.preexisting = set(manifest["preexisting"]) if manifest else set()
-        self.done = {record["output"] for _, _, batch in self.batches() for record in batch}
+        self.done = {record["output"] for _, _, batch in self.batches() for record in batch} if done is None else done
 
     def is_preexisting(self, target: Path) -> bool:
         """Return True if a target is a file that is older than the run, which must not replace it."""

@@ -163,7 +163,7 @@ class _Run:
             except (ValueError, OSError) as failure:
                 error = str(failure)
         self.group.wait_for_rank0(error)
-        self.manifest.refresh()
+        self.manifest.refresh(self.changes.done if self.group.rank == 0 else None)
 
     def execute(self) -> None:
         """Process the pending images; a signal or a full disk ends that early."""

@@ -60,8 +60,8 @@ def run(
     + 1; the CAM file gives them under ``labels``.
 
     A bad image never stops a run. Started again, a run skips images with a record; those whose file, labels or weights
-    have changed since are done again, and counted in the report. Under ``torchrun`` the images are
-    distributed over all processes, with the same ``out`` for all of them.
+    have changed since are done again, and counted in the report. Under ``torchrun`` the images are distributed over all
+    processes, with the same ``out`` for all of them.
 
     Args:
         paths, split: See ``datasets.find_images``; or the images from ``list_images``.

@@ -14,12 +14,11 @@ from rich import progress as rich_progress
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option
+from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option, parse_scales
 from ssa_fast.io.images import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from ssa_fast.io.datasets import Listing
     from ssa_fast.io.progress import OnProgress, Progress
     from ssa_fast.runs import RunReport
 
@@ -112,12 +111,16 @@ def command(
         from ssa_fast.io.samples import parse_bands, parse_range
         from ssa_fast.localize.options import PostprocessOptions
         from ssa_fast.models import zoo
+        from ssa_fast.runs.loader import needs_tiles
 
         postprocess = PostprocessOptions(background, alpha, ignore, box_threshold, components)
         parsed: dict[str, Any] = {"bands": parse_bands(bands), "range": parse_range(range)}
         parsed |= {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
+        images = runs.list_images(paths, out, options, split=split)
+        if all(map(needs_tiles, images.sources)):
+            _check_tiles(scales, seed, flip=flip)
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
         which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
         classifier, ssa = build(**which, seed=seed, size="stage", **how)
@@ -129,7 +132,7 @@ def command(
         settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
-        report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
+        report = _run(images, ssa, out, classifier=classifier, options=options, settings=settings)
     if debug:
         for failure in report.failures:
             if failure.error is not None:
@@ -139,7 +142,15 @@ def command(
     raise typer.Exit(report.exit_code)
 
 
-def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
+def _check_tiles(scales: str, seed: str, *, flip: bool) -> None:
+    """Raise ValueError for options that images processed in tiles exclude."""
+    if flip or parse_scales(scales) != (1.0,):
+        raise ValueError("scales: images in tiles are seen once, at their own size; leave out --scales and --flip")
+    if seed not in ("auto", "cam"):
+        raise ValueError(f"seed: images in tiles need the classifier's own CAM, got {seed!r}; leave --seed out")
+
+
+def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:
     """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
     from ssa_fast import runs
 
@@ -159,7 +170,7 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
                 printed.add(progress.name)
                 print_failure(progress.name, progress.error)
 
-        report = runs.run(paths, ssa, out, on_progress=on_progress, **options)
+        report = runs.run(images, ssa, out, on_progress=on_progress, **options)
     for failure in report.failures:
         if report.rank == 0 and failure.name not in printed:
             print_failure(failure.name, failure.reason)
@@ -184,11 +195,12 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
 def _print_summary(report: RunReport, out: Path) -> None:
     """Print notices on stderr and the closing table on stdout."""
     screen, done, failed = console.err(), len(report.done), len(report.failures)
-    for note, names in list(report.notes.items())[:NOTES_SHOWN]:
+    notes = {note: names for note, names in report.notes.items() if note not in console.notices}
+    for note, names in list(notes.items())[:NOTES_SHOWN]:
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         screen.print(f"notice: {', '.join(names[:NAMES_SHOWN])}{rest}: {note}")
-    if len(report.notes) > NOTES_SHOWN:
-        screen.print(f"notice: {len(report.notes) - NOTES_SHOWN} more notices are in {out / 'report.json'}")
+    if len(notes) > NOTES_SHOWN:
+        screen.print(f"notice: {len(notes) - NOTES_SHOWN} more notices are in {out / 'report.json'}")
     if report.skipped:
         path, reason = report.skipped[0]
         screen.print(f"notice: {len(report.skipped)} skipped, the first being {path}: {reason}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +27,7 @@ CHUNK = 1 << 20
 def identify(path: Path) -> Identity:
     """Return the identity of a file, or of all files in a folder; OSError if there is none."""
     files = _files(path)
-    found = _describe(path, files)
+    found = _describe(files)
     return {**found, "hash": _hash(path, files) if found["bytes"] <= HASHED else None}
 
 
@@ -39,7 +40,7 @@ def is_same(path: Path, before: Identity, noted: float) -> bool:
         noted: When that was written down, in seconds since the epoch.
     """
     files = _files(path)
-    now = _describe(path, files)
+    now = _describe(files)
     if now["bytes"] != before["bytes"]:
         return False
     if before["hash"] is None:
@@ -53,20 +54,24 @@ def is_same(path: Path, before: Identity, noted: float) -> bool:
 def _files(path: Path) -> list[tuple[str, os.stat_result]]:
     """Return the files that ``path`` stands for, each by its name below it ("" for a file) with its status."""
     status = path.stat()
-    if not path.is_dir():
+    if stat.S_ISREG(status.st_mode):
         return [("", status)]
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(f"{path} is no regular file")  # a pipe or device may never end
     names = (Path(folder, name) for folder, _, files in os.walk(path, followlinks=True) for name in files)
     return [(file.relative_to(path).as_posix(), file.stat()) for file in sorted(names)]
 
 
-def _describe(path: Path, files: list[tuple[str, os.stat_result]]) -> Identity:
+def _describe(files: list[tuple[str, os.stat_result]]) -> Identity:
+    if [name for name, _ in files] == [""]:
+        status = files[0][1]
+        return {"bytes": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
+    times = {  # thousands of chunks of a Zarr: one number for all
+        "modified": [(name, status.st_size, status.st_mtime_ns) for name, status in files],
+        "changed": [(name, status.st_size, status.st_ctime_ns) for name, status in files],
+    }
     total = sum(status.st_size for _, status in files)
-    modified: Any = [status.st_mtime_ns for _, status in files]
-    changed: Any = [status.st_ctime_ns for _, status in files]
-    if path.is_dir():  # thousands of chunks of a Zarr: one number for all
-        sizes = [(name, status.st_size) for name, status in files]
-        modified, changed = ([_digest(repr((sizes, times)).encode())] for times in (modified, changed))
-    return {"bytes": total, "modified": modified[0], "changed": changed[0]}
+    return {"bytes": total, **{key: _digest(repr(value).encode()) for key, value in times.items()}}
 
 
 def _hash(path: Path, files: list[tuple[str, os.stat_result]]) -> str:

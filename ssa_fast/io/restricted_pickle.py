@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Refused", "RestrictedUnpickler"]
+__all__ = ["Refused", "RestrictedPickle", "RestrictedUnpickler"]
 
 # What the pickles of the field's codebases hold: arrays and tensors. Refusing all other names limits the damage that a
 # malicious file can do, but does not make untrusted files safe.
@@ -38,6 +38,18 @@ class RestrictedUnpickler(pickle.Unpickler):
         if (module, name) in ALLOWED_GLOBALS:
             return super().find_class(module, name)
         raise Refused(f"is refused: the pickle references {module}.{name}; only NumPy arrays and tensors are allowed")
+
+
+class RestrictedPickle:
+    """The part of the module ``pickle`` that ``torch.load`` uses, with ``RestrictedUnpickler``."""
+
+    Unpickler = RestrictedUnpickler
+    UnpicklingError = pickle.UnpicklingError
+    __name__ = "restricted_pickle"
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return RestrictedUnpickler(file, **options).load()
 
 
 def _storage_from_bytes(content: bytes) -> Any:

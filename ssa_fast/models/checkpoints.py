@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssa_fast.validation import InputWarning
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
@@ -53,8 +51,8 @@ class _Network:
     beside: list[str] = field(default_factory=list)  # names in the same dictionary without the prefix
 
 
-def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
-    """Return the weights in a file that fit a model best, under the model's own names.
+def read_state(path: Path, expected: Collection[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the weights in a file that fit a model best, under the model's own names, and notes on the choice.
 
     What else the file holds (hyperparameters, optimizers, buffers of losses and metrics) is not used. Objects of other
     packages in it are never made, and no code that the file names is run.
@@ -79,13 +77,14 @@ def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
     most = max(len(expected & network.state.keys()) for network in found)
     best = [network for network in found if len(expected & network.state.keys()) == most]
     best.sort(key=lambda network: bool(COPIES.search(network.where)))
-    chosen = best[0]
+    chosen, notes = best[0], []
     if most and len(best) > 1:
         places = ", ".join(repr(network.where) for network in best)
-        _note(f"weights: {path} holds several such networks ({places}); {chosen.where!r} is used")
+        notes.append(f"weights: {path} holds several such networks ({places}); {chosen.where!r} is used")
     if most and chosen.beside:
-        _note(f"weights: {path} holds other state beside {chosen.where!r}, which is not used ({_few(chosen.beside)})")
-    return chosen.state
+        beside = _few(chosen.beside)
+        notes.append(f"weights: {path} holds other state beside {chosen.where!r}, which is not used ({beside})")
+    return chosen.state, tuple(notes)
 
 
 def mismatch_message(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -203,7 +202,3 @@ def _networks(where: str, tensors: Mapping[str, Tensor], expected: set[str]) -> 
 
 def _few(names: Collection[str]) -> str:
     return f"{', '.join(sorted(names)[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
-
-
-def _note(text: str) -> None:
-    warnings.warn(text, InputWarning, stacklevel=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ssa_fast.models.class_names import outputs_named, suggest
 from ssa_fast.models.class_spec import parse_classes
 from ssa_fast.models.scores import Probability, choose_probability, probabilities
 from ssa_fast.models.trace import find_fixed_size
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,7 @@ class Classifier:
         input_size: (height, width) if the network accepts no other, else None.
         probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid"), as
             a single logit always is.
+        notes: How the weights' file was read, where that could be meant in two ways; also an ``InputWarning`` each.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Classifier:
     std: tuple[float, float, float] = IMAGENET_STD
     input_size: tuple[int, int] | None = None
     probability: Probability = "softmax"
+    notes: tuple[str, ...] = ()
 
     def input_shape(self, height: int, width: int, size: Size) -> tuple[int, int]:
         """Return the (height, width) at which an image of height × width pixels enters the network."""
@@ -156,7 +160,7 @@ def load(
     if name not in known:
         raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{suggest(name, known)}")
     enum = models.get_model_weights(name)
-    categories = tuple(enum["DEFAULT"].meta["categories"])
+    categories, notes = tuple(enum["DEFAULT"].meta["categories"]), tuple[str, ...]()
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if weights.lower() == "none":
         model, origin = build_random(name), "none"
@@ -166,8 +170,10 @@ def load(
         model, origin, categories = _download(name, chosen), chosen.name, tuple(chosen.meta["categories"])
         mean, std = tuple(preset.mean), tuple(preset.std)
     elif Path(weights).is_file():
-        model, outputs = _from_file(name, Path(weights))
+        model, outputs, notes = _from_file(name, Path(weights))
         origin = weights
+        for note in notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
         if outputs != len(categories):
             categories = tuple(f"class {index}" for index in range(outputs))
     else:
@@ -175,7 +181,7 @@ def load(
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
     kind = choose_probability(probability, model, len(categories))
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind)
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind, notes)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
@@ -201,10 +207,10 @@ def _download(name: str, weights: Any) -> nn.Module:
         ) from error
 
 
-def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
-    """Return the model with the state dict in ``path``, and its number of outputs by the file."""
+def _from_file(name: str, path: Path) -> tuple[nn.Module, int, tuple[str, ...]]:
+    """Return the model with the state dict in ``path``, its number of outputs by the file, and notes."""
     model = build_random(name)
-    state = read_state(path, model.state_dict().keys())
+    state, notes = read_state(path, model.state_dict().keys())
     heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
     outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
     num_classes = outputs.pop() if len(outputs) == 1 else 1000
@@ -212,8 +218,9 @@ def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
         model = build_random(name, num_classes=num_classes)
     mismatch = mismatch_message(model.state_dict(), state)
     if mismatch:
-        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
+        beside = "".join(f"; it {note.removeprefix(f'weights: {path} ')}" for note in notes)
+        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}{beside}")
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet demands its version
     model.load_state_dict(versioned, strict=False)
-    return model, num_classes
+    return model, num_classes, notes

@@ -12,14 +12,16 @@ from ssa_fast.io.identity import is_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from ssa_fast.io.datasets import ImageSource
     from ssa_fast.runs.manifest import ImageRecord, Manifest
 
+Batch: TypeAlias = "tuple[Path, float, list[ImageRecord]]"
 Resolve: TypeAlias = "Callable[[ImageSource, Sequence[str]], list[int]]"  # labels -> class indices
 
 THREADS = 16  # a network's file system takes a millisecond per file, whatever waits for it
-AT_ONCE = 1024  # batches, so that the records of millions of images are never in memory together
+AT_ONCE, TASKS = 32, 64  # batches of a thread's task, and tasks: millions of records are never in memory together
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Changes:
     Attributes:
         reasons: Output name -> why its record no longer holds.
         leftovers: Output names with a record that no image given now has.
+        done: Output names with a record that holds, leftovers among them.
     """
 
     reasons: dict[str, str] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
 
 
 def forget_changes(manifest: Manifest, given: Mapping[str, ImageSource], resolve: Resolve | None) -> Changes:
@@ -46,22 +50,24 @@ def forget_changes(manifest: Manifest, given: Mapping[str, ImageSource], resolve
     """
     changes, batches = Changes(), manifest.batches()
 
-    def reason(pair: tuple[ImageRecord, float]) -> str:
-        return _reason(*pair, given, manifest.weights, resolve)
+    def check(some: list[Batch]) -> list[dict[str, str]]:
+        weights = manifest.weights
+        return [
+            {record["output"]: _reason(record, noted, given, weights, resolve) for record in records}
+            for _, noted, records in some
+        ]
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="ssa_fast-changes") as pool:
-        while some := list(islice(batches, AT_ONCE)):
-            records = [(record, noted) for _, noted, batch in some for record in batch]
-            found = iter(
-                list(pool.map(lambda pair: _reason(pair[0], pair[1], given, manifest.weights, resolve), records))
-            )
-            for path, _, batch in some:
-                reasons = {record["output"]: next(found) for record in batch}
-                changes.leftovers.extend(name for name in reasons if name not in given)
-                broken = {name: reason for name, reason in reasons.items() if reason}
-                changes.reasons.update(broken)
-                if broken:
-                    path.unlink()
+        while tasks := [some for _ in range(TASKS) if (some := list(islice(batches, AT_ONCE)))]:
+            for some, found in zip(tasks, pool.map(check, tasks), strict=True):
+                for (path, _, _), reasons in zip(some, found, strict=True):
+                    changes.leftovers.extend(name for name in reasons if name not in given)
+                    broken = {name: reason for name, reason in reasons.items() if reason}
+                    changes.reasons.update(broken)
+                    if broken:
+                        path.unlink()
+                    else:
+                        changes.done.update(reasons)
     return changes
 
 

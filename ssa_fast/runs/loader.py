@@ -50,7 +50,8 @@ class _ImageDataset(Dataset[Loaded]):
         try:
             identity = _identify(source)
             labels = labels_of(source) if options.classes == "labels" else ()
-            if options.size is None and _is_large(source, options):
+            if _is_in_tiles(source, options):
+                options.check_tiles()
                 return Loaded(index, labels=labels, identity=identity)
             how = {name: getattr(options, name) for name in ("max_pixels", "backdrop", "bands", "range")}
             image = images.read_image(source.path, **how)
@@ -66,14 +67,21 @@ def _identify(source: ImageSource) -> Identity:
         return {}  # reading it raises the proper error
 
 
-def _is_large(source: ImageSource, options: RunOptions) -> bool:
+def needs_tiles(source: ImageSource) -> bool:
+    """Return True for an image that is processed in tiles whatever its size."""
+    return source.path.suffix.lower() in TILED_SUFFIXES
+
+
+def _is_in_tiles(source: ImageSource, options: RunOptions) -> bool:
     from ssa_fast.io.readers import size_of
 
+    if needs_tiles(source) or options.size is not None:
+        return needs_tiles(source)
     try:
         H, W = size_of(source.path)
     except ValueError:
         return False  # reading it raises the proper error
-    return options.large_above < H * W or source.path.suffix.lower() in TILED_SUFFIXES
+    return options.large_above < H * W
 
 
 def _ignore_signals(_: int) -> None:

@@ -60,8 +60,6 @@ class Manifest:
         Targets that exist before the first start are only replaced with ``overwrite``, which also starts a run anew
         that is complete or had other settings.
         """
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out: expected a folder, {self.out} is a file")
         before = self._read()
         if before is None and (self.out / BOXES).exists() and not overwrite:
             raise ValueError(f"out: {self.out / BOXES} exists; pass --overwrite, or another folder")
@@ -80,11 +78,11 @@ class Manifest:
             before = {"preexisting": sorted(self._relative(target) for target in targets if target.exists())}
         self._write([] if overwrite else before["preexisting"], complete=False)
 
-    def refresh(self) -> None:
-        """Update ``done`` and ``preexisting`` from the disk."""
+    def refresh(self, done: set[str] | None = None) -> None:
+        """Update ``done`` and ``preexisting`` from the disk; ``done`` is not read if it is given."""
         manifest = self._read()
         self.preexisting = set(manifest["preexisting"]) if manifest else set()
-        self.done = {record["output"] for _, _, batch in self.batches() for record in batch}
+        self.done = {record["output"] for _, _, batch in self.batches() for record in batch} if done is None else done
 
     def is_preexisting(self, target: Path) -> bool:
         """Return True if a target is a file that is older than the run, which must not replace it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,8 +82,8 @@ class RunOptions:
         """Return how samples become RGB; ValueError if bands or range are wrong."""
         return ReadOptions(self.bands, self.range, self.backdrop)
 
-    def check(self, classifier: Classifier) -> None:
-        """Check all options at once, before any work.
+    def check(self, classifier: Classifier | None = None) -> None:
+        """Check all options at once, before any work; without a classifier all that needs none.
 
         Raises:
             ValueError: An option is unknown, out of range, or does not go with the classifier or another option.
@@ -102,7 +103,36 @@ class RunOptions:
             )
         parse_bytes(self.memory)
         _ = self.reading
-        if classifier.input_size and self.size not in (None, classifier.input_size):
+        if self.store != "float16" and self.cams != "ssa":
+            raise ValueError(f"store: {self.store!r} is for 'ssa' files, got cams={self.cams!r}; leave it out")
+        if self.cams == "wsol" and self._several_classes(classifier):
+            raise ValueError(
+                f"classes: 'wsol' files hold the map of one class, got {self.classes!r}; give one, or 'predicted'"
+            )
+        if classifier and classifier.input_size and self.size not in (None, classifier.input_size):
             raise ValueError(
                 "size: {} takes images of {}x{} only; leave it out".format(classifier.name, *classifier.input_size)
             )
+
+    def check_tiles(self) -> None:
+        """Raise ValueError if images cannot be processed in tiles with these options."""
+        if self.size is not None:
+            raise ValueError("size: an image processed in tiles keeps its own size; leave --size out for it.")
+        if self.cams != "ssa":
+            raise ValueError(
+                f"cams: an image processed in tiles gets TIFFs, no {self.cams!r} files; leave --cams out for it, or "
+                "pass --size, or a higher --large-above if memory allows."
+            )
+
+    def _several_classes(self, classifier: Classifier | None) -> bool:
+        """Return True if every image has several classes; without a classifier, True only if that is certain."""
+        if self.classes == "labels":
+            return False
+        if match := re.fullmatch(r"top(\d+)", self.classes.strip()):
+            return int(match[1]) > 1
+        if classifier is not None:
+            chosen = classifier.select(self.classes)
+            return not isinstance(chosen, str) and len(chosen) > 1
+        given = {part.strip().casefold() for part in self.classes.split(",")} - {""}
+        indices = {part for part in given if part.isdecimal()}
+        return max(len(indices), len(given - indices)) > 1  # an index and a name may be one class

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssa_fast.io import datasets
+from ssa_fast.io.datasets import Listing
 from ssa_fast.io.progress import Progress
 from ssa_fast.runs import distributed, loader
 from ssa_fast.runs.changes import Changes, forget_changes
@@ -25,7 +26,7 @@ from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, pol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ssa_fast.io.datasets import ImageSource, Listing
+    from ssa_fast.io.datasets import ImageSource
     from ssa_fast.io.images import DecodedImage
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
@@ -40,7 +41,7 @@ WINDOW = 8  # batches' worth of consecutive images that one process takes, and f
 
 
 def run(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path] | Listing,
     ssa: SSA,
     out: str | Path,
     *,
@@ -59,11 +60,11 @@ def run(
     + 1; the CAM file gives them under ``labels``.
 
     A bad image never stops a run. Started again, a run skips images with a record; those whose file, labels or weights
-    have changed since are done again, and counted in the report. Under ``torchrun`` the images are
-    distributed over all processes, with the same ``out`` for all of them.
+    have changed since are done again, and counted in the report. Under ``torchrun`` the images are distributed over all
+    processes, with the same ``out`` for all of them.
 
     Args:
-        paths, split: See ``datasets.find_images``.
+        paths, split: See ``datasets.find_images``; or the images from ``list_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.
@@ -76,12 +77,12 @@ def run(
     """
     from ssa_fast import __version__
 
+    images = paths if isinstance(paths, Listing) else list_images(paths, out, options, split=split)
     options.check(classifier)
     predictor = Predictor(classifier, ssa, options)
     settings = {**(settings or {}), **options.fingerprint(predictor.device)}
     network, weights = describe_network(classifier, ssa), hash_weights(classifier.model)
     manifest = Manifest(Path(out), settings, __version__, network=network, weights=weights)
-    images = _list_images(paths, split, manifest.out, options)
     with distributed.join() as group, signals_as_interrupts():
         process = _Run(images, predictor, manifest, group, on_progress)
         process.open()
@@ -89,15 +90,36 @@ def run(
         return process.close()
 
 
-def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, options: RunOptions) -> Listing:
-    """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
-    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS)]
+def list_images(
+    paths: Sequence[str | Path], out: str | Path, options: RunOptions, *, split: str | None = None
+) -> Listing:
+    """Return the images in ``paths`` without the run's own outputs, having checked that ``options`` go with them.
+
+    No image is opened and no network needed here, so this is the place to refuse what cannot work.
+
+    Raises:
+        ValueError: An option is wrong or does not go with the images, ``out`` is a file, or there is no image.
+    """
+    options.check()
+    if options.size is not None and options.large_above != RunOptions.large_above:
+        raise ValueError("large_above: at one --size no image is processed in tiles; leave out --size or --large-above")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder, {out} is a file")
+    earlier = ("overlays",) if (out / MANIFEST).exists() else ()  # which may have been made with other options
+    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS, *earlier)]
     own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
     found = datasets.find_images(paths, split=split, exclude=own_folders)
     skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
     if not found.sources:
         reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
         raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
+    if options.classes == "labels" and not any(source.dataset for source in found.sources):
+        raise ValueError(
+            "classes: 'labels' come from an ImageFolder or a folder with VOC's layout, got none; give classes by name"
+        )
+    if all(map(loader.needs_tiles, found.sources)):
+        options.check_tiles()
     return replace(found, skipped=skipped)
 
 
@@ -122,6 +144,9 @@ class _Run:
         self.changes = Changes()
         self.failed = 0  # images of this process; the report's failures also hold paths without an image
         if group.rank == 0:
+            model = predictor.classifier
+            read = (*model.notes, *getattr(getattr(predictor.ssa, "info", None), "notes", ()))
+            self.report.notes = {note: [model.name] for note in read}
             self.report.failures = [Failure(str(path), reason) for path, reason in images.missing]
             self.report.skipped = images.skipped
 
@@ -138,7 +163,7 @@ class _Run:
             except (ValueError, OSError) as failure:
                 error = str(failure)
         self.group.wait_for_rank0(error)
-        self.manifest.refresh()
+        self.manifest.refresh(self.changes.done if self.group.rank == 0 else None)
 
     def execute(self) -> None:
         """Process the pending images; a signal or a full disk ends that early."""
@@ -274,6 +299,8 @@ class _Run:
         classes = self._labels(self.sources[loaded.index], loaded.labels)
         if not classes:
             raise ValueError("the dataset names no class in it.")
+        if self.options.cams == "wsol" and len(classes) > 1:
+            raise ValueError(f"its labels are {len(classes)} classes, and a 'wsol' file holds the map of one.")
         return classes
 
     def _labels(self, source: ImageSource, labels: Sequence[str]) -> list[int]:

@@ -205,8 +205,9 @@ def polish_large_image(
     )
     assert result.logits is not None
     scores = classifier.probabilities(result.logits)[result.classes]
+    wide = "" if options.precision_on(predictor.device) == "float32" else ", computed in float32"
     notes = [
-        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
+        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits{wide}"
         + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else "."),
         *result.notes,
     ]

@@ -54,8 +54,6 @@ def test_cam_files_with_tensors_of_any_type(kind: str, how: str, tmp_path: Path)
     expected = (maps.detach().float() if isinstance(maps, torch.Tensor) else torch.from_numpy(maps)).numpy()
     for format, held in contents.items():
         if how == "torch.save":
-            if kind == "array":
-                continue  # weights_only refuses arrays of NumPy
             torch.save(held, tmp_path / "a.npy")
         else:
             save_pickled(tmp_path / "a.npy", held)
@@ -116,6 +114,12 @@ def test_own_files_without_classes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", cams=MAPS.bfloat16().view(torch.int16).numpy().view("V2"))
     with pytest.raises(ValueError, match=r"a\.npz holds CAMs of type \|V2; expected float16, float32 or uint8"):
         read_cam(tmp_path / "a.npz")
+    torch.save({"keys": [3], "high_res": MAPS, "model": nn.Linear(1, 1)}, tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"is refused: the pickle references torch\.nn\.modules\.linear\.Linear"):
+        read_cam(tmp_path / "a.npy")
+    torch.save([1], tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy is a torch\.save of a list; expected a dictionary of CAMs"):
+        read_cam(tmp_path / "a.npy")
     buffer = io.BytesIO()
     pickle.dump({"keys": [3]}, buffer)
     (tmp_path / "a.npy").write_bytes(buffer.getvalue())

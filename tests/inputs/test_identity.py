@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from ssa_fast import SSA, runs
 from ssa_fast.cli.app import app
-from ssa_fast.io import identity
+from ssa_fast.io import identity, images
 from ssa_fast.models import zoo
 from ssa_fast.runs import RunOptions, RunReport
 
@@ -333,6 +333,32 @@ def test_a_zarr_is_all_of_its_files(tmp_path: Path) -> None:
     assert not identity.is_same(tmp_path / "a.zarr", before, noted)
     (tmp_path / "a.zarr/0/c/1").rename(tmp_path / "a.zarr/0/c/2")
     assert not identity.is_same(tmp_path / "a.zarr", identity.identify(tmp_path / "copy"), noted)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(
+    run: Callable[..., RunReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity is from before the pixels: what is read later cannot pass for it."""
+    draw(tmp_path / "in/a.bmp", 0)
+    read = images.read_image
+
+    def read_and_replace(path: Path, **options: Any) -> Any:
+        found = read(path, **options)
+        draw(path, 99)
+        return found
+
+    monkeypatch.setattr(images, "read_image", read_and_replace)
+    assert run(tmp_path / "in").exit_code == 0
+    monkeypatch.undo()
+    assert run(tmp_path / "in").remade == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX: named pipes")
+def test_what_has_no_end_is_not_hashed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="is no regular file"):
+            identity.identify(path)
 
 
 def test_hashes_are_made_on_doubt_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,8 @@ class Kernel:
         """Return how often each block of ``root.walk()`` runs in one program, for a launch's integer arguments.
 
         Raises:
-            ValueError: A loop's bounds are not computed from integers; a loaded number counts as 0.
+            ValueError: A loop's bounds are not computed from integers; a loaded number counts as 0, a comparison of
+                floating-point numbers as false.
         """
         values: dict[str, int | None] = {f"%{name}": value for name, value in arguments.items()}
         counts = [1]
@@ -186,7 +187,7 @@ class Kernel:
             values_of, default = (program, 0) if operation.endswith("id") else (grid, 1)
             axis = "xyz".index(definition.split()[1])
             return values_of[axis] if axis < len(values_of) else default
-        if operation == "tt.load":
+        if operation in ("tt.load", "cmpf"):  # a loop for numbers out of range usually has no turn
             return 0
         operands = [self._evaluate(each, values, grid, program) for each in NAME.findall(definition)]
         if any(each is None for each in operands):

@@ -12,7 +12,17 @@ import triton
 import triton.language as tl
 
 from ssa_fast.kernels.launch import launch
-from ssa_fast.kernels.norms import SIZES, is_aligned, load_features, pixels_per_tile, write_norms
+from ssa_fast.kernels.norms import (
+    SIZES,
+    is_aligned,
+    is_extreme,
+    load_features,
+    pack_norm,
+    pixels_per_tile,
+    scale_for_squares,
+    unpack_norm,
+    write_norms,
+)
 from ssa_fast.kernels.primitives import (
     aligned_sizes,
     floor_power_of_two,
@@ -36,6 +46,27 @@ SLAB_BYTES = 16 << 20
 
 
 @triton.jit
+def scale_extreme(f, norm, mask, HELD: tl.constexpr):
+    """Scale the pixels of a tile whose norm is stored with a minus sign; return them and the norms.
+
+    HELD: the tile has all channels, and ``norm`` is of its squares as they are; where these may have left float32's
+    range it is computed again.
+    """
+    if HELD:
+        if is_extreme(norm, mask):
+            scale = scale_for_squares(norm)
+            squares = (f.to(tl.float32) * scale[None, :]) * (f.to(tl.float32) * scale[None, :])
+            norm = pack_norm(tl.sqrt(tl.sum(squares, axis=0)), scale)
+            _, scale = unpack_norm(norm)
+            f = (f.to(tl.float32) * scale[None, :]).to(f.dtype)
+    else:
+        if tl.min(norm) < 0.0:
+            _, scale = unpack_norm(norm)
+            f = (f.to(tl.float32) * scale[None, :]).to(f.dtype)
+    return f, norm
+
+
+@triton.jit
 def inverse_norm(norm, norm_eps):
     """Return ``1/(‖f‖ + eps)``, 0 for a zero feature; a reciprocal root is one instruction, a division many."""
     root = tl.rsqrt(norm + norm_eps)  # whose square stays in range, unlike that of the sum
@@ -49,7 +80,9 @@ def scale_features(f, norm, norm_eps, inverse, DTYPE: tl.constexpr):
     Half precision features enter as they are, p = 1, unless a norm of the tile is out of the usual range. Otherwise p
     is near the geometric mean of ‖f‖ and ‖f‖ + eps, so neither factor is tiny if eps exceeds ‖f‖ by far.
     """
-    middle = tl.sqrt(norm * (norm + norm_eps))
+    # The mean of two numbers' bits is that of their logarithms, nearly, and leaves no range.
+    middle = (norm.to(tl.int32, bitcast=True) >> 1) + ((norm + norm_eps).to(tl.int32, bitcast=True) >> 1)
+    middle = middle.to(tl.float32, bitcast=True)
     if DTYPE == tl.float32:  # noqa: SIM300
         p, p_inverse = floor_power_of_two(middle * (1.0 / FEATURE_SCALE))
         x, weight = f.to(tl.float32) * p_inverse[None, :], inverse * p
@@ -138,6 +171,7 @@ def gather_kernel(
     are computed and stored, and a feature that is not ≥ 0 sets ``signed_ptr``, if given; else norms are read.
     """
     DTYPE: tl.constexpr = features_ptr.dtype.element_ty if mean_ptr is None else tl.float32
+    ANY_NORM: tl.constexpr = features_ptr.dtype.element_ty != tl.float16  # squares may leave float32's range
     # Weights are < 2¹⁵ with it: inverse·p is at most 2⁻⁸ for float32, else 2⁴; v is < 2, < 4 minus a mean.
     UNCENTERED: tl.constexpr = 2.0**22 if DTYPE == tl.float32 else 2.0**10  # noqa: SIM300
     WEIGHT_SCALE: tl.constexpr = UNCENTERED if cam_mean_ptr is None else UNCENTERED / 2.0
@@ -174,13 +208,20 @@ def gather_kernel(
         f = load_features(ptrs, (offs_c < C)[:, None] & mask_l[None, :], mean_ptr, offs_c[:, None], C)
         if HELD:
             norm = tl.sqrt(tl.sum(f.to(tl.float32) * f.to(tl.float32), axis=0))
+        else:
+            norm = tl.load(norms_ptr + offs_l, mask=mask_l, other=0.0)
+        if ANY_NORM:
+            f, norm = scale_extreme(f, norm, mask_l, HELD)
+        if HELD:
             tl.store(norms_ptr + offs_l, norm, mask=offs_l < num_stored)
             if signed_ptr is not None:
                 lowest, norms = tl.minimum(lowest, tl.min(f.to(tl.float32))), norms + norm
-        else:
-            norm = tl.load(norms_ptr + offs_l, mask=mask_l, other=0.0)
-        inverse = inverse_norm(norm, norm_eps)
-        x, weight = scale_features(f, norm, norm_eps, inverse, DTYPE)
+        eps = norm_eps
+        if ANY_NORM:
+            norm, scale = unpack_norm(norm)
+            eps = norm_eps * scale
+        inverse = inverse_norm(norm, eps)
+        x, weight = scale_features(f, norm, eps, inverse, DTYPE)
 
         mask_v = mask_l[:, None] & mask_k[None, :]
         v = load_resized_cam(

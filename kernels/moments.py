@@ -62,10 +62,10 @@ def plane_kernel(
         p = tl.load(cam_ptr + offs_l, mask=offs_l < end, other=0.0)  # [BLOCK]
         # A NaN enters and stays, since no comparison with it is true.
         peak = tl.where((tl.abs(p) > peak) | (p != p), tl.abs(p), peak)
-        total += p
+        total += p * scale  # of large numbers the sum could overflow
     tl.store(peak_ptr + pid, reduce_peak(peak))
     if mean_ptr is not None:
-        tl.store(mean_ptr + pid, tl.sum(total, axis=0) * scale)
+        tl.store(mean_ptr + pid, tl.sum(total, axis=0))
     if signed_ptr is not None:
         for flag in range(pid, flags, tl.num_programs(0)):
             tl.store(signed_ptr + flag, 0)

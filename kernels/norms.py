@@ -1,4 +1,9 @@
-"""Read features for prototypes: their loads, and their norms in a pass of their own if a tile lacks channels."""
+"""Read features for prototypes: their loads, and their norms in a pass of their own if a tile lacks channels.
+
+Squares of norms in [2⁻⁶⁰, 2⁶⁰] are far from float32's limits. Features of other norms are squared again, times a power
+of two. In memory such a norm has a minus sign and is that of the features times 2⁻⁶⁴ (then it is > 2⁻⁴) or 2⁵⁰ (then it
+is < 2⁻¹⁰), so that norms of all float32 features are normal numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from ssa_fast.kernels.primitives import aligned_sizes, pixel_offsets
 
 # Sizes that do not change the code: each would multiply the compiled variants by up to three.
 SIZES = ("K", "L", "W", "h", "w", "slabs", "stride_fh")
+SMALLEST = tl.constexpr(2.0**-60)
+LARGEST = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -21,6 +28,31 @@ def load_features(ptrs, mask, mean_ptr, offs_c, C):
     if mean_ptr is not None:
         f = tl.where(mask, f.to(tl.float32) - tl.load(mean_ptr + offs_c, mask=offs_c < C, other=0.0), 0.0)
     return f
+
+
+@triton.jit
+def is_extreme(norm, mask):
+    """Return whether any norm in ``mask`` may come from squares that left float32's range; a zero feature's does."""
+    return tl.max(tl.where((norm > LARGEST) | ((norm < SMALLEST) & mask), 1.0, 0.0)) > 0.0
+
+
+@triton.jit
+def scale_for_squares(norm):
+    """Return the power of two that features of such a norm, which may be ∞ or 0 by mistake, are squared with."""
+    return tl.where(norm > LARGEST, 2.0**-100, tl.where(norm < SMALLEST, 2.0**100, 1.0))
+
+
+@triton.jit
+def pack_norm(norm, scale):
+    """Return how to store the norm of features times ``scale``, which is from ``scale_for_squares``."""
+    return tl.where(scale == 1.0, norm, norm * tl.where(scale < 1.0, -(2.0**36), -(2.0**-50)))
+
+
+@triton.jit
+def unpack_norm(packed):
+    """Return ``(norm, scale)``: the norm, a normal number or 0, is that of the features times ``scale``."""
+    scale = tl.where(packed < 0.0, tl.where(packed < -(2.0**-8), 2.0**-64, 2.0**50), 1.0)
+    return tl.abs(packed), scale
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["stride_fc"])
@@ -60,6 +92,16 @@ def norms_kernel(
         squares += f * f
         lowest = tl.minimum(lowest, f)
     norm = tl.sqrt(tl.sum(squares, axis=0))
+    if features_ptr.dtype.element_ty != tl.float16:  # whose squares, centered or not, stay in float32's range
+        scale, sums = scale_for_squares(norm), tl.zeros([BLOCK_L], dtype=tl.float32)
+        # sums = (f * scale).square().sum(0), in the rare case
+        for start in tl.range(0, tl.where(is_extreme(norm, mask_l), C, 0), BLOCK_C, num_stages=1):
+            offs_c = start + tl.arange(0, BLOCK_C)
+            ptrs = pixel_ptrs + offs_c.to(tl.int64)[:, None] * stride_fc  # [BLOCK_C, BLOCK_L]
+            f = load_features(ptrs, (offs_c < C)[:, None] & mask_l[None, :], mean_ptr, offs_c[:, None], C)
+            f = f.to(tl.float32) * scale[None, :]
+            sums += tl.sum(f * f, axis=0)
+        norm = pack_norm(tl.where(scale == 1.0, norm, tl.sqrt(sums)), scale)
     tl.store(norms_ptr + pid_b * L + offs_l, norm, mask=mask_l)
     if signed_ptr is not None:
         is_signed = (tl.min(lowest, axis=0) < 0.0) | (norm != norm)  # the minimum drops a NaN, the norm keeps it

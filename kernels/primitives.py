@@ -111,7 +111,8 @@ def floor_power_of_two(norm):
     features.
     """
     exponent = norm.to(tl.int32, bitcast=True) & 0x7F800000
-    return exponent.to(tl.float32, bitcast=True), (0x7F000000 - exponent).to(tl.float32, bitcast=True)
+    inverse = tl.maximum(0x7F000000 - exponent, 0x00400000)  # 2⁻¹²⁷, which is subnormal, for p = 2¹²⁷
+    return exponent.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -30,7 +30,7 @@ from ssa_fast.kernels.gather import (
 )
 from ssa_fast.kernels.launch import call, launch
 from ssa_fast.kernels.moments import Moments, find_moments
-from ssa_fast.kernels.norms import SIZES, is_aligned, load_features, pixels_per_tile
+from ssa_fast.kernels.norms import SIZES, is_aligned, load_features, pixels_per_tile, unpack_norm
 from ssa_fast.kernels.primitives import aligned_sizes, floor_power_of_two, pixel_offsets, safe_divide
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ def apply_kernel(
     mask_l = offs_l < L
     norm = tl.load(norms_ptr + pid_b * L + offs_l, mask=mask_l, other=0.0)  # [BLOCK_L]
     p, p_inverse = floor_power_of_two(norm * (1.0 / FEATURE_SCALE))
+    eps = norm_eps
+    if features_ptr.dtype.element_ty != tl.float16:
+        norm, norm_scale = unpack_norm(norm)
+        # With p ≥ 2⁻⁷⁷ norm_scale/p is a normal number; subnormal features times it are large enough for halves.
+        p, p_inverse = floor_power_of_two(tl.maximum(norm * (1.0 / FEATURE_SCALE), 2.0**-77))
+        p_inverse *= norm_scale
+        eps = norm_eps * norm_scale
 
     pixel_ptrs = features_ptr + pid_b * stride_fb + pixel_offsets(offs_l, W, stride_fh, stride_fw, FLAT)
     if mean_ptr is not None:
@@ -117,7 +124,7 @@ def apply_kernel(
         acc = add_products(acc, x, high, low, DTYPE)
 
     # float16 features enter the product unscaled
-    inverse = safe_divide(1.0 if DTYPE == tl.float16 else p, norm, norm_eps)  # noqa: SIM300
+    inverse = safe_divide(1.0 if DTYPE == tl.float16 else p, norm, eps)  # noqa: SIM300
     acc = acc * scale[None, :] * inverse[:, None]
     if total_ptr is not None:
         acc += shift * tl.load(total_ptr + pid_b * rows + offs_n)[None, :]

@@ -6,8 +6,8 @@ Intended for features that fit the L2 cache (about 1 MB per image), since each b
 again. The cosine is the product of raw features times both inverse norms, so features are not rounded: products of
 float16 and bfloat16 operands are exact in the float32 accumulator; float32 and centered features use TF32.
 
-Accurate for norms in [1e-18, 1e18], which include all of float16, since squares are summed in float32. A larger norm
-gives NaN, a smaller one counts as a zero feature.
+Squares are summed in float32. Blocks of pixels with a sum near the ends of float32's range, which float16 cannot reach,
+are multiplied again, scaled by powers of two. If both eps are positive, a norm below 1e-19 counts as 0.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from triton.runtime import driver
 
 from ssa_fast.kernels import primitives
 from ssa_fast.kernels.launch import call, launch
+from ssa_fast.kernels.norms import LARGEST, SMALLEST, scale_for_squares
 from ssa_fast.kernels.primitives import TINY, divide_sums, load_resized_cam, phi, pixel_offsets, round_to_tf32
 from ssa_fast.kernels.products import compiler_options
 
@@ -49,6 +50,49 @@ def inverse_norm(squares, norm_eps):
     return tl.where(squares == float("inf"), float("nan"), inverse)
 
 
+@triton.jit
+def multiply_again(
+    products,
+    squares_j,
+    squares_i,
+    mask_j,
+    mask_i,
+    base,
+    mean_base,
+    pixels_j,
+    pixels_i,
+    C,
+    stride_fc,
+    least_squares,
+    BLOCK_C: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return products and sums of squares of features times scales, and the scales, which are 1 in the usual case.
+
+    A pixel's scale is another power of two where its squares, or their sum, may have left float32's range.
+    """
+    out_j = (squares_j > LARGEST * LARGEST) | ((squares_j < least_squares) & mask_j)
+    out_i = (squares_i > LARGEST * LARGEST) | ((squares_i < least_squares) & mask_i)
+    again = tl.max(tl.where(out_j, 1.0, 0.0)) + tl.max(tl.where(out_i, 1.0, 0.0)) > 0.0
+    scale_j = tl.where(again, scale_for_squares(tl.sqrt(squares_j)), 1.0)
+    scale_i = tl.where(again, scale_for_squares(tl.sqrt(squares_i)), 1.0)
+    products = tl.where(again, 0.0, products)
+    squares_j, squares_i = tl.where(again, 0.0, squares_j), tl.where(again, 0.0, squares_i)
+    for start_c in tl.range(0, tl.where(again, C, 0), BLOCK_C, num_stages=1):
+        offs_c = start_c + tl.arange(0, BLOCK_C)
+        c_j, c_i = offs_c[None, :], offs_c[:, None]
+        f_j = load_channels(base, mean_base, pixels_j[:, None], mask_j[:, None], c_j, C, stride_fc, HAS_MEAN)
+        f_i = load_channels(base, mean_base, pixels_i[None, :], mask_i[None, :], c_i, C, stride_fc, HAS_MEAN)
+        scaled_j, scaled_i = f_j.to(tl.float32) * scale_j[:, None], f_i.to(tl.float32) * scale_i[None, :]
+        squares_j += tl.sum(scaled_j * scaled_j, axis=1)
+        squares_i += tl.sum(scaled_i * scaled_i, axis=0)
+        if PRECISION == "tf32" and f_i.dtype == tl.float32:
+            scaled_j, scaled_i = round_to_tf32(scaled_j), round_to_tf32(scaled_i)
+        products = tl.dot(scaled_j.to(f_j.dtype), scaled_i.to(f_i.dtype), products, input_precision=PRECISION)
+    return products, squares_j, squares_i, scale_j, scale_i
+
+
 @triton.jit(do_not_specialize=["K", "h", "w", "W", "blocks", "chunks", "stride_fh"])
 def resident_kernel(
     cam_ptr,
@@ -71,6 +115,7 @@ def resident_kernel(
     threshold,
     norm_eps,
     sum_eps,
+    least_squares,
     stride_fb,
     stride_fc,
     stride_fh,
@@ -90,7 +135,8 @@ def resident_kernel(
 ):
     """One program polishes BLOCK_J target pixels for ROWS − 1 classes from all pixels of an image.
 
-    Column 0 of v is ones, so column 0 of the product is the denominator and rounds as the numerators do.
+    Column 0 of v is ones, so column 0 of the product is the denominator and rounds as the numerators do. Products of
+    pixels whose sum of squares is less than ``least_squares`` are computed again.
     """
     pid = tl.program_id(0)
     pid_b = pid // (blocks * chunks)
@@ -132,8 +178,27 @@ def resident_kernel(
             if PRECISION == "tf32" and f_i.dtype == tl.float32:
                 f_j, f_i = round_to_tf32(f_j), round_to_tf32(f_i)
             cosine = tl.dot(f_j, f_i, cosine, input_precision=PRECISION)  # [BLOCK_J, BLOCK_C] · [BLOCK_C, BLOCK_I]
-        inverse_i = inverse_norm(tl.sum(squares_i, axis=0), norm_eps)[None, :]
-        cosine *= inverse_i * inverse_norm(tl.sum(squares_j, axis=1), norm_eps)[:, None]
+        sum_j, sum_i, eps_j, eps_i = tl.sum(squares_j, axis=1), tl.sum(squares_i, axis=0), norm_eps, norm_eps
+        if features_ptr.dtype.element_ty != tl.float16:  # whose squares stay in float32's range
+            cosine, sum_j, sum_i, scale_j, scale_i = multiply_again(
+                cosine,
+                sum_j,
+                sum_i,
+                mask_j,
+                mask_i,
+                base,
+                mean_base,
+                pixels_j,
+                pixels_i,
+                C,
+                stride_fc,
+                least_squares,
+                BLOCK_C,
+                HAS_MEAN,
+                PRECISION,
+            )
+            eps_j, eps_i = norm_eps * scale_j, norm_eps * scale_i
+        cosine = cosine * inverse_norm(sum_i, eps_i)[None, :] * inverse_norm(sum_j, eps_j)[:, None]
         affinity = phi(cosine, phi_arg, threshold, PHI, POWER, HAS_THRESHOLD)
         acc = tl.dot(affinity, v, acc, input_precision=PRECISION)
 
@@ -183,6 +248,7 @@ def polish(
             chunks=chunks,
             norm_eps=float(affinity.norm_eps),
             sum_eps=float(affinity.sum_eps),
+            least_squares=0.0 if affinity.norm_eps and affinity.sum_eps else SMALLEST.value**2,
             **primitives.layout_arguments(features),
             **primitives.resize_arguments(cam, H, W, align_corners),
             **primitives.phi_arguments(affinity),

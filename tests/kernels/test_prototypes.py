@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ssa_fast import Affinity
 from ssa_fast.kernels.config import Apply, Gather
 from tests.accuracy import assert_as_accurate
+from tests.magnitudes import EXTREME
 
 gather_pass = pytest.importorskip("ssa_fast.kernels.gather", reason="needs Triton")
 norms = pytest.importorskip("ssa_fast.kernels.norms", reason="needs Triton")
@@ -161,6 +162,55 @@ def test_range(polish: Callable[..., Tensor], kind: str, affinity: Affinity, sca
     cam, features = draw(1, 4, 40, 12, 13, affinity=affinity)
     cam, features = scale * cam, FEATURES[kind](features)
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
+
+
+@pytest.mark.parametrize("gather", [GATHER, ONE_PART], ids=["two-parts", "one-part"])
+@pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in EXTREME),
+        # The interpreter does not convert bfloat16's subnormal numbers as they are.
+        *((kind, torch.bfloat16) for kind in ("1e-30", "1e30", "of some pixels")),
+    ],
+    ids=str,
+)
+def test_squares_beyond_float32(
+    polish: Callable[..., Tensor], kind: str, dtype: torch.dtype, affinity: Affinity, gather: Gather
+) -> None:
+    cam, features = draw(1, 4, 100, 8, 9, affinity=affinity)
+    features = EXTREME[kind](features).to(dtype)
+    assert_as_accurate(polish(cam, features, affinity, gather=gather), cam, features, affinity)
+
+
+@pytest.mark.parametrize("affinity", [Affinity(steps=2), Affinity(phi="shifted", steps=2)], ids=str)
+def test_later_steps_read_the_norms_of_extreme_features(polish: Callable[..., Tensor], affinity: Affinity) -> None:
+    cam, features = draw(1, 4, 40, 8, 9, affinity=affinity)
+    features = EXTREME["of some pixels"](features)
+    assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
+
+
+@pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
+@pytest.mark.parametrize("exponent", [-120, 127])
+def test_a_cam_of_any_magnitude(polish: Callable[..., Tensor], exponent: int, affinity: Affinity) -> None:
+    """Polish a CAM near float32's limits bit by bit as one near 1; the reference's own sums would overflow."""
+    cam, features = draw(1, 4, 40, 8, 9, affinity=affinity)
+    cam = 0.5 + cam  # whose peak times 2¹²⁷ is between 2¹²⁷ and 2¹²⁸
+    scaled = polish(cam * 2.0**exponent, features, affinity)
+    assert torch.equal(scaled, polish(cam, features, affinity) * 2.0**exponent)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-45, 3e-39, 2.0**-60, 1.0, 2.0**60, 1e38, float("inf"), NAN])
+def test_norms_are_packed_without_loss(norm: float) -> None:
+    """A norm is unpacked with the scale of its features, both normal numbers."""
+    features = torch.full((1, 16, 1, 16), norm / 4)
+    stored = torch.empty(1, 16)
+    read = dict(features_ptr=features, mean_ptr=None, norms_ptr=stored, signed_ptr=None, C=16, L=16)
+    norms.write_norms(read | primitives.layout_arguments(features), 1, 1)
+    packed = stored.double()
+    scale = torch.where(packed < 0, torch.where(packed < -(2.0**-8), 2.0**-64, 2.0**50), 1.0)
+    expected = features.double().square().sum(dim=1).sqrt()[0]
+    torch.testing.assert_close(packed.abs() / scale, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("affinity", [Affinity(), NO_EPS, SHIFTED, SHIFTED_NO_EPS], ids=str)

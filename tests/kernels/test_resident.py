@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ssa_fast import Affinity
 from ssa_fast.kernels.config import Resident
 from tests.accuracy import assert_as_accurate
+from tests.magnitudes import EXTREME
 
 resident = pytest.importorskip("ssa_fast.kernels.resident", reason="needs Triton")
 
@@ -149,12 +150,41 @@ def test_any_scale_of_the_cam(polish: Callable[..., Tensor], scale: float) -> No
     assert_as_accurate(polish(cam, f, Affinity()), cam, f, Affinity())
 
 
-def test_a_feature_whose_square_overflows_gives_nan(polish: Callable[..., Tensor]) -> None:
-    cam, f = draw(2, 3, 8, 5, 6)
-    f[1, :, 2, 3] = 3e25
-    out = polish(cam, f, Affinity())
-    assert out[1].isnan().all()
-    assert not out[0].isnan().any()
+@pytest.mark.parametrize("text", ["norm_eps=0,sum_eps=0", "sum_eps=0", "phi=shifted,norm_eps=0", "center,norm_eps=0"])
+@pytest.mark.parametrize("kind", EXTREME)
+def test_squares_beyond_float32(polish: Callable[..., Tensor], kind: str, text: str) -> None:
+    """Multiply blocks again, with pixels scaled by powers of two."""
+    affinity = Affinity.parse(text)
+    if affinity.center and kind in ("subnormal", "largest"):
+        pytest.skip("their mean, which is PyTorch's, is rounded to a subnormal number, or overflows and gives NaN")
+    cam, f = draw(1, 4, 50, 8, 9)
+    f = EXTREME[kind](f)
+    assert_as_accurate(polish(cam, f, affinity), cam, f, affinity)
+
+
+def test_only_blocks_of_extreme_pixels_are_multiplied_again(
+    polish: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    products, dot = 0, InterpreterBuilder.create_dot
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal products
+        products += 1
+        return dot(self, *arguments)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
+    cam, f = draw(1, 4, 32, 8, 16)  # 2 blocks of sources, 4 of targets
+    f[..., 3] = 0.0
+    counts = {}
+    for name, features in (("usual", f), ("sources", f.clone().index_fill_(3, torch.tensor([15]), 1e25))):
+        for eps in (1e-5, 0.0):
+            products = 0
+            polish(cam, features, Affinity(norm_eps=eps))
+            counts[name, eps] = products
+    # Two products for each pair of blocks, and one more where it is multiplied again: of zeros if an eps is 0.
+    assert counts == {("usual", 1e-5): 16, ("usual", 0.0): 24, ("sources", 1e-5): 24, ("sources", 0.0): 24}
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])

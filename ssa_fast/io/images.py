@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssa_fast.io.pillow import too_many_pixels
+from ssa_fast.io.pillow import MAX_PIXELS, too_many_pixels
 from ssa_fast.io.readers.open import open_file, size_of
 from ssa_fast.io.samples import WHITE, ImageError, ReadOptions
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "WHITE", "DecodedImage", "ImageError", "read_image"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 WHOLE = 1 << 40  # bytes: an image within max_pixels is decoded whole, whatever that takes
 
 

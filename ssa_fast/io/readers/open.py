@@ -17,6 +17,7 @@ from ssa_fast.io.readers.tiff import TiffReader
 from ssa_fast.io.readers.tiff_layout import UnsupportedTiff
 from ssa_fast.io.readers.zarr import is_zarr, open_zarr
 from ssa_fast.io.samples import WHITE, Color, ImageError, ReadOptions
+from ssa_fast.io.tiff_tags import check_colors, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,12 +130,14 @@ def _open_whole(path: Path, memory: int | None, options: ReadOptions) -> WindowR
             f"its {H * W:,} pixels can only be decoded whole, which takes more than a quarter of the memory allowed: "
             "raise memory, or save it as a tiled TIFF (vips tiffsave --tile, or gdal_translate -co TILED=YES)."
         )
-    samples, form, orientation = pillow.decode(path, H * W, options)
+    # The header's size is allowed; what else the file holds, such as the other sizes of an icon, is limited as usual.
+    samples, form, orientation = pillow.decode(path, max(H * W, pillow.MAX_PIXELS), options)
     return ArrayReader(samples, None, options, form=form, orientation=orientation)
 
 
 def _open_tiff(path: Path, memory: int | None, options: ReadOptions) -> WindowReader:
     """Open a TIFF with tifffile; with rasterio, OpenSlide or Pillow if tifffile cannot decode it."""
+    check_colors(read_tags(path))
     reasons, remedy = ["tifffile is not installed"], "pip install tifffile imagecodecs"
     if importlib.util.find_spec("tifffile") is not None:
         try:
@@ -146,7 +149,8 @@ def _open_tiff(path: Path, memory: int | None, options: ReadOptions) -> WindowRe
             try:
                 return opener(path, memory, options)
             except ValueError as error:
-                reasons.append(str(error).rstrip("."))
+                reason = str(error).rstrip(".").replace("it is damaged or cut short", "Pillow does not decode it")
+                reasons.append(reason)
     raise ImageError(f"it cannot be read ({'; '.join(reasons)}): {remedy}.")
 
 

@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssa_fast.io.pillow import ORIENTATION
 from ssa_fast.io.readers.base import ORIENTATIONS
 from ssa_fast.io.samples import ImageError, SampleFormat
+from ssa_fast.io.tiff_tags import (
+    MINISBLACK,
+    MINISWHITE,
+    ORIENTATION,
+    PALETTE,
+    PREMULTIPLIED,
+    SEPARATED,
+    STRAIGHT,
+    YCBCR,
+)
 
 if TYPE_CHECKING:
     from ssa_fast.io.samples import Meaning, ReadOptions
 
-MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders convert YCbCr to RGB
 LOSSY = (*JPEGS, 33003, 33005, 34712, 50001)  # …, and JPEG 2000 and WebP
 APERIO_YCBCR = 33003  # a compression whose decoder does not convert
-PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
-GDAL_NODATA, INK_SET, SMALLEST, LARGEST = 42113, 332, 340, 341  # tags
-CMYK = 1  # of INK_SET
+GDAL_NODATA, SMALLEST, LARGEST = 42113, 340, 341  # tags
 
 
 class UnsupportedTiff(ImageError):
@@ -102,17 +108,10 @@ def _bands(series: Any, page: Any, options: ReadOptions) -> tuple[tuple[Any, ...
 
 
 def _check_colors(page: Any) -> None:
-    if page.photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED, YCBCR):
-        # Others would read CIELAB and raw camera data, too, but not in the colours that they stand for.
-        raise ImageError(f"its colours are {getattr(page.photometric, 'name', page.photometric)}: save it as RGB.")
     if page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS):
         raise UnsupportedTiff("its colours are YCBCR")
-    if page.photometric == SEPARATED:
-        inks = page.tags.get(INK_SET)
-        if page.samplesperpixel - len(page.extrasamples) != 4 or (inks is not None and inks.value != CMYK):
-            raise ImageError(f"its {page.samplesperpixel} inks are not CMYK: save it as RGB.")
-        if page.compression in LOSSY:  # some writers invert the inks
-            raise UnsupportedTiff("its colours are CMYK in JPEG")
+    if page.photometric == SEPARATED and page.compression in LOSSY:  # some writers invert the inks
+        raise UnsupportedTiff("its colours are CMYK in JPEG")
     if page.photometric == PALETTE and page.samplesperpixel != 1:
         raise UnsupportedTiff(f"its palette has {page.samplesperpixel - 1} more samples per pixel")
     if page.dtype is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from PIL import TiffImagePlugin
@@ -30,7 +31,8 @@ GREYS = {(1, UINT), (2, UINT), (4, UINT), (8, UINT), (12, UINT), (16, UINT), (16
 def read_tags(path: str | Path) -> dict[int, Any]:
     """Return the tags of a TIFF's first page that say how to show it; none of a file that is no TIFF, or damaged."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags; the decoders refuse what matters
             header = file.read(8)
             header += file.read(8) if header[2:3] == b"\x2b" or header[3:4] == b"\x2b" else b""
             found = TiffImagePlugin.ImageFileDirectory_v2(header)

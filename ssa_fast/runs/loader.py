@@ -59,7 +59,7 @@ def _is_large(source: ImageSource, options: RunOptions) -> bool:
     from ssa_fast.io.readers import size_of
 
     try:
-        H, W = size_of(source.path)
+        H, W = size_of(source.path, options.bands)
     except ValueError:
         return False  # reading it raises the proper error
     return options.large_above < H * W or source.path.suffix.lower() in TILED_SUFFIXES

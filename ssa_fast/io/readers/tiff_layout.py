@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders convert YCbCr to RGB
 LOSSY = (*JPEGS, 33003, 33005, 34712, 50001)  # …, and JPEG 2000 and WebP
 APERIO_YCBCR = 33003  # a compression whose decoder does not convert
-GDAL_NODATA, SMALLEST, LARGEST = 42113, 340, 341  # tags
+GDAL_METADATA, GDAL_NODATA, SMALLEST, LARGEST = 42112, 42113, 340, 341  # tags
+COLORS = ("Red", "Green", "Blue")
+COLOR_ITEM = re.compile(r'<Item name="COLORINTERP" sample="(\d+)" role="colorinterp">(\w+)</Item>')
 
 
 class UnsupportedTiff(ImageError):
@@ -138,17 +140,29 @@ def _form(file: Any, page: Any, bands: int, notes: tuple[str, ...]) -> SampleFor
         meaning = "rgb"
     else:
         raise ImageError(f"it is damaged: its colours are RGB, its pixels have {page.samplesperpixel} samples.")
+    names = _names(page) if bands == 1 else {}
+    named = tuple(names[color] for color in COLORS) if names.keys() >= set(COLORS) else None
+    if not alphas and "Alpha" in names:
+        alphas = [names["Alpha"]]
     return SampleFormat(
         dtype,
         bands if bands > 1 else page.samplesperpixel,
-        meaning,
+        "rgb" if named else meaning,
+        colors=named,
         alpha=alphas[0] if alphas else None,
-        premultiplied=bool(alphas) and extras[alphas[0] - first] == PREMULTIPLIED,
+        premultiplied=bool(alphas) and extras[alphas[0] - first : alphas[0] - first + 1] == [PREMULTIPLIED],
         bits=_bits(file, page) if dtype.kind in "ui" else None,
         limits=_limits(page),
         nodata=_nodata(page),
         notes=notes,
     )
+
+
+def _names(page: Any) -> dict[str, int]:
+    """Return the samples that GDAL's metadata name, "Red", "Alpha" and so on."""
+    tag = page.tags.get(GDAL_METADATA)
+    names = {color: int(sample) for sample, color in COLOR_ITEM.findall(str(tag.value))} if tag is not None else {}
+    return {color: sample for color, sample in names.items() if sample < page.samplesperpixel}
 
 
 def _bits(file: Any, page: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,13 @@ def check_colors(tags: Mapping[int, Any]) -> None:
         raise ImageError(f"its {inks} inks are not CMYK: save it as RGB.")
 
 
+def check_pages(description: str) -> None:
+    """Raise ImageError if OME or ImageJ describe pages as channels, for decoders that read one page only."""
+    found = re.search(r'^channels=(\d+)|<Pixels[^>]* SizeC="(\d+)"', description, re.MULTILINE)
+    if found and int(found[1] or found[2]) > 1:
+        raise ImageError("its channels are pages, of which only tifffile reads more than the first.")
+
+
 def check_tiff(image: Image, options: ReadOptions, notes: list[str], frames: int) -> int | None:
     """Return the bits in use of a 16-bit sample if they are fewer; note what Pillow leaves out.
 
@@ -66,9 +74,8 @@ def check_tiff(image: Image, options: ReadOptions, notes: list[str], frames: int
     kind = tags.get(FORMAT, (UINT,))[0]
     colors = samples - len(extras)
     bits = max(depths)
-    described = str(tags.get(DESCRIPTION, ""))
-    if frames > 1 and (described.startswith("ImageJ=") or "<OME" in described):
-        raise ImageError("its channels may be pages, which Pillow does not tell.")
+    if frames > 1 and samples == 1:
+        check_pages(str(tags.get(DESCRIPTION, "")))
     in_order = tags.prefix == b"II" or tags.get(COMPRESSION, 1) == 1
     right = {
         # Pillow exchanges the bytes of compressed numbers twice where the file's order is not the machine's.

@@ -21,6 +21,7 @@ from ssa_fast.io import value_range
 from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.io.readers import open_image, size_of
 from ssa_fast.io.samples import ReadOptions, parse_bands, parse_range
+from tests.inputs.tiffs import hide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -288,6 +289,19 @@ def test_channels_that_are_not_three_are_chosen(tmp_path: Path, kind: str, count
     rgb, notes = read(path, bands=(count, 1, 2))
     np.testing.assert_array_equal(rgb, stretch(np.moveaxis(values, 0, -1)[..., [count - 1, 0, 1]], 0, 65535))
     assert notes == ()
+
+
+@pytest.mark.parametrize("package", ["rasterio", "PIL"])
+@pytest.mark.parametrize("how", [{"imagej": True}, {"ome": True}])
+def test_channels_are_not_read_as_grey_without_tifffile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, how: dict[str, bool]
+) -> None:
+    pytest.importorskip(package, reason="stands in for tifffile")
+    stack(tmp_path / "a.tif", "CYX", (3,), **how)
+    hide(monkeypatch, *{"tifffile", "rasterio", "openslide"} - {package})
+    message = refusal(tmp_path / "a.tif")
+    assert "its channels are pages, of which only tifffile reads more than the first" in message
+    assert "pip install tifffile" in message
 
 
 def test_pages_without_a_meaning_are_frames_unless_bands_are_chosen(tmp_path: Path) -> None:

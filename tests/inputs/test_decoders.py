@@ -21,7 +21,7 @@ from PIL import Image
 
 from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.io.readers import open_image, size_of
-from tests.inputs.tiffs import GROUPS, H, Tiff, W, by_tifffile, every_tiff, integers, random, smooth
+from tests.inputs.tiffs import GROUPS, H, Tiff, W, by_tifffile, every_tiff, hide, integers, random, smooth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,12 +108,6 @@ def test_both_readers_read_a_tiff_as_it_was_written_or_refuse_it(tmp_path: Path,
     assert rgb is not None, notes
     check(rgb, case)
     np.testing.assert_array_equal(rgb, tiles)
-
-
-def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    """Make packages look as if they were not installed."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else find(name, *rest))
 
 
 @pytest.mark.parametrize("group", GROUPS)

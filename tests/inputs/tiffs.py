@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import pytest
 
 H, W = 20, 28
 WHITE = 255.0
@@ -51,6 +54,12 @@ class Tiff:
     write: Callable[[Path], object]
     rgb: np.ndarray | None
     tolerance: float = 1e-6
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Make packages look as if they were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else find(name, *rest))
 
 
 def random(dtype: str, samples: int, largest: float | None = None) -> np.ndarray:

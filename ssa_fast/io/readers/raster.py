@@ -9,7 +9,7 @@ import numpy as np
 
 from ssa_fast.io.readers.base import ORIENTATIONS, WindowReader, check_chunks
 from ssa_fast.io.samples import ImageError, SampleFormat
-from ssa_fast.io.tiff_tags import EXTRA, ORIENTATION, PREMULTIPLIED, read_tags
+from ssa_fast.io.tiff_tags import EXTRA, ORIENTATION, PREMULTIPLIED, check_pages, read_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,9 @@ class RasterioReader(WindowReader):
 
 def _format(dataset: Any, names: list[str], *, white: bool) -> SampleFormat:
     """Return what a dataset declares about bands that are no palette's."""
+    pages = len(dataset.subdatasets)
+    if pages > 1 and dataset.count == 1:
+        check_pages(dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
     if len(set(dataset.dtypes)) > 1:
         raise ImageError(f"its bands have different types ({', '.join(dataset.dtypes)}): save them as one.")
     dtype = np.dtype(dataset.dtypes[0])
@@ -70,6 +73,7 @@ def _format(dataset: Any, names: list[str], *, white: bool) -> SampleFormat:
         premultiplied=premultiplied,
         bits=bits if dtype.kind in "ui" and bits < 8 * dtype.itemsize else None,
         nodata=dataset.nodata,
+        notes=(f"the first of its {pages} frames is used.",) if pages > 1 else (),
     )
 
 

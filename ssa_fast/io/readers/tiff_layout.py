@@ -36,9 +36,16 @@ COLOR_ITEM = re.compile(r'<Item name="COLORINTERP" sample="(\d+)" role="colorint
 class UnsupportedTiff(ImageError):
     """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
 
-    def __init__(self, reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits") -> None:
+    def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
         self.remedy = remedy
+
+
+def unsupported(
+    reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits", *, pages: int
+) -> ImageError:
+    """Return the error of a TIFF that tifffile cannot decode; final if it has channels of which others see one."""
+    return ImageError(f"{reason}: {remedy}.") if pages > 1 else UnsupportedTiff(reason, remedy)
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ def describe(file: Any, options: ReadOptions) -> TiffLayout:
         raise ImageError(f"it is a volume of {page.imagedepth} planes: save the one to be read.")
     tag = page.tags.get(ORIENTATION)
     orientation = tag.value if tag is not None and tag.value in ORIENTATIONS else 1
-    _check_colors(page)
     pages, frames = _bands(series, page, options)
+    if (reason := _obstacle(page)) is not None:
+        raise unsupported(reason, pages=len(pages))
     frames += sum(1 for other in file.series[1:] if not other.keyframe.is_reduced)
     notes = (f"the first of its {frames} frames is used.",) if frames > 1 else ()
     if page.photometric == PALETTE:
@@ -102,22 +110,24 @@ def _bands(series: Any, page: Any, options: ReadOptions) -> tuple[tuple[Any, ...
     else:
         return (page,), total
     if series.is_truncated or len(series.pages) < total:
-        raise UnsupportedTiff("only the first of its channels has a page", "save it again with a page per channel")
+        raise ImageError("only the first of its channels has a page: save it again with a page per channel.")
     pages = tuple(series.pages[number] for number in numbers)
     if any(each is None for each in pages):
         raise ImageError("some of its channels are in other files that are missing.")
     return pages, total // len(pages)
 
 
-def _check_colors(page: Any) -> None:
+def _obstacle(page: Any) -> str | None:
+    """Return why tifffile cannot decode a page, or cannot turn it into RGB; None: it can."""
     if page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS):
-        raise UnsupportedTiff("its colours are YCBCR")
+        return "its colours are YCBCR"
     if page.photometric == SEPARATED and page.compression in LOSSY:  # some writers invert the inks
-        raise UnsupportedTiff("its colours are CMYK in JPEG")
+        return "its colours are CMYK in JPEG"
     if page.photometric == PALETTE and page.samplesperpixel != 1:
-        raise UnsupportedTiff(f"its palette has {page.samplesperpixel - 1} more samples per pixel")
-    if page.dtype is None:
-        raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
+        return f"its palette has {page.samplesperpixel - 1} more samples per pixel"
+    if page.dtype is None or not isinstance(page.bitspersample, int):
+        return f"its pixels have {page.bitspersample} bits"
+    return None
 
 
 def _form(file: Any, page: Any, bands: int, notes: tuple[str, ...]) -> SampleFormat:

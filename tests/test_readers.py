@@ -230,16 +230,6 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else find(name, *rest))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="with imagecodecs tifffile decodes it")
-def test_without_rasterio_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(pixels(3)).save(tmp_path / "a.tif", compression="tiff_lzw")
-    hide(monkeypatch, "rasterio", "openslide")
-    message = refusal(tmp_path / "a.tif")
-    assert "its LZW data need the package imagecodecs" in message
-    assert "pip install imagecodecs" in message
-    assert size_of(tmp_path / "a.tif") == (H, W)  # the header needs no codec
-
-
 def test_without_tifffile_rasterio_is_used_or_the_error_names_tifffile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,24 +72,28 @@ def _by_imagecodecs(
     image: ImageFile, path: Path, options: ReadOptions, notes: list[str], bits: int
 ) -> tuple[np.ndarray, SampleFormat] | None:
     """Return 16-bit samples of a PNG or JPEG 2000; without imagecodecs only those that Pillow does not cut."""
+    if bits > 16:
+        raise ImageError(f"it has {bits} bits, more than 16: save it as TIFF.")
     if image.mode.startswith("I"):  # Pillow shifts the samples of JPEG 2000 to 16 bits
         samples = np.asarray(image).astype(np.uint16)[..., None] >> (16 - bits)
         return samples, SampleFormat(UINT16, 1, "grey", bits=bits if bits < 16 else None)
-    converted = image.mode not in ("RGB", "RGBA", "LA")
+    missing = importlib.util.find_spec("imagecodecs") is None
     if image.format == "JPEG2000":
+        if missing:
+            raise ImageError(
+                f"it has {bits} bits, of which Pillow turns its white into black: pip install imagecodecs."
+            )
         with path.open("rb") as file:
-            converted |= SYCC in file.read(HEADER)
-    if converted or importlib.util.find_spec("imagecodecs") is None:
-        _refuse_range(options, "save it as TIFF" if converted else "pip install imagecodecs")
-        notes.append(f"its {bits} bits are cut to 8" + ("." if converted else ": pip install imagecodecs keeps them."))
+            if SYCC in file.read(HEADER) or image.mode not in ("RGB", "RGBA", "LA"):
+                raise ImageError(f"its colours are YCbCr of {bits} bits: save it as RGB.")
+    elif missing:
+        _refuse_range(options, "pip install imagecodecs")
+        notes.append(f"its {bits} bits are cut to 8: pip install imagecodecs keeps them.")
         return None
     import imagecodecs
 
     decoded = imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg2k_decode
-    try:
-        samples = np.asarray(decoded(path.read_bytes()))
-    except RuntimeError as error:
-        raise ImageError(f"it is damaged or cut short ({' '.join(str(error).split())}).") from None
+    samples = np.asarray(decoded(path.read_bytes()))
     count = samples.shape[2]
     alpha = count - 1 if count in (2, 4) else None
     meaning: Meaning = "rgb" if count >= 3 else "grey"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssa_fast.io.pillow import too_many_pixels
-from ssa_fast.io.readers.open import open_file, size_of
+from ssa_fast.io.pillow import MAX_PIXELS
+from ssa_fast.io.readers.open import open_file
 from ssa_fast.io.samples import WHITE, ImageError, ReadOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "WHITE", "DecodedImage", "ImageError", "read_image"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 WHOLE = 1 << 40  # bytes: an image within max_pixels is decoded whole, whatever that takes
 
 
@@ -65,12 +64,7 @@ def read_image(
     """
     path = Path(path)
     options = ReadOptions(None if bands is None else tuple(bands), range, backdrop)
-    H, W = size_of(path)
-    if max_pixels < H * W:
-        raise too_many_pixels(max_pixels)
-    with open_file(path, WHOLE, options) as reader:
+    with open_file(path, WHOLE, options, max_pixels) as reader:
         H, W = reader.size
-        if max_pixels < H * W:
-            raise too_many_pixels(max_pixels)
         rgb = reader.read(0, H, 0, W)
         return DecodedImage(rgb, tuple(dict.fromkeys(reader.notes)))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.samples import ReadOptions
 
 ORIENTATION = 274  # tag of EXIF and TIFF
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 UINT8 = np.dtype(np.uint8)
 
 

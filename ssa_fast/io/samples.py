@@ -163,9 +163,11 @@ def select(form: SampleFormat, bands: Sequence[int] | None) -> Selection:
         what = "channels" if form.meaning == "channels" else "bands"
         notes.append(f"its {what} 1, 2 and 3 are read as red, green and blue, which it does not declare.")
     if left:
-        several = "s" if len(left) > 1 else ""
-        verb = "are" if several else "is"
-        notes.append(f"its band{several} {', '.join(left)}, not declared as alpha, {verb} left out: bands chooses.")
+        verb, pronoun, plural = ("are", "them", "s") if len(left) > 1 else ("is", "it", "")
+        notes.append(
+            f"its band{plural} {', '.join(left)} {verb} not declared as alpha and left out; choose bands to read "
+            f"{pronoun}."
+        )
     return Selection(tuple(colors), form.alpha, tuple(notes))
 
 
@@ -205,7 +207,10 @@ class Conversion:
         """Return a window's RGB; raise ImageError if it holds NaN or infinity that is not declared as NoData."""
         count = len(self.selection.colors)
         hidden = hidden_pixels(self.form, samples[..., :count])
-        colors = np.stack([self._scale(samples[..., n], *self.ranges[n]) for n in range(count)], axis=-1)
+        if samples.dtype == np.uint8 and set(self.ranges) == {(0.0, 255.0)}:
+            colors = samples[..., :count]
+        else:
+            colors = np.stack([self._scale(samples[..., n], *self.ranges[n]) for n in range(count)], axis=-1)
         if self.form.meaning == "white" and count == 1:
             colors = 255 - colors
         if self.form.meaning == "cmyk":
@@ -219,7 +224,7 @@ class Conversion:
         if hidden is not None and hidden.any():
             colors[hidden] = self.backdrop
             self._note("its pixels without data are shown on rgb({}, {}, {}).".format(*self.backdrop))
-        return np.ascontiguousarray(colors)
+        return np.require(colors, requirements=["C", "W"])
 
     def _composite(self, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         if alpha.min(initial=255) == 255:

@@ -78,7 +78,7 @@ def _is_in_tiles(source: ImageSource, options: RunOptions) -> bool:
     if needs_tiles(source) or options.size is not None:
         return needs_tiles(source)
     try:
-        H, W = size_of(source.path)
+        H, W = size_of(source.path, options.bands)
     except ValueError:
         return False  # reading it raises the proper error
     return options.large_above < H * W

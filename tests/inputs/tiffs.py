@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import pytest
 
 H, W = 20, 28
 WHITE = 255.0
@@ -50,8 +53,13 @@ class Tiff:
     name: str
     write: Callable[[Path], object]
     rgb: np.ndarray | None
-    tolerance: float = 0.5 + 1e-6
-    group: str = field(default="")
+    tolerance: float = 1e-6
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Make packages look as if they were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else find(name, *rest))
 
 
 def random(dtype: str, samples: int, largest: float | None = None) -> np.ndarray:
@@ -97,10 +105,11 @@ def colors(values: np.ndarray, photometric: str, extras: tuple[str, ...], bits: 
 
 
 def by_tifffile(values: np.ndarray, **options: Any) -> Callable[[Path], object]:
-    """Return a function that writes samples (H, W, C)."""
-    import tifffile
+    """Return a function that writes samples (H, W, C) with tifffile."""
 
     def write(path: Path) -> None:
+        import tifffile
+
         separate = options.get("planarconfig") == "separate"
         stored = np.moveaxis(values, -1, 0) if separate else values
         stored = stored[..., 0] if values.shape[2] == 1 else stored
@@ -111,9 +120,10 @@ def by_tifffile(values: np.ndarray, **options: Any) -> Callable[[Path], object]:
 
 def by_gdal(values: np.ndarray, colormap: np.ndarray | None = None, **options: Any) -> Callable[[Path], object]:
     """Return a function that writes samples (H, W, C) with GDAL."""
-    import rasterio
 
     def write(path: Path) -> None:
+        import rasterio
+
         form = {"driver": "GTiff", "height": H, "width": W, "count": values.shape[2], "dtype": values.dtype.name}
         with rasterio.open(path, "w", **form, **options) as dataset:
             dataset.write(np.moveaxis(values, -1, 0))
@@ -133,8 +143,6 @@ def integers() -> Iterator[Tiff]:
         rgb = colors(values, photometric, extras)
         for planar in ("contig", "separate") if samples > 1 else (None,):
             for coding, options in CODINGS:
-                if "predictor" in options and planar == "contig" and samples > 4 and coding.startswith("lzw"):
-                    continue
                 write = by_tifffile(
                     values, photometric=photometric, planarconfig=planar, extrasamples=extras or None, **options
                 )
@@ -153,7 +161,7 @@ def other_numbers() -> Iterator[Tiff]:
                 write = by_tifffile(
                     values, photometric=photometric, planarconfig=planar, extrasamples=extras or None, **options
                 )
-                yield Tiff(f"{dtype}-{kind}-{planar}-{coding}", write, rgb, 1e-6)
+                yield Tiff(f"{dtype}-{kind}-{planar}-{coding}", write, rgb)
 
 
 def packed_bits() -> Iterator[Tiff]:
@@ -170,15 +178,16 @@ def packed_bits() -> Iterator[Tiff]:
             for interleave in ("pixel", "band") if samples > 1 else ("pixel",):
                 how = {"photometric": photometric, "compress": compress, "interleave": interleave}
                 name = f"{bits}-bits-{kind}-{interleave}-{compress}"
-                yield Tiff(name, by_gdal(values, nbits=bits, **how), rgb, 1e-6)
+                yield Tiff(name, by_gdal(values, nbits=bits, **how), rgb)
         if bits <= 4:
             table = np.random.default_rng(bits).integers(0, 256, (2**bits, 3))
             values = random(dtype, 1, 2**bits - 1)
             write = by_gdal(values, table, nbits=bits, photometric="PALETTE", compress=compress)
-            yield Tiff(f"{bits}-bits-palette-{compress}", write, table[values[..., 0]].astype(float), 1e-6)
+            yield Tiff(f"{bits}-bits-palette-{compress}", write, table[values[..., 0]].astype(float))
 
 
 def smooth() -> np.ndarray:
+    """Return an image that JPEG hardly changes."""
     y, x = np.mgrid[:H, :W]
     return np.stack([x * 7, y * 8, 60 + x * 3 + y * 4], axis=-1).clip(0, 255).astype(np.uint8)
 
@@ -186,19 +195,10 @@ def smooth() -> np.ndarray:
 def lossy() -> Iterator[Tiff]:
     """JPEG, WebP and JPEG 2000 in TIFF, within what their losses allow."""
     image = smooth()
-    args = {"jpeg": {"level": 95}, "webp": {"level": 100}, "jpeg2000": {"level": 0}}
-    for codec, photometric in (("jpeg", "rgb"), ("webp", "rgb"), ("jpeg2000", "rgb"), ("jpeg2000", "minisblack")):
-        values = image if photometric not in ("minisblack",) else image[..., :1]
-        for layout in ({"tile": (16, 16)}, {"rowsperstrip": 16}):
-            write = by_tifffile(
-                values, photometric=photometric, compression=codec, compressionargs=args[codec], **layout
-            )
-            yield Tiff(
-                f"{codec}-{photometric}-{next(iter(layout))}",
-                write,
-                np.broadcast_to(values, (H, W, 3)).astype(float),
-                12.0,
-            )
+    codecs = (("jpeg", {"level": 95}), ("webp", {"level": 100}), ("jpeg2000", {"level": 0}))
+    for codec, args in codecs:
+        write = by_tifffile(image, photometric="rgb", compression=codec, compressionargs=args, rowsperstrip=16)
+        yield Tiff(f"{codec}-rgb", write, image.astype(float), 12.0)
     for photometric, tiled in itertools.product(("YCBCR", "RGB", "MINISBLACK"), ("YES", "NO")):
         values = image[..., :1] if photometric == "MINISBLACK" else image
         how = {"photometric": photometric, "compress": "JPEG", "jpeg_quality": 95, "tiled": tiled, "blockysize": 16}
@@ -213,7 +213,7 @@ def colour_spaces() -> Iterator[Tiff]:
     for coding, options in CODINGS:
         options = {name: value for name, value in options.items() if name != "predictor"}
         write = by_tifffile(values, photometric="palette", colormap=(table * 257).T.astype(np.uint16), **options)
-        yield Tiff(f"palette-{coding}", write, table[values[..., 0]].astype(float), 1e-6)
+        yield Tiff(f"palette-{coding}", write, table[values[..., 0]].astype(float))
     for dtype, planar, (coding, options) in itertools.product(("uint8", "uint16"), ("contig", "separate"), CODINGS[:4]):
         values = random(dtype, 4)
         ink = values.astype(np.float64) / np.iinfo(dtype).max
@@ -236,6 +236,7 @@ def colour_spaces() -> Iterator[Tiff]:
 
 
 def orientations() -> Iterator[Tiff]:
+    """Images that the orientation tag mirrors and turns."""
     image = random("uint8", 3)
     flipped, transposed = image[::-1, ::-1], image.swapaxes(0, 1)
     upright = [image, image[:, ::-1], flipped, image[::-1]]
@@ -243,11 +244,13 @@ def orientations() -> Iterator[Tiff]:
     for n, expected in enumerate(upright, start=1):
         for coding, options in CODINGS[:4]:
             write = by_tifffile(image, photometric="rgb", extratags=[(274, 3, 1, n, True)], **options)
-            yield Tiff(f"orientation-{n}-{coding}", write, expected.astype(float), 1e-6)
+            yield Tiff(f"orientation-{n}-{coding}", write, expected.astype(float))
 
 
 def every_tiff() -> Iterator[Tiff]:
     """Yield the whole matrix."""
-    for group in (integers, other_numbers, packed_bits, lossy, colour_spaces, orientations):
-        for each in group():
-            yield Tiff(each.name, each.write, each.rgb, each.tolerance, group.__name__)
+    for group in GROUPS:
+        yield from group()
+
+
+GROUPS = (integers, other_numbers, packed_bits, lossy, colour_spaces, orientations)

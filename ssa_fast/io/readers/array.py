@@ -66,7 +66,8 @@ class ArrayReader(WindowReader):
         pixels = np.asarray(self.array[tuple(slices.get(axis, 0) for axis in self.axes)])
         left = [axis for axis in self.axes if axis in slices]
         pixels = pixels.transpose([left.index(axis) for axis in ("y", "x", "c") if axis in left])
-        return pixels[..., [sample - min(samples) for sample in samples]] if "c" in left else pixels
+        chosen = [sample - min(samples) for sample in samples]
+        return pixels if "c" not in left or chosen == list(range(len(chosen))) else pixels[..., chosen]
 
 
 def _check_shape(shape: tuple[int, ...], options: ReadOptions) -> None:

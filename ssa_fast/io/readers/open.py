@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ssa_fast.io import pillow
 from ssa_fast.io.readers.array import ArrayReader, open_npy
@@ -15,8 +14,10 @@ from ssa_fast.io.readers.raster import RasterioReader, open_raster
 from ssa_fast.io.readers.slide import OpenSlideReader, open_slide
 from ssa_fast.io.readers.tiff import TiffReader
 from ssa_fast.io.readers.tiff_layout import UnsupportedTiff
+from ssa_fast.io.readers.whole import PillowReader
 from ssa_fast.io.readers.zarr import is_zarr, open_zarr
 from ssa_fast.io.samples import WHITE, Color, ImageError, ReadOptions
+from ssa_fast.io.tiff_tags import check_colors, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,22 +79,24 @@ def _open_object(source: Any, memory: int, options: ReadOptions) -> WindowReader
     )
 
 
-def size_of(path: str | Path) -> tuple[int, int]:
-    """Return (H, W) of the upright image in a file, from its header.
+def size_of(path: str | Path, bands: Sequence[int] | None = None) -> tuple[int, int]:
+    """Return (H, W) of the upright image in a file, from its header; some are images only if ``bands`` are chosen.
 
     Raises:
         ImageError: The file is missing or not an image.
     """
     path = Path(path)
-    with _open_path(path, None, ReadOptions()) as reader:
+    with _open_path(path, None, ReadOptions(None if bands is None else tuple(bands))) as reader:
         return reader.size
 
 
 @image_errors()
-def open_file(path: Path, memory: int, options: ReadOptions) -> WindowReader:
-    """Return a reader of a file, with its range of values chosen."""
+def open_file(path: Path, memory: int, options: ReadOptions, max_pixels: int | None = None) -> WindowReader:
+    """Return a reader of a file, with its range of values chosen; raise ImageError if it has too many pixels."""
     reader = _open_path(path, memory, options)
     try:
+        if max_pixels is not None and max_pixels < math.prod(reader.size):
+            raise pillow.too_many_pixels(max_pixels)
         reader.prepare()
     except BaseException:
         reader.close()
@@ -116,38 +119,33 @@ def _open_path(path: Path, memory: int | None, options: ReadOptions) -> WindowRe
         is_tiff = file.read(4) in TIFF_STARTS
     if is_tiff or suffix in TIFF_SUFFIXES:
         return _open_tiff(path, memory, options)
-    return _open_whole(path, memory, options)
-
-
-def _open_whole(path: Path, memory: int | None, options: ReadOptions) -> WindowReader:
-    """Decode a file with Pillow."""
-    H, W = pillow.read_size(path)
-    if memory is None:
-        return ArrayReader(np.broadcast_to(np.uint8(0), (H, W)), None, options)
-    if memory // 4 < 4 * H * W:  # Pillow decodes to 4 bytes per pixel
-        raise ImageError(
-            f"its {H * W:,} pixels can only be decoded whole, which takes more than a quarter of the memory allowed: "
-            "raise memory, or save it as a tiled TIFF (vips tiffsave --tile, or gdal_translate -co TILED=YES)."
-        )
-    samples, form, orientation = pillow.decode(path, H * W, options)
-    return ArrayReader(samples, None, options, form=form, orientation=orientation)
+    return PillowReader(path, memory, options)
 
 
 def _open_tiff(path: Path, memory: int | None, options: ReadOptions) -> WindowReader:
     """Open a TIFF with tifffile; with rasterio, OpenSlide or Pillow if tifffile cannot decode it."""
+    check_colors(read_tags(path))
     reasons, remedy = ["tifffile is not installed"], "pip install tifffile imagecodecs"
     if importlib.util.find_spec("tifffile") is not None:
         try:
             return TiffReader(path, memory, options)
         except UnsupportedTiff as error:
             reasons, remedy = [str(error)], error.remedy
-    for package, opener in (("rasterio", open_raster), ("openslide", _open_slide), ("PIL", _open_whole)):
+    for package, opener in (("rasterio", open_raster), ("openslide", _open_slide), ("PIL", _open_by_pillow)):
         if importlib.util.find_spec(package) is not None:
             try:
                 return opener(path, memory, options)
             except ValueError as error:
-                reasons.append(str(error).rstrip("."))
+                reason = str(error).rstrip(".").replace("it is damaged or cut short", "Pillow does not decode it")
+                reasons.append(reason)
     raise ImageError(f"it cannot be read ({'; '.join(reasons)}): {remedy}.")
+
+
+def _open_by_pillow(path: Path, memory: int | None, options: ReadOptions) -> WindowReader:
+    reader = PillowReader(path, memory, options)
+    if memory is not None:
+        reader.prepare()  # fail now if Pillow cannot decode it
+    return reader
 
 
 def _open_slide(path: Path, _: int | None, options: ReadOptions) -> WindowReader:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from ssa_fast.io.pillow import ORIENTATION, exif_orientation
 from ssa_fast.io.readers.base import ORIENTATIONS, WindowReader, check_chunks
 from ssa_fast.io.samples import ImageError, SampleFormat
+from ssa_fast.io.tiff_tags import EXTRA, ORIENTATION, PREMULTIPLIED, check_pages, read_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +27,9 @@ class RasterioReader(WindowReader):
     ) -> None:
         names = [each.name for each in dataset.colorinterp]
         self.dataset = dataset
-        self.palette = _palette(dataset.colormap(1)) if names[0] == "palette" else None
-        form = _format(dataset, names) if self.palette is None else _palette_format(self.palette)
+        white = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"  # GDAL gives it a palette
+        self.palette = _palette(dataset.colormap(1)) if names[0] == "palette" and not white else None
+        form = _format(dataset, names, white=white) if self.palette is None else _palette_format(self.palette)
         stored, owned = (dataset.height, dataset.width), dataset if owns else None
         super().__init__(stored, form, options, orientation=orientation, owned=owned)
         check_chunks(form.dtype, (*dataset.block_shapes[0], dataset.count), memory)
@@ -42,11 +41,14 @@ class RasterioReader(WindowReader):
         return np.moveaxis(self.dataset.read([sample + 1 for sample in samples], window=window), 0, -1)
 
 
-def _format(dataset: Any, names: list[str]) -> SampleFormat:
+def _format(dataset: Any, names: list[str], *, white: bool) -> SampleFormat:
     """Return what a dataset declares about bands that are no palette's."""
+    pages = len(dataset.subdatasets)
+    if pages > 1 and dataset.count == 1:
+        check_pages(dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
     if len(set(dataset.dtypes)) > 1:
         raise ImageError(f"its bands have different types ({', '.join(dataset.dtypes)}): save them as one.")
-    dtype, structure = np.dtype(dataset.dtypes[0]), dataset.tags(ns="IMAGE_STRUCTURE")
+    dtype = np.dtype(dataset.dtypes[0])
     alpha = names.index("alpha") if "alpha" in names else None
     colors = tuple(names.index(color) for color in COLORS) if set(COLORS) <= set(names) else None
     meaning: Meaning = "bands"
@@ -55,18 +57,23 @@ def _format(dataset: Any, names: list[str]) -> SampleFormat:
     elif tuple(names[:4]) == INKS:
         meaning = "cmyk"
     elif dataset.count - (alpha is not None) == 1:
-        meaning = "white" if structure.get("MINISWHITE") == "YES" else "grey"
+        meaning = "white" if white else "grey"
     bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * dtype.itemsize))
-    straight = alpha is None or dataset.tags(alpha + 1, ns="IMAGE_STRUCTURE").get("ALPHA") != "PREMULTIPLIED"
+    premultiplied = (
+        alpha is not None
+        and dataset.driver == "GTiff"
+        and read_tags(dataset.name).get(EXTRA, ())[:1] == (PREMULTIPLIED,)
+    )
     return SampleFormat(
         dtype,
         dataset.count,
         meaning,
         colors=colors,
         alpha=alpha,
-        premultiplied=not straight,
+        premultiplied=premultiplied,
         bits=bits if dtype.kind in "ui" and bits < 8 * dtype.itemsize else None,
         nodata=dataset.nodata,
+        notes=(f"the first of its {pages} frames is used.",) if pages > 1 else (),
     )
 
 
@@ -81,25 +88,13 @@ def open_raster(path: Path, memory: int | None, options: ReadOptions) -> Rasteri
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"rasterio cannot open it ({error}).") from None
     try:
-        return RasterioReader(dataset, memory, options, owns=True, orientation=_orientation(path))
+        orientation = read_tags(path).get(ORIENTATION, 1)
+        return RasterioReader(
+            dataset, memory, options, owns=True, orientation=orientation if orientation in ORIENTATIONS else 1
+        )
     except BaseException:
         dataset.close()
         raise
-
-
-def _orientation(path: Path) -> int:
-    """Return the orientation tag, which GDAL ignores."""
-    try:
-        if importlib.util.find_spec("tifffile") is not None:
-            import tifffile
-
-            with tifffile.TiffFile(path) as file:
-                tag = file.pages.first.tags.get(ORIENTATION)
-                return tag.value if tag is not None and tag.value in ORIENTATIONS else 1
-        with Image.open(path) as image:
-            return exif_orientation(image)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 1  # not a format of Pillow's, and so without the tag
 
 
 def _palette(entries: dict[int, tuple[int, int, int, int]]) -> np.ndarray:

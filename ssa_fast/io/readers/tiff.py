@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssa_fast.io.readers.base import WindowReader
-from ssa_fast.io.readers.tiff_layout import UnsupportedTiff, describe
+from ssa_fast.io.readers.tiff_layout import describe, unsupported
 from ssa_fast.io.samples import ImageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TiffReader(WindowReader):
             decoded.
 
     Raises:
-        UnsupportedTiff: The installed tifffile cannot decode it.
+        UnsupportedTiff: The installed tifffile cannot decode it, but another package may.
         ImageError: The file is damaged or no image, or one segment exceeds ``memory``.
     """
 
@@ -145,10 +145,13 @@ class TiffReader(WindowReader):
             return np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0][0])
         except MemoryError:
             raise
-        except Exception as error:  # only the text distinguishes a missing codec from damaged data
-            if "imagecodecs" in str(error):
-                reason = f"its {page.compression.name} data need the package imagecodecs"
-                raise UnsupportedTiff(reason, "pip install imagecodecs") from None
+        except Exception as error:
+            # A missing codec is told apart from damaged data by the error's text, or by what tifffile falls back to.
+            if "imagecodecs" in str(error) or isinstance(error, ImportError | NotImplementedError):
+                bits = "" if page.bitspersample in (8, 16, 32, 64) else f" of {page.bitspersample} bits"
+                bits += " with a predictor" if page.predictor != 1 else ""
+                reason = f"its {page.compression.name} data{bits} need the package imagecodecs"
+                raise unsupported(reason, "pip install imagecodecs", pages=len(self.layout.pages)) from None
             raise ImageError(f"its tile or strip {index} is damaged ({type(error).__name__}: {error}).") from None
 
     def close(self) -> None:

@@ -9,28 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssa_fast.io.pillow import ORIENTATION
 from ssa_fast.io.readers.base import ORIENTATIONS
 from ssa_fast.io.samples import ImageError, SampleFormat
+from ssa_fast.io.tiff_tags import (
+    MINISBLACK,
+    MINISWHITE,
+    ORIENTATION,
+    PALETTE,
+    PREMULTIPLIED,
+    SEPARATED,
+    STRAIGHT,
+    YCBCR,
+)
 
 if TYPE_CHECKING:
     from ssa_fast.io.samples import Meaning, ReadOptions
 
-MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders convert YCbCr to RGB
 LOSSY = (*JPEGS, 33003, 33005, 34712, 50001)  # …, and JPEG 2000 and WebP
 APERIO_YCBCR = 33003  # a compression whose decoder does not convert
-PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
-GDAL_NODATA, INK_SET, SMALLEST, LARGEST = 42113, 332, 340, 341  # tags
-CMYK = 1  # of INK_SET
+GDAL_METADATA, GDAL_NODATA, SMALLEST, LARGEST = 42112, 42113, 340, 341  # tags
+COLORS = ("Red", "Green", "Blue")
+COLOR_ITEM = re.compile(r'<Item name="COLORINTERP" sample="(\d+)" role="colorinterp">(\w+)</Item>')
 
 
 class UnsupportedTiff(ImageError):
     """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
 
-    def __init__(self, reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits") -> None:
+    def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
         self.remedy = remedy
+
+
+def unsupported(
+    reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits", *, pages: int
+) -> ImageError:
+    """Return the error of a TIFF that tifffile cannot decode; final if it has channels of which others see one."""
+    return ImageError(f"{reason}: {remedy}.") if pages > 1 else UnsupportedTiff(reason, remedy)
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,9 @@ def describe(file: Any, options: ReadOptions) -> TiffLayout:
         raise ImageError(f"it is a volume of {page.imagedepth} planes: save the one to be read.")
     tag = page.tags.get(ORIENTATION)
     orientation = tag.value if tag is not None and tag.value in ORIENTATIONS else 1
-    _check_colors(page)
     pages, frames = _bands(series, page, options)
+    if (reason := _obstacle(page)) is not None:
+        raise unsupported(reason, pages=len(pages))
     frames += sum(1 for other in file.series[1:] if not other.keyframe.is_reduced)
     notes = (f"the first of its {frames} frames is used.",) if frames > 1 else ()
     if page.photometric == PALETTE:
@@ -94,29 +110,24 @@ def _bands(series: Any, page: Any, options: ReadOptions) -> tuple[tuple[Any, ...
     else:
         return (page,), total
     if series.is_truncated or len(series.pages) < total:
-        raise UnsupportedTiff("only the first of its channels has a page", "save it again with a page per channel")
+        raise ImageError("only the first of its channels has a page: save it again with a page per channel.")
     pages = tuple(series.pages[number] for number in numbers)
     if any(each is None for each in pages):
         raise ImageError("some of its channels are in other files that are missing.")
     return pages, total // len(pages)
 
 
-def _check_colors(page: Any) -> None:
-    if page.photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED, YCBCR):
-        # Others would read CIELAB and raw camera data, too, but not in the colours that they stand for.
-        raise ImageError(f"its colours are {getattr(page.photometric, 'name', page.photometric)}: save it as RGB.")
+def _obstacle(page: Any) -> str | None:
+    """Return why tifffile cannot decode a page, or cannot turn it into RGB; None: it can."""
     if page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS):
-        raise UnsupportedTiff("its colours are YCBCR")
-    if page.photometric == SEPARATED:
-        inks = page.tags.get(INK_SET)
-        if page.samplesperpixel - len(page.extrasamples) != 4 or (inks is not None and inks.value != CMYK):
-            raise ImageError(f"its {page.samplesperpixel} inks are not CMYK: save it as RGB.")
-        if page.compression in LOSSY:  # some writers invert the inks
-            raise UnsupportedTiff("its colours are CMYK in JPEG")
+        return "its colours are YCBCR"
+    if page.photometric == SEPARATED and page.compression in LOSSY:  # some writers invert the inks
+        return "its colours are CMYK in JPEG"
     if page.photometric == PALETTE and page.samplesperpixel != 1:
-        raise UnsupportedTiff(f"its palette has {page.samplesperpixel - 1} more samples per pixel")
-    if page.dtype is None:
-        raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
+        return f"its palette has {page.samplesperpixel - 1} more samples per pixel"
+    if page.dtype is None or not isinstance(page.bitspersample, int):
+        return f"its pixels have {page.bitspersample} bits"
+    return None
 
 
 def _form(file: Any, page: Any, bands: int, notes: tuple[str, ...]) -> SampleFormat:
@@ -139,17 +150,29 @@ def _form(file: Any, page: Any, bands: int, notes: tuple[str, ...]) -> SampleFor
         meaning = "rgb"
     else:
         raise ImageError(f"it is damaged: its colours are RGB, its pixels have {page.samplesperpixel} samples.")
+    names = _names(page) if bands == 1 else {}
+    named = tuple(names[color] for color in COLORS) if names.keys() >= set(COLORS) else None
+    if not alphas and "Alpha" in names:
+        alphas = [names["Alpha"]]
     return SampleFormat(
         dtype,
         bands if bands > 1 else page.samplesperpixel,
-        meaning,
+        "rgb" if named else meaning,
+        colors=named,
         alpha=alphas[0] if alphas else None,
-        premultiplied=bool(alphas) and extras[alphas[0] - first] == PREMULTIPLIED,
+        premultiplied=bool(alphas) and extras[alphas[0] - first : alphas[0] - first + 1] == [PREMULTIPLIED],
         bits=_bits(file, page) if dtype.kind in "ui" else None,
         limits=_limits(page),
         nodata=_nodata(page),
         notes=notes,
     )
+
+
+def _names(page: Any) -> dict[str, int]:
+    """Return the samples that GDAL's metadata name, "Red", "Alpha" and so on."""
+    tag = page.tags.get(GDAL_METADATA)
+    names = {color: int(sample) for sample, color in COLOR_ITEM.findall(str(tag.value))} if tag is not None else {}
+    return {color: sample for color, sample in names.items() if sample < page.samplesperpixel}
 
 
 def _bits(file: Any, page: Any) -> int | None:

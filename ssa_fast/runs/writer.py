@@ -183,7 +183,8 @@ def polish_large_image(
     scores = classifier.probabilities(result.logits)[result.classes]
     notes = [
         f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
-        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else "."),
+        *result.notes,
     ]
     Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
     boxes = [found.tolist() for found in result.boxes]

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssa_fast.io.placement import find_placement
 from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
 from ssa_fast.io.samples import WHITE, ReadOptions
 from ssa_fast.io.sizes import parse_bytes
-from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
+from ssa_fast.large.export import OutputPaths, lost_in, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
 from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling, measure_field
@@ -59,7 +60,8 @@ class LargeImageResult:
         methods: Stage -> "prototypes" or "pixel_bank".
         cached: Whether the features were cached on disk.
         exact: False for an approximation: a halo smaller than the receptive field, or a ``stride`` that had effect.
-        notes: How the image was read where it leaves a choice, one sentence each.
+        notes: How the image was read where it leaves a choice, and what of its place and scale the outputs lack, one
+            sentence each.
         seconds: Phase -> wall-clock time: "prepare", "logits" or "means" if needed, "gather", "apply", "fuse", "write";
             "all".
     """
@@ -208,6 +210,7 @@ class LargeImageSSA:
             if with_seed not in self._fields:
                 self._fields[with_seed] = measure_field(self.ssa, with_seed)
             field, memory = self._fields[with_seed], self.memory
+            placement = find_placement(image, reader.size)
             tiling = make_tiling(
                 self.ssa, field, reader.size, tile=self.tile, halo=self.halo, memory=memory, with_seed=with_seed
             )
@@ -227,6 +230,7 @@ class LargeImageSSA:
                 names=chosen_names,
                 labels=chosen_labels,
                 metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
+                placement=placement,
                 postprocess=postprocess,
                 report=partial(pipeline.report, "write"),
             )
@@ -247,6 +251,6 @@ class LargeImageSSA:
             methods=gathered.methods,
             cached=tiles.cached,
             exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in gathered.methods.values()),
-            notes=tuple(dict.fromkeys(reader.notes)),
+            notes=tuple(dict.fromkeys((*reader.notes, *placement.notes, *lost_in(paths.cams, placement)))),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from ssa_fast.runs.options import RunOptions
 
 TILED_SUFFIXES = (".zarr", ".npy")  # of images that Pillow cannot read: processed in tiles whatever their size
+PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +88,26 @@ def _is_in_tiles(source: ImageSource, options: RunOptions) -> bool:
     return options.large_above < H * W
 
 
-def _ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in loader workers; the main process shuts them down."""
+def _set_up_worker(_: int) -> None:
+    """Ignore SIGINT and SIGTERM in a loader worker, which the main process shuts down; end it if that one is killed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(started_by: int) -> None:
+    """Wait until the main process has ended, however that came about, then end this one at once.
+
+    PyTorch's own check lets the worker return, but then joins the thread that feeds the queue of results. That thread
+    writes to a full pipe for ever: nobody reads, and the workers themselves hold its reading end open. The sentinel is
+    a pipe, too, whose writing end only the main process and workers forked later hold, so the last worker ends first;
+    a process that the caller forked in the meantime may hold it as well, hence the second condition.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while not wait([parent.sentinel], timeout=PARENT_CHECK_S) and os.getppid() == started_by:
+        pass
+    os._exit(1)
 
 
 def load(
@@ -103,6 +123,6 @@ def load(
         _ImageDataset(sources, indices, options),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_set_up_worker,
         prefetch_factor=4 if workers else None,
     )

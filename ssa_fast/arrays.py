@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssa_fast.layouts import RANKS, find_doubt, view_as_stage
+from ssa_fast.layouts import DOUBTFUL, RANKS, find_doubt, is_nchw, misfit, view_as_stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -123,19 +123,18 @@ def _read_stage(
     """
     stage = view_as_stage(argument, features, layout or "nchw", grid, aspect)
     batched, note = features.ndim == RANKS[layout or "nchw"], None
-    if layout is None and (doubt := find_doubt(stage.shape, aspect, batches)):
-        beside = "" if aspect is None else f" beside a CAM of {aspect[0]} × {aspect[1]}"
-        C, H, W = stage.shape[-3:]
-        advice = f'pass {doubt.advice}, or layout="nchw" if C = {C}, H = {H} and W = {W}'
-        if doubt.refuse:
-            raise ValueError(
-                f"{argument}: expected (B, C, H, W) or (C, H, W), got {tuple(features.shape)}{beside}, which looks "
-                f"like {doubt.looks}; {advice}"
-            )
+    C, H, W = stage.shape[-3:]
+    got = f"{tuple(features.shape)}" + (f" beside a CAM of {aspect[0]} × {aspect[1]}" if aspect else "")
+    if layout == "nhwc" and is_nchw(features.shape, aspect):
         note = (
-            f"{argument}: {tuple(features.shape)}{beside} is read as (B, C, H, W) or (C, H, W), though it looks like "
-            f"{doubt.looks}; {advice}"
+            f"{argument}: {got} is read as H = {H}, W = {W} and C = {C}, though it looks like (B, C, H, W); if it has "
+            "these axes in channels_last memory, leave layout out"
         )
+    if layout is None and (doubt := find_doubt(stage.shape, aspect, batches)):
+        advice = f'{doubt.looks}; pass {doubt.advice}, or layout="nchw" if C = {C}, H = {H} and W = {W}'
+        if doubt.refuse:
+            raise ValueError(f"{argument}: expected (B, C, H, W) or (C, H, W), got {got}, which looks like {advice}")
+        note = f"{argument}: {got} is read as (B, C, H, W) or (C, H, W), though it looks like {advice}"
     return Stage(stage if batched else stage[None], batched, note)
 
 
@@ -201,6 +200,22 @@ def match(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[Tensor]:
                 "move one of them"
             )
     return matched
+
+
+def note_classes_last(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[str]:
+    """Return a note on each CAM that as ``(h, w, K)`` would have the stages' aspect ratio, and does not have it."""
+    sizes = [(stage.map.shape[-2], stage.map.shape[-1]) for stage in stages.values()]
+    notes = []
+    for cam in cams:
+        if cam.ndim == 2:
+            continue
+        K, h, w = cam.shape[-3:]
+        if all(misfit((h, w), size) > DOUBTFUL and misfit((K, h), size) == 0 for size in sizes):
+            notes.append(
+                f"cam: {tuple(cam.shape)} is read as {K} maps of {h} × {w}, though {w} maps of {K} × {h} would fit the "
+                "stages; if classes come last, move them with movedim(-1, -3)"
+            )
+    return notes
 
 
 def detach(arguments: Sequence[str], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:

@@ -21,7 +21,7 @@ MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens before the patc
 USUAL_PREFIXES = (0, 1, 2, 4, 5)  # none; class; with distillation; 4 registers; both
 
 # In pixels, see ``misfit``.
-CONTRADICTS = 1.25  # more than rounding gives
+CONTRADICTS = 1.65  # more than rounding gives, even after convolutions without padding
 FITS = 0.5  # what rounding gives
 DOUBTFUL = 0.4
 
@@ -77,7 +77,8 @@ def _check_grid(argument: str, tokens: int, grid: Size) -> Size:
 
 
 def _find_grid(argument: str, tokens: int, aspect: Size | None) -> Size:
-    found = find_grids(tokens, aspect, range(MAX_PREFIX_TOKENS + 1))
+    any_prefix = range(MAX_PREFIX_TOKENS + 1)
+    found = find_grids(tokens, aspect, USUAL_PREFIXES) or find_grids(tokens, aspect, any_prefix)
     if aspect in found:
         return aspect
     if len(found) == 1:
@@ -134,21 +135,29 @@ def find_doubt(shape: Sequence[int], aspect: Size | None, batches: Collection[in
         return Doubt("(B, H, W, C)" if len(shape) == 4 else "(H, W, C)", 'layout="nhwc"', refuse=True)
     if len(shape) == 3 and (doubt := _find_tokens((a, b, c), as_nchw, aspect, batches)):
         return doubt
+    if len(shape) == 4 and as_nchw > CONTRADICTS and 1 in (a, b, c):
+        axis = 1 + (a, b, c).index(1)
+        if doubt := _find_tokens((*shape[:axis], *shape[axis + 1 :]), as_nchw, aspect, {shape[0]}):
+            return doubt._replace(advice=f"squeeze({axis}) with {doubt.advice}")
     if as_nchw > DOUBTFUL and as_nhwc <= as_nchw / 3 and c % 32 == 0:
         return Doubt("channels last", 'layout="nhwc"', refuse=False)
     return None
 
 
-def _find_tokens(
-    shape: tuple[int, int, int], as_nchw: float, aspect: Size | None, batches: Collection[int]
-) -> Doubt | None:
+def is_nchw(shape: Sequence[int], aspect: Size | None) -> bool:
+    """Return whether features ``([B,] C, H, W)`` were announced as ``"nhwc"``: a memory format is no layout."""
+    a, b, c = shape[-3:]
+    return aspect is not None and misfit((a, b), aspect) > CONTRADICTS and misfit((b, c), aspect) <= FITS
+
+
+def _find_tokens(shape: tuple[int, ...], as_nchw: float, aspect: Size | None, batches: Collection[int]) -> Doubt | None:
     """Return what makes ``(C, H, W)`` look like a sequence of tokens; ``as_nchw`` is its misfit as what it is."""
     a, b, c = shape
     tokens_as = 'layout="tokens", grid=(H, W)'
     for images, tokens, channels, prefixes, enough, looks, advice in (
         (a, b, c, USUAL_PREFIXES, DOUBTFUL, "tokens (B, N, C)", tokens_as),
-        (a, c, b, (0,), DOUBTFUL, "flattened maps (B, C, N)", "it.unflatten(2, (H, W))"),
-        (b, a, c, USUAL_PREFIXES, CONTRADICTS, "tokens (N, B, C)", f"it.transpose(0, 1) with {tokens_as}"),
+        (a, c, b, (0,), DOUBTFUL, "flattened maps (B, C, N)", "unflatten(2, (H, W))"),
+        (b, a, c, USUAL_PREFIXES, CONTRADICTS, "tokens (N, B, C)", f"transpose(0, 1) with {tokens_as}"),
     ):
         if images not in batches or channels % 16:
             continue

@@ -149,7 +149,7 @@ def _read(
 ) -> tuple[list[Tensor], dict[str, Tensor], list[str]]:
     """Return CAMs ``(B, K, h, w)`` and stages that go together, and notes on how they were read."""
     read = read_stages(feats, layout, grid, cams=given)
-    notes = [stage.note for stage in read.values() if stage.note]
+    notes = [stage.note for stage in read.values() if stage.note] + arrays.note_classes_last(given, read)
     cams, maps = arrays.match(given, read), [stage.map for stage in read.values()]
     if not keep_grad:
         names = [*(["cam"] * len(cams)), *(f"feats ({name})" for name in read)]
@@ -180,8 +180,9 @@ def check_layouts(
     for value in layouts.values():
         if value not in (*RANKS, None):
             raise ValueError(f"layout: expected one of {', '.join(RANKS)}, got {value!r}")
-    one = grid is None or (isinstance(grid, (list, tuple)) and all(_is_int(side) for side in grid))
-    grids = dict.fromkeys(stages, grid) if one else per_stage("grid", grid, stages, (list, tuple))
+    by_stage = isinstance(grid, Mapping) or (isinstance(grid, (list, tuple)) and not any(map(_is_int, grid)))
+    given = list(grid) if isinstance(grid, tuple) else grid
+    grids = per_stage("grid", given, stages, (tuple, type(None))) if by_stage else dict.fromkeys(stages, grid)
     if any(each is not None for each in grids.values()) and "tokens" not in layouts.values():
         raise ValueError(f"grid: expected None where no stage has layout='tokens', got {grid}; pass layout='tokens'")
     return layouts, {name: None if each is None else check_size("grid", each) for name, each in grids.items()}

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ssa_fast.io.geotiff import dataset_tags, path_tags, tiff_tags
-from ssa_fast.io.images import exif_orientation
+from ssa_fast.io.pillow import exif_orientation
 from ssa_fast.io.readers.open import SLIDE_SUFFIXES, TIFF_SUFFIXES
 from ssa_fast.io.readers.zarr import is_zarr
 

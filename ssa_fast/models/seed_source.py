@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssa_fast.arrays import as_tensor
 from ssa_fast.models.class_spec import PADDING, ClassSelection, resolve_classes
 from ssa_fast.models.scores import probabilities
 from ssa_fast.models.seed_cam import target_seed
 from ssa_fast.models.targets import read_targets, target_values
-from ssa_fast.validation import as_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

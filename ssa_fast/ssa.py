@@ -82,7 +82,7 @@ class SSA:
         stage_names: The stages' module names.
         seed_kind: "cam", "grad-cam", or "given" for ``seed=None``.
         seed_layer: The module whose output the seed is made from.
-        names: A name per output, () if there are none.
+        names, names_note: A name per output, () if there are none; a note if they are a guess, else None.
         probability: "softmax" or "sigmoid".
         info: All that was found out about the model (``ssa_fast.models.ModelInfo``).
         affinity: As given.
@@ -136,9 +136,9 @@ class SSA:
         self.seed_kind = self.info.seed.kind
         self.seed_layer = self.info.seed.layer
         self.probability = choose_probability(probability, model, self.info.num_classes)
-        self.names, self._names_note = check_names(names, self.info.num_classes), None
+        self.names, self.names_note = check_names(names, self.info.num_classes), None
         if names is None:
-            self.names, self._names_note = find_names(model, self.info.num_classes)
+            self.names, self.names_note = find_names(model, self.info.num_classes)
 
     def __repr__(self) -> str:
         """Return a line for the model, the seed, and each stage: its size, features, affinity and the reason."""
@@ -232,7 +232,7 @@ class SSA:
         if selection.padded:
             kept = selection.valid[:, :, None, None]
             rescaled = {name: maps.where(kept, 0.0) for name, maps in rescaled.items()}
-        guessed = (self._names_note,) if self._names_note and chosen.names is self.names else ()
+        guessed = (self.names_note,) if self.names_note and chosen.names is self.names else ()
         result = SSAResult(
             cams=rescaled[CAMS],
             seed=rescaled[SEED],

@@ -11,7 +11,7 @@ import torch
 from ssa_fast.io.sizes import resident_bytes
 from ssa_fast.large.receptive_field import ReceptiveField, measure_receptive_field
 from ssa_fast.large.resample import resize_margin
-from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.class_spec import asks_for_top, resolve_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +73,8 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any, n
         raise ValueError(f"seed: expected (K, h, w) of the whole image, got {tuple(seed.shape)}")
     if not bool(torch.as_tensor(seed).isfinite().all()):
         raise ValueError("seed: expected finite numbers, got NaN or infinity")
-    listed = classes is not None and classes != "predicted" and not str(classes).startswith("top")
-    count = resolve_classes(classes, torch.zeros(1, ssa.info.num_classes), names).index.shape[1] if listed else 0
+    logits = torch.zeros(1, ssa.info.num_classes)
+    count = 0 if asks_for_top(classes) else resolve_classes(classes, logits, names).index.shape[1]
     if count != len(seed):
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
 

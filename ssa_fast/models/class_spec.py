@@ -18,6 +18,8 @@ Classes: TypeAlias = (
     "str | Sequence[int | str] | Sequence[Sequence[int | str]] | Sequence[Tensor] | Tensor | np.ndarray | None"
 )
 
+INDICES = r"[\d\s,+-]*"
+"""Text that holds no name, but indices at most."""
 PADDING = -1
 """The class index of a position that an image does not use, because another image has more classes."""
 
@@ -30,12 +32,14 @@ class ClassSelection:
         index, valid: (B, K) int64 and bool: the class of each position, ``PADDING`` where it is not valid.
         padded: Whether any position is not valid.
         notes: How the classes were read, where they could be read in two ways.
+        named: Whether names stood for some of them.
     """
 
     index: Tensor
     valid: Tensor
     padded: bool = False
     notes: tuple[str, ...] = ()
+    named: bool = False
 
     @property
     def filled(self) -> Tensor:
@@ -70,13 +74,20 @@ def resolve_classes(classes: Classes | ClassSelection, logits: Tensor, names: Se
     if isinstance(classes, ClassSelection):
         return classes.to(logits.device)
     if classes is None or isinstance(classes, str):
-        parsed = parse_classes("predicted" if classes is None else classes, num_classes, names)
+        text = "predicted" if classes is None else classes
+        parsed = parse_classes(text, num_classes, names)
         if isinstance(parsed, int):
             index = logits.topk(parsed, dim=1).indices
             return ClassSelection(index, torch.ones_like(index, dtype=torch.bool))
-        return select_rows([parsed] * images, num_classes).to(logits.device)
-    rows, notes = _read_rows(classes, images, num_classes, names)
-    return replace(select_rows(rows, num_classes), notes=notes).to(logits.device)
+        named = re.fullmatch(INDICES, text) is None
+        return replace(select_rows([parsed] * images, num_classes), named=named).to(logits.device)
+    rows, notes, named = _read_rows(classes, images, num_classes, names)
+    return replace(select_rows(rows, num_classes), notes=notes, named=named).to(logits.device)
+
+
+def asks_for_top(classes: Classes | ClassSelection) -> bool:
+    """Return whether the classes are chosen by the logits: None, "predicted" or "topN"."""
+    return classes is None or (isinstance(classes, str) and bool(re.fullmatch(r"predicted|top\d+", classes.strip())))
 
 
 def parse_classes(text: str, num_classes: int, names: Sequence[str], owner: str = "the model") -> int | list[int]:
@@ -88,9 +99,9 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str], owner: str 
         ValueError: An index out of range, more top classes than outputs, or a name of no class or of several.
     """
     text = text.strip()
-    if re.fullmatch(r"predicted|top\d+", text):
+    if asks_for_top(text):
         return parse_count(text, num_classes)
-    if not names and not re.fullmatch(r"[\d\s,+-]*", text):
+    if not names and not re.fullmatch(INDICES, text):
         raise ValueError(f'classes: expected "predicted", "topN" such as "top5", or class indices, got {text!r}')
     parts = [text] if text in names else [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -135,11 +146,11 @@ def select_rows(rows: Sequence[Sequence[int]], num_classes: int) -> ClassSelecti
 
 def _read_rows(
     classes: Any, images: int, num_classes: int, names: Sequence[str]
-) -> tuple[list[list[int]], tuple[str, ...]]:
-    """Return one list of indices per image, and notes on how they were read."""
+) -> tuple[list[list[int]], tuple[str, ...], bool]:
+    """Return one list of indices per image, notes on how they were read, and whether names were among them."""
     given = _plain(classes)
     if isinstance(given, np.ndarray):
-        return _read_array(given, images, num_classes)
+        return *_read_array(given, images, num_classes), False
     per_image = bool(given) and all(isinstance(row, list) for row in given)
     rows: list[list[Any]] = given if per_image else [given]
     flat = [each for row in rows for each in row]
@@ -147,8 +158,9 @@ def _read_rows(
         raise TypeError(
             f"classes: expected integers, or one list of them per image, got {given!r:.80}; pass class indices"
         )
-    if len({len(row) for row in rows}) == 1 and not any(isinstance(each, str) for each in flat):
-        return _read_array(np.asarray(given), images, num_classes)
+    named = any(isinstance(each, str) for each in flat)
+    if len({len(row) for row in rows}) == 1 and not named:
+        return *_read_array(np.asarray(given), images, num_classes), False
     if per_image and len(rows) != images:
         raise ValueError(f"classes: expected one list per image, {images}, got {len(rows)}; pass as many as images")
     wrong = [each for each in flat if isinstance(each, bool) or not isinstance(each, Integral | str)]
@@ -159,13 +171,15 @@ def _read_rows(
     found = [
         [index_of(each, names, num_classes) if isinstance(each, str) else int(each) for each in row] for row in rows
     ]
-    return (found, ()) if per_image else (found * images, _shared(len(flat), images))
+    return (found, (), named) if per_image else (found * images, _shared(len(flat), images), named)
 
 
 def _plain(classes: Any) -> np.ndarray | list[Any]:
     """Return classes as an array of numbers or as nested lists, before anything about them is checked."""
+    if isinstance(classes, Tensor) and classes.is_nested:
+        return [row.tolist() for row in classes.unbind()]
     if isinstance(classes, Tensor):
-        host = classes.detach().cpu()
+        host = classes.detach().to_dense().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
     if hasattr(classes, "__array__"):
         array = np.asarray(classes)

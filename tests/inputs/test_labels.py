@@ -64,6 +64,7 @@ MULTI_HOT: dict[str, Any] = {
     "list of arrays": list(HOT.numpy()),
     "view of another matrix": HOT.repeat(1, 2)[:, ::1][:, :5],
     "transposed": HOT.T.contiguous().T,
+    "sparse": HOT.to_sparse(),
 }
 PER_IMAGE: dict[str, Any] = {
     "lists": ROWS,
@@ -74,6 +75,7 @@ PER_IMAGE: dict[str, Any] = {
     "lists of NumPy numbers": [[np.int64(index) for index in row] for row in ROWS],
     "lists of tensors": [[torch.tensor(index) for index in row] for row in ROWS],
     "ranges": [range(1, 4, 2), range(0), range(2, 3)],
+    "nested tensor": torch.nested.nested_tensor([torch.tensor(row).long() for row in ROWS], layout=torch.jagged),
     "padded tensor": torch.tensor(PADDED),
     "padded array": np.array(PADDED, np.int16),
 }
@@ -463,6 +465,19 @@ def test_a_large_images_seed_takes_classes_in_every_form(tmp_path: Path) -> None
     for classes in ("top2", None, "e", [[4, 1], [2]]):
         with pytest.raises(ValueError, match="classes: expected"):
             polish(RGB[0], classes, out=tmp_path / "no.tif", seed=seed)
+
+
+def test_a_large_image_says_how_classes_were_read(tmp_path: Path) -> None:
+    pytest.importorskip("tifffile", reason="needs tifffile")
+    polish = LargeImageSSA(outputs(2), tile=64)
+    with pytest.warns(InputWarning, match="were read as class indices; pass bool") as seen:
+        assert polish(RGB[0], [[1, 0]], out=tmp_path / "a.tif").classes == [1, 0]
+    assert seen[0].filename == __file__
+    ssa = SSA(timm.create_model("test_resnet"), input_size=64, stages=["layer4"])
+    polish, seed = LargeImageSSA(ssa, tile=64), torch.rand(1, 4, 4)
+    with pytest.warns(InputWarning, match="class names are those of imagenet-1k"):
+        assert polish(RGB[0], ["tabby"], out=tmp_path / "b.tif", seed=seed).names == ["class 281"]
+    assert polish(RGB[0], [281], out=tmp_path / "c.tif", seed=seed).names == ["class 281"]
 
 
 def test_scores_are_probabilities_of_exclusive_classes_unless_told_otherwise(run: SSA) -> None:

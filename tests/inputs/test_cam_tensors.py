@@ -115,9 +115,7 @@ def test_own_files_without_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.npz holds CAMs of type \|V2; expected float16, float32 or uint8"):
         read_cam(tmp_path / "a.npz")
     torch.save({"keys": [3], "high_res": MAPS, "model": nn.Linear(1, 1)}, tmp_path / "a.npy")
-    with pytest.raises(
-        ValueError, match=r"is refused: the pickle references torch\.nn\.modules\.linear\.Linear"
-    ):
+    with pytest.raises(ValueError, match=r"is refused: the pickle references torch\.nn\.modules\.linear\.Linear"):
         read_cam(tmp_path / "a.npy")
     torch.save([1], tmp_path / "a.npy")
     with pytest.raises(ValueError, match=r"a\.npy is a torch\.save of a list; expected a dictionary of CAMs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -101,6 +102,20 @@ def test_a_process_that_dies_is_named_and_made_up_for(folder: Path, single: dict
     assert [process["state"] for process in report["processes"]] == ["finished", "finished", "died"]
     assert report["done"] < IMAGES
     assert_resumed(folder, tmp_path, single)
+
+
+def test_images_that_changed_are_made_again_by_whoever_has_them(folder: Path, tmp_path: Path) -> None:
+    """Rank 0 compares the records of all; see tests/inputs/test_identity.py for what is compared."""
+    images, out = Path(shutil.copytree(folder, tmp_path / "in")), tmp_path / "out"
+    assert start(images, out).wait(timeout=600) == 1
+    for n in (1, 9, 17, 25):  # one in each window
+        Image.fromarray(np.full((64, 64, 3), 7 * n, dtype=np.uint8)).save(images / f"{n:02d}.png")
+    ranks = start_all(images, out, 2)
+    outputs = [rank.communicate(timeout=600) for rank in ranks]
+    report = json.loads((out / "report.json").read_text())
+    assert (report["done"], report["resumed"], report["remade"]) == (IMAGES, IMAGES - 4, 4), outputs
+    assert start(images, tmp_path / "fresh").wait(timeout=600) == 1
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_what_rank_0_refuses_all_refuse(folder: Path, tmp_path: Path) -> None:

@@ -186,13 +186,15 @@ class _Run:
             report.notes.setdefault(note, []).append(f"process {report.rank}")
         if report.rank != 0:
             failures = [[failure.name, failure.reason] for failure in report.failures]
-            self.group.finish({"failures": failures, "notes": report.notes, "stopped": report.stopped})
+            rest = {"notes": report.notes, "stopped": report.stopped, "resumed": report.resumed}
+            self.group.finish({"failures": failures, **rest})
             return report
         timeout = 2 * distributed.HEARTBEAT_S if report.interrupted else float("inf")
         report.processes, others = self.group.gather(timeout)
         for other in others:
             report.failures += [Failure(name, reason) for name, reason in other["failures"]]
             report.stopped = report.stopped or other["stopped"]
+            report.resumed += other["resumed"]
             for note, names in other["notes"].items():
                 report.notes.setdefault(note, []).extend(names)
         named = {str(name): source for source, name in zip(self.sources, self.names, strict=True)}

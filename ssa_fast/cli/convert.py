@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
-from ssa_fast.io.progress import Progress, progress_bars
+from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,9 +166,9 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -
     def show(kind: str, style: str, line: str) -> None:
         screen.print(Text(f"{kind}: ", style).append(line, "default"), soft_wrap=True)
 
-    with progress_bars(screen) if screen.is_terminal else nullcontext() as on_progress:
+    with closing(paced(jobs, "convert", costs=[1.0] * len(jobs), console=screen)) as shown:
         try:
-            for number, job in enumerate(jobs, 1):
+            for job in shown:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", PickleWarning)
                     try:
@@ -180,8 +180,6 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -
                 for line in {str(warning.message) for warning in caught} - seen:
                     seen.add(line)
                     show("warning", "yellow", line)
-                if on_progress is not None:
-                    on_progress(Progress(number, len(jobs), phase="convert"))
         except KeyboardInterrupt:
             interrupted = True
     seconds, result = time.perf_counter() - start, console.out()

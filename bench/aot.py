@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     from bench import aot_compile as aot
     from bench import aot_stages, aot_targets
+    from bench.pace import paced
 
     stages = aot_stages.sides(options.stages, options.sizes)
     listed = aot_stages.cases(stages, options.dtypes, options.classes, options.batch)
@@ -67,10 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     rows: list[Row] = []
     aot.warm_up()
-    for name in options.target:
-        if reason := aot_targets.not_compiled_reason(name):
+    missing = {name: aot_targets.not_compiled_reason(name) for name in options.target}
+    for name, reason in missing.items():
+        if reason:
             print(f"{name}: skipped, {reason}\n", flush=True)  # before a process is forked
-            continue
+    chosen = [name for name in options.target if not missing[name]]
+    for name in paced(chosen, "aot"):
         # In a process of its own, since what the kernels' modules learn of the active GPU stays cached.
         tables = [options.table] if options.table else aot.find_tables(name)
         for _, found in aot.in_processes([partial(report_target, name, cases, table, options) for table in tables], 1):

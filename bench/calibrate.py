@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 
 from bench import measure
 from ssa_fast import Affinity, polish
+from ssa_fast.io.progress import paced
 from ssa_fast.ops import cost_model, dispatch
 
 if TYPE_CHECKING:
@@ -30,18 +31,43 @@ def problems() -> Iterator[tuple[tuple[int, int, int, int], Affinity, bool]]:
                     yield (B, K, C, side), Affinity(power=2), True
 
 
+def methods_of(problem: cost_model.Problem) -> Iterator[tuple[str, cost_model.Cost]]:
+    """The methods timed, each with its cost as the dispatcher counts it."""
+    for method in dispatch.TORCH_METHODS:
+        cost = cost_model.cost(method, problem)
+        if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > BUDGET:
+            continue
+        if method != "dense" or cost.extra_memory <= dispatch.DENSE_LIMIT:
+            yield method, cost
+
+
+def expected_seconds() -> list[float]:
+    """About how long each problem's timing takes: by the rates in the package, and by how fast this machine is."""
+    listed = [
+        cost_model.Problem(B, K, C, side * side, affinity, sign) for (B, K, C, side), affinity, sign in problems()
+    ]
+    known = cost_model.RATES["cpu", "torch"]
+    cam, f, sample = torch.rand(1, 20, 56, 56), torch.rand(1, 256, 56, 56), ("prototypes", "tiled")
+    one = cost_model.Problem(1, 20, 256, 56 * 56, Affinity(), True)
+    spent = [measure.median_seconds(lambda m=m: polish(cam, f, method=m, nonnegative=True)) for m in sample]  # type: ignore[misc]
+    slower = sum(spent) / sum(cost_model.seconds(cost_model.cost(method, one), known) for method in sample)
+
+    def timed(cost: cost_model.Cost) -> float:
+        one_call = slower * cost_model.seconds(cost, known)
+        return max(4 * one_call, min(0.4, 17 * one_call))  # as ``measure.median_seconds`` does
+
+    return [sum(timed(cost) for _, cost in methods_of(problem)) for problem in listed]
+
+
 def timings() -> Iterator[dict[str, Any]]:
     """One row per problem and supported method: its cost as the dispatcher counts it and the median time."""
-    for (B, K, C, side), affinity, nonnegative in problems():
+    costs = expected_seconds()
+    shown = paced(problems(), "calibrate", costs=costs, seconds=sum(costs))
+    for (B, K, C, side), affinity, nonnegative in shown:
         problem = cost_model.Problem(B, K, C, side * side, affinity, nonnegative)
         draw = torch.rand if nonnegative else torch.randn
         cam, f = torch.rand(B, K, side, side), draw(B, C, side, side)
-        for method in dispatch.TORCH_METHODS:
-            cost = cost_model.cost(method, problem)
-            if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > BUDGET:
-                continue
-            if method == "dense" and cost.extra_memory > dispatch.DENSE_LIMIT:
-                continue
+        for method, cost in methods_of(problem):
 
             def call(
                 method: str = method, cam: Any = cam, f: Any = f, affinity: Any = affinity, sign: bool = nonnegative

@@ -20,6 +20,7 @@ from bench.forks import ForkServer
 from bench.grid import Grid
 from bench.stand import Device
 from bench.trial import MANY
+from ssa_fast.io.progress import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -161,6 +162,8 @@ def run(kept: Run, stand: Device, wanted: dict[str, list[Provider]], budget: flo
         kept.ceilings = {key: found[key] for key in ("copy_gb_s", "product_gflop_s")}
         print(*table.head(kept.machine, kept.ceilings, settings), sep="\n", flush=True)
         grid = Grid(stand, place, settings["seed"], settings["limit_s"], settings["rounds"], kept.ceilings, tell)
+        pace = Pace("run")
+        costs = {name: problems.parse(name).size ** 2 for name in wanted}  # pixels
         left = list(wanted)
         while left and time.monotonic() - begin < budget:
             name = left.pop(0)
@@ -168,6 +171,7 @@ def run(kept: Run, stand: Device, wanted: dict[str, list[Provider]], budget: flo
             kept.rows += rows
             kept.save()
             print(*table.lines(rows), sep="\n", flush=True)
+            pace.update(sum(costs.values()) - sum(costs[each] for each in left), sum(costs.values()))
     finally:
         place.end()
     tell(f"{len(kept.rows)} rows in {time.monotonic() - begin:.0f} s")

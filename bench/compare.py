@@ -99,6 +99,9 @@ def compare(base: Path, candidate: Path, cases: Sequence[Case], options: argpars
     stand = Device(options.device, options.threads)
     found = machine() | {"threads": stand.threads}
     names = _named(options, found["commit"])
+    if stand.device == "cpu" and options.gates == "auto":
+        print("The gates come on top: minutes of compiling, if the kernels differ.", file=sys.stderr)
+    print(f"To be done in about {options.budget:g} s.", file=sys.stderr, flush=True)
     print(f"base: {names['base']}\ncandidate: {names['candidate']}\n{describe(found)}", flush=True)
     wrong, judged, rows = _correct(base, candidate, cases, stand)
     if wrong:

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from bench import measure
+from bench.baselines import dense_pcm
+from ssa_fast import Affinity
+from ssa_fast.io.progress import Pace
+from ssa_fast.ops import cost_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
+PACE = pytest.StashKey[tuple[Pace, dict[str, float], list[float]]]()  # the work of each test, and of those done
 
 
 class Versus(Protocol):
@@ -39,6 +44,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.addinivalue_line("markers", "work(flops): floating-point operations of all of a test's calls, as counted")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say about how long the tests take: the work that they count, at the rate of a short product of the same kind."""
+    work = {item.nodeid: marker.args[0] for item in session.items if (marker := item.get_closest_marker("work"))}
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not work or reporter is None or session.config.option.collectonly:
+        return
+    cam, f = torch.rand(1, 20, 56, 56), torch.rand(1, 256, 56, 56)
+    problem = cost_model.Problem(1, 20, 256, 56 * 56, Affinity(), None)
+    flops = cost_model.cost("dense", problem).flops
+    seconds = sum(work.values()) * measure.median_seconds(lambda: dense_pcm(cam, f)) / flops
+    session.config.stash[PACE] = Pace("paths", seconds, say=reporter.write_line), work, []
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Say how far the tests are."""
+    if PACE in item.config.stash:
+        pace, work, done = item.config.stash[PACE]
+        done.append(work.get(item.nodeid, 0.0))
+        pace.update(sum(done), sum(work.values()))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench import empty_driver, measure
+from bench.pace import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,12 +139,12 @@ def main(given: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "no tiles were measured")
     print(f"{'case':<34} {'launches':>8} {'µs':>7} {'goal':>6}  not replayed")
     rows = []
-    for case in CASES:
-        if options.case in case.name:
-            row = measured(case)
-            rows.append(asdict(row))
-            anew = f"{row.anew_us:.0f} µs, {row.anew_us / row.us:.1f}×" if row.anew_us else "–"
-            print(f"{row.case:<34} {row.launches:>8} {row.us:>7.1f} {row.goal_us:>6.0f}  {anew}", flush=True)
+    cases = [case for case in CASES if options.case in case.name]
+    for case in paced(cases, "host"):
+        row = measured(case)
+        rows.append(asdict(row))
+        anew = f"{row.anew_us:.0f} µs, {row.anew_us / row.us:.1f}×" if row.anew_us else "–"
+        print(f"{row.case:<34} {row.launches:>8} {row.us:>7.1f} {row.goal_us:>6.0f}  {anew}", flush=True)
     print(f"Triton {triton.__version__}, {measure.describe(measure.machine())}")
     if options.save:
         measure.save(options.save, rows)

@@ -27,6 +27,7 @@ from bench import measure
 from bench.workers import die_with
 from ssa_fast import SSA, Affinity
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
+from ssa_fast.io.progress import paced
 from ssa_fast.large import LargeImageSSA
 from ssa_fast.large.pipeline import choose_methods
 from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -230,10 +231,11 @@ def _of_affinity(affinity: str | None, folder: Path, options: argparse.Namespace
     rows = [against_whole(folder, options.model, affinity)] if linear else []
     for row in rows:
         print(json.dumps(row), flush=True)
-    for side in sorted(options.sizes):
-        if linear or side <= options.bank_up_to:
-            rows.append(_measured(side, folder, affinity, options, last=side == max(options.sizes)))
-            print(json.dumps(rows[-1]), flush=True)
+    sides = [side for side in sorted(options.sizes) if linear or side <= options.bank_up_to]
+    costs = [float(side**2 if linear else side**4) for side in sides]
+    for side in paced(sides, "large", costs=costs):
+        rows.append(_measured(side, folder, affinity, options, last=side == max(options.sizes)))
+        print(json.dumps(rows[-1]), flush=True)
     return [*rows, _verdict(rows, linear)] if rows else []
 
 

@@ -25,6 +25,7 @@ from bench import measure
 from ssa_fast import Affinity, polish
 from ssa_fast.evaluate import max_box_acc, threshold_sweep
 from ssa_fast.evaluate.boxes import IOUS
+from ssa_fast.io.progress import paced
 from ssa_fast.models import inspect_model, zoo
 from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
 from ssa_fast.models.trace import hooked_inference
@@ -314,7 +315,7 @@ def main(given: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     run = Run(model, options.seed, options.align_corners, options.side, methods)
-    for example in chosen:
+    for example in paced(chosen, "quality", costs=[1.0] * len(chosen)):
         run.add(example, preprocess(Image.open(example.image).convert("RGB")))
     table = rows(run, options.baseline)
     asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]

@@ -24,6 +24,7 @@ from ssa_fast.demo.comparison import OPTIONS
 from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
+from ssa_fast.io.progress import paced
 from ssa_fast.localize import masks
 from ssa_fast.models.demo_net import load_classifier, preprocess
 
@@ -146,7 +147,9 @@ def _stored(cam: CamFile, truth: np.ndarray, layout: Layout) -> tuple[int, int, 
 
 def main(save: Path | None, images: int = IMAGES) -> int:
     """Measure, print; with ``save`` keep the figures and the machine as JSON."""
-    found = [row for name, make in SETS.items() for row in rows(name, list(make(images)))]
+    found = []
+    for name, make in SETS.items():
+        found += rows(name, list(paced(make(images), name, costs=[1.0] * images)))
     for name in SETS:
         mine = [row for row in found if row["images"] == name]
         sizes = "{} x {}, strided {} x {}".format(*mine[0]["picture"], *mine[0]["strided"])

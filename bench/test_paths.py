@@ -12,16 +12,35 @@ import torch
 from bench.baselines import dense_pcm
 from bench.measure import peak_extra_memory, seconds
 from ssa_fast import Affinity, polish
+from ssa_fast.ops import cost_model
 
 if TYPE_CHECKING:
     from bench.conftest import Versus
 
 K = 20
 SHIFTED = Affinity("shifted")
+FEW = 3  # rounds of a dense product of 16,384², which takes seconds
 
 
-@pytest.mark.parametrize(("side", "promised", "goal"), [(128, True, 250), (128, None, 250), (56, None, 15)])
-def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | None, goal: float) -> None:
+def flops(method: str, side: int, *, K: int = K, C: int = 256, affinity: Affinity = Affinity()) -> float:  # noqa: B008 - frozen
+    """Operations of one call, as the dispatcher counts them."""
+    return cost_model.cost(method, cost_model.Problem(1, K, C, side * side, affinity, None)).flops
+
+
+def work(*calls: float, rounds: int = 7) -> pytest.MarkDecorator:
+    """What ``versus`` computes in all: each of its two calls once, and twice a round."""
+    return pytest.mark.work((1 + 2 * rounds) * sum(calls))
+
+
+@pytest.mark.parametrize(
+    ("side", "promised", "goal", "rounds"),
+    [
+        pytest.param(128, True, 250, FEW, marks=work(flops("dense", 128), rounds=FEW)),
+        pytest.param(128, None, 250, FEW, marks=work(flops("dense", 128), rounds=FEW)),
+        pytest.param(56, None, 15, 7, marks=work(flops("dense", 56))),
+    ],
+)
+def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | None, goal: float, rounds: int) -> None:
     cam, f = torch.rand(1, K, side, side), torch.rand(1, 256, side, side)
     label = f"prototypes{' (sign promised)' if promised else ''} vs dense PCM, L={side * side:,}, C=256"
     versus(
@@ -29,6 +48,7 @@ def test_prototypes_against_dense(versus: Versus, side: int, promised: bool | No
         lambda: dense_pcm(cam, f),
         label=label,
         at_least=goal,
+        rounds=rounds,
     )
 
 
@@ -60,6 +80,7 @@ def test_the_shifted_cosine_against_prototypes(versus: Versus, promised: bool | 
     )
 
 
+@work(flops("dense", 128), rounds=FEW)
 def test_the_shifted_cosine_against_dense(versus: Versus) -> None:
     cam, f = torch.rand(1, K, 128, 128), torch.randn(1, 256, 128, 128)
     versus(
@@ -68,16 +89,25 @@ def test_the_shifted_cosine_against_dense(versus: Versus) -> None:
         label="shifted cosine vs dense PCM (the ReLU), signed, L=16,384, C=256",
         at_least=250,
         same=False,
+        rounds=FEW,
     )
 
 
-@pytest.mark.parametrize(("side", "goal"), [(128, 2.5), (64, 1.0)])
-def test_tiled_against_dense(versus: Versus, side: int, goal: float) -> None:
+@pytest.mark.parametrize(
+    ("side", "goal", "rounds"),
+    [
+        pytest.param(128, 2.5, FEW, marks=work(flops("dense", 128), flops("tiled", 128), rounds=FEW)),
+        pytest.param(64, 1.0, 7, marks=work(flops("dense", 64), flops("tiled", 64))),
+    ],
+)
+def test_tiled_against_dense(versus: Versus, side: int, goal: float, rounds: int) -> None:
     cam, f = torch.rand(1, K, side, side), torch.randn(1, 256, side, side)
     label = f"tiled vs dense PCM, signed, L={side * side:,}, C=256"
-    versus(lambda: polish(cam, f, method="tiled"), lambda: dense_pcm(cam, f), label=label, at_least=goal)
+    ours = partial(polish, cam, f, method="tiled")
+    versus(ours, lambda: dense_pcm(cam, f), label=label, at_least=goal, rounds=rounds)
 
 
+@work(flops("dense", 128, K=0), flops("tiled", 128), rounds=5)
 def test_tiled_against_the_product_alone(versus: Versus) -> None:
     cam, f = torch.rand(1, K, 128, 128), torch.randn(1, 256, 128, 128)
     flat = f[0].flatten(1)
@@ -87,17 +117,20 @@ def test_tiled_against_the_product_alone(versus: Versus) -> None:
         label="tiled vs the product xᵀx alone, signed, L=16,384, C=256",
         at_least=1 / 0.6,
         same=False,
-        rounds=9,
+        rounds=5,
     )
 
 
-# Exponents e of time = L^e from 16,384 pixels on: tiled takes minutes at 262,144, so it is timed once.
+# Exponents e of time = L^e from 16,384 pixels on; tiled takes minutes at 262,144 pixels, and seconds at 65,536.
 @pytest.mark.parametrize(
     ("method", "draw", "affinity", "last", "goal", "times"),
     [
-        ("prototypes", "rand", Affinity(), 512, 1.1, 9),
-        ("prototypes", "randn", SHIFTED, 1024, 1.1, 9),
-        ("tiled", "randn", Affinity(), 512, 2.05, 1),
+        pytest.param("prototypes", "rand", Affinity(), 512, 1.1, 9, marks=pytest.mark.work(1e12)),  # memory counts
+        pytest.param("prototypes", "randn", SHIFTED, 1024, 1.1, 9, marks=pytest.mark.work(2e12)),
+        pytest.param(
+            *("tiled", "randn", Affinity(), 256, 2.05, 1),
+            marks=pytest.mark.work(10 * flops("tiled", 128) + flops("tiled", 256)),
+        ),
     ],
 )
 def test_growth(
@@ -137,6 +170,7 @@ def _products_exponent(sides: tuple[int, int]) -> float:
     return round(float(np.log(found[1] / found[0]) / np.log(sides[1] ** 2 / sides[0] ** 2)), 3)
 
 
+@work(flops("second_order", 128, K=3, affinity=Affinity(power=2)), flops("tiled", 128, K=3), rounds=FEW)
 def test_second_order_against_tiled(versus: Versus) -> None:
     cam, f, affinity = torch.rand(1, 3, 128, 128), torch.rand(1, 256, 128, 128), Affinity(power=2)
     versus(
@@ -144,11 +178,17 @@ def test_second_order_against_tiled(versus: Versus) -> None:
         lambda: polish(cam, f, affinity=affinity, method="tiled"),
         label="second-order vs tiled, power 2, L=16,384, C=256, K=3",
         at_least=1.0,
+        rounds=FEW,
     )
 
 
 @pytest.mark.parametrize(
-    ("method", "draw", "side"), [("prototypes", "rand", 128), ("prototypes", "rand", 256), ("tiled", "randn", 256)]
+    ("method", "draw", "side"),
+    [
+        ("prototypes", "rand", 128),
+        ("prototypes", "rand", 256),
+        pytest.param("tiled", "randn", 256, marks=pytest.mark.work(flops("tiled", 256))),
+    ],
 )
 def test_peak_extra_memory(rows: list[dict[str, Any]], method: str, draw: str, side: int) -> None:
     setup = f"cam, f = torch.rand(1, {K}, {side}, {side}), torch.{draw}(1, 256, {side}, {side})"

@@ -146,6 +146,7 @@ def main(
         return 2
     if dry_run:
         print(DRY_RUN, NOT_SHOWN, sep="\n", flush=True)
+    print(f"To be done in {budget:g} s.", file=sys.stderr, flush=True)
     begin, device = time.monotonic(), Device(dry_run)
     seed = secrets.randbelow(1 << 30) if seed is None else seed
     table = Table(device, out, dry_run, commit)

@@ -99,6 +99,7 @@ def main(
     report = Report(head, None if out is None else out / f"{name}.json")
     if dry_run:
         print(DRY_RUN, NOT_SHOWN, sep="\n", flush=True)
+    print(f"To be done in {budget:g} s.", file=sys.stderr, flush=True)
     phases = plan(suite, seed, dry_run, only, side_by_side(dry_run))
     with workers.Pool(dry_run) as pool:
         run(phases, pool, report, begin, budget)

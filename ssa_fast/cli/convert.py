@@ -6,7 +6,7 @@ import re
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
-from ssa_fast.io.progress import Progress, progress_bars
+from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,9 +208,9 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -
             f"notice: {len(conversion.unnamed)} files such as {conversion.unnamed[0]} do not say their image's suffix, "
             "which wsolevaluation wants in the name (a.jpg.npy); if its image ids have one, pass --image-suffix"
         )
-    with progress_bars(screen) if screen.is_terminal else nullcontext() as on_progress:
+    with closing(paced(jobs, "convert", costs=[1.0] * len(jobs), console=screen)) as shown:
         try:
-            for number, job in enumerate(jobs, 1):
+            for job in shown:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", PickleWarning)
                     try:
@@ -222,8 +222,6 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -
                 for line in {str(warning.message) for warning in caught} - seen:
                     seen.add(line)
                     show("warning", "yellow", line)
-                if on_progress is not None:
-                    on_progress(Progress(number, len(jobs), phase="convert"))
         except KeyboardInterrupt:
             interrupted = True
     seconds, result = time.perf_counter() - start, console.out()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import Debug  # noqa: TC001 - typer reads it
+from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def describe_network(name: str, check: Callable[[nn.Module], None] | None = None
 def list_networks(names: Sequence[str], check: Callable[[nn.Module], None] | None = None) -> None:
     """Print the table of the networks and the failures; exit with 1 if there are any."""
     screen = console.err()
-    shown = track(names, "inspecting networks", console=screen, disable=not screen.is_terminal)
+    shown = paced(names, "inspecting networks", costs=[1.0] * len(names), console=screen)
     rows = [describe_network(name, check) for name in shown]
     working = [_cells(row.name, row.description, row.seconds) for row in rows if row.description]
     if working:

@@ -16,6 +16,7 @@ from rich.text import Text
 from ssa_fast.cli import console
 from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option, parse_scales
 from ssa_fast.io.images import MAX_PIXELS
+from ssa_fast.io.progress import Pace
 
 if TYPE_CHECKING:
     from ssa_fast.io.datasets import Listing
@@ -162,7 +163,7 @@ def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:
         screen.print(Text("failed: ", "red").append(f"{name}: {reason}", "default"), soft_wrap=True)
 
     with rich_progress.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        show = progress_callback(bar)
+        show = progress_callback(bar) if screen.is_terminal else progress_lines()
 
         def on_progress(progress: Progress) -> None:
             show(progress)
@@ -190,6 +191,12 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
         bar.update(task, completed=progress.done, total=progress.total, name=progress.name)
 
     return show
+
+
+def progress_lines() -> OnProgress:
+    """Return a callback that says on stderr how far a run is; resumed images do not count."""
+    pace = Pace("polishing")
+    return lambda progress: pace.update(progress.done - progress.resumed, progress.total - progress.resumed)
 
 
 def _print_summary(report: RunReport, out: Path) -> None:

@@ -259,6 +259,16 @@ def test_a_call_whose_result_is_a_view_of_its_argument():
     assert part.data_ptr() == other[:, 1:].data_ptr()
 
 
+def test_a_view_may_have_the_shape_of_its_source_and_other_strides():
+    def run() -> list[torch.Tensor]:
+        turned = call(torch.clone, square.mT, memory_format=torch.contiguous_format)
+        return [moments.find_moments(turned[None, None], mean=False).peak, turned]
+
+    square, other = draw(4, 4), draw(4, 4, seed=5)
+    _, plan = Recorder([square]).run(run)
+    assert torch.equal(plan.replay([other])[1], other.mT)
+
+
 def test_stages_use_one_workspace_one_after_the_other():
     features = draw(1, 64, 6, 6)
     polish(CAM, features, method="tiled", backend="triton")

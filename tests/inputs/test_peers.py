@@ -76,6 +76,15 @@ def test_a_list_of_one_cam(net, method, N):
         same(polish([cam.numpy() for cam in cams], high), expected[:, 0])
 
 
+def test_what_the_extractor_itself_keeps(net):
+    with methods.LayerCAM(net, target_layer=["low", "high"]) as extractor, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = net(images())
+        polished = polish(extractor(scores.argmax(1).tolist(), scores), extractor.hook_a)
+    assert polished.shape == (2, 16, 24)
+    assert polished.isfinite().all()
+
+
 def test_a_cam_of_each_layer_is_polished_in_its_own_stage(net):
     with methods.GradCAM(net, target_layer=["low", "high"]) as extractor:
         scores = net(images())

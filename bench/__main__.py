@@ -6,9 +6,11 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from bench.measure import ROOT
+from bench.workers import die_with
 
 COMMANDS = {
     "run": "problems × providers, side by side; what runs if no command is named",
@@ -133,7 +135,7 @@ def _paths(save: Path | None) -> int:
     options = ["--benchmark-enable", "--benchmark-disable-gc", "--benchmark-columns=median,iqr,rounds"]
     saved = ["--save", str(save.resolve())] if save else []
     command = [sys.executable, "-m", "pytest", *suites, *options, *saved]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, check=False, preexec_fn=partial(die_with, os.getpid())).returncode
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import re
 import subprocess
 import tempfile
@@ -34,6 +35,7 @@ except ImportError:  # Triton before 3.4
 
 from bench.aot_ir import Loop, assembly_loops
 from bench.aot_targets import TARGETS
+from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
@@ -293,6 +295,11 @@ def _compile_task(name: str, launches: list[tuple[Launch, int]], result: Connect
     result.send(compile_rows(name, launches))
 
 
+def _child(task: Callable[[Connection], None], result: Connection, parent: int) -> None:
+    die_with(parent)
+    task(result)
+
+
 def in_processes(tasks: Sequence[Callable[[Connection], None]], jobs: int) -> Iterator[tuple[int, Any]]:
     """Run each task in a forked process; yield ``(number, result)``, None for a process that died."""
     context = multiprocessing.get_context("fork")
@@ -302,7 +309,7 @@ def in_processes(tasks: Sequence[Callable[[Connection], None]], jobs: int) -> It
         while waiting and len(running) < jobs:
             number, task = waiting.pop()
             receiving, sender = context.Pipe(duplex=False)
-            process = context.Process(target=task, args=(sender,))
+            process = context.Process(target=_child, args=(task, sender, os.getpid()))
             process.start()
             sender.close()
             running[receiving] = number, process

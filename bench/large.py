@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ import torch
 from PIL import Image
 
 from bench import measure
+from bench.workers import die_with
 from ssa_fast import SSA, Affinity
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
 from ssa_fast.large import LargeImageSSA
@@ -251,7 +254,10 @@ def _measured(
     command += ["--affinity", affinity] if affinity is not None else []
     command += ["--tile", str(options.tile)] if options.tile else []
     command += ["--preview", str(options.preview)] if options.preview and last else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=measure.ROOT, check=True)
+    end_with_this = partial(die_with, os.getpid())
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, cwd=measure.ROOT, check=True, preexec_fn=end_with_this
+    )
     source.unlink()
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures

@@ -8,11 +8,14 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from bench.workers import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +59,13 @@ def peak_extra_memory(setup: str, call: str) -> int:
     )
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+        preexec_fn=partial(die_with, os.getpid()),
     )
     if done.returncode:
         raise RuntimeError(f"the process measured failed:\n{done.stderr}")

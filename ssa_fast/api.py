@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ssa_fast import validation
 from ssa_fast.affinity import Affinity
+from ssa_fast.arrays import detach, give, unbatch_cam
 from ssa_fast.ops import custom_op, launch_plan
 from ssa_fast.ops.explanation import Explanation
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.fusion import fuse as fuse_stages
-from ssa_fast.ops.polish import polish_and_fuse
+from ssa_fast.ops.polish import polish_and_fuse, polish_own_and_fuse
 from ssa_fast.ops.stage import plan_stages
 from ssa_fast.validation import validate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssa_fast.validation import Affinities, ArrayLike, Fuse, StagesLike, Weights
+    from ssa_fast.arrays import CamLike, StagesLike
+    from ssa_fast.validation import Affinities, Fuse, Grids, Layouts, Weights
 
 
 def polish(
-    cam: ArrayLike,
+    cam: CamLike,
     feats: StagesLike,
     *,
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
@@ -34,6 +37,8 @@ def polish(
     size: tuple[int, int] | None = None,
     align_corners: bool = True,
     nonnegative: bool | None = None,
+    layout: Layouts = None,
+    grid: Grids = None,
     method: str = "auto",
     backend: str = "auto",
     precision: str = "default",
@@ -52,7 +57,8 @@ def polish(
     results are min–max rescaled per image and class, resized and fused.
 
     Args:
-        cam: ``(h, w)``, ``(K, h, w)`` or ``(B, K, h, w)``; floating; a tensor or a NumPy array.
+        cam: ``(h, w)``, ``(K, h, w)`` or ``(B, K, h, w)``; floating, of any sign; a tensor or a NumPy array. Beside
+            several images ``(B, h, w)`` is one map for each. A list, as torch-cam's, has one CAM or one per stage.
         feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages. Any strides.
         affinity: How alike two pixels are; one for all stages, or one per stage (sequence or dict like ``feats``).
         fuse: ``"mean"`` (Σ w·p / Σ w), ``"sum"`` (Σ w·p), ``"max"`` (max of w·p) or ``"product"`` (Π p^w) over stages.
@@ -63,6 +69,11 @@ def polish(
         align_corners: Of the bilinear resizing of the CAM and of the results.
         nonnegative: Promise (True) or deny (False) that all features are ≥ 0; by default it is read from the data. A
             broken promise gives wrong numbers.
+        layout: Of ``feats``: ``"nchw"``, ``"nhwc"`` or ``"tokens"``, ``(B, N, C)``, of which up to 8 tokens before the
+            patches are dropped; one for all stages or one per stage; read as views. Default: ``"nchw"``, but what
+            cannot be a stage of the CAM's image is refused.
+        grid: ``(H, W)`` of the patches of ``"tokens"``, one for all stages or one per stage. Default: the only one with
+            the CAM's ratio of sides.
         method: ``"auto"``, ``"dense"``, ``"prototypes"``, ``"second_order"``, ``"tiled"`` or ``"resident"`` (GPU).
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"reference"`` (dense, differentiable).
         precision: Of the matrix products of ``"tiled"`` and ``"resident"`` on Triton: ``"default"`` has half-precision
@@ -74,15 +85,20 @@ def polish(
         float32, in which half and bfloat16 inputs are accumulated too. NaN stays NaN; Inf comes out as Inf or NaN.
 
     Raises:
-        ValueError: A shape, size, device, option value or promise that does not fit; an input that requires grad with
-            grad mode on; a ``method`` or ``backend`` that cannot do this exactly.
+        ValueError: A shape, size, device, option value or promise that does not fit; a ``method`` or ``backend`` that
+            cannot do this exactly.
         TypeError: An integer, complex or otherwise unsuitable argument.
+
+    Warns:
+        InputWarning: An input requires grad with grad mode on, which only ``backend="reference"`` keeps; ``feats`` may
+            well have another layout.
     """
     options = (affinity, fuse, weights, rescale, size, align_corners, nonnegative, method, backend, precision)
-    key = launch_plan.call_key(cam, feats, options)
+    key = launch_plan.call_key(cam, feats, (*options, layout, grid))
     if plan := launch_plan.find(key):
+        assert isinstance(cam, torch.Tensor)
         (polished,) = plan.replay(launch_plan.inputs_of(cam, feats))
-        return polished if cam.ndim == 4 else polished[(0,) * (4 - cam.ndim)]
+        return unbatch_cam(polished, cam.ndim)
     request = validate(
         cam,
         feats,
@@ -93,18 +109,28 @@ def polish(
         size=size,
         align_corners=align_corners,
         nonnegative=nonnegative,
+        layout=layout,
+        grid=grid,
         method=method,
         backend=backend,
         precision=precision,
     )
+    give(request.notes, stacklevel=2)
     if torch.compiler.is_compiling() and backend != "reference":
-        maps = {name: custom_op.polish_stage(request.cam, stage) for name, stage in request.stages.items()}
+        cams = request.cams * (len(request.stages) // len(request.cams))
+        maps = dict(zip(request.stages, map(custom_op.polish_stage, cams, request.stages.values()), strict=True))
         return request.restore(fuse_stages(maps, request.fusion))
-    (polished,) = polish_and_fuse(request.cam, request.stages, request.fusion, key)
+    if len(request.cams) > 1:
+        return request.restore(polish_own_and_fuse(request.cams, request.stages, request.fusion))
+    if request.notes:
+        key = None  # a replay gives no note
+    (polished,) = polish_and_fuse(
+        request.cams[0], request.stages, request.fusion, key, launch_plan.inputs_of(cam, feats)
+    )
     return request.restore(polished)
 
 
-def explain(cam: ArrayLike, feats: StagesLike, **options: Any) -> Explanation:
+def explain(cam: CamLike, feats: StagesLike, **options: Any) -> Explanation:
     """Print and return how ``polish`` would do each stage and the fusion: method, backend, predicted cost, reason.
 
     Takes the arguments of ``polish`` and raises what it raises for them; computes nothing but the features' sign.
@@ -114,6 +140,7 @@ def explain(cam: ArrayLike, feats: StagesLike, **options: Any) -> Explanation:
         not rescaled). ``str()`` of it is the table that is printed.
     """
     request = validate(cam, feats, **options)
+    give(request.notes, stacklevel=2)
     explanation = Explanation(plan_stages(request.stages, read_signs=True), request.fusion)
     print(explanation)
     return explanation
@@ -125,6 +152,8 @@ def correlation(
     *,
     size: tuple[int, int] | None = None,
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
+    layout: Layouts = None,
+    grid: Grids = None,
 ) -> Any:
     """Return one pixel's affinity ``φ(x_iᵀ x_j)`` to all others, per stage (the SSA paper's Figure 1).
 
@@ -134,6 +163,7 @@ def correlation(
             ``size`` is given, pixels of an image of that size.
         size: ``(H, W)`` of the image in whose pixels ``point`` is given.
         affinity: φ and centring, one or one per stage; ``steps`` and ``sum_eps`` are not used.
+        layout, grid: As in ``polish``; a grid that is not given has the ratio of ``size``, else is square.
 
     Returns:
         ``(B, H, W)`` (``(H, W)`` for an unbatched stage), float32 or float64, NumPy for NumPy; for several stages a
@@ -142,18 +172,20 @@ def correlation(
     Raises:
         ValueError, TypeError: As in ``polish``; a point outside the image.
     """
-    stages = validation.read_stages(feats)
-    validation.check_no_grad({f"feats ({name})": stage for name, stage in stages.items()})
     y, x = validation.check_point(point, size)
+    image_size = None if size is None else validation.check_size("size", size)
+    stages = validation.read_stages(feats, layout, grid, size=image_size)
+    maps, lost = detach([f"feats ({name})" for name in stages], [stage.map for stage in stages.values()])
+    give([*(stage.note for stage in stages.values() if stage.note), *lost], stacklevel=2)
     affinity_of = validation.per_stage("affinity", affinity, stages, Affinity)
     several = isinstance(feats, (Mapping, list, tuple))
     given: list[Any] = list(feats.values() if isinstance(feats, Mapping) else feats) if several else [feats]
     found: dict[str, Any] = {}
-    for (name, stage), original in zip(stages.items(), given, strict=True):
-        with torch.autocast(stage.device.type, enabled=False):
-            affinities = _correlate(stage, y, x, affinity_of[name])
-        affinities = affinities if original.ndim == 4 else affinities[0]
-        found[name] = affinities if isinstance(original, torch.Tensor) else affinities.cpu().numpy()
+    for (name, stage), each, original in zip(stages.items(), maps, given, strict=True):
+        with torch.autocast(each.device.type, enabled=False):
+            affinities = _correlate(each, y, x, affinity_of[name])
+        affinities = affinities if stage.batched else affinities[0]
+        found[name] = affinities.cpu().numpy() if isinstance(original, np.ndarray) else affinities
     if not several:
         return next(iter(found.values()))
     return found if isinstance(feats, Mapping) else list(found.values())

@@ -6,29 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssa_fast import arrays
 from ssa_fast.affinity import Affinity
+from ssa_fast.arrays import InputWarning, device_of, name_stages, read_cams, unbatch_cam
+from ssa_fast.layouts import RANKS
 
-ArrayLike: TypeAlias = "Tensor | np.ndarray[Any, Any]"
-StagesLike: TypeAlias = "ArrayLike | Sequence[ArrayLike] | Mapping[str, ArrayLike]"
+if TYPE_CHECKING:
+    from ssa_fast.arrays import ArrayLike, CamLike, Stage, StagesLike
+
+__all__ = ["InputWarning"]  # beside what is defined here
+
+Layouts: TypeAlias = "str | Sequence[str | None] | Mapping[str, str | None] | None"
+Grids: TypeAlias = "tuple[int, int] | Sequence[tuple[int, int]] | Mapping[str, tuple[int, int]] | None"
 Affinities: TypeAlias = "Affinity | Sequence[Affinity] | Mapping[str, Affinity]"
 Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
 Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | None"
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FUSES = ("mean", "max", "sum", "product")
 METHODS = ("auto", "dense", "prototypes", "second_order", "tiled", "resident")
 BACKENDS = ("auto", "torch", "triton", "reference")
 PRECISIONS = ("default", "high")
-
-
-class InputWarning(UserWarning):
-    """An input could be read in more than one way; the message says how it was read, and how to say otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,23 +69,26 @@ class FusionOptions:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A checked call of ``polish``: the CAM as ``(B, K, h, w)``, a request per stage, and how to fuse them."""
+    """A checked call of ``polish``: CAMs ``(B, K, h, w)``, a request per stage, how to fuse them, and notes.
 
-    cam: Tensor
+    There is one CAM for all stages, or one for each, in order. ``notes`` say how an input was read.
+    """
+
+    cams: list[Tensor]
     stages: dict[str, StageRequest]
     fusion: FusionOptions
     rank: int
     is_numpy: bool
+    notes: list[str]
 
     def restore(self, polished: Tensor) -> ArrayLike:
         """Return ``(B, K, H, W)`` with the rank and the kind of array that the caller's CAM had."""
-        for _ in range(4 - self.rank):
-            polished = polished[0]
+        polished = unbatch_cam(polished, self.rank)
         return polished.cpu().numpy() if self.is_numpy else polished
 
 
 def validate(
-    cam: ArrayLike,
+    cam: CamLike,
     feats: StagesLike,
     *,
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
@@ -92,20 +98,16 @@ def validate(
     size: tuple[int, int] | None = None,
     align_corners: bool = True,
     nonnegative: bool | None = None,
+    layout: Layouts = None,
+    grid: Grids = None,
     method: str = "auto",
     backend: str = "auto",
     precision: str = "default",
 ) -> Request:
     """Check the arguments of ``polish`` and bring them into one form; raise what ``polish`` documents."""
-    device = _device_of(feats)
-    tensor = as_tensor("cam", cam, device)
-    rank = tensor.ndim
-    if rank not in (2, 3, 4):
-        raise ValueError(f"cam: expected shape (h, w), (K, h, w) or (B, K, h, w), got {tuple(tensor.shape)}")
-    if tensor.numel() == 0:
-        raise ValueError(f"cam: expected at least one class and one pixel, got shape {tuple(tensor.shape)}")
-    tensor = tensor.reshape((1,) * (4 - rank) + tuple(tensor.shape))
-    stages = read_stages(feats, tensor.device)
+    is_numpy = isinstance(cam[0] if isinstance(cam, (list, tuple)) and cam else cam, np.ndarray)
+    given = read_cams(cam, device_of(feats))
+    cams, stages, notes = _read(given, feats, layout, grid, keep_grad=backend == "reference" and not is_numpy)
     _check_flag("rescale", rescale, optional=True)
     _check_flag("align_corners", align_corners)
     _check_flag("nonnegative", nonnegative, optional=True)
@@ -125,97 +127,65 @@ def validate(
         backend=backend,
     )
     affinities = per_stage("affinity", affinity, stages, Affinity)
-    for name, stage in stages.items():
-        if stage.shape[0] != tensor.shape[0]:
-            raise ValueError(
-                f"feats: expected the CAM's batch of {tensor.shape[0]}, got {stage.shape[0]} in stage {name!r} "
-                f"(cam {tuple(tensor.shape)}, stage {tuple(stage.shape)})"
-            )
-        if stage.device != tensor.device:
-            raise ValueError(
-                f"feats: expected the CAM's device {tensor.device}, got {stage.device} in stage {name!r}; "
-                "move one of them"
-            )
-    if backend != "reference":
-        check_no_grad({"cam": tensor, **{f"feats ({name})": stage for name, stage in stages.items()}})
     requests = {
         name: StageRequest(
             stage,
             affinities[name],
-            K=tensor.shape[1],
-            dtype=result_dtype(tensor.dtype, stage.dtype),
+            K=cams[0].shape[1],
+            dtype=result_dtype(cams[i % len(cams)].dtype, stage.dtype),
             nonnegative=nonnegative,
             method=method,
             backend=backend,
             precision=precision,
             align_corners=align_corners,
         )
-        for name, stage in stages.items()
+        for i, (name, stage) in enumerate(stages.items())
     }
-    return Request(tensor, requests, fusion, rank, isinstance(cam, np.ndarray))
+    return Request(cams, requests, fusion, given[0].ndim, is_numpy, notes)
 
 
-def as_tensor(argument: str, value: object, device: torch.device | None = None) -> Tensor:
-    """Return a floating tensor: a tensor as it is, a NumPy array on ``device``, its memory shared where possible."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fbiuc":
-            raise TypeError(f"{argument}: expected a floating array, got dtype {value.dtype}")
-        if not (value.flags.writeable and value.dtype.isnative and all(stride >= 0 for stride in value.strides)):
-            value = value.astype(value.dtype.newbyteorder("="), order="C", copy=True)  # PyTorch cannot share it
-        value = torch.from_numpy(value).to(device)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a torch tensor or a NumPy array, got {type(value).__name__}")
-    if value.dtype not in FLOATING:
-        advice = "take .abs() or .real first" if value.is_complex() else "convert it with .float()"
-        raise TypeError(f"{argument}: expected float16, bfloat16, float32 or float64, got {value.dtype}; {advice}")
-    return value.resolve_neg()  # the memory of a lazily negated view has the other sign
+def _read(
+    given: Sequence[Tensor], feats: StagesLike, layout: Layouts, grid: Grids, *, keep_grad: bool
+) -> tuple[list[Tensor], dict[str, Tensor], list[str]]:
+    """Return CAMs ``(B, K, h, w)`` and stages that go together, and notes on how they were read."""
+    read = read_stages(feats, layout, grid, cams=given)
+    notes = [stage.note for stage in read.values() if stage.note] + arrays.note_classes_last(given, read)
+    cams, maps = arrays.match(given, read), [stage.map for stage in read.values()]
+    if not keep_grad:
+        names = [*(["cam"] * len(cams)), *(f"feats ({name})" for name in read)]
+        detached, lost = arrays.detach(names, [*cams, *maps])
+        cams, maps, notes = detached[: len(cams)], detached[len(cams) :], notes + lost
+    return cams, dict(zip(read, maps, strict=True)), notes
 
 
-def read_stages(feats: StagesLike, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return the stages by name (``"0"``, ``"1"``, … for a sequence), each ``(B, C, H, W)``, all of one batch size."""
-    if isinstance(feats, (Tensor, np.ndarray)):
-        named: dict[str, Any] = {"feats": feats}
-    elif isinstance(feats, Mapping):
-        named = {f"feats[{name!r}]": value for name, value in feats.items()}
-    elif isinstance(feats, (list, tuple)):
-        named = {f"feats[{i}]": value for i, value in enumerate(feats)}
-    else:
-        raise TypeError(f"feats: expected a tensor or a list, tuple or dict of stages, got {type(feats).__name__}")
-    if not named:
-        raise ValueError(f"feats: expected at least one stage, got an empty {type(feats).__name__}")
-    stages = []
-    for argument, value in named.items():
-        stage = as_tensor(argument, value, _device_of(feats) if device is None else device)
-        if stage.ndim not in (3, 4):
-            raise ValueError(f"{argument}: expected shape (B, C, H, W) or (C, H, W), got {tuple(stage.shape)}")
-        if stage.numel() == 0:
-            raise ValueError(f"{argument}: expected at least one channel and one pixel, got shape {tuple(stage.shape)}")
-        stages.append(stage if stage.ndim == 4 else stage[None])
-        if len(stages[-1]) != len(stages[0]):
-            raise ValueError(
-                f"{argument}: expected a batch of {len(stages[0])} like the first stage, got {len(stages[-1])}"
-            )
-    names = list(feats) if isinstance(feats, Mapping) else [str(i) for i in range(len(stages))]
-    return dict(zip(names, stages, strict=True))
+def read_stages(
+    feats: StagesLike,
+    layout: Layouts = None,
+    grid: Grids = None,
+    *,
+    cams: Sequence[Tensor] = (),
+    size: tuple[int, int] | None = None,
+) -> dict[str, Stage]:
+    """Return the stages by name, all of one batch size; of ``cams`` or an image of ``size`` they have the aspect."""
+    named = name_stages(feats)
+    layouts, grids = check_layouts(layout, grid, named)
+    return arrays.read_stages(named, layouts, grids, cams, cams[0].device if cams else device_of(feats), size)
 
 
-def _device_of(feats: StagesLike) -> torch.device | None:
-    """Return the device of the first tensor among the stages, None if all are NumPy arrays."""
-    each = feats.values() if isinstance(feats, Mapping) else feats if isinstance(feats, (list, tuple)) else [feats]
-    for stage in each:  # a loop, since PyTorch 2.6 compiles no next()
-        if isinstance(stage, Tensor):
-            return stage.device
-    return None
-
-
-def check_no_grad(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse an input whose gradient would silently be lost: every backend but the reference is inference only."""
-    for argument, tensor in tensors.items():
-        if torch.is_grad_enabled() and tensor.requires_grad:
-            raise ValueError(
-                f"{argument}: expected a tensor without grad, got requires_grad=True; call under torch.no_grad(), pass "
-                f".detach(), or use backend='reference', which is differentiable"
-            )
+def check_layouts(
+    layout: Layouts, grid: Grids, stages: Mapping[str, object]
+) -> tuple[dict[str, str | None], dict[str, tuple[int, int] | None]]:
+    """Return layout and grid of each stage, None where they were not given."""
+    layouts = per_stage("layout", layout, stages, (str, type(None)))
+    for value in layouts.values():
+        if value not in (*RANKS, None):
+            raise ValueError(f"layout: expected one of {', '.join(RANKS)}, got {value!r}")
+    by_stage = isinstance(grid, Mapping) or (isinstance(grid, (list, tuple)) and not any(map(_is_int, grid)))
+    given = list(grid) if isinstance(grid, tuple) else grid
+    grids = per_stage("grid", given, stages, (tuple, type(None))) if by_stage else dict.fromkeys(stages, grid)
+    if any(each is not None for each in grids.values()) and "tokens" not in layouts.values():
+        raise ValueError(f"grid: expected None where no stage has layout='tokens', got {grid}; pass layout='tokens'")
+    return layouts, {name: None if each is None else check_size("grid", each) for name, each in grids.items()}
 
 
 def result_dtype(*dtypes: torch.dtype) -> torch.dtype:

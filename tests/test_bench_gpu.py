@@ -392,10 +392,14 @@ def killed(write):
     """What a process had reported that was killed while it wrote over and over: a number, by a pipe."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        for number in range(1, 10**6):
-            write(number)
-            os.write(writer, number.to_bytes(4, "little"))
+        try:
+            os.close(reader)  # or it would write for ever, to itself, if this process were killed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            for number in range(1, 10**6):
+                write(number)
+                os.write(writer, number.to_bytes(4, "little"))
+        finally:
+            os._exit(1)
     told = [os.read(reader, 4) for _ in range(3)]
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

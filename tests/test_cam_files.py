@@ -15,7 +15,17 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ssa_fast.io.cam_files import FORMATS, PICKLED, CamFile, PickleWarning, full_size, read_cam, suffix, write_cam
+from ssa_fast.io.cam_files import (
+    FORMATS,
+    PICKLED,
+    CamFile,
+    PickleWarning,
+    full_size,
+    read_cam,
+    suffix,
+    write_cam,
+)
+from ssa_fast.io.cam_values import WSOL_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +52,7 @@ def content(K: int = 2, size: tuple[int, int] = (H, W)) -> CamFile:
         names=("cat", "Hund ü")[:K],
         labels=(CLASSES + 1)[:K].astype(np.uint8),
         logits=np.array([0.5, 2.5], dtype=np.float32)[:K],
+        image="val/a.png",
         align_corners=False,
         settings={"model": "resnet50", "scales": [1.0, 2.0]},
         version="1.2",
@@ -101,8 +112,8 @@ def test_files_of_other_tools_are_detected_and_read(format: str, tmp_path: Path)
     cam = read_cam(path, allow_pickle=format in PICKLED)
     assert cam.cams.dtype == np.float32
     np.testing.assert_array_equal(cam.cams, expected)
-    assert cam.size == (H, W)
-    np.testing.assert_array_equal(full_size(cam), expected)
+    assert cam.size == (None if format == "wsol" else (H, W))
+    np.testing.assert_array_equal(full_size(replace(cam, size=(H, W))), expected)
     assert cam.classes is None if format == "wsol" else cam.classes.dtype == np.int64
     np.testing.assert_array_equal(cam.classes, None if format == "wsol" else CLASSES)
     read_cam(path, format=format, allow_pickle=True)
@@ -188,21 +199,22 @@ def test_wsolevaluation_accepts_wsol_files(tmp_path: Path) -> None:
     write_cam(tmp_path / "a.JPEG.npy", content(1, (9, 13)), format="wsol")
     scoremap = np.load(os.path.join(tmp_path, "a.JPEG" + ".npy"))
     assert scoremap.dtype == float  # util.check_scoremap_validity raises TypeError for float32
-    assert scoremap.shape == (H, W)
+    assert scoremap.shape == (WSOL_SIZE, WSOL_SIZE)  # the size of its boxes, see tests/inputs/test_wsol_files.py
     assert scoremap.min() >= 0
     assert scoremap.max() <= 1
-    np.testing.assert_array_equal(scoremap.astype(np.float32), full_size(content(1, (9, 13)))[0])
+    assert scoremap[0, 0] == full_size(content(1, (9, 13)))[0, 0, 0]
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_round_trip(format: str, tmp_path: Path) -> None:
-    cam = content(1 if format == "wsol" else 2)
+    cam = content(1, (WSOL_SIZE, WSOL_SIZE)) if format == "wsol" else content(2)
+    cam = replace(cam, size=cam.cams.shape[1:])
     path = tmp_path / f"a{suffix(format)}"
     write_cam(path, cam, format=format, allow_pickle=format in PICKLED)
     again = read_cam(path, allow_pickle=format in PICKLED)
     tolerance = 2**-12 if format in ("ssa", "clip-es") else 0  # half a float16 step below 1
     np.testing.assert_allclose(again.cams, cam.cams, rtol=0, atol=tolerance)
-    assert again.size == (H, W)
+    assert again.size == (None if format == "wsol" else (H, W))
     if format != "wsol":
         np.testing.assert_array_equal(again.classes, CLASSES)
     assert list(tmp_path.iterdir()) == [path]
@@ -219,7 +231,7 @@ def test_own_files_keep_everything(dtype: str, tolerance: float, tmp_path: Path)
         expected, found = getattr(cam, name), getattr(again, name)
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
-    for name in ("size", "names", "align_corners", "settings", "version"):
+    for name in ("size", "names", "align_corners", "settings", "version", "image"):
         assert getattr(again, name) == getattr(cam, name)
     maps = full_size(again)
     expected = interpolate(torch.from_numpy(again.cams)[None], (H, W), mode="bilinear", align_corners=False)[0]

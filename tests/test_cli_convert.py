@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from ssa_fast.cli.app import app
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import FORMATS, PICKLED, CamFile, suffix
+from ssa_fast.io.cam_values import WSOL_SIZE, nearest_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,11 @@ def cam_file(path: Path, format: str = "ssa", cam: CamFile = CAMS) -> Path:
     return path
 
 
+def at_wsol_size(maps: np.ndarray) -> np.ndarray:
+    """See tests/inputs/test_wsol_files.py."""
+    return maps[:, nearest_pixels(H)[:, None], nearest_pixels(W)]
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -65,11 +71,13 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("source", FORMATS[:4])
 def test_every_format_into_every_other(source: str, to: str, tmp_path: Path) -> None:
     cam_file(tmp_path / f"in/a{suffix(source)}", source)
-    call(tmp_path / "in", "--from", source, "--to", to, "--out", tmp_path / "out", "--allow-pickle")
-    assert files(tmp_path / "out") == [f"a{suffix(to)}"]
-    cam = cam_files.read_cam(tmp_path / f"out/a{suffix(to)}", format=to, allow_pickle=True)
+    named = ("--image-suffix", ".png") if to == "wsol" else ()
+    call(tmp_path / "in", "--from", source, "--to", to, *named, "--out", tmp_path / "out", "--allow-pickle")
+    name = "a.png.npy" if to == "wsol" else f"a{suffix(to)}"
+    assert files(tmp_path / "out") == [name]
+    cam = cam_files.read_cam(tmp_path / "out" / name, format=to, allow_pickle=True)
     first = 1 if to == "wsol" and source == "ssa" else 0  # only ssa has logits
-    expected = MAPS[first : first + 1] if to == "wsol" else MAPS
+    expected = at_wsol_size(MAPS[first : first + 1]) if to == "wsol" else MAPS
     np.testing.assert_allclose(cam.cams, expected, rtol=0, atol=2**-11)
     if to != "wsol":
         assert cam.classes is not None
@@ -109,7 +117,9 @@ def test_outputs_inside_the_input_folder_are_not_read(tmp_path: Path) -> None:
 def test_strided_cams_are_written_at_the_images_size(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz", cam=replace(CAMS, cams=MAPS[:, ::2, ::2].copy()))
     call(path, "--to", "wsol", "--out", tmp_path)
-    assert np.load(tmp_path / "a.npy").shape == (H, W)
+    assert np.load(tmp_path / "a.npy").shape == (WSOL_SIZE, WSOL_SIZE)
+    call(path, "--to", "irn", "--out", tmp_path / "irn", "--allow-pickle")
+    assert cam_files.read_cam(tmp_path / "irn/a.npy", allow_pickle=True).cams.shape == (2, H, W)
 
 
 def test_bad_files_do_not_stop_the_others(tmp_path: Path) -> None:
@@ -123,7 +133,8 @@ def test_bad_files_do_not_stop_the_others(tmp_path: Path) -> None:
     result = call(folder, missing, "--to", "wsol", "--out", tmp_path / "out", exit_code=1)
     assert files(tmp_path / "out") == ["good.npy", "zz.npy"]
     stderr = result.stderr.splitlines()
-    assert len(stderr) == 4
+    assert len(stderr) == 5
+    assert "do not say their image's suffix" in stderr[0]
     for name, reason in {
         folder / "cut.npz": "is damaged or not a CAM file",
         folder / "empty.npy": "is damaged or not a CAM file",
@@ -170,7 +181,8 @@ def test_pickles_are_written_only_with_the_flag(to: str, tmp_path: Path) -> None
 
 def test_no_warning_without_a_pickle(tmp_path: Path) -> None:
     path = cam_file(tmp_path / "a.npz")
-    assert call(path, "--to", "wsol", "--out", tmp_path, "--allow-pickle").stderr == ""
+    arguments = ("--image-suffix", ".png", "--allow-pickle")
+    assert call(path, "--to", "wsol", "--out", tmp_path, *arguments).stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -190,7 +202,7 @@ def test_wsol_takes_the_requested_class_or_the_highest_logit(
 ) -> None:
     cam = replace(CAMS, logits=None if logits is None else np.array(logits, dtype=np.float32))
     call(cam_file(tmp_path / "a.npz", cam=cam), "--to", "wsol", "--out", tmp_path, *arguments)
-    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), MAPS[expected], rtol=0, atol=2**-11)
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), at_wsol_size(MAPS)[expected], rtol=0, atol=2**-11)
 
 
 def test_a_file_without_the_class_fails(tmp_path: Path) -> None:
@@ -233,7 +245,7 @@ def test_existing_files_are_kept_without_overwrite(tmp_path: Path) -> None:
     assert f"{target} exists; pass --overwrite" in failed(*arguments)
     assert target.read_text() == "mine"
     call(*arguments, "--overwrite")
-    assert np.load(target).shape == (H, W)
+    assert np.load(target).shape == (WSOL_SIZE, WSOL_SIZE)
 
 
 def test_no_output_replaces_an_input_or_another_output(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssa_fast import Affinity, polish
+from ssa_fast import Affinity, InputWarning, polish
 from ssa_fast.ops import custom_op
 from ssa_fast.validation import StageRequest
 
@@ -115,5 +115,13 @@ def test_a_refusal_reaches_the_caller_of_a_compiled_function():
 
 def test_wrong_input_is_refused_while_compiling():
     compiled = torch.compile(lambda cam, f: polish(cam, f, backend="triton"), backend="eager")
-    with pytest.raises(ValueError, match="without grad"):
-        compiled(torch.rand(B, K, 4, 4), torch.rand(B, C, H, W, requires_grad=True))
+    with pytest.raises(ValueError, match="expected the CAM's batch of 2, got 3"):
+        compiled(torch.rand(B, K, 4, 4), torch.rand(3, C, H, W))
+
+
+def test_a_lost_gradient_is_noted_outside_the_graph():
+    compiled = torch.compile(lambda cam, f: polish(cam, f, method="dense", backend="torch"), backend="eager")
+    cam, f = torch.rand(B, K, 4, 4), torch.rand(B, C, H, W)
+    with pytest.warns(InputWarning, match="requires_grad=True"):
+        out = compiled(cam, f.clone().requires_grad_())
+    torch.testing.assert_close(out, polish(cam, f, method="dense", backend="torch"), rtol=0, atol=0)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import rand
 
 import ssa_fast
-from ssa_fast import Affinity, FeatureMean, PixelBank, Prototypes
+from ssa_fast import Affinity, FeatureMean, InputWarning, PixelBank, Prototypes
 from ssa_fast.io.sizes import parse_bytes
 from tests.accuracy import assert_as_accurate
 
@@ -631,15 +631,24 @@ def closed() -> PixelBank:
         ),
         (lambda: (bank := PixelBank(K, C)).merge(bank), r"^other: expected another PixelBank, got the same"),
         (lambda: Prototypes(K, C).add(rand(2, 2), rand(2, 2)), r"^cam: expected \(n, 3, h, w\), got \(2, 2\)"),
-        (
-            lambda: Prototypes(K, C).add(rand(K, 2, 2, requires_grad=True), rand(C, 2, 2)),
-            r"^cam: expected a tensor without grad",
-        ),
     ],
 )
 def test_wrong_arguments_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_gradients_are_dropped_with_a_note() -> None:
+    cam, feats = rand(K, 2, 2), rand(C, 2, 2)
+    plain, noted = Prototypes(K, C), Prototypes(K, C)
+    plain.add(cam, feats)
+    with pytest.warns(InputWarning, match=r"^cam: requires_grad=True.*no_grad") as caught:
+        noted.add(cam.clone().requires_grad_(), feats)
+    assert caught[0].filename == __file__
+    with pytest.warns(InputWarning, match=r"^feats: requires_grad=True"):
+        out = noted.apply(feats.clone().requires_grad_())
+    assert not out.requires_grad
+    assert torch.equal(out, plain.apply(feats))
 
 
 def test_wrong_types_are_refused() -> None:

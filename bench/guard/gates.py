@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.measure import ROOT
+from bench.workers import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -104,6 +106,7 @@ def _told(tree: Path, command: Sequence[str], **environment: str) -> Any:
             capture_output=True,
             text=True,
             check=False,
+            preexec_fn=partial(die_with, os.getpid()),
         )
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))

@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import resource
 import statistics
+import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +101,7 @@ class Worker:
 
 def serve(pipe: Connection, tree: str, stand: Device) -> None:
     """A worker's life: questions from the pipe, ``(True, answer)`` or ``(False, what went wrong)`` into it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted is not what users run
     served, why = None, ""
     try:
@@ -114,6 +117,14 @@ def serve(pipe: Connection, tree: str, stand: Device) -> None:
             pipe.send((True, getattr(served, name)(argument)) if served else (False, why))
         except Exception as error:
             pipe.send((False, told(error)))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that asked for this one, which the fork server's signal does not tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def told(error: Exception) -> str:

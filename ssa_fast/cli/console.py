@@ -6,8 +6,10 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+
+notices: set[str] = set()
+"""Notes that the command has printed."""
 
 
 def out(*, stderr: bool = False) -> Console:
@@ -43,14 +49,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     return result
 
 
+def _show_warning(otherwise: Callable[..., None], message: Warning | str, category: type, *rest: Any) -> None:
+    if category.__name__ != "InputWarning":  # by name: to import it takes a second, which ``--help`` has not
+        otherwise(message, category, *rest)
+    elif str(message) not in notices:
+        notices.add(str(message))
+        err().print(f"notice: {message}")
+
+
 @contextmanager
 def usage_errors(*, debug: bool) -> Iterator[None]:
     """Turn errors of usage into one line on stderr and exit code 2, and Ctrl-C into exit code 130.
 
     A missing module counts as one: the line says what to install. ``debug`` prints the traceback before the line.
+    Notes on how an input was read, ``InputWarning``, become one line each.
     """
+    notices.clear()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            yield
     except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +32,9 @@ SUFFIXES = (".npy", ".npz")
 SUMMARY = ("done", "failed", "seconds", "files/s", "outputs")
 PICKLE_HELP = "Allow psa, irn and clip-es files: pickles, which can run code when they are read."
 CLASS_HELP = "The class stored in a wsol file, by name or index; default: highest logit, else the first."
+SUFFIX_HELP = (
+    "Suffix of the images, e.g. .jpg, kept in wsol's names; default: as in ssa files, else as the file is called."
+)
 
 
 def _output(*names: str, help: str) -> Any:
@@ -43,6 +47,7 @@ def command(
     out: Annotated[Path, _output("--out", "-o", help="Output folder; subfolders of the input are kept.")],
     dtype: Annotated[Literal["float16", "uint8"], _output(help="Data type in ssa files.")] = "float16",
     class_: Annotated[str | None, _output("--class", help=CLASS_HELP)] = None,
+    image_suffix: Annotated[str | None, _output(help=SUFFIX_HELP)] = None,
     overwrite: Annotated[bool, _output("--overwrite", help="Replace existing files.")] = False,
     source: Annotated[Format | None, typer.Option("--from", help="Read only this format; default: any.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=PICKLE_HELP)] = False,
@@ -50,13 +55,14 @@ def command(
 ) -> None:
     """Convert CAM files between the formats of ssa_fast, PSA, IRN, CLIP-ES and wsolevaluation.
 
-    A file that cannot be converted does not stop the others. Formats other than ssa store CAMs at the image's size.
+    A file that cannot be converted does not stop the others. Formats other than ssa store CAMs at the image's size;
+    wsol does at 224x224, and its names keep the image's suffix: a.jpg.npy.
     Exit code: 0 all done, 1 something failed, 2 wrong usage, 130 after Ctrl-C.
 
     Example: ssa-fast convert out/cams --to irn --out irn_cams --allow-pickle
     """
     with console.usage_errors(debug=debug):
-        conversion = _Conversion(to, out, source, dtype, allow_pickle, class_, overwrite)
+        conversion = _Conversion(to, out, source, dtype, allow_pickle, class_, image_suffix, overwrite)
         exit_code = _convert_all(conversion, conversion.jobs(paths), debug=debug)
     raise typer.Exit(exit_code)
 
@@ -69,7 +75,9 @@ class _Conversion:
     dtype: Literal["float16", "uint8"]
     allow_pickle: bool
     class_: str | None
+    image_suffix: str | None
     overwrite: bool
+    unnamed: list[Path] = field(default_factory=list)  # files whose image's suffix is not known
 
     def __post_init__(self) -> None:
         """Raise ValueError for options that would make every file fail."""
@@ -82,6 +90,20 @@ class _Conversion:
             )
         if self.class_ is not None and self.to != "wsol":
             raise ValueError(f"class: expected with --to wsol only, as it stores one map, got --to {self.to}; omit it")
+        if self.image_suffix is not None and self.to != "wsol":
+            raise ValueError(f"image-suffix: expected with --to wsol only, whose names keep it, got --to {self.to}")
+        if self.image_suffix is not None and not re.fullmatch(r"\.\w+", self.image_suffix):
+            raise ValueError(f"image-suffix: expected a suffix such as .jpg, got {self.image_suffix!r}")
+        if self.source in PICKLED and not self.allow_pickle:
+            raise ValueError(
+                f"from: {self.source!r} files are pickles, which can run any code when they are read; pass "
+                "--allow-pickle if you trust their makers"
+            )
+        if self.source == "wsol" and (self.to in PICKLED or self.class_ is not None):
+            raise ValueError(
+                f"from: 'wsol' files do not say which class their map is of, which "
+                f"{'--class' if self.class_ is not None else f'--to {self.to}'} needs; leave it out"
+            )
         if self.dtype != "float16" and self.to != "ssa":
             raise ValueError(f"dtype: expected with --to ssa only, got --to {self.to}; omit it")
         if self.out.exists() and not self.out.is_dir():
@@ -103,7 +125,8 @@ class _Conversion:
             if key in jobs:
                 continue
             stem = relative.stem if relative.suffix.lower() in SUFFIXES else relative.name
-            target, refusal = self.out / relative.with_name(stem + suffix(self.to)), ""
+            name = relative.with_name(stem) if self.to != "wsol" else self._image_name(path, relative.with_name(stem))
+            target, refusal = self.out / name.with_name(name.name + suffix(self.to)), ""
             if target.resolve() in inputs:
                 refusal = f"its output {target} would replace an input file; choose another --out."
             elif (owner := owners.setdefault(str(target).casefold(), path)) != path:
@@ -123,6 +146,20 @@ class _Conversion:
             is_output = out != path.resolve() and out in file.resolve().parents
             if file.suffix.lower() in suffixes and file.is_file() and not hidden and not is_output:
                 yield file, relative
+
+    def _image_name(self, path: Path, name: Path) -> Path:
+        """Return the whole name of a file's image: as the file says, else its own with the suffix."""
+        from ssa_fast.io.cam_files import read_image_name
+        from ssa_fast.io.datasets import has_image_suffix
+
+        if self.image_suffix is None and (said := read_image_name(path)) is not None:
+            return Path(said)
+        if has_image_suffix(name):
+            return name
+        if self.image_suffix is None:
+            self.unnamed.append(path)
+            return name
+        return name.with_name(name.name + self.image_suffix)
 
     def convert(self, path: Path, target: Path, refusal: str) -> None:
         """Convert one file; raise ValueError or OSError if that is not possible."""
@@ -166,6 +203,11 @@ def _convert_all(conversion: _Conversion, jobs: Sequence[Job], *, debug: bool) -
     def show(kind: str, style: str, line: str) -> None:
         screen.print(Text(f"{kind}: ", style).append(line, "default"), soft_wrap=True)
 
+    if conversion.unnamed:
+        screen.print(
+            f"notice: {len(conversion.unnamed)} files such as {conversion.unnamed[0]} do not say their image's suffix, "
+            "which wsolevaluation wants in the name (a.jpg.npy); if its image ids have one, pass --image-suffix"
+        )
     with progress_bars(screen) if screen.is_terminal else nullcontext() as on_progress:
         try:
             for number, job in enumerate(jobs, 1):

@@ -42,16 +42,25 @@ Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]
 
 
 def build(
-    *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str, **options: Any
+    *,
+    model: str,
+    weights: str,
+    device: str,
+    stages: str,
+    affinity: str,
+    scales: str,
+    probability: str | None = None,
+    **options: Any,
 ) -> tuple[Classifier, SSA]:
     """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
     from ssa_fast import SSA
     from ssa_fast.models import zoo
 
-    options |= {"affinity": parse_affinity(affinity), "scales": _parse_scales(scales), "stages": parse_stages(stages)}
-    classifier = zoo.load(model, weights, device=_parse_device(device))
+    options |= {"affinity": parse_affinity(affinity), "scales": parse_scales(scales), "stages": parse_stages(stages)}
+    classifier = zoo.load(model, weights, device=_parse_device(device), probability=probability)
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
+    options |= {"names": classifier.categories, "probability": classifier.probability}
     return classifier, SSA(classifier.model, input_size=classifier.input_size, **options)
 
 
@@ -67,11 +76,15 @@ def parse_affinity(text: str) -> Affinity | Literal["auto"]:
     return "auto" if text.strip() == "auto" else Affinity.parse(text)
 
 
-def _parse_scales(text: str) -> tuple[float, ...]:
+def parse_scales(text: str) -> tuple[float, ...]:
+    """Return ``--scales`` in the form that ``SSA`` takes; ValueError for anything else than factors > 0."""
+    from ssa_fast.validation import check_scales
+
     try:
-        return tuple(float(part) for part in text.split(","))
+        scales = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"scales: expected numbers separated by commas such as 0.5,1,1.5,2, got {text!r}") from None
+    return check_scales(scales)
 
 
 def _parse_device(text: str) -> torch.device:

@@ -14,12 +14,11 @@ from rich import progress as rich_progress
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option
+from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option, parse_scales
 from ssa_fast.io.images import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from ssa_fast.io.datasets import Listing
     from ssa_fast.io.progress import OnProgress, Progress
     from ssa_fast.runs import RunReport
 
@@ -37,6 +36,8 @@ torchrun --nproc-per-node 4 -m ssa_fast run slides/ --memory 16GB --out out
 
 SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
 NAMES_SHOWN = 3
+EARLIER = ("were complete before", "made again")  # images with a record of an earlier start
+NOTES_SHOWN = 20
 
 
 def command(
@@ -54,6 +55,10 @@ def command(
     classes: Annotated[
         str, _cam("'predicted', 'top5', names and indices, or 'labels': the dataset's own.", "--classes", "-c")
     ] = "predicted",
+    probability: Annotated[
+        Literal["softmax", "sigmoid"] | None,
+        _model("Scores: softmax, or sigmoid for several labels per image; default: the model's."),
+    ] = None,
     seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "auto",
@@ -75,6 +80,10 @@ def command(
     workers: Annotated[int | None, _exec("Processes that read images; default: by the cores.", min=0)] = None,
     split: Annotated[str | None, _exec("Split of VOC folders: train, val, ..., or a file of ids.")] = None,
     backdrop: Annotated[str, _exec("Colour behind transparent images.")] = "white",
+    bands: Annotated[str | None, _exec("Bands to read: red,green,blue or one, from 1, e.g. 3,2,1.")] = None,
+    range: Annotated[
+        str, _exec("Values that become black and white: 'auto', LOW,HIGH, or the % cut off at each end, e.g. 2.")
+    ] = "auto",
     max_pixels: Annotated[int, _exec("Refuse images with more pixels.", min=1)] = MAX_PIXELS,
     large_above: Annotated[int, _exec("Process images with more pixels in tiles, and write TIFFs.", min=1)] = 2**24,
     memory: Annotated[str, _exec("Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
@@ -99,24 +108,31 @@ def command(
     given = locals()
     with console.usage_errors(debug=debug):
         from ssa_fast import runs
+        from ssa_fast.io.samples import parse_bands, parse_range
         from ssa_fast.localize.options import PostprocessOptions
         from ssa_fast.models import zoo
+        from ssa_fast.runs.loader import needs_tiles
 
         postprocess = PostprocessOptions(background, alpha, ignore, box_threshold, components)
-        parsed = {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
+        parsed: dict[str, Any] = {"bands": parse_bands(bands), "range": parse_range(range)}
+        parsed |= {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
+        images = runs.list_images(paths, out, options, split=split)
+        if all(map(needs_tiles, images.sources)):
+            _check_tiles(scales, seed, flip=flip)
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
-        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, size="stage", **how)
+        which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
+        classifier, ssa = build(**which, seed=seed, size="stage", **how)
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
             line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
             console.err().print(line)
         affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
-        settings = {"model": model, "weights": classifier.weights, **how}
+        settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
-        report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)
+        report = _run(images, ssa, out, classifier=classifier, options=options, settings=settings)
     if debug:
         for failure in report.failures:
             if failure.error is not None:
@@ -126,7 +142,15 @@ def command(
     raise typer.Exit(report.exit_code)
 
 
-def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
+def _check_tiles(scales: str, seed: str, *, flip: bool) -> None:
+    """Raise ValueError for options that images processed in tiles exclude."""
+    if flip or parse_scales(scales) != (1.0,):
+        raise ValueError("scales: images in tiles are seen once, at their own size; leave out --scales and --flip")
+    if seed not in ("auto", "cam"):
+        raise ValueError(f"seed: images in tiles need the classifier's own CAM, got {seed!r}; leave --seed out")
+
+
+def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:
     """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
     from ssa_fast import runs
 
@@ -146,7 +170,7 @@ def _run(paths: Sequence[Path], ssa: Any, out: Path, **options: Any) -> RunRepor
                 printed.add(progress.name)
                 print_failure(progress.name, progress.error)
 
-        report = runs.run(paths, ssa, out, on_progress=on_progress, **options)
+        report = runs.run(images, ssa, out, on_progress=on_progress, **options)
     for failure in report.failures:
         if report.rank == 0 and failure.name not in printed:
             print_failure(failure.name, failure.reason)
@@ -171,9 +195,12 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
 def _print_summary(report: RunReport, out: Path) -> None:
     """Print notices on stderr and the closing table on stdout."""
     screen, done, failed = console.err(), len(report.done), len(report.failures)
-    for note, names in report.notes.items():
+    notes = {note: names for note, names in report.notes.items() if note not in console.notices}
+    for note, names in list(notes.items())[:NOTES_SHOWN]:
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         screen.print(f"notice: {', '.join(names[:NAMES_SHOWN])}{rest}: {note}")
+    if len(notes) > NOTES_SHOWN:
+        screen.print(f"notice: {len(notes) - NOTES_SHOWN} more notices are in {out / 'report.json'}")
     if report.skipped:
         path, reason = report.skipped[0]
         screen.print(f"notice: {len(report.skipped)} skipped, the first being {path}: {reason}")
@@ -188,8 +215,13 @@ def _print_summary(report: RunReport, out: Path) -> None:
     if report.stopped:
         screen.print(f"stopped: {report.stopped}")
     title = "interrupted; complete images were kept" if report.interrupted else "run"
-    if report.resumed:
-        title += f" ({report.resumed} were complete before)"
+    if report.leftovers:
+        screen.print(
+            f"notice: {out} also holds outputs of {len(report.leftovers)} images that are not among those given, such "
+            f"as {report.leftovers[0]}; they were left as they are, and are not in boxes.json"
+        )
+    if counts := [f"{n} {what}" for n, what in zip((report.resumed, report.remade), EARLIER, strict=True) if n]:
+        title += f" ({', '.join(counts)})"
     row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
     console.out().print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
 

@@ -6,7 +6,7 @@
 | ``psa`` | PSA, SEAM | pickled ``.npy``: {class index: (H, W) float32} |
 | ``irn`` | IRN | pickled ``.npy``: {"keys": (K,), "cam": (K, h, w) at stride 4, "high_res": (K, H, W)} |
 | ``clip-es`` | CLIP-ES | pickled ``.npy``: {"keys": (K,), "attn_highres": (K, H, W) float16} |
-| ``wsol`` | wsolevaluation | ``.npy``: (H, W) float64 in [0, 1], one map per image |
+| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64 in [0, 1], one map per image, see ``cam_values.WSOL_SIZE`` |
 
 Class indices are 0-based without a background in all formats; the other codebases add 1 when they read them.
 """
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,17 +26,28 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast.io.atomic import atomic_write
+from ssa_fast.io.cam_values import in_unit, nearest_pixels, to_array, to_float16
+from ssa_fast.io.restricted_pickle import Refused, RestrictedPickle, RestrictedUnpickler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FORMATS", "PICKLED", "CamFile", "PickleWarning", "full_size", "read_cam", "suffix", "write_cam"]
+__all__ = [
+    *("FORMATS", "PICKLED", "CamFile", "PickleWarning"),
+    *("full_size", "read_cam", "read_image_name", "suffix", "write_cam"),
+]
 
 FORMATS = ("ssa", "psa", "irn", "clip-es", "wsol")
 PICKLED = ("psa", "irn", "clip-es")
 IRN_STRIDE = 4
-TOLERANCE = 0.5 / 255  # SEAM's CAMs go slightly below 0: values that round to 0 or 255 count as in [0, 1]
-DTYPES = {"classes": np.int64, "names": np.str_, "labels": np.uint8, "logits": np.float32, "size": np.int64}
+DTYPES = {
+    "classes": np.int64,
+    "names": np.str_,
+    "labels": np.uint8,
+    "logits": np.float32,
+    "size": np.int64,
+    "image": np.str_,
+}
 """Fields that an ``ssa`` file may lack, and their dtypes in it."""
 
 PICKLE_RISK = (
@@ -44,18 +55,6 @@ PICKLE_RISK = (
     "made or whose makers you trust"
 )
 PICKLE_WARNING = f"pickled CAM files are used: {PICKLE_RISK}"
-# What the pickles of the codebases above hold: arrays and tensors. Refusing all other names limits the damage that a
-# malicious file can do, but does not make untrusted files safe.
-ALLOWED_GLOBALS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch", "Size"),
-}
 
 
 class PickleWarning(UserWarning):
@@ -67,10 +66,11 @@ class CamFile:
     """The CAMs of one image.
 
     Attributes:
-        cams: float32 (K, h, w), at the image's size or smaller (strided).
+        cams: float32 (K, h, w), at the image's size or smaller (strided). Tensors are converted.
         classes: int64 (K,) class indices, 0-based without a background; None if the format has none.
         size: (H, W) of the image; None if the file does not say.
         names, labels, logits: K class names, values in the mask, and logits; only in this project's files.
+        image: The image's file name, below the folder that was given to the run; only in this project's files.
         align_corners: Mode of the bilinear resizing to ``size``.
         settings, version: How the CAMs were made, and by which version of ssa_fast.
 
@@ -84,11 +84,14 @@ class CamFile:
     names: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
     logits: np.ndarray | None = None
+    image: str | None = None
     align_corners: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("cams", "classes", "labels", "logits"):
+            object.__setattr__(self, name, to_array(getattr(self, name)))
         if self.cams.ndim != 3 or self.cams.size == 0 or self.cams.dtype.kind != "f":
             raise ValueError(
                 f"cams: expected floating (K, h, w), got {self.cams.dtype} {self.cams.shape}; give one image's CAMs"
@@ -166,10 +169,10 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
         _check_format(format)
     content = Path(path).read_bytes()
     try:
-        found, cam = _read_npz(content) if content[:2] == b"PK" else _read_npy(content, allow_pickle)
+        found, cam = _read_archive(content) if content[:2] == b"PK" else _read_npy(content, allow_pickle)
     except PickleWarning:  # if the caller turned warnings into errors
         raise
-    except _Refused as refused:
+    except Refused as refused:
         raise ValueError(f"path: {path} {refused}") from None
     except Exception as error:  # damaged data raise nearly every exception
         raise ValueError(f"path: {path} is damaged or not a CAM file ({type(error).__name__}: {error})") from error
@@ -178,15 +181,25 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
     return cam
 
 
-class _Refused(Exception):
-    """The reason why an intact file is not read."""
+def read_image_name(path: Path) -> str | None:
+    """Return the image's file name that an ``ssa`` file holds, without reading its CAMs; None if it holds none.
+
+    A name that leads out of a folder is none: the file may come from anywhere.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = str(archive["image"])
+    except Exception:  # ``read_cam`` raises the proper error for a damaged file
+        return None
+    parts = PurePosixPath(name).parts
+    return None if not parts or name.startswith("/") or ".." in parts or "\\" in name else name
 
 
 def _own_content(cam: CamFile, dtype: str) -> dict[str, Any]:
     if dtype == "float16":
-        stored = _to_float16(cam.cams)
+        stored = to_float16(cam.cams)
     elif dtype == "uint8":
-        stored = np.rint(_in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
+        stored = np.rint(in_unit(cam.cams, "dtype: uint8") * 255).astype(np.uint8)
     else:
         raise ValueError(f"dtype: expected float16 or uint8, got {dtype!r}")
     arrays: dict[str, Any] = {
@@ -199,18 +212,30 @@ def _own_content(cam: CamFile, dtype: str) -> dict[str, Any]:
     return arrays | {name: np.asarray(value, DTYPES[name]) for name, value in optional.items() if value is not None}
 
 
-def _read_npz(content: bytes) -> tuple[str, CamFile]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+def _read_archive(content: bytes) -> tuple[str, CamFile]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "data.pkl" in members:  # torch.save of what the codebases give to np.save
+        if "constants.pkl" in members:
+            raise Refused("is a TorchScript archive, not a CAM file")
+        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=RestrictedPickle())
+        if not isinstance(held, dict):
+            raise Refused(f"is a torch.save of a {type(held).__name__}; expected a dictionary of CAMs")
+        return _parse(held)
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
     if "cams" not in arrays:
-        raise _Refused("is an archive without CAMs; give a file that ssa_fast wrote")
-    return "ssa", CamFile(
+        raise Refused("is an archive without CAMs; give a file that ssa_fast wrote")
+    if arrays["cams"].dtype.kind not in "fu":
+        raise Refused(f"holds CAMs of type {arrays['cams'].dtype}; expected float16, float32 or uint8")
+    return "ssa", _checked(
         arrays["cams"].astype(np.float32) / (255 if arrays["cams"].dtype == np.uint8 else 1),
         classes=arrays.get("classes"),
         size=tuple(arrays["size"].tolist()) if "size" in arrays else None,
         names=tuple(arrays["names"].tolist()) if "names" in arrays else None,
         labels=arrays.get("labels"),
         logits=arrays.get("logits"),
+        image=str(arrays["image"]) if "image" in arrays else None,
         align_corners=bool(arrays.get("align_corners", True)),
         settings=json.loads(str(arrays["settings"])) if "settings" in arrays else {},
         version=str(arrays.get("version", "")),
@@ -224,7 +249,9 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
     if format == "wsol":
         if len(high_res) != 1:
             raise ValueError(f"format: 'wsol' files hold one map, got {len(high_res)} classes; choose one of them")
-        return _in_unit(high_res[0], "format: 'wsol'").astype(np.float64)  # wsolevaluation refuses float32
+        rows, columns = (nearest_pixels(side) for side in size)
+        # wsolevaluation refuses float32
+        return in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64)
     if cam.classes is None:
         raise ValueError(f"format: {format!r} files need classes, got CAMs without; set classes")
     keys = np.asarray(cam.classes, dtype=np.int64)
@@ -237,23 +264,8 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
         maps = interpolate(torch.from_numpy(high_res)[None], strided, mode="bilinear", align_corners=False)[0]
         content = {"keys": torch.from_numpy(keys), "cam": maps, "high_res": high_res}
     else:
-        content = {"keys": keys, "attn_highres": _to_float16(high_res)}
+        content = {"keys": keys, "attn_highres": to_float16(high_res)}
     return np.array(content, dtype=object)
-
-
-def _in_unit(cams: np.ndarray, what: str) -> np.ndarray:
-    if not (cams.min() >= -TOLERANCE and cams.max() <= 1 + TOLERANCE):
-        raise ValueError(
-            f"{what} holds CAMs in [0, 1] only, got {cams.min():g} to {cams.max():g}; rescale them, or use another"
-        )
-    return cams.clip(0, 1)
-
-
-def _to_float16(cams: np.ndarray) -> np.ndarray:
-    largest = np.finfo(np.float16).max
-    if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
-        raise ValueError(f"cams: float16 holds values up to {largest:g}, got {np.abs(cams).max():g}; rescale them")
-    return cams.astype(np.float16)
 
 
 def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
@@ -264,53 +276,51 @@ def _read_npy(content: bytes, allow_pickle: bool) -> tuple[str, CamFile]:
     if not dtype.hasobject:
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if array.ndim != 2 or array.dtype.kind != "f":
-            raise _Refused(f"holds {array.dtype} {array.shape}; expected one floating (H, W) map (wsolevaluation)")
-        return "wsol", CamFile(array[None].astype(np.float32), size=(array.shape[0], array.shape[1]))
+            raise Refused(f"holds {array.dtype} {array.shape}; expected one floating (H, W) map (wsolevaluation)")
+        return "wsol", _checked(array[None].astype(np.float32))  # at wsolevaluation's size, not the image's
     if not allow_pickle:
-        raise _Refused(f"is a pickle: {PICKLE_RISK}")
+        raise Refused(f"is a pickle: {PICKLE_RISK}")
     warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=3)
     if shape != ():
-        raise _Refused(f"holds objects of shape {shape}; expected one dictionary")
+        raise Refused(f"holds objects of shape {shape}; expected one dictionary")
     held = RestrictedUnpickler(stream).load()
     held = held.item() if isinstance(held, np.ndarray) else held
     if not isinstance(held, dict):
-        raise _Refused(f"holds a {type(held).__name__}; expected a dictionary of CAMs")
+        raise Refused(f"holds a {type(held).__name__}; expected a dictionary of CAMs")
     return _parse(held)
 
 
 def _parse(held: dict[Any, Any]) -> tuple[str, CamFile]:
-    if "high_res" in held and "keys" in held:
-        return "irn", _keyed(held["keys"], held["high_res"])
-    if "attn_highres" in held and "keys" in held:
-        return "clip-es", _keyed(held["keys"], held["attn_highres"])
-    if held and all(isinstance(key, int | np.integer) for key in held):
-        keys = list(held)
-        return "psa", _keyed(np.asarray(keys), np.stack([np.asarray(held[key]) for key in keys]))
-    raise _Refused(f"holds a dictionary with {sorted(map(str, held))[:5]}; expected PSA's, IRN's or CLIP-ES's keys")
+    for format, name in (("irn", "high_res"), ("clip-es", "attn_highres")):
+        if "keys" in held and (name in held or len(held["keys"]) == 0):
+            return format, _keyed(held["keys"], held.get(name))
+    if held and all(_is_index(key) for key in held):
+        return "psa", _keyed([int(key) for key in held], np.stack([to_array(plane) for plane in held.values()]))
+    found = f"{sorted(map(str, held))[:5]}{'' if held else ', no class: its image has no labels'}"
+    raise Refused(f"holds a dictionary with {found}; expected PSA's, IRN's or CLIP-ES's keys")
+
+
+def _is_index(key: object) -> bool:
+    return isinstance(key, int | np.integer) or (isinstance(key, torch.Tensor) and key.ndim == 0)
 
 
 def _keyed(keys: Any, cams: Any) -> CamFile:
-    maps = np.asarray(cams, dtype=np.float32)
-    return CamFile(maps, classes=np.asarray(keys, dtype=np.int64), size=(maps.shape[1], maps.shape[2]))
+    indices = np.asarray(to_array(keys), dtype=np.int64)
+    if len(indices) == 0:
+        raise Refused("holds no class, hence no CAM: its image has no labels")
+    maps = np.asarray(to_array(cams), dtype=np.float32)
+    if maps.ndim != 3:
+        raise Refused(f"holds CAMs of shape {maps.shape}; expected (K, H, W)")
+    return _checked(maps, classes=indices, size=(maps.shape[1], maps.shape[2]))
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler for arrays, tensors and plain containers; any other global is refused by name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _storage_from_bytes
-        if (module, name) in ALLOWED_GLOBALS:
-            return super().find_class(module, name)
-        raise _Refused(f"is refused: the pickle references {module}.{name}; only NumPy arrays and tensors are allowed")
-
-
-def _storage_from_bytes(content: bytes) -> Any:
-    """Load a tensor's data, a file of ``torch.save`` inside the pickle."""
+def _checked(cams: np.ndarray, **rest: Any) -> CamFile:
+    if len(cams) == 0:
+        raise Refused("holds no class, hence no CAM")
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _Refused("is refused: a tensor in the pickle holds more than numbers") from None
+        return CamFile(cams, **rest)
+    except ValueError as error:
+        raise Refused(f"is intact, but its content does not go together ({error})") from None
 
 
 def _check_format(format: str) -> None:

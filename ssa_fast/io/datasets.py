@@ -19,7 +19,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["VOC_CLASSES", "ImageSource", "Listing", "find_images", "labels_of", "output_names"]
+__all__ = ["VOC_CLASSES", "ImageSource", "Listing", "find_images", "has_image_suffix", "labels_of", "output_names"]
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -37,12 +37,19 @@ class ImageSource:
         path: Where it is.
         relative: Its path below the folder that was given, or its own name; outputs are named after it.
         dataset, annotation: Class names of its dataset and its VOC annotation file; None without one.
+        prefixed: ``relative`` behind its folder's name, where images of several folders share it; else None.
     """
 
     path: Path
     relative: PurePosixPath
     dataset: tuple[str, ...] | None = None
     annotation: Path | None = None
+    prefixed: PurePosixPath | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The image's name in ``boxes.json`` and CAM files, unique among those listed with it."""
+        return (self.prefixed or self.relative).as_posix()
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def find_images(paths: Sequence[str | Path], *, split: str | None = None, exclud
     for source in search.sources:
         # A link to a file counts as an image of its own; the same file reached through a linked folder does not.
         unique.setdefault((os.path.realpath(source.path.parent), source.path.name), source)
-    return Listing(tuple(unique.values()), tuple(search.missing), tuple(search.skipped))
+    return Listing(tuple(_distinguish(list(unique.values()))), tuple(search.missing), tuple(search.skipped))
 
 
 def labels_of(source: ImageSource) -> tuple[str, ...]:
@@ -204,12 +211,39 @@ def _below(root: Path, path: Path) -> ImageSource:
     return ImageSource(path, PurePosixPath(path.relative_to(root).as_posix()))
 
 
+def _distinguish(sources: list[ImageSource]) -> list[ImageSource]:
+    """Prefix the names that images of several folders share with what is different in the folders' paths."""
+    counts = Counter(source.relative for source in sources)
+    if len(counts) == len(sources):
+        return sources
+    shared = [counts[source.relative] > 1 for source in sources]
+    found = _prefix(sources, shared)
+    unique = len({source.file_name for source in found}) == len(found)
+    return found if unique else _prefix(sources, [True] * len(sources))
+
+
+def _prefix(sources: list[ImageSource], chosen: list[bool]) -> list[ImageSource]:
+    absolute = [Path(os.path.abspath(source.path)) for source in sources]
+    pairs = zip(absolute, sources, chosen, strict=True)
+    roots = [path.parents[len(source.relative.parts) - 1] for path, source, taken in pairs if taken]
+    common = os.path.commonpath(roots)
+    return [
+        replace(source, prefixed=PurePosixPath(path.relative_to(common).as_posix())) if taken else source
+        for path, source, taken in zip(absolute, sources, chosen, strict=True)
+    ]
+
+
 def _is_voc(path: Path) -> bool:
     return (path / "JPEGImages").is_dir() and ((path / "ImageSets").is_dir() or (path / "Annotations").is_dir())
 
 
 def _image_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Return True if a file's name ends as that of an image that Pillow can read."""
+    return path.suffix.lower() in _image_suffixes()
 
 
 def output_names(sources: Sequence[ImageSource]) -> list[PurePosixPath]:
@@ -223,7 +257,9 @@ def output_names(sources: Sequence[ImageSource]) -> list[PurePosixPath]:
     counts = Counter(stem.casefold() for stem in stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     names = list(stems)
-    for index in sorted(range(len(sources)), key=lambda i: (sources[i].relative, str(sources[i].path))):
+    for index in sorted(
+        range(len(sources)), key=lambda i: (sources[i].relative, sources[i].file_name, str(sources[i].path))
+    ):
         if counts[stems[index].casefold()] > 1:
             stem = stems[index] + sources[index].relative.suffix.lower().replace(".", "_")
             candidates = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ssa_fast.io.atomic import atomic_write
+from ssa_fast.io.ome import ome_xml, ome_zarr_levels, omero
+from ssa_fast.io.placement import Placement
 from ssa_fast.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def write(
     kind: Literal["cam", "mask"] = "cam",
     metadata: Mapping[str, Any] | None = None,
     palette: Sequence[int] | None = None,
+    placement: Placement | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Write K maps (H, W) atomically to a tiled TIFF (``.tif``, one page each) or OME-Zarr (``.zarr``).
@@ -56,8 +59,10 @@ def write(
         shape, names: (K, H, W), and K names.
         tile: Side of the windows and of the file's tiles, in pixels; a multiple of 16.
         kind: Reduced copies are 2×2 means of a "cam", every second pixel of a "mask".
-        metadata: Stored as JSON; in the first page of a TIFF.
+        metadata: Stored as JSON; in the first page of a TIFF. With a pixel size, that page describes the maps in
+            OME-XML instead, and the JSON values are its annotation.
         palette: Flat RGB values of 256 colours; TIFF only.
+        placement: Where the pixels lie, stored as TIFF, GeoTIFF, OME-XML or OME-Zarr say it.
         on_progress: Called after each window.
 
     Raises:
@@ -74,12 +79,12 @@ def write(
         raise ValueError(f"kind: expected 'cam' or 'mask', got {kind!r}; pass one of the two")
     if palette is not None and len(palette) != 768:
         raise ValueError(f"palette: expected 768 values, R, G, B of 256 colours, got {len(palette)}; pad with zeros")
-    path = Path(path)
+    path, placement = Path(path), placement or Placement()
     pyramid = _Pyramid(window, shape, tile, kind, on_progress)
     if path.suffix.lower() in (".tif", ".tiff"):
-        atomic_write(path, lambda target: _write_tiff(target, pyramid, names, metadata or {}, palette))
+        atomic_write(path, lambda target: _write_tiff(target, pyramid, names, metadata or {}, palette, placement))
     elif path.suffix.lower() == ".zarr":
-        atomic_write(path, lambda target: _write_zarr(target, pyramid, names, metadata or {}))
+        atomic_write(path, lambda target: _write_zarr(target, pyramid, names, metadata or {}, placement))
     else:
         raise ValueError(f"path: expected a name that ends in .tif or .zarr, got {path.name!r}; rename it")
 
@@ -163,7 +168,12 @@ def _grid(size: tuple[int, ...], tile: int) -> Iterator[tuple[int, int, int, int
 
 
 def _write_tiff(
-    path: Path, pyramid: _Pyramid, names: Sequence[str], metadata: Mapping[str, Any], palette: Sequence[int] | None
+    path: Path,
+    pyramid: _Pyramid,
+    names: Sequence[str],
+    metadata: Mapping[str, Any],
+    palette: Sequence[int] | None,
+    placement: Placement,
 ) -> None:
     import tifffile
 
@@ -175,12 +185,14 @@ def _write_tiff(
     sizes = pyramid.sizes
     with tifffile.TiffWriter(path, bigtiff=pyramid.uncompressed_bytes() > MAX_CLASSIC) as file:
         for k, name in enumerate(names):
-            description = json.dumps({"name": name, **(metadata if k == 0 else {})})
-            tags = [(PAGE_NAME, 2, 0, ascii(name)[1:-1], True)]
-            page = {"subifds": len(sizes) - 1, "description": description, "extratags": tags}
-            for size, blocks in zip(sizes, pyramid.levels(k, path.parent), strict=True):
+            described = json.dumps({"name": name, **(metadata if k == 0 else {})})
+            if k == 0 and placement.pixel_size is not None and placement.unit:
+                described = ome_xml(pyramid.shape, names, placement.pixel_size, described)
+            tags = [(PAGE_NAME, 2, 0, ascii(name)[1:-1], True), *((*tag, True) for tag in placement.geo)]
+            page = {"subifds": len(sizes) - 1, "description": described.encode(), "extratags": tags}
+            for n, (size, blocks) in enumerate(zip(sizes, pyramid.levels(k, path.parent), strict=True)):
                 tiles = (_pad(block, pyramid.tile) for _, _, block in blocks)
-                file.write(tiles, shape=size, **common, **page)
+                file.write(tiles, shape=size, **common, **page, **placement.tiff_resolution(2**n))
                 page = {"subfiletype": 1}  # of the copies, which follow
 
 
@@ -189,19 +201,21 @@ def _pad(block: np.ndarray, tile: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1]))))
 
 
-def _write_zarr(path: Path, pyramid: _Pyramid, names: Sequence[str], metadata: Mapping[str, Any]) -> None:
+def _write_zarr(
+    path: Path, pyramid: _Pyramid, names: Sequence[str], metadata: Mapping[str, Any], placement: Placement
+) -> None:
     group, arrays = _zarr_arrays(path, [(pyramid.shape[0], *size) for size in pyramid.sizes], pyramid.tile)
     for k in range(pyramid.shape[0]):
         for array, blocks in zip(arrays, pyramid.levels(k, path.parent), strict=True):
             for y0, x0, block in blocks:
                 array[k, y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = np.asarray(block)
-    axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-    datasets = [
-        {"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0**n, 2.0**n]}]}
-        for n in range(len(arrays))
-    ]
+    axes, levels = ome_zarr_levels(len(arrays), placement, means=pyramid.kind == "cam")
+    datasets = [{"path": str(n), "coordinateTransformations": steps} for n, steps in enumerate(levels)]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
-    group.attrs["ssa_fast"] = {"names": list(names), **metadata}
+    if placement.pixel_size is not None and pyramid.kind == "cam":
+        group.attrs["omero"] = omero(names)
+    geo = {"geotiff_tags": {str(code): value for code, _, _, value in placement.geo}} if placement.geo else {}
+    group.attrs["ssa_fast"] = {"names": list(names), **metadata, **geo}
 
 
 def _zarr_arrays(path: Path, shapes: list[tuple[int, int, int]], tile: int) -> tuple[Any, list[Any]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ssa_fast.io.placement import Placement
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.io.readers import WindowReader
     from ssa_fast.large.disk_map import FusedMap
@@ -81,6 +82,13 @@ def names_and_labels(
     return chosen_names, chosen
 
 
+def lost_in(cams: Path, placement: Placement) -> tuple[str, ...]:
+    """Return a note if the file's format has no place for a georeference."""
+    if cams.suffix.lower() != ".zarr" or not placement.geo:
+        return ()
+    return ("OME-Zarr has no georeference: its tags are in the attribute ssa_fast; write .tif for QGIS.",)
+
+
 def write_outputs(
     fused: FusedMap,
     reader: WindowReader,
@@ -89,6 +97,7 @@ def write_outputs(
     names: list[str],
     labels: list[int],
     metadata: dict[str, Any],
+    placement: Placement,
     postprocess: PostprocessOptions,
     report: Callable[[int, int], None],
 ) -> tuple[list[Tensor], int]:
@@ -97,6 +106,7 @@ def write_outputs(
     K = len(names)
     image = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
     reduced = _ReducedCams(K, fused.size, (image.height, image.width), postprocess)
+    described: dict[str, Any] = {"metadata": metadata, "placement": placement}
     table = np.arange(256, dtype=np.uint8)
     table[1 : K + 1] = labels
 
@@ -115,10 +125,10 @@ def write_outputs(
         return lambda step: report(round(1000 * (first + count * step.done / step.total)), 1000 * (K + 1))
 
     def write_cams(path: Path) -> None:
-        pyramid.write(path, cam_window, shape=(K, H, W), names=names, metadata=metadata, on_progress=on_progress(0, K))
+        pyramid.write(path, cam_window, shape=(K, H, W), names=names, on_progress=on_progress(0, K), **described)
 
     def write_mask(path: Path) -> None:
-        options: dict[str, Any] = {"kind": "mask", "palette": voc_palette(), "metadata": metadata}
+        options: dict[str, Any] = {"kind": "mask", "palette": voc_palette(), **described}
         pyramid.write(path, mask_window, shape=(1, H, W), names=["mask"], on_progress=on_progress(K, 1), **options)
 
     def write_preview(path: Path) -> None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssa_fast.io.placement import find_placement
 from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
+from ssa_fast.io.samples import WHITE, ReadOptions
 from ssa_fast.io.sizes import parse_bytes
-from ssa_fast.large.export import OutputPaths, names_and_labels, write_outputs
+from ssa_fast.large.export import OutputPaths, lost_in, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
 from ssa_fast.large.tiling import check_model, check_pixels, check_seed, make_tiling, measure_field
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.io.progress import OnProgress
+    from ssa_fast.io.samples import Color, ValueRange
     from ssa_fast.large.receptive_field import ReceptiveField
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.ssa import SSA
@@ -57,6 +60,8 @@ class LargeImageResult:
         methods: Stage -> "prototypes" or "pixel_bank".
         cached: Whether the features were cached on disk.
         exact: False for an approximation: a halo smaller than the receptive field, or a ``stride`` that had effect.
+        notes: How the image was read where it leaves a choice, and what of its place and scale the outputs lack, one
+            sentence each.
         seconds: Phase -> wall-clock time: "prepare", "logits" or "means" if needed, "gather", "apply", "fuse", "write";
             "all".
     """
@@ -78,6 +83,7 @@ class LargeImageResult:
     methods: dict[str, str]
     cached: bool
     exact: bool
+    notes: tuple[str, ...]
     seconds: dict[str, float]
 
 
@@ -106,6 +112,7 @@ class LargeImageSSA:
         scratch: Folder for them; default beside the outputs.
         stride: Where pixels are stored, store every stride-th only: an approximation, see ``PixelBank``.
         mean, std: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
+        bands, range, backdrop: How samples become RGB, see ``ssa_fast.io.images.read_image``.
 
     Raises:
         ValueError: An option out of range, or an ``ssa`` that cannot be run in tiles, with what to do instead.
@@ -123,6 +130,9 @@ class LargeImageSSA:
         stride: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        bands: Sequence[int] | None = None,
+        range: ValueRange = "auto",
+        backdrop: Color = WHITE,
     ) -> None:
         check_model(ssa)
         check_pixels("tile", tile, least=1)
@@ -136,6 +146,7 @@ class LargeImageSSA:
         self.disk = disk if disk in ("auto", 0) else parse_bytes(disk, "disk")
         self.scratch = None if scratch is None else Path(scratch)
         self.mean, self.std = mean, std
+        self.reading = ReadOptions(None if bands is None else tuple(bands), range, backdrop)
         self._fields: dict[bool, ReceptiveField] = {}  # of the stages; True: and of the map that the seed is made from
 
     def __call__(
@@ -163,7 +174,7 @@ class LargeImageSSA:
             overwrite: Replace these files.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with listed classes.
             postprocess: Options of the mask and the boxes.
-            names: One per model output; default "class 0", "class 1", …
+            names: One per model output; default those of the ``ssa``, else "class 0", "class 1", …
             labels: Values in the mask, one per model output; default 1 to K in the order of ``classes``.
             metadata: JSON values to store in the files.
             on_progress: Called with a ``Progress`` after every window of every phase.
@@ -178,11 +189,12 @@ class LargeImageSSA:
         start = time.perf_counter()
         paths = out if isinstance(out, OutputPaths) else OutputPaths.beside(out)
         paths.check(image, overwrite)
-        check_seed(self.ssa, seed, classes)
         count = self.ssa.info.num_classes
+        names = names if names is not None else self.ssa.names or None
         for argument, values in (("names", names), ("labels", labels)):
             if values is not None and len(values) != count:
                 raise ValueError(f"{argument}: expected {count}, one per model output, got {len(values)}")
+        check_seed(self.ssa, seed, classes, names or ())
         json.dumps(metadata)  # a TypeError now, not after hours
         scratch = self.scratch or paths.cams.parent
         scratch.mkdir(parents=True, exist_ok=True)
@@ -191,20 +203,21 @@ class LargeImageSSA:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             callbacks = [stack.enter_context(progress_bars())] if progress else []
             callbacks += [] if on_progress is None else [on_progress]
-            reader = stack.enter_context(open_image(image, memory=self.memory // 8))
+            reader = stack.enter_context(open_image(image, memory=self.memory // 8, **vars(self.reading)))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             with_seed = seed is None
             if with_seed not in self._fields:
                 self._fields[with_seed] = measure_field(self.ssa, with_seed)
             field, memory = self._fields[with_seed], self.memory
+            placement = find_placement(image, reader.size)
             tiling = make_tiling(
                 self.ssa, field, reader.size, tile=self.tile, halo=self.halo, memory=memory, with_seed=with_seed
             )
             disk = shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk)
             tiles = TileExtractor(self.ssa, reader, tiling, self.mean, self.std, folder / "features", disk)
             pipeline = Pipeline(tiles, folder, seed, self.stride, memory, callbacks, start)
-            class_tensor, means = pipeline.select_classes(classes)
+            class_tensor, means = pipeline.select_classes(classes, names or ())
             indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
             with ExitStack() as banks:
@@ -217,6 +230,7 @@ class LargeImageSSA:
                 names=chosen_names,
                 labels=chosen_labels,
                 metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
+                placement=placement,
                 postprocess=postprocess,
                 report=partial(pipeline.report, "write"),
             )
@@ -237,5 +251,6 @@ class LargeImageSSA:
             methods=gathered.methods,
             cached=tiles.cached,
             exact=tiling.exact and (self.stride == 1 or "pixel_bank" not in gathered.methods.values()),
+            notes=tuple(dict.fromkeys((*reader.notes, *placement.notes, *lost_in(paths.cams, placement)))),
             seconds={**pipeline.seconds, "all": time.perf_counter() - start},
         )

@@ -75,7 +75,7 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self._last_time = start
 
-    def select_classes(self, classes: Classes) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def select_classes(self, classes: Classes, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the class indices (1, K) on the model's device; the top classes need a pass of their own.
 
         Also the centred stages' mean features if there was one, else None.
@@ -85,7 +85,7 @@ class Pipeline:
         if self.given_seed is None and (classes is None or isinstance(classes, str)):
             total, means = self._survey("logits")
             logits = self._logits(total)
-        return resolve_classes(classes, logits[None]).to(self.tiles.device), means
+        return resolve_classes(classes, logits[None], names).index.to(self.tiles.device), means
 
     def gather(self, classes: Tensor, means: dict[str, Tensor] | None, banks: ExitStack) -> Gathered:
         """Accumulate every stage over all tiles; again, with a ``PixelBank``, for stages that turn out signed.

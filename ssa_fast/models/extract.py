@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
+from ssa_fast.models.layout import find_first_tensor, replace_first_tensor, try_logits
 from ssa_fast.models.signs import SignTracker
 from ssa_fast.models.trace import LayerRef, has_hooks, hooked_inference
 
@@ -25,15 +25,19 @@ class Features:
         image_size: (H, W) of the images.
         maps: Module name -> (B, C, h, w), a view without gradient.
         nonnegative: Names of the maps that are ≥ 0 by construction, as this forward pass itself has shown.
-        logits: (B, num_classes); with ``gradient_from``, the end of a graph that begins at ``leaf``.
+        output: What the model returned; with ``gradient_from``, the end of a graph that begins at ``leaf``.
+        logits: (B, num_classes) in it, (B, 0) if there are none.
         leaf: Raw output of the ``gradient_from`` layer, else None.
+        values: Values (B,) that targets gave to the output (``models.targets``).
     """
 
     image_size: tuple[int, int]
     maps: dict[str, Tensor]
     nonnegative: frozenset[str] = frozenset()
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Any = None
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     leaf: Tensor | None = None
+    values: tuple[Tensor, ...] = ()
 
 
 def extract_features(
@@ -79,7 +83,7 @@ def extract_features(
     names = {*refs, gradient_from.name} if gradient_from else refs
     hooks = {name: partial(hook, name) for name in names}
     with hooked_inference(model, hooks), signs.during(model, spans):
-        logits = find_logits(model(images.clone() if images.is_inference() else images))
+        output = model(images.clone() if images.is_inference() else images)
     image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():
         if name not in outputs:
@@ -88,4 +92,4 @@ def extract_features(
             )
         maps[name] = ref.layout.view(outputs[name].detach(), image_size)
     nonnegative = frozenset(name for name in maps if signs.holds(outputs[name]))
-    return Features(image_size, maps, nonnegative, logits, leaf)
+    return Features(image_size, maps, nonnegative, output, try_logits(output, images)[0], leaf)

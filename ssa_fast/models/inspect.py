@@ -31,10 +31,11 @@ class ModelInfo:
     Attributes:
         stages, signs: Stage name -> the layer that it is read from, the sign of its features on the sample image.
         seed: Recipe of the seed CAM.
-        num_classes, in_channels: Number of logits, of an image's channels.
+        num_classes, in_channels: Number of logits (0 if there are none), of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network accepts by its own account, or None.
         notes: What was assumed about the network, one sentence each.
+        no_logits: Why what the network returns holds no logits, None if it does.
     """
 
     stages: dict[str, LayerRef]
@@ -45,12 +46,21 @@ class ModelInfo:
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
     notes: tuple[str, ...] = ()
+    no_logits: str | None = None
 
-    def forward(self, model: nn.Module, images: Tensor) -> Features:
-        """Run images (B, C, H, W) once; return the stages' maps, the seed's map and the logits."""
-        if self.seed.kind == "grad-cam":
-            return extract_features(model, images, self.stages, gradient_from=self.seed.ref)
-        return extract_features(model, images, {**self.stages, self.seed.layer: self.seed.ref})
+    def forward(
+        self, model: nn.Module, images: Tensor, until: Literal["stages", "seed", "gradient"] = "seed"
+    ) -> Features:
+        """Run images (B, C, H, W) once; return the stages' maps, the output and the logits.
+
+        ``until`` "seed", also what the seed of a class needs; "gradient", a graph from the seed's layer to the output.
+        """
+        seed = self.seed
+        if until == "stages" or seed.kind == "given":
+            return extract_features(model, images, self.stages)
+        if until == "gradient" or seed.kind == "grad-cam":
+            return extract_features(model, images, self.stages, gradient_from=seed.ref)
+        return extract_features(model, images, {**self.stages, seed.layer: seed.ref})
 
     def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor) -> Tensor:
         """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model."""
@@ -80,7 +90,7 @@ class ModelDescription:
     """Summary of a network on a random sample image of ``input_size`` (H, W)."""
 
     stages: tuple[StageDescription, ...]
-    seed_kind: Literal["cam", "grad-cam"]
+    seed_kind: Literal["cam", "grad-cam", "given"]
     seed_layer: str
     input_size: tuple[int, int]
     num_classes: int
@@ -91,7 +101,7 @@ def inspect_model(
     model: nn.Module,
     *,
     stages: str | Sequence[str] = "auto",
-    seed: str = "auto",
+    seed: str | None = "auto",
     input_size: int | tuple[int, int] | None = None,
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
@@ -100,13 +110,14 @@ def inspect_model(
     modes, hooks and gradients and the global random state are restored.
 
     Args:
-        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``.
+        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``; or anything else, for
+            which there is Grad-CAM of targets only.
         stages: "auto", or names as in ``model.named_modules()``.
-        seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer.
+        seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer; None to look for none.
         input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Module`` or returns no tensor.
+        TypeError: ``model`` is not an ``nn.Module``.
         ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
     """
     if not isinstance(model, nn.Module):
@@ -118,9 +129,14 @@ def inspect_model(
     fixed_size = find_fixed_size(model)
     size = input_size if input_size is not None else fixed_size or 224
     trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size))
-    names = select_stages(model, trace, stages)
-    with torch.inference_mode(False):
-        recipe = select_seed(model, trace, names, seed)
+    try:
+        names = select_stages(model, trace, stages)
+        with torch.inference_mode(False):
+            recipe = select_seed(model, trace, names, seed)
+    except ValueError as error:
+        if trace.no_logits is None:
+            raise
+        raise ValueError(f"{trace.no_logits}; or, for targets= and cam=, {error}") from error
     return ModelInfo(
         stages={name: trace.maps[name] for name in names},
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
@@ -129,6 +145,7 @@ def inspect_model(
         in_channels=find_input_channels(model),
         trace_size=trace.image_size,
         fixed_size=fixed_size,
+        no_logits=trace.no_logits,
     )
 
 
@@ -147,6 +164,8 @@ def describe(
     decide the methods.
     """
     info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+    if info.no_logits is not None:
+        raise ValueError(info.no_logits)
     described = []
     for name, chosen in choose_affinities(affinity, info.signs).items():
         layout, sign = info.stages[name].layout, info.signs[name]

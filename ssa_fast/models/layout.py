@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -124,6 +124,43 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
         f"seed: expected a Grad-CAM layer that returns a tensor, tuple or list, got {type(output).__name__}; "
         "name a layer inside it"
     )
+
+
+def map_tensors(function: Callable[[Tensor], Any], output: Any) -> Any:
+    """Return what a model returned with ``function`` of its tensors: in tuples, lists, dicts and dataclasses, too."""
+    if isinstance(output, Tensor):
+        return function(output)
+    parts = {key: map_tensors(function, part) for key, part in _parts(output).items()}
+    if isinstance(output, tuple | list):
+        return type(output)(*parts.values()) if hasattr(output, "_fields") else type(output)(parts.values())
+    if not parts:
+        return output
+    return type(output)(**parts) if all(isinstance(key, str) for key in parts) else parts
+
+
+def float_tensors(output: Any) -> list[Tensor]:
+    """Return all floating-point tensors of what a model returned."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    return [tensor for part in _parts(output).values() for tensor in float_tensors(part)]
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return {}
+
+
+def try_logits(output: Any, images: Tensor) -> tuple[Tensor, str | None]:
+    """Return the logits of ``find_logits``, or (B, 0) and why there are none."""
+    try:
+        return find_logits(output), None
+    except (TypeError, ValueError) as error:
+        return images.new_empty(len(images), 0), str(error)
 
 
 def find_logits(output: Any) -> Tensor:

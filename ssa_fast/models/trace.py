@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_first_tensor, find_logits, infer_layout
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, infer_layout, try_logits
 from ssa_fast.models.signs import SignTracker
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ForwardTrace:
         image_size: (H, W) of the sample image.
         layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
-        logits: (1, num_classes).
+        logits: (1, num_classes); (1, 0) if the model returns none, with the reason in ``no_logits``.
     """
 
     image_size: tuple[int, int]
@@ -69,6 +69,7 @@ class ForwardTrace:
     maps: dict[str, LayerRef]
     linear_inputs: dict[str, Tensor]
     logits: Tensor
+    no_logits: str | None = None
 
 
 class _Output(NamedTuple):
@@ -185,7 +186,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
                 f"model: expected a forward pass on a sample image of shape {tuple(image.shape)}, got an error "
                 f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
-    trace = ForwardTrace(image_size, {}, {}, inputs, find_logits(output))
+    trace = ForwardTrace(image_size, {}, {}, inputs, *try_logits(output, image))
     for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
         relu = modified and torch.equal(_sample_elements(tensor), sample.relu())

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ssa_fast.models.class_spec import parse_count
+from ssa_fast.models.checkpoints import mismatch_message, read_state
+from ssa_fast.models.class_names import outputs_named, suggest
+from ssa_fast.models.class_spec import parse_classes
+from ssa_fast.models.scores import Probability, choose_probability, probabilities
 from ssa_fast.models.trace import find_fixed_size
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from torch import nn
@@ -26,9 +29,6 @@ __all__ = ["Classifier", "Size", "load", "parse_size"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TRAINING_ONLY = re.compile(r"^aux\d|^AuxLogits|num_batches_tracked$")
-"""State that inference does not use, such as auxiliary heads (GoogLeNet, Inception): optional in a weights file."""
-
 Size = int | tuple[int, int] | None
 """Size at which an image enters the network: None (unchanged), an int (its shorter side), or (height, width)."""
 
@@ -43,7 +43,9 @@ class Classifier:
         categories: One name per output.
         mean, std: Per channel, of images scaled to [0, 1].
         input_size: (height, width) if the network accepts no other, else None.
-        probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid").
+        probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid"), as
+            a single logit always is.
+        notes: How the weights' file was read, where that could be meant in two ways; also an ``InputWarning`` each.
     """
 
     name: str
@@ -53,7 +55,8 @@ class Classifier:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     input_size: tuple[int, int] | None = None
-    probability: Literal["softmax", "sigmoid"] = "softmax"
+    probability: Probability = "softmax"
+    notes: tuple[str, ...] = ()
 
     def input_shape(self, height: int, width: int, size: Size) -> tuple[int, int]:
         """Return the (height, width) at which an image of height × width pixels enters the network."""
@@ -78,7 +81,7 @@ class Classifier:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (..., classes), in the same shape."""
-        return logits.sigmoid() if self.probability == "sigmoid" else logits.softmax(-1)
+        return probabilities(logits, self.probability)
 
     def select(self, spec: str) -> str | list[int]:
         """Parse classes for ``SSA`` from text: "predicted", "top5", or names and indices separated by commas.
@@ -86,14 +89,8 @@ class Classifier:
         Raises:
             ValueError: An index out of range, or a name of no class or of several classes.
         """
-        spec = spec.strip()
-        if re.fullmatch(r"predicted|top\d+", spec):
-            parse_count(spec, len(self.categories))
-            return spec
-        indices = [self._index(part.strip()) for part in spec.split(",") if part.strip()]
-        if not indices:
-            raise ValueError("classes: expected comma-separated names or indices, 'predicted' or 'top5', got nothing")
-        return list(dict.fromkeys(indices))
+        parsed = parse_classes(spec, len(self.categories), self.categories, self.name)
+        return spec.strip() if isinstance(parsed, int) else parsed
 
     def resolve_labels(self, labels: Sequence[str], dataset: Sequence[str]) -> list[int]:
         """Return the sorted output indices of a dataset's class names.
@@ -102,13 +99,17 @@ class Classifier:
         for its position in that list: the order in which ImageFolder and the VOC codebases number them.
 
         Raises:
-            ValueError: A name stands for no output of this network.
+            ValueError: A name stands for no output of this network, or for several.
         """
-        by_name = {name.casefold(): index for index, name in enumerate(self.categories)}
         positions = {name: i for i, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
         indices = []
         for label in labels:
-            index = by_name.get(label.casefold(), positions.get(label))
+            named = outputs_named(label, self.categories)
+            if len(named) > 1:
+                raise ValueError(
+                    f"classes: {label!r} is the name of several classes of {self.name}, {named}; rename it"
+                )
+            index = named[0] if named else positions.get(label)
             if index is None:
                 raise ValueError(
                     f"classes: {self.name} has no output called {label!r}, and its {len(self.categories)} outputs are "
@@ -116,20 +117,6 @@ class Classifier:
                 )
             indices.append(index)
         return sorted(set(indices))
-
-    def _index(self, spec: str) -> int:
-        count = len(self.categories)
-        if re.fullmatch(r"[+-]?\d+", spec):
-            if not 0 <= int(spec) < count:
-                raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {spec}")
-            return int(spec)
-        matches = [i for i, name in enumerate(self.categories) if name.casefold() == spec.casefold()]
-        matches = [i for i in matches if self.categories[i] == spec] or matches
-        if len(matches) > 1:
-            raise ValueError(f"classes: {spec!r} is the name of several classes; give one of the indices {matches}")
-        if not matches:
-            raise ValueError(f"classes: {self.name} has no class {spec!r}{suggest(spec, self.categories)}")
-        return matches[0]
 
 
 def parse_size(text: str | None) -> Size:
@@ -142,17 +129,20 @@ def parse_size(text: str | None) -> Size:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
+def load(
+    name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu", probability: str | None = None
+) -> Classifier:
     """Load the classifier ``name`` with its weights, ready to run on ``device``.
 
     Args:
         name: A classification model of torchvision, or "demo" for the network shipped with this package.
         weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
-            random weights (the same in every run), or a file with a state dict.
+            random weights (the same in every run), or a file with a state dict, see ``models.checkpoints``.
         device: Device of the network.
+        probability: Of the scores: "softmax" or "sigmoid"; None: "sigmoid" for the demo network and a single output.
 
     Raises:
-        ValueError: An unknown model or weights, a file that does not fit the model, or a failed download.
+        ValueError: An unknown model, weights or probability, a file that does not fit the model, or a failed download.
     """
     if name == "demo":
         from ssa_fast.models.demo_net import CLASSES, load_classifier
@@ -162,14 +152,15 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
                 f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}"
             )
         demo = load_classifier().to(device)
-        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability="sigmoid")
+        kind = choose_probability(probability or "sigmoid", demo, len(CLASSES))
+        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability=kind)
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{suggest(name, known)}")
     enum = models.get_model_weights(name)
-    categories = tuple(enum["DEFAULT"].meta["categories"])
+    categories, notes = tuple(enum["DEFAULT"].meta["categories"]), tuple[str, ...]()
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if weights.lower() == "none":
         model, origin = build_random(name), "none"
@@ -179,15 +170,18 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         model, origin, categories = _download(name, chosen), chosen.name, tuple(chosen.meta["categories"])
         mean, std = tuple(preset.mean), tuple(preset.std)
     elif Path(weights).is_file():
-        model, outputs = _from_file(name, Path(weights))
+        model, outputs, notes = _from_file(name, Path(weights))
         origin = weights
+        for note in notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
         if outputs != len(categories):
             categories = tuple(f"class {index}" for index in range(outputs))
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
+    kind = choose_probability(probability, model, len(categories))
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind, notes)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
@@ -199,16 +193,6 @@ def build_random(name: str, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return models.get_model(name, weights=None, **options)
-
-
-def suggest(text: str, known: Sequence[str]) -> str:
-    """Return "; did you mean ...?" with up to three ``known`` names close to ``text``, or an empty string."""
-    folded = {name.casefold(): name for name in known}
-    text = text.casefold()
-    close = [name for name in folded if text in name.split()] + get_close_matches(text, folded, n=3)
-    close += [name for name in folded if text in name]
-    best = list(dict.fromkeys(close))[:3]
-    return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""
 
 
 def _download(name: str, weights: Any) -> nn.Module:
@@ -223,58 +207,20 @@ def _download(name: str, weights: Any) -> nn.Module:
         ) from error
 
 
-def _from_file(name: str, path: Path) -> tuple[nn.Module, int]:
-    """Return the model with the state dict in ``path``, and its number of outputs by the file."""
-    state = _read_state(path)
+def _from_file(name: str, path: Path) -> tuple[nn.Module, int, tuple[str, ...]]:
+    """Return the model with the state dict in ``path``, its number of outputs by the file, and notes."""
     model = build_random(name)
+    state, notes = read_state(path, model.state_dict().keys())
     heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
     outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
     num_classes = outputs.pop() if len(outputs) == 1 else 1000
     if num_classes != 1000:
         model = build_random(name, num_classes=num_classes)
-    mismatch = _mismatch_message(model.state_dict(), state)
+    mismatch = mismatch_message(model.state_dict(), state)
     if mismatch:
-        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}")
-    model.load_state_dict(state, strict=False)
-    return model, num_classes
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below says what is wrong with the file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails on other files with KeyError, EOFError, UnpicklingError and more
-        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        raise ValueError(
-            f"weights: {path} is not a state dict that can be loaded with weights_only=True ({reason}); "
-            "write one with torch.save(model.state_dict(), FILE)"
-        ) from error
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    entries = content.items() if isinstance(content, dict) else ()
-    real = [isinstance(key, str) and isinstance(value, Tensor) and not value.is_complex() for key, value in entries]
-    if not real or not all(real):
-        raise ValueError(
-            f"weights: expected {path} to hold a state dict, names with real tensors, got {type(content).__name__}"
-        )
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return content
-
-
-def _mismatch_message(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Describe how the entries of a state dict differ from those of the model; empty if they fit."""
-    common = expected.keys() & given.keys()
-    kinds = {
-        "missing": [key for key in expected.keys() - common if not TRAINING_ONLY.search(key)],
-        "unknown to the model": [key for key in given.keys() - common if not TRAINING_ONLY.search(key)],
-        "of another shape": [key for key in common if expected[key].shape != given[key].shape],
-    }
-    return "; ".join(
-        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    )
+        beside = "".join(f"; it {note.removeprefix(f'weights: {path} ')}" for note in notes)
+        raise ValueError(f"weights: {path} does not fit {name}: {mismatch}{beside}")
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet demands its version
+    model.load_state_dict(versioned, strict=False)
+    return model, num_classes, notes

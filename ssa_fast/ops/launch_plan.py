@@ -38,15 +38,14 @@ def signature(tensor: Tensor) -> Hashable:
         tensor.dtype,
         tensor.device,
         tensor.data_ptr() % 16 == 0,  # kernels are compiled for 16-byte loads, or not
-        tensor.requires_grad,
     )
 
 
 def call_key(cam: Any, feats: Any, options: tuple[Any, ...]) -> Hashable | None:
     """Return what a call depends on: its tensors, as its caller gives them, and its options.
 
-    None if it cannot be replayed: no kernel can run on the CAM's device, PyTorch is tracing, or an argument is not a
-    plain tensor.
+    None if it cannot be replayed: no kernel can run on the CAM's device, PyTorch is tracing, an argument is not a plain
+    tensor, or its gradient is lost, which every such call notes.
     """
     if torch.compiler.is_compiling() or type(cam) is not Tensor or gpu_info.query(cam.device)[0] is None:
         return None
@@ -54,7 +53,9 @@ def call_key(cam: Any, feats: Any, options: tuple[Any, ...]) -> Hashable | None:
     names = tuple(feats) if type(feats) is dict else ()
     if not all(type(each) is Tensor and each.layout is torch.strided and not each.is_neg() for each in tensors):
         return None
-    key = (type(feats), names, *map(signature, tensors), torch.is_grad_enabled(), *map(type, options), *options)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        return None
+    key = (type(feats), names, *map(signature, tensors), *map(type, options), *options)
     try:
         hash(key)
     except TypeError:  # a list or dict of options
@@ -86,7 +87,7 @@ class View(NamedTuple):
     def of(self, sources: Sequence[Tensor]) -> Tensor:
         """Return the tensor that takes its place in a replay."""
         source = sources[self.source]
-        if self.offset == 0 and source.dtype == self.dtype and source.shape == self.shape:
+        if (self.offset, self.dtype, self.shape, self.stride) == (0, source.dtype, source.shape, source.stride()):
             return source
         storage = source.untyped_storage()
         start = (source.data_ptr() + self.offset - storage.data_ptr()) // self.dtype.itemsize

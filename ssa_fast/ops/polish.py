@@ -11,7 +11,7 @@ from ssa_fast.ops.stage import plan_stages, run_stages
 from ssa_fast.validation import FusionOptions, StageRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -25,6 +25,7 @@ def polish_and_fuse(
     requests: Mapping[str, StageRequest],
     options: FusionOptions,
     key: Hashable | None,
+    inputs: Sequence[Tensor],
     *,
     keep_stages: bool = False,
 ) -> list[Tensor]:
@@ -33,6 +34,7 @@ def polish_and_fuse(
     Args:
         cam, requests, options: The CAM, the stages by name, and how to fuse them.
         key: The name of the plan by which calls like this one can be replayed, if it can; see ``launch_plan``.
+        inputs: The tensors that a replay will get, of which the CAM and the stages are views.
         keep_stages: Return the stages' polished CAMs too, before it.
 
     Raises:
@@ -49,7 +51,14 @@ def polish_and_fuse(
     no_kernels = cam.device.type == "cpu" and all(plan.choice.backend != "triton" for plan in plans.values())
     if key is None or no_kernels or any(plan.depends_on_data for plan in plans.values()):
         return run()
-    return launch_recorder.record(key, [cam, *(request.features for request in requests.values())], run)
+    return launch_recorder.record(key, inputs, run)
+
+
+def polish_own_and_fuse(cams: Sequence[Tensor], requests: Mapping[str, StageRequest], options: FusionOptions) -> Tensor:
+    """Return the fused CAM of stages that have a CAM ``(B, K, h, w)`` each."""
+    plans = plan_stages(requests)
+    maps = {name: run_stages(cam, [plan])[0] for cam, (name, plan) in zip(cams, plans.items(), strict=True)}
+    return fuse(maps, options)
 
 
 def polish_each_and_fuse(
@@ -62,7 +71,7 @@ def polish_each_and_fuse(
     if plan := launch_plan.find(key):
         *maps, fused = plan.replay([cam, *features])
     else:
-        *maps, fused = polish_and_fuse(cam, requests, options, key, keep_stages=True)
+        *maps, fused = polish_and_fuse(cam, requests, options, key, [cam, *features], keep_stages=True)
     return dict(zip(requests, maps, strict=True)), fused
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -167,7 +168,9 @@ def join() -> Iterator[Group]:
         dist.broadcast_object_list(address, src=0)
         if rank != 0:
             store = connect(*address)
-        threading.Thread(target=_send_heartbeats, args=(connect(*address), rank, stop), daemon=True).start()
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        heartbeats = (connect(*address), rank, stop, launcher)
+        threading.Thread(target=_send_heartbeats, args=heartbeats, daemon=True).start()
         members: list[Any] = [None] * world
         dist.all_gather_object(members, {"host": socket.gethostname(), "pid": os.getpid()})
         yield Distributed(store, rank, members)
@@ -177,11 +180,16 @@ def join() -> Iterator[Group]:
             dist.destroy_process_group()
 
 
-def _send_heartbeats(store: dist.TCPStore, rank: int, stop: threading.Event) -> None:
-    """Send heartbeats until this process stops or rank 0 exits."""
+def _send_heartbeats(store: dist.TCPStore, rank: int, stop: threading.Event, launcher: int | None) -> None:
+    """Send heartbeats until this process stops; if torchrun was killed, stop it as torchrun does when it ends."""
+    heard = True
     while not stop.is_set():
-        try:
-            store.add(f"heartbeat/{rank}", 1)
-        except (RuntimeError, dist.DistError):
+        if launcher is not None and os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGTERM)
             return
+        try:
+            if heard:
+                store.add(f"heartbeat/{rank}", 1)
+        except (RuntimeError, dist.DistError):
+            heard = False  # rank 0 exited; this process finishes its share all the same
         stop.wait(HEARTBEAT_S)

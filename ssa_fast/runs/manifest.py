@@ -1,7 +1,9 @@
 """Track on disk which images are complete: settings, a record per image, and ``boxes.json``.
 
-An image is complete when its record exists, which is written after all its files. The records of a batch are one
-file: a resumed run forms the same batches as an uninterrupted one, so that its results round alike.
+An image is complete when its record exists, which is written after all its files. It holds what its outputs were made
+from: the file's name and identity, the classes and the weights. The records of a batch are one file: a resumed run
+forms the same batches as an uninterrupted one, so that its results round alike; for that, one record that no longer
+holds (``runs.changes``) takes its batch with it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePosixPath
 
     from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.identity import Identity
     from ssa_fast.large import LargeImageResult
     from ssa_fast.runs.predictor import Prediction
 
@@ -29,14 +32,26 @@ ImageRecord: TypeAlias = "dict[str, Any]"  # JSON object of one complete image, 
 
 
 class Manifest:
-    """The state of the run in the folder ``out``; ``settings`` (JSON values) and ``version`` decide it."""
+    """The state of the run in the folder ``out``; ``settings`` (JSON values) and ``version`` decide it.
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], version: str) -> None:
-        self.out, self.version = out, version
+    So do ``network``, further JSON values that are not among the outputs' settings, and ``weights``, a hash.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        version: str,
+        *,
+        network: Mapping[str, Any] | None = None,
+        weights: str = "",
+    ) -> None:
+        self.out, self.version, self.weights = out, version, weights
+        self.network: dict[str, Any] = json.loads(json.dumps(dict(network or {})))
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._all_settings = {"ssa_fast": version, **self.settings}
         self.tmp_dir = out / TMP / f"{socket.gethostname()}-{os.getpid()}"  # of this process
-        self.done: dict[str, tuple[str, int]] = {}  # output name -> name and size in bytes of the image's file
+        self.done: set[str] = set()  # output names of complete images
         self.preexisting: set[str] = set()  # output files that are older than the run, relative to ``out``
 
     def open(self, targets: Iterable[Path], *, overwrite: bool) -> None:
@@ -45,61 +60,56 @@ class Manifest:
         Targets that exist before the first start are only replaced with ``overwrite``, which also starts a run anew
         that is complete or had other settings.
         """
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out: expected a folder, {self.out} is a file")
         before = self._read()
         if before is None and (self.out / BOXES).exists() and not overwrite:
             raise ValueError(f"out: {self.out / BOXES} exists; pass --overwrite, or another folder")
-        differences = [] if before is None else _differences(before["settings"], self._all_settings)
+        differences = [] if before is None else self._differences(before)
         if differences and not overwrite:
             raise ValueError(
                 f"out: the run in {self.out} was made with other settings ({'; '.join(differences)}); "
                 "use them, another folder, or --overwrite to start anew"
             )
         shutil.rmtree(self.out / TMP, ignore_errors=True)  # of processes that were killed
+        if before is not None and not differences:
+            self.network = self.network or before["network"]
         if before is None or (overwrite and (differences or before["complete"])):
             shutil.rmtree(self.out / RECORDS, ignore_errors=True)
             (self.out / BOXES).unlink(missing_ok=True)
             before = {"preexisting": sorted(self._relative(target) for target in targets if target.exists())}
         self._write([] if overwrite else before["preexisting"], complete=False)
 
-    def refresh(self) -> None:
-        """Update ``done`` and ``preexisting`` from the disk."""
+    def refresh(self, done: set[str] | None = None) -> None:
+        """Update ``done`` and ``preexisting`` from the disk; ``done`` is not read if it is given."""
         manifest = self._read()
         self.preexisting = set(manifest["preexisting"]) if manifest else set()
-        self.done = {record["output"]: (record["file_name"], record["bytes"]) for record in self.records()}
+        self.done = {record["output"] for _, _, batch in self.batches() for record in batch} if done is None else done
 
     def is_preexisting(self, target: Path) -> bool:
         """Return True if a target is a file that is older than the run, which must not replace it."""
         return self._relative(target) in self.preexisting and target.exists()
 
-    def is_done(self, source: ImageSource, name: PurePosixPath) -> bool:
-        """Return True if the image written under ``name`` is complete; ValueError if it was another file."""
-        found = self.done.get(str(name))
-        if found is None:
-            return False
-        file, size = source.relative.as_posix(), source.path.stat().st_size
-        if found != (file, size):
-            raise ValueError(
-                f"{name} was made from {found[0]} of {found[1]:,} bytes, this is {file} of {size:,} bytes; "
-                "choose another --out, or pass --overwrite to start anew."
-            )
-        return True
-
     def commit(self, records: Sequence[ImageRecord]) -> None:
         """Mark images as complete, all at the same moment."""
-        self.write(f"{RECORDS}/{records[0]['output']}.json", json.dumps(list(records), indent=1))
-        self.done.update({record["output"]: (record["file_name"], record["bytes"]) for record in records})
+        content = [{**record, "weights": self.weights} for record in records]
+        self.write(f"{RECORDS}/{records[0]['output']}.json", json.dumps(content, indent=1))
+        self.done.update(record["output"] for record in records)
 
-    def records(self) -> Iterator[ImageRecord]:
-        """Yield all records, in the order of their batches' first output names."""
+    def batches(self) -> Iterator[tuple[Path, float, list[ImageRecord]]]:
+        """Yield the records by batch, in the order of their first output names, with their file and its time."""
         root = self.out / RECORDS
         for path in sorted(root.rglob("*.json"), key=lambda path: path.relative_to(root).parts):
-            yield from json.loads(path.read_text(encoding="utf-8"))
+            yield path, path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
 
-    def write_boxes(self) -> Path | None:
-        """Write ``boxes.json`` from the records and return its path; None without a record."""
-        return self.write(BOXES, self._save_boxes) if self.done else None
+    def write_boxes(self, file_names: Mapping[str, str]) -> Path | None:
+        """Write ``boxes.json`` and return its path; remove it and return None without a record.
+
+        Args:
+            file_names: Output name -> file name of the images to list: records of others are left out.
+        """
+        if self.done & file_names.keys():
+            return self.write(BOXES, lambda path: self._save_boxes(path, file_names))
+        (self.out / BOXES).unlink(missing_ok=True)
+        return None
 
     def write(self, name: str, content: str | Callable[[Path], object]) -> Path:
         """Write a file of the folder atomically and return its path."""
@@ -112,17 +122,20 @@ class Manifest:
         self._write(sorted(self.preexisting), complete=complete)
         shutil.rmtree(self.out / TMP, ignore_errors=True)
 
-    def _save_boxes(self, path: Path) -> None:
+    def _save_boxes(self, path: Path, file_names: Mapping[str, str]) -> None:
         """Stream COCO's detection annotations to a file: there may be millions of them."""
         categories: dict[int, str] = {}
         images = annotations = 0
         with path.open("w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
             info = {"description": f"ssa_fast {self.version}", "settings": self._all_settings}
             file.write(f'{{"info": {json.dumps(info)},\n"images": [')
-            for record in self.records():
+            for record in (record for _, _, batch in self.batches() for record in batch):
+                if record["output"] not in file_names:
+                    continue
                 images += 1
-                keys = ("file_name", "width", "height", "output")
-                _write_item(file, images, {"id": images, **{key: record[key] for key in keys}})
+                keys = ("width", "height", "output")
+                image = {"id": images, "file_name": file_names[record["output"]], **{key: record[key] for key in keys}}
+                _write_item(file, images, image)
                 categories.update(zip(record["classes"], record["names"], strict=True))
                 for annotation in _annotations(record, images):
                     annotations += 1
@@ -139,13 +152,29 @@ class Manifest:
             return None
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: manifest[key] for key in ("settings", "preexisting", "complete")}
+            known = {key: manifest[key] for key in ("settings", "preexisting", "complete")}
+            return known | {"network": manifest.get("network", {}), "weights": manifest.get("weights", "")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: {path} is no run's manifest ({error}); remove it or use another folder") from None
 
     def _write(self, preexisting: Sequence[str], *, complete: bool) -> None:
         content = {"settings": self._all_settings, "preexisting": list(preexisting), "complete": complete}
+        content |= {"network": self.network, "weights": self.weights}
         self.write(MANIFEST, json.dumps(content, indent=1))
+
+    def _differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Return the settings that differ from those of an earlier start, or else what differs in the network.
+
+        Equal weights are equal under any name; others under the same name concern the records, see ``runs.changes``.
+        """
+        there, here = dict(before["settings"]), dict(self._all_settings)
+        if self.weights and before["weights"] == self.weights:
+            there.pop("weights", None), here.pop("weights", None)
+        found = _differences(there, here)
+        if found or not (before["network"] and self.network):
+            return found
+        there, here = ({**network, **network["ssa"], "ssa": None} for network in (before["network"], self.network))
+        return _differences(there, here)
 
     def _relative(self, target: Path) -> str:
         return target.relative_to(self.out).as_posix()
@@ -170,13 +199,18 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def image_record(
-    source: ImageSource, name: PurePosixPath, size: Sequence[int], result: Prediction | LargeImageResult, **rest: Any
+    source: ImageSource,
+    name: PurePosixPath,
+    identity: Identity,
+    size: Sequence[int],
+    result: Prediction | LargeImageResult,
+    **rest: Any,
 ) -> ImageRecord:
     """Return the record of an image of ``size`` (H, W, ...); ``rest`` is "scores", "boxes" and "notes"."""
     return {
         "output": str(name),
-        "file_name": source.relative.as_posix(),
-        "bytes": source.path.stat().st_size,
+        "file_name": source.file_name,
+        "identity": identity,
         "width": size[1],
         "height": size[0],
         "classes": result.classes,

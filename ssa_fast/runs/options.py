@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssa_fast.io import images
 from ssa_fast.io.cam_files import FORMATS, PICKLED
+from ssa_fast.io.samples import ReadOptions
 from ssa_fast.io.sizes import parse_bytes
 from ssa_fast.localize.options import PostprocessOptions
 
 if TYPE_CHECKING:
     import torch
 
+    from ssa_fast.io.samples import ValueRange
     from ssa_fast.models.zoo import Classifier, Size
 
 MAX_LABEL = 254  # of an 8-bit mask: 0 is the background, 255 is ignored
@@ -30,7 +33,7 @@ class RunOptions:
         postprocess: How CAMs become masks and boxes.
         cams, store: Format of the CAM files (see ``cam_files.write_cam``), and the number type of "ssa" files.
         overlays: Whether to draw a panel per image.
-        max_pixels, backdrop: Of reading, see ``images.read_image``.
+        max_pixels, backdrop, bands, range: Of reading, see ``images.read_image``.
         large_above: Images that enter the network with more pixels than this are processed in tiles.
         overwrite: Replace existing outputs; otherwise an existing output is its image's failure.
         batch: Most images of one size in a batch; None: 1 on a CPU, 16 on a GPU.
@@ -48,6 +51,8 @@ class RunOptions:
     overlays: bool = True
     max_pixels: int = images.MAX_PIXELS
     backdrop: tuple[int, int, int] = images.WHITE
+    bands: tuple[int, ...] | None = None
+    range: ValueRange = "auto"
     large_above: int = 1 << 24
     overwrite: bool = False
     batch: int | None = None
@@ -72,8 +77,13 @@ class RunOptions:
         automatic = "float16" if device.type == "cuda" else "float32"
         return automatic if self.precision == "auto" else self.precision
 
-    def check(self, classifier: Classifier) -> None:
-        """Check all options at once, before any work.
+    @property
+    def reading(self) -> ReadOptions:
+        """Return how samples become RGB; ValueError if bands or range are wrong."""
+        return ReadOptions(self.bands, self.range, self.backdrop)
+
+    def check(self, classifier: Classifier | None = None) -> None:
+        """Check all options at once, before any work; without a classifier all that needs none.
 
         Raises:
             ValueError: An option is unknown, out of range, or does not go with the classifier or another option.
@@ -92,7 +102,37 @@ class RunOptions:
                 "--allow-pickle if their readers trust you, or choose another format"
             )
         parse_bytes(self.memory)
-        if classifier.input_size and self.size not in (None, classifier.input_size):
+        _ = self.reading
+        if self.store != "float16" and self.cams != "ssa":
+            raise ValueError(f"store: {self.store!r} is for 'ssa' files, got cams={self.cams!r}; leave it out")
+        if self.cams == "wsol" and self._several_classes(classifier):
+            raise ValueError(
+                f"classes: 'wsol' files hold the map of one class, got {self.classes!r}; give one, or 'predicted'"
+            )
+        if classifier and classifier.input_size and self.size not in (None, classifier.input_size):
             raise ValueError(
                 "size: {} takes images of {}x{} only; leave it out".format(classifier.name, *classifier.input_size)
             )
+
+    def check_tiles(self) -> None:
+        """Raise ValueError if images cannot be processed in tiles with these options."""
+        if self.size is not None:
+            raise ValueError("size: an image processed in tiles keeps its own size; leave --size out for it.")
+        if self.cams != "ssa":
+            raise ValueError(
+                f"cams: an image processed in tiles gets TIFFs, no {self.cams!r} files; leave --cams out for it, or "
+                "pass --size, or a higher --large-above if memory allows."
+            )
+
+    def _several_classes(self, classifier: Classifier | None) -> bool:
+        """Return True if every image has several classes; without a classifier, True only if that is certain."""
+        if self.classes == "labels":
+            return False
+        if match := re.fullmatch(r"top(\d+)", self.classes.strip()):
+            return int(match[1]) > 1
+        if classifier is not None:
+            chosen = classifier.select(self.classes)
+            return not isinstance(chosen, str) and len(chosen) > 1
+        given = {part.strip().casefold() for part in self.classes.split(",")} - {""}
+        indices = {part for part in given if part.isdecimal()}
+        return max(len(indices), len(given - indices)) > 1  # an index and a name may be one class

@@ -52,6 +52,8 @@ class RunReport:
 
     Attributes:
         done, resumed: Names of the images whose outputs are complete; how many of them an earlier start completed.
+        remade: How many images were done again, as their file, labels or weights have changed; ``notes`` say which.
+        leftovers: Names of outputs that an earlier start made of images that are not among those given now.
         failures, skipped: Images that failed, and files and folders that were not read, with the reason.
         notes: Remark -> names of the images that it is about.
         boxes: The ``boxes.json`` written; None if no image is complete.
@@ -63,6 +65,8 @@ class RunReport:
 
     done: list[str] = field(default_factory=list)
     resumed: int = 0
+    remade: int = 0
+    leftovers: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     skipped: tuple[tuple[Path, str], ...] = ()
@@ -99,6 +103,8 @@ class RunReport:
         content: dict[str, Any] = {
             "done": len(self.done),
             "resumed": self.resumed,
+            "remade": self.remade,
+            "leftovers": self.leftovers,
             "failed": [{"image": failure.name, "reason": failure.reason} for failure in self.failures],
             "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
             "notes": self.notes,

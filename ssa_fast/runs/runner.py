@@ -7,23 +7,26 @@ import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ssa_fast.io import datasets
+from ssa_fast.io.datasets import Listing
 from ssa_fast.io.progress import Progress
 from ssa_fast.runs import distributed, loader
+from ssa_fast.runs.changes import Changes, forget_changes
 from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest, output_paths
+from ssa_fast.runs.network import describe_network, hash_weights
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
 from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.signals import Stopped, signals_as_interrupts
-from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, polish_large_image
+from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, polish_large_image, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ssa_fast.io.datasets import Listing
+    from ssa_fast.io.datasets import ImageSource
     from ssa_fast.io.images import DecodedImage
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
@@ -31,14 +34,14 @@ if TYPE_CHECKING:
     from ssa_fast.runs.loader import Loaded
     from ssa_fast.ssa import SSA
 
-Batch: TypeAlias = "list[tuple[int, DecodedImage, list[int] | None]]"  # position among the sources, pixels, classes
+Batch: TypeAlias = "list[tuple[Loaded, DecodedImage, list[int] | None]]"  # with the image in it, and its classes
 
 BATCH_ON_GPU = 16
 WINDOW = 8  # batches' worth of consecutive images that one process takes, and forms batches of one size from
 
 
 def run(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path] | Listing,
     ssa: SSA,
     out: str | Path,
     *,
@@ -56,11 +59,12 @@ def run(
     values are class indices + 1 if the network has at most 254 classes, else positions in the image's list of classes
     + 1; the CAM file gives them under ``labels``.
 
-    A bad image never stops a run. Started again, a run skips images with a record. Under ``torchrun`` the images are
-    distributed over all processes, with the same ``out`` for all of them.
+    A bad image never stops a run. Started again, a run skips images with a record; those whose file, labels or weights
+    have changed since are done again, and counted in the report. Under ``torchrun`` the images are distributed over all
+    processes, with the same ``out`` for all of them.
 
     Args:
-        paths, split: See ``datasets.find_images``.
+        paths, split: See ``datasets.find_images``; or the images from ``list_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.
@@ -73,11 +77,12 @@ def run(
     """
     from ssa_fast import __version__
 
+    images = paths if isinstance(paths, Listing) else list_images(paths, out, options, split=split)
     options.check(classifier)
     predictor = Predictor(classifier, ssa, options)
     settings = {**(settings or {}), **options.fingerprint(predictor.device)}
-    manifest = Manifest(Path(out), settings, __version__)
-    images = _list_images(paths, split, manifest.out, options)
+    network, weights = describe_network(classifier, ssa), hash_weights(classifier.model)
+    manifest = Manifest(Path(out), settings, __version__, network=network, weights=weights)
     with distributed.join() as group, signals_as_interrupts():
         process = _Run(images, predictor, manifest, group, on_progress)
         process.open()
@@ -85,15 +90,36 @@ def run(
         return process.close()
 
 
-def _list_images(paths: Sequence[str | Path], split: str | None, out: Path, options: RunOptions) -> Listing:
-    """Return the images in ``paths`` without the run's own outputs, or raise ValueError if there are none."""
-    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS)]
+def list_images(
+    paths: Sequence[str | Path], out: str | Path, options: RunOptions, *, split: str | None = None
+) -> Listing:
+    """Return the images in ``paths`` without the run's own outputs, having checked that ``options`` go with them.
+
+    No image is opened and no network needed here, so this is the place to refuse what cannot work.
+
+    Raises:
+        ValueError: An option is wrong or does not go with the images, ``out`` is a file, or there is no image.
+    """
+    options.check()
+    if options.size is not None and options.large_above != RunOptions.large_above:
+        raise ValueError("large_above: at one --size no image is processed in tiles; leave out --size or --large-above")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder, {out} is a file")
+    earlier = ("overlays",) if (out / MANIFEST).exists() else ()  # which may have been made with other options
+    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS, *earlier)]
     own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
     found = datasets.find_images(paths, split=split, exclude=own_folders)
     skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
     if not found.sources:
         reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
         raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
+    if options.classes == "labels" and not any(source.dataset for source in found.sources):
+        raise ValueError(
+            "classes: 'labels' come from an ImageFolder or a folder with VOC's layout, got none; give classes by name"
+        )
+    if all(map(loader.needs_tiles, found.sources)):
+        options.check_tiles()
     return replace(found, skipped=skipped)
 
 
@@ -115,8 +141,12 @@ class _Run:
         self.batch_size = self.options.batch or (BATCH_ON_GPU if self.on_gpu else 1)
         self.window = WINDOW * self.batch_size
         self.report = RunReport(rank=group.rank)
+        self.changes = Changes()
         self.failed = 0  # images of this process; the report's failures also hold paths without an image
         if group.rank == 0:
+            model = predictor.classifier
+            read = (*model.notes, *getattr(getattr(predictor.ssa, "info", None), "notes", ()))
+            self.report.notes = {note: [model.name] for note in read}
             self.report.failures = [Failure(str(path), reason) for path, reason in images.missing]
             self.report.skipped = images.skipped
 
@@ -125,12 +155,15 @@ class _Run:
         error = None
         if self.group.rank == 0:
             try:
-                targets = (target for name in self.names for target in self._targets(name))
+                targets = (target for index in range(len(self.sources)) for target in self._targets(index))
                 self.manifest.open(targets, overwrite=self.options.overwrite)
+                given = {str(name): source for name, source in zip(self.names, self.sources, strict=True)}
+                labels = self._labels if self.options.classes == "labels" else None
+                self.changes = forget_changes(self.manifest, given, labels)
             except (ValueError, OSError) as failure:
                 error = str(failure)
         self.group.wait_for_rank0(error)
-        self.manifest.refresh()
+        self.manifest.refresh(self.changes.done if self.group.rank == 0 else None)
 
     def execute(self) -> None:
         """Process the pending images; a signal or a full disk ends that early."""
@@ -162,22 +195,28 @@ class _Run:
             report.stopped = report.stopped or other["stopped"]
             for note, names in other["notes"].items():
                 report.notes.setdefault(note, []).extend(names)
+        named = {str(name): source for source, name in zip(self.sources, self.names, strict=True)}
         if report.processes:
             self.manifest.refresh()
-            named = zip(self.sources, self.names, strict=True)
-            report.done = [str(source.path) for source, name in named if str(name) in self.manifest.done]
+            report.done = [str(source.path) for name, source in named.items() if name in self.manifest.done]
+        report.leftovers = self.changes.leftovers
+        for name, reason in self.changes.reasons.items():
+            if name in self.manifest.done:
+                report.remade += 1
+                report.notes.setdefault(f"made again, as {reason}.", []).append(str(named[name].path))
         try:
-            report.boxes = self.manifest.write_boxes()
+            report.boxes = self.manifest.write_boxes({name: source.file_name for name, source in named.items()})
             self.manifest.write(REPORT, report.to_json())
             self.manifest.close(complete=report.complete)
         except OSError as error:
             report.failures.append(Failure.from_error(self.manifest.out, error))
         return report
 
-    def _targets(self, name: PurePosixPath) -> list[Path]:
-        """Return the files that the image called ``name`` may write."""
-        kinds = (output_folders(self.options), LARGE_OUTPUTS)
-        return [path for each in kinds for path in output_paths(self.manifest.out, name, each).values()]
+    def _targets(self, index: int) -> list[Path]:
+        """Return the files that an image may write."""
+        out, name = self.manifest.out, self.names[index]
+        usual = targets_of(out, self.sources[index], name, self.options)
+        return [*usual.values(), *output_paths(out, name, LARGE_OUTPUTS).values()]
 
     def _pending(self) -> list[int]:
         """Return the images of this process that are not complete; record the others."""
@@ -187,11 +226,11 @@ class _Run:
             if not self.group.owns(index // self.window):
                 continue
             try:
-                if self.manifest.is_done(source, name):
+                if str(name) in self.manifest.done:
                     self.report.resumed += 1
                     self.report.done.append(str(source.path))
                     continue
-                for target in self._targets(name):
+                for target in self._targets(index):
                     if self.manifest.is_preexisting(target):
                         raise ValueError(f"{target} exists; pass --overwrite to replace it.")
                     if target.resolve() in originals:
@@ -239,7 +278,8 @@ class _Run:
                     classes = self._classes(loaded)
                     if image is None:
                         source, name = self.sources[index], self.names[index]
-                        notes = polish_large_image(source, name, self.predictor, self.manifest, classes)
+                        large = (source, name, loaded.identity, self.predictor, self.manifest, classes)
+                        notes = polish_large_image(*large)
                 except Exception as error:
                     self._record_error(index, error)
                     continue
@@ -247,7 +287,7 @@ class _Run:
                     self._record(str(source.path), notes)
                     continue
                 key = (self.predictor.size(image.rgb), None if classes is None else len(classes))
-                groups.setdefault(key, []).append((index, image, classes))
+                groups.setdefault(key, []).append((loaded, image, classes))
                 if len(groups[key]) == self.batch_size:
                     yield groups.pop(key)
             yield from groups.values()
@@ -256,22 +296,28 @@ class _Run:
         """Return the image's own classes if the dataset's labels are asked for, else None."""
         if self.options.classes != "labels":
             return None
-        dataset = self.sources[loaded.index].dataset or ()
-        classes = self.predictor.classifier.resolve_labels(loaded.labels, dataset)
+        classes = self._labels(self.sources[loaded.index], loaded.labels)
         if not classes:
             raise ValueError("the dataset names no class in it.")
+        if self.options.cams == "wsol" and len(classes) > 1:
+            raise ValueError(f"its labels are {len(classes)} classes, and a 'wsol' file holds the map of one.")
         return classes
+
+    def _labels(self, source: ImageSource, labels: Sequence[str]) -> list[int]:
+        return self.predictor.classifier.resolve_labels(labels, source.dataset or ())
 
     def _compute(self, batch: Batch) -> list[Job]:
         """Return the predictions of a batch, to be written; record the images that failed."""
         classes = [chosen for _, _, chosen in batch if chosen is not None]
         results = self.predictor([image.rgb for _, image, _ in batch], classes or None)
         jobs = []
-        for (index, image, _), result in zip(batch, results, strict=True):
+        for (loaded, image, _), result in zip(batch, results, strict=True):
+            index = loaded.index
             if isinstance(result, Exception):
                 self._record_error(index, result)
             else:
-                jobs.append(Job(self.sources[index], self.names[index], image.rgb, image.notes, result))
+                source, name = self.sources[index], self.names[index]
+                jobs.append(Job(source, name, loaded.identity, image.rgb, image.notes, result))
         return jobs
 
     def _record_error(self, index: int, error: Exception) -> None:

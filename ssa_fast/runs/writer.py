@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ssa_fast.io.datasets import ImageSource
+    from ssa_fast.io.identity import Identity
     from ssa_fast.runs.manifest import ImageRecord, Manifest
     from ssa_fast.runs.options import RunOptions
     from ssa_fast.runs.predictor import Prediction, Predictor
@@ -43,6 +44,7 @@ class Job:
 
     source: ImageSource
     name: PurePosixPath
+    identity: Identity
     rgb: np.ndarray
     notes: tuple[str, ...]
     prediction: Prediction
@@ -107,20 +109,21 @@ class Writer:
     def _stage(self, job: Job) -> tuple[Transaction, ImageRecord]:
         """Write the temporary files of an image; return them with its record."""
         prediction, manifest = job.prediction, self.manifest
-        targets = output_paths(manifest.out, job.name, output_folders(self.options))
+        targets = targets_of(manifest.out, job.source, job.name, self.options)
         boxes = localize.boxes(prediction.full, self.options.postprocess)[0]
         writers: dict[Path, Callable[[Path], object]] = {
-            targets["cams"]: lambda path: self._save_cams(path, prediction),
+            targets["cams"]: lambda path: self._save_cams(path, job),
             targets["masks"]: lambda path: localize.save_mask(path, prediction.mask),
         }
         if "overlays" in targets:
             writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
         rest = {"scores": prediction.scores.tolist(), "boxes": [found.tolist() for found in boxes], "notes": job.notes}
-        record = image_record(job.source, job.name, job.rgb.shape, prediction, **rest)
+        record = image_record(job.source, job.name, job.identity, job.rgb.shape, prediction, **rest)
         return Transaction(writers, manifest.tmp_dir), record
 
-    def _save_cams(self, path: Path, prediction: Prediction) -> None:
-        stored, options = prediction.cams, self.options
+    def _save_cams(self, path: Path, job: Job) -> None:
+        prediction, options = job.prediction, self.options
+        stored = prediction.cams
         content = CamFile(
             cams=stored.astype(np.float32) / (255 if stored.dtype == np.uint8 else 1),
             classes=np.asarray(prediction.classes, dtype=np.int64),
@@ -128,6 +131,7 @@ class Writer:
             names=tuple(prediction.names),
             labels=np.asarray(prediction.labels, dtype=np.uint8),
             logits=prediction.logits,
+            image=job.source.file_name,
             align_corners=self.align_corners,
             settings=self.manifest.settings,
             version=self.manifest.version,
@@ -139,6 +143,14 @@ def output_folders(options: RunOptions) -> dict[str, str]:
     """Return the folders with a file per image: folder -> the files' suffix."""
     overlays = {"overlays": ".png"} if options.overlays else {}
     return {"cams": cam_files.suffix(options.cams), "masks": ".png", **overlays}
+
+
+def targets_of(out: Path, source: ImageSource, name: PurePosixPath, options: RunOptions) -> dict[str, Path]:
+    """Return the files of an image that is not processed in tiles, by folder."""
+    targets = output_paths(out, name, output_folders(options))
+    if options.cams == "wsol":  # wsolevaluation opens an image's whole name with ".npy" behind it
+        targets["cams"] = out / "cams" / f"{source.file_name}.npy"
+    return targets
 
 
 def draw_panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Tensor]) -> Image:
@@ -157,7 +169,12 @@ def draw_panel(rgb: np.ndarray, prediction: Prediction, boxes: Sequence[torch.Te
 
 
 def polish_large_image(
-    source: ImageSource, name: PurePosixPath, predictor: Predictor, manifest: Manifest, classes: list[int] | None
+    source: ImageSource,
+    name: PurePosixPath,
+    identity: Identity,
+    predictor: Predictor,
+    manifest: Manifest,
+    classes: list[int] | None,
 ) -> list[str]:
     """Write one large image's files and its record; return notes for the user."""
     options, classifier = predictor.options, predictor.classifier
@@ -165,7 +182,14 @@ def polish_large_image(
     temporary = {kind: manifest.tmp_dir / f"large-{kind}{target.suffix}" for kind, target in targets.items()}
     manifest.tmp_dir.mkdir(parents=True, exist_ok=True)
     polish_large = LargeImageSSA(
-        predictor.ssa, memory=options.memory, scratch=manifest.tmp_dir, mean=classifier.mean, std=classifier.std
+        predictor.ssa,
+        memory=options.memory,
+        scratch=manifest.tmp_dir,
+        mean=classifier.mean,
+        std=classifier.std,
+        backdrop=options.backdrop,
+        bands=options.bands,
+        range=options.range,
     )
     count = len(classifier.categories)
     result = polish_large(
@@ -181,12 +205,14 @@ def polish_large_image(
     )
     assert result.logits is not None
     scores = classifier.probabilities(result.logits)[result.classes]
+    wide = "" if options.precision_on(predictor.device) == "float32" else ", computed in float32"
     notes = [
-        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits"
-        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else ".")
+        f"done in tiles of {result.tile} pixels with a halo of {result.halo}; outputs are TIFFs, CAMs have 8 bits{wide}"
+        + (f", boxes are exact to {result.box_precision} pixels." if result.box_precision > 1 else "."),
+        *result.notes,
     ]
     Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
     boxes = [found.tolist() for found in result.boxes]
-    record = image_record(source, name, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
+    record = image_record(source, name, identity, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
     manifest.commit([record])
     return notes

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast import validation
+from ssa_fast.arrays import detach, give
+from ssa_fast.layouts import view_as_stage
+from ssa_fast.validation import check_layouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,15 +16,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.layouts import Size
 
 
 class _TileSum:
     """Base of all that is accumulated over the tiles of one image."""
 
-    def __init__(self, C: int, device: torch.device | str | None) -> None:
+    def __init__(self, C: int, device: torch.device | str | None, layout: str, grid: Size | None) -> None:
         check_positive("C", C)
         self.C, self.device = C, torch.device(device or "cpu")
+        layouts, grids = check_layouts(layout, grid, {"tile": None})
+        self._layout, self._grid = layouts["tile"] or "nchw", grids["tile"]
         self.pixels = 0
+
+    def _read_tile(self, feats: Tensor, cam: Tensor | None = None) -> list[Tensor]:
+        """Return features as a view ([n,] C, h, w), and the CAM ([n,] K, h, w) if there is one, without gradients.
+
+        A public method calls it, whose caller is given the note on gradients.
+        """
+        if self._layout != "nchw":
+            own_pixels = None if cam is None or cam.ndim < 2 else (cam.shape[-2], cam.shape[-1])
+            feats = view_as_stage("feats", feats, self._layout, self._grid or own_pixels, None)
+        self._check_tile(feats, cam)
+        given = {"feats": feats} if cam is None else {"feats": feats, "cam": cam}
+        tensors, notes = detach(list(given), list(given.values()))
+        give(notes, stacklevel=3)
+        return tensors
+
+    def _check_tile(self, feats: Tensor, cam: Tensor | None) -> None:
+        """Raise ValueError or TypeError unless ``feats`` is ([n,] C, h, w)."""
+        check_map("feats", feats, self.C, single=feats.ndim == 3)
 
     def _check_not_empty(self) -> None:
         if not self.pixels:
@@ -47,9 +70,17 @@ class _TileSum:
 class _Accumulator(_TileSum):
     """Base of ``Prototypes`` and ``PixelBank``: the options and checks they share."""
 
-    def __init__(self, K: int, C: int, affinity: Affinity, device: torch.device | str | None) -> None:
+    def __init__(
+        self,
+        K: int,
+        C: int,
+        affinity: Affinity,
+        device: torch.device | str | None,
+        layout: str,
+        grid: Size | None,
+    ) -> None:
         check_positive("K", K)
-        super().__init__(C, device)
+        super().__init__(C, device, layout, grid)
         if affinity.steps > 1:
             raise ValueError(
                 f"affinity: expected steps=1, got {affinity.steps}; steps > 1 needs a full pass per step: call add() "
@@ -57,11 +88,11 @@ class _Accumulator(_TileSum):
             )
         self.K, self.affinity = K, affinity
 
-    def _check_tile(self, feats: Tensor, cam: Tensor | None = None) -> None:
+    def _check_tile(self, feats: Tensor, cam: Tensor | None) -> None:
         """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
         if cam is not None:
             check_map("cam", cam, self.K, single=feats.ndim == 3)
-        check_map("feats", feats, self.C, single=feats.ndim == 3)
+        super()._check_tile(feats, cam)
         if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
             raise ValueError(
                 f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
@@ -74,9 +105,9 @@ class _Accumulator(_TileSum):
 
 def check_map(name: str, tensor: Tensor, rows: int, *, single: bool) -> None:
     """Raise ValueError or TypeError unless ``tensor`` is (rows, h, w) if ``single``, else (n, rows, h, w)."""
-    validation.check_no_grad({name: tensor})
     if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
-        raise ValueError(f"{name}: expected ({'' if single else 'n, '}{rows}, h, w), got {tuple(tensor.shape)}")
+        hint = "; where channels come last, pass layout='nhwc' or 'tokens'" if tensor.shape[-1:] == (rows,) else ""
+        raise ValueError(f"{name}: expected ({'' if single else 'n, '}{rows}, h, w), got {tuple(tensor.shape)}{hint}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssa_fast.streaming.base import _TileSum, check_map, iter_blocks, lasting_zeros
+from ssa_fast.streaming.base import _TileSum, iter_blocks, lasting_zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssa_fast.layouts import Size
 
 BLOCK_ELEMENTS = 1 << 16  # summed at once: PyTorch first copies them to float64
 
@@ -27,6 +29,7 @@ class FeatureMean(_TileSum):
 
     Args:
         C: Channels of the features.
+        layout, grid: Of the features, as in ``Prototypes``.
         device: Where the sum is kept; default the CPU.
 
     Attributes:
@@ -37,8 +40,15 @@ class FeatureMean(_TileSum):
         ValueError: ``C`` is not a whole number > 0.
     """
 
-    def __init__(self, C: int, *, device: torch.device | str | None = None) -> None:
-        super().__init__(C, device)
+    def __init__(
+        self,
+        C: int,
+        *,
+        layout: str = "nchw",
+        grid: Size | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(C, device, layout, grid)
         self.sum = lasting_zeros(C, device=self.device)
 
     def add(self, feats: Tensor) -> None:
@@ -48,7 +58,7 @@ class FeatureMean(_TileSum):
             ValueError: Another shape.
             TypeError: Features that are not floating.
         """
-        check_map("feats", feats, self.C, single=feats.ndim == 3)
+        (feats,) = self._read_tile(feats)
         tiles = feats if feats.ndim == 4 else feats[None]
         total = torch.zeros(self.C, dtype=torch.float64, device=feats.device)
         for rows, columns in iter_blocks(tiles.shape[2:], max(1, BLOCK_ELEMENTS // max(1, len(tiles) * self.C))):

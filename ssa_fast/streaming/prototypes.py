@@ -15,6 +15,8 @@ from ssa_fast.validation import result_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssa_fast.layouts import Size
+
 
 class Prototypes(_Accumulator):
     """One image's class prototypes, summed tile by tile; exact for features of any sign under the shifted cosine.
@@ -37,6 +39,9 @@ class Prototypes(_Accumulator):
         affinity: φ = shifted, or φ = relu without threshold and centring; of power 1. For others use ``PixelBank``.
         mean: ``(C,)`` floating, the mean feature of the whole image (``FeatureMean``). Needed with ``center=True``, and
             before the first tile: unit features depend on it.
+        layout: Of the features: ``"nchw"`` is ``([n,] C, h, w)``, ``"nhwc"`` ``([n,] h, w, C)``, and ``"tokens"``
+            ``([n,] N, C)``, of which up to 8 tokens before the patches are dropped.
+        grid: ``(h, w)`` of a tile's patches, for tokens. Default: that of the tile's CAM, and square without one.
         device: Where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
@@ -54,9 +59,11 @@ class Prototypes(_Accumulator):
         *,
         affinity: Affinity = Affinity(),  # noqa: B008 - frozen
         mean: Tensor | None = None,
+        layout: str = "nchw",
+        grid: Size | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(K, C, affinity, device)
+        super().__init__(K, C, affinity, device, layout, grid)
         if affinity.degree != 1:
             raise ValueError(
                 "affinity: expected phi='shifted', or phi='relu' without threshold and centring, both of power 1, got "
@@ -82,7 +89,7 @@ class Prototypes(_Accumulator):
                 shapes.
             TypeError: Tensors that are not floating.
         """
-        self._check_tile(feats, cam)
+        feats, cam = self._read_tile(feats, cam)
         if feats.ndim == 3:
             cam, feats = cam[None], feats[None]
         cam, feats = cam.to(self.device), feats.to(self.device)
@@ -167,7 +174,7 @@ class Prototypes(_Accumulator):
             TypeError: Features that are not floating.
         """
         self._check_not_empty()
-        self._check_tile(feats)
+        (feats,) = self._read_tile(feats)
         single = feats.ndim == 3
         feats = (feats[None] if single else feats).to(self.device)
         dtype = result_dtype(feats.dtype)

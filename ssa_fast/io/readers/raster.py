@@ -6,44 +6,79 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from ssa_fast.io.images import ImageError, exif_orientation
-from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, scale_to_uint8
+from ssa_fast.io.readers.base import ORIENTATIONS, WindowReader, check_chunks
+from ssa_fast.io.samples import ImageError, SampleFormat
+from ssa_fast.io.tiff_tags import EXTRA, ORIENTATION, PREMULTIPLIED, check_pages, read_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ssa_fast.io.samples import Meaning, ReadOptions
+
+COLORS, INKS = ("red", "green", "blue"), ("cyan", "magenta", "yellow", "black")
+
 
 class RasterioReader(WindowReader):
-    """A rasterio dataset: its first band or first three, and alpha; closed with a reader that ``owns`` it."""
+    """A rasterio dataset; closed with a reader that ``owns`` it."""
 
-    def __init__(self, dataset: Any, memory: int | None, backdrop: Color, *, owns: bool = False) -> None:
-        super().__init__((dataset.height, dataset.width), backdrop, owned=dataset if owns else None)
+    def __init__(
+        self, dataset: Any, memory: int | None, options: ReadOptions, *, owns: bool = False, orientation: int = 1
+    ) -> None:
+        names = [each.name for each in dataset.colorinterp]
         self.dataset = dataset
-        meanings = [each.name for each in dataset.colorinterp]
-        alpha = [meanings.index("alpha") + 1] if "alpha" in meanings else []
-        colors = [band for band in range(1, dataset.count + 1) if band not in alpha]
-        self.bands = colors[: 3 if len(colors) >= 3 else 1] + alpha
-        for band in self.bands:
-            check_pixels(dataset.dtypes[band - 1], (*dataset.block_shapes[0], dataset.count), memory)
-        self.palette = _palette(dataset.colormap(1)) if meanings[0] == "palette" else None
-        self.bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
-        self.white_is_zero = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        white = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"  # GDAL gives it a palette
+        self.palette = _palette(dataset.colormap(1)) if names[0] == "palette" and not white else None
+        form = _format(dataset, names, white=white) if self.palette is None else _palette_format(self.palette)
+        stored, owned = (dataset.height, dataset.width), dataset if owns else None
+        super().__init__(stored, form, options, orientation=orientation, owned=owned)
+        check_chunks(form.dtype, (*dataset.block_shapes[0], dataset.count), memory)
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        bands = self.dataset.read(self.bands, window=((y0, y1), (x0, x1)))
+        window, samples = ((y0, y1), (x0, x1)), self.selection.samples
         if self.palette is not None:
-            return np.asarray(self.palette[bands[0]])
-        if self.bits not in (8, 16):
-            bands = scale_to_uint8(bands, (1 << self.bits) - 1)
-        if self.white_is_zero:
-            bands[0] = np.iinfo(bands.dtype).max - bands[0]
-        return np.moveaxis(bands, 0, -1)
+            return np.asarray(self.palette[self.dataset.read(1, window=window)][..., samples])
+        return np.moveaxis(self.dataset.read([sample + 1 for sample in samples], window=window), 0, -1)
 
 
-def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioReader:
-    """Open a file; raise ValueError unless it holds an upright image of 8 or 16 bits."""
+def _format(dataset: Any, names: list[str], *, white: bool) -> SampleFormat:
+    """Return what a dataset declares about bands that are no palette's."""
+    pages = len(dataset.subdatasets)
+    if pages > 1 and dataset.count == 1:
+        check_pages(dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    if len(set(dataset.dtypes)) > 1:
+        raise ImageError(f"its bands have different types ({', '.join(dataset.dtypes)}): save them as one.")
+    dtype = np.dtype(dataset.dtypes[0])
+    alpha = names.index("alpha") if "alpha" in names else None
+    colors = tuple(names.index(color) for color in COLORS) if set(COLORS) <= set(names) else None
+    meaning: Meaning = "bands"
+    if colors is not None:
+        meaning = "rgb"
+    elif tuple(names[:4]) == INKS:
+        meaning = "cmyk"
+    elif dataset.count - (alpha is not None) == 1:
+        meaning = "white" if white else "grey"
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * dtype.itemsize))
+    premultiplied = (
+        alpha is not None
+        and dataset.driver == "GTiff"
+        and read_tags(dataset.name).get(EXTRA, ())[:1] == (PREMULTIPLIED,)
+    )
+    return SampleFormat(
+        dtype,
+        dataset.count,
+        meaning,
+        colors=colors,
+        alpha=alpha,
+        premultiplied=premultiplied,
+        bits=bits if dtype.kind in "ui" and bits < 8 * dtype.itemsize else None,
+        nodata=dataset.nodata,
+        notes=(f"the first of its {pages} frames is used.",) if pages > 1 else (),
+    )
+
+
+def open_raster(path: Path, memory: int | None, options: ReadOptions) -> RasterioReader:
+    """Open a file; raise ValueError unless it holds an image."""
     import rasterio
 
     try:
@@ -53,24 +88,21 @@ def open_raster(path: Path, memory: int | None, backdrop: Color) -> RasterioRead
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"rasterio cannot open it ({error}).") from None
     try:
-        if _is_rotated(path):
-            raise ImageError("its orientation tag rotates it: save it upright.")
-        return RasterioReader(dataset, memory, backdrop, owns=True)
+        orientation = read_tags(path).get(ORIENTATION, 1)
+        return RasterioReader(
+            dataset, memory, options, owns=True, orientation=orientation if orientation in ORIENTATIONS else 1
+        )
     except BaseException:
         dataset.close()
         raise
-
-
-def _is_rotated(path: Path) -> bool:
-    """Return whether the file has an orientation tag other than upright, which GDAL ignores."""
-    try:
-        with Image.open(path) as image:
-            return exif_orientation(image) != 1
-    except (OSError, Image.DecompressionBombError):
-        return False  # not a format of Pillow's, and so without the tag
 
 
 def _palette(entries: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
     table = np.zeros((max(entries) + 1, 4), dtype=np.uint8)
     table[list(entries)] = list(entries.values())
     return table
+
+
+def _palette_format(palette: np.ndarray) -> SampleFormat:
+    opaque = bool((palette[:, 3] == 255).all())
+    return SampleFormat(palette.dtype, 3 if opaque else 4, "rgb", alpha=None if opaque else 3)

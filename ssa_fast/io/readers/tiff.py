@@ -7,177 +7,156 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssa_fast.io.images import ORIENTATION, ImageError
-from ssa_fast.io.readers.base import Color, WindowReader, check_pixels, image_errors
+from ssa_fast.io.readers.base import WindowReader
+from ssa_fast.io.readers.tiff_layout import describe, unsupported
+from ssa_fast.io.samples import ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-JPEGS = (6, 7, 34892, 33007)  # compressions whose decoders convert YCbCr to RGB
-APERIO_YCBCR = 33003  # a compression whose decoder does not
-CONTIG, UPRIGHT = 1, 1
-PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha
+    from ssa_fast.io.samples import ReadOptions
 
-
-class UnsupportedTiff(ImageError):
-    """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
-
-    def __init__(self, reason: str, remedy: str = "pip install rasterio, or save it as RGB of 8 bits") -> None:
-        super().__init__(reason)
-        self.remedy = remedy
+CONTIG = 1
 
 
 class TiffReader(WindowReader):
-    """The first page of a TIFF; segments (tiles or strips) that a window touches are decoded and cached.
+    """The first image of a TIFF; segments (tiles or strips) that a window touches are decoded and cached.
 
     With ``memory=None`` only ``size`` may be used.
 
     Attributes:
-        segments, held, decoded: Cached segments (h, w, samples) by index, their bytes, and how many were decoded.
+        segments, held, decoded: Cached segments (h, w, samples) by page and index, their bytes, and how many were
+            decoded.
 
     Raises:
-        UnsupportedTiff: The installed tifffile cannot decode it.
-        ImageError: The file is damaged, or not an upright image of 8 or 16 bits, or one segment exceeds ``memory``.
+        UnsupportedTiff: The installed tifffile cannot decode it, but another package may.
+        ImageError: The file is damaged or no image, or one segment exceeds ``memory``.
     """
 
-    def __init__(self, path: Path, memory: int | None, backdrop: Color) -> None:
+    def __init__(self, path: Path, memory: int | None, options: ReadOptions) -> None:
         import tifffile
 
-        self.segments: dict[int, np.ndarray] = {}  # least recently used first
-        self.mapped: np.ndarray | None = None
+        self.segments: dict[tuple[int, int], np.ndarray] = {}  # least recently used first
+        self.mapped: list[np.ndarray] = []
         self.held = self.decoded = 0
         self.memory = memory or 0
         self.file: Any = None
         try:
             self.file = tifffile.TiffFile(path)
-            page = self.page = self.file.pages.first
-            super().__init__((page.imagelength, page.imagewidth), backdrop)
-            _check_page(page)
-            self.channels, self.premultiplied = _channels(page)
+            self.layout = describe(self.file, options)
+            page = self.page = self.layout.pages[0].keyframe
+            stored, orientation = (page.imagelength, page.imagewidth), self.layout.orientation
+            super().__init__(stored, self.layout.form, options, orientation=orientation)
             self.contiguous = page.planarconfig == CONTIG or page.samplesperpixel == 1
             strip = min(page.rowsperstrip, page.imagelength), page.imagewidth
             height, width = (page.tilelength, page.tilewidth) if page.is_tiled else strip
             self.segment_shape = (height, width, page.samplesperpixel if self.contiguous else 1)
             self.segment_bytes = math.prod(self.segment_shape) * int(page.dtype.itemsize)
             if memory is not None:
-                self.mapped = self._map()
-                if self.mapped is None and self.segment_bytes > memory:
-                    raise ImageError(
-                        f"its {'tiles' if page.is_tiled else 'strips'} of {height}x{width} pixels take "
-                        f"{self.segment_bytes:,} bytes each, more than the {memory:,} allowed: "
-                        "save it with tiles of 512x512, or raise memory."
-                    )
-                if self.mapped is None:
-                    self._segment(0)  # fail now if the data cannot be decoded
+                self._check_segments(memory)
         except Exception as error:  # the parser raises nearly every exception on damaged files
             self.close()
             if isinstance(error, ImageError | MemoryError):
                 raise
             raise ImageError(f"it is damaged or not a TIFF ({type(error).__name__}: {error}).") from None
 
-    def _map(self) -> np.ndarray | None:
+    def _check_segments(self, memory: int) -> None:
+        """Map the file, or decode a first segment, to fail now if the data cannot be decoded."""
+        if self._map():
+            return
+        if self.segment_bytes > memory:
+            height, width, _ = self.segment_shape
+            raise ImageError(
+                f"its {'tiles' if self.page.is_tiled else 'strips'} of {height}x{width} pixels take "
+                f"{self.segment_bytes:,} bytes each, more than the {memory:,} allowed: "
+                "save it with tiles of 512x512, or raise memory."
+            )
+        self._segment((0, 0))
+
+    def _map(self) -> bool:
         """Memory-map the pixels if they are stored uncompressed and in order."""
         import tifffile
 
         if self.page.is_tiled or not self.contiguous or not self.page.is_memmappable:
-            return None
+            return False
         try:
-            mapped: np.ndarray = tifffile.memmap(self.file.filehandle.path, page=0, mode="r")
-        except ValueError as error:  # the file ends before its pixels do
-            raise ImageError(f"it is damaged or cut short ({error}).") from None
-        return mapped.reshape(*self.size, self.segment_shape[2])
+            for page in self.layout.pages:
+                mapped = tifffile.memmap(self.file.filehandle.path, page=page.index, mode="r")
+                self.mapped.append(mapped.reshape(*self.stored, self.segment_shape[2]))
+        except ValueError as error:
+            self.mapped.clear()
+            if "memory-mappable" in str(error):
+                return False  # a later page is stored otherwise
+            raise ImageError(f"it is damaged or cut short ({error}).") from None  # it ends before its pixels do
+        return True
 
     def _window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        if self.mapped is not None:
-            return self._to_colors(np.asarray(self.mapped[y0:y1, x0:x1, self.channels]))
+        samples = [0] if self.layout.palette is not None else self.selection.samples
+        paged = len(self.layout.pages) > 1
+        if self.mapped:
+            pages = self.mapped if paged else self.mapped * self.form.count
+            planes = [pages[sample][y0:y1, x0:x1, 0 if paged else sample] for sample in samples]
+            return self._look_up(np.stack(planes, axis=-1))
         height, width, _ = self.segment_shape
-        down, across = (-(-side // step) for side, step in zip(self.size, (height, width), strict=True))
-        pixels = np.empty((y1 - y0, x1 - x0, len(self.channels)), dtype=self.page.dtype)
+        down, across = (-(-side // step) for side, step in zip(self.stored, (height, width), strict=True))
+        pixels = np.empty((y1 - y0, x1 - x0, len(samples)), dtype=self.page.dtype)
         for row in range(y0 // height, -(-y1 // height)):
             for column in range(x0 // width, -(-x1 // width)):
                 top, left = row * height, column * width
                 ya, yb = max(y0, top), min(y1, top + height)
                 xa, xb = max(x0, left), min(x1, left + width)
                 target = pixels[ya - y0 : yb - y0, xa - x0 : xb - x0]
-                for n, channel in enumerate(self.channels):
-                    plane, sample = (0, channel) if self.contiguous else (channel, 0)
-                    segment = self._segment((plane * down + row) * across + column)
-                    target[..., n] = segment[ya - top : yb - top, xa - left : xb - left, sample]
-        return self._to_colors(pixels)
+                for n, sample in enumerate(samples):
+                    plane, inner = (0, sample) if self.contiguous else (sample, 0)
+                    page, plane, inner = (sample, 0, 0) if paged else (0, plane, inner)
+                    segment = self._segment((page, (plane * down + row) * across + column))
+                    target[..., n] = segment[ya - top : yb - top, xa - left : xb - left, inner]
+        return self._look_up(pixels)
 
-    def _segment(self, index: int) -> np.ndarray:
-        """Return a decoded segment, from the cache or the file."""
-        segment = self.segments.pop(index, None)
+    def _look_up(self, samples: np.ndarray) -> np.ndarray:
+        """Return the selected colours of a palette's indices, and other samples as they are."""
+        if self.layout.palette is not None:
+            colors = self.layout.palette[samples[..., 0].astype(np.intp)]
+            return np.asarray(colors[..., self.selection.samples])
+        return samples.view(np.uint8) if samples.dtype == np.bool_ else samples
+
+    def _segment(self, key: tuple[int, int]) -> np.ndarray:
+        """Return a decoded segment of a page, from the cache or the file."""
+        segment = self.segments.pop(key, None)
         if segment is None:
             while self.segments and self.held + self.segment_bytes > self.memory:
                 self.held -= self.segments.pop(next(iter(self.segments))).nbytes
-            segment = self._decode(index)
+            segment = self._decode(*key)
             self.held += segment.nbytes
-        self.segments[index] = segment
+        self.segments[key] = segment
         return segment
 
-    def _decode(self, index: int) -> np.ndarray:
-        page = self.page
+    def _decode(self, number: int, index: int) -> np.ndarray:
+        page, frame = self.page, self.layout.pages[number]
         try:
-            count = page.databytecounts[index]
+            count = frame.databytecounts[index]
             if count == 0:  # a sparse file omits empty tiles
-                value = page.nodata if 0 <= page.nodata <= np.iinfo(page.dtype).max else 0
-                return np.full(self.segment_shape, value, dtype=page.dtype)
-            self.file.filehandle.seek(page.dataoffsets[index])
+                info, nodata = np.iinfo(page.dtype) if page.dtype.kind in "ui" else None, page.nodata
+                inside = info is None or info.min <= nodata <= info.max
+                return np.full(self.segment_shape, nodata if inside else 0, dtype=page.dtype)
+            self.file.filehandle.seek(frame.dataoffsets[index])
             data = self.file.filehandle.read(count)
             self.decoded += 1
             return np.asarray(page.decode(data, index, jpegtables=page.jpegtables)[0][0])
         except MemoryError:
             raise
-        except Exception as error:  # only the text distinguishes a missing codec from damaged data
-            if "imagecodecs" in str(error):
-                reason = f"its {page.compression.name} data need the package imagecodecs"
-                raise UnsupportedTiff(reason, "pip install imagecodecs") from None
+        except Exception as error:
+            # A missing codec is told apart from damaged data by the error's text, or by what tifffile falls back to.
+            if "imagecodecs" in str(error) or isinstance(error, ImportError | NotImplementedError):
+                bits = "" if page.bitspersample in (8, 16, 32, 64) else f" of {page.bitspersample} bits"
+                bits += " with a predictor" if page.predictor != 1 else ""
+                reason = f"its {page.compression.name} data{bits} need the package imagecodecs"
+                raise unsupported(reason, "pip install imagecodecs", pages=len(self.layout.pages)) from None
             raise ImageError(f"its tile or strip {index} is damaged ({type(error).__name__}: {error}).") from None
-
-    def _to_colors(self, pixels: np.ndarray) -> np.ndarray:
-        if self.page.photometric == PALETTE:
-            return (np.asarray(self.page.colormap) >> 8).astype(np.uint8).T[pixels[..., 0]]
-        if self.page.photometric == MINISWHITE:
-            pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
-        return pixels
 
     def close(self) -> None:
         """Close the file and clear the cache."""
         self.segments.clear()
-        self.mapped = None
+        self.mapped.clear()
         if self.file is not None:
             self.file.close()
-
-
-def _check_page(page: Any) -> None:
-    if 0 in (page.imagelength, page.imagewidth):
-        raise ImageError(f"it is damaged: its size is {page.imagelength}x{page.imagewidth}.")
-    if page.imagedepth != 1:
-        raise ImageError(f"it is a volume of {page.imagedepth} planes: save the one to be read.")
-    tag = page.tags.get(ORIENTATION)
-    if tag is not None and tag.value != UPRIGHT:
-        raise ImageError("its orientation tag rotates it: save it upright.")
-    raw = page.compression == APERIO_YCBCR or (page.photometric == YCBCR and page.compression not in JPEGS)
-    if raw or page.photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR):
-        raise UnsupportedTiff(f"its colours are {getattr(page.photometric, 'name', page.photometric)}")
-    small = page.dtype is not None and page.dtype.kind in "bu" and page.dtype.itemsize <= 2
-    if small and page.bitspersample not in (8, 16):
-        raise UnsupportedTiff(f"its pixels have {page.bitspersample} bits")
-    with image_errors():
-        check_pixels(page.dtype)
-
-
-def _channels(page: Any) -> tuple[list[int], bool]:
-    """Return the samples that are grey or RGB, and alpha, and whether colours are premultiplied by alpha."""
-    # Samples without a declared meaning, such as a satellite's near infrared, are left out; three or more declared as
-    # grey are taken as RGB, in their order, as rasters of bands are commonly stored.
-    if page.photometric == PALETTE:
-        return [0], False
-    extras = list(page.extrasamples)
-    first = page.samplesperpixel - len(extras)
-    alphas = [first + n for n, extra in enumerate(extras) if extra in (PREMULTIPLIED, STRAIGHT)]
-    colors = 3 if page.photometric != MINISWHITE and page.samplesperpixel - len(alphas) >= 3 else 1
-    premultiplied = bool(alphas) and extras[alphas[0] - first] == PREMULTIPLIED
-    return [*range(colors), *alphas[:1]], premultiplied

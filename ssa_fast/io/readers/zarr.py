@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ssa_fast.io.images import ImageError
 from ssa_fast.io.readers.array import ArrayReader
+from ssa_fast.io.samples import ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ssa_fast.io.readers.base import Color
+    from ssa_fast.io.samples import ReadOptions
 
 METADATA = (".zarray", ".zgroup", "zarr.json")  # every zarr array or group has one of these
 OLD_OME_AXES = "tczyx"  # of all images before OME-Zarr 0.3
@@ -21,7 +21,7 @@ def is_zarr(path: Path) -> bool:
     return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in METADATA)
 
 
-def open_zarr(path: Path, memory: int | None, backdrop: Color) -> ArrayReader:
+def open_zarr(path: Path, memory: int | None, options: ReadOptions) -> ArrayReader:
     """Open an array, the full resolution of an OME-Zarr, or the array named 0 of another group."""
     if not path.exists():
         raise ImageError("it cannot be opened (No such file or directory).")
@@ -39,7 +39,7 @@ def open_zarr(path: Path, memory: int | None, backdrop: Color) -> ArrayReader:
         ) from None
     if not hasattr(array, "dtype"):
         raise ImageError("it is a zarr group of groups: give an array's own path.")
-    return ArrayReader(array, memory, backdrop, axes)
+    return ArrayReader(array, memory, options, axes=axes)
 
 
 def _full_resolution(group: Any) -> tuple[Any, list[str] | None]:

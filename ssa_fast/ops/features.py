@@ -81,7 +81,8 @@ class UnitFeatures:
 
         Those are the pixels whose squares, or whose products with a CAM, could leave the dtype's range.
         """
-        self.inverse_norms(lo, hi)  # which finds the scales
+        if hi > self._num_norms:
+            self._compute_norms(hi)  # which finds the scales
         if self._scales is None:
             return self.centered(lo, hi)
         return self._scale(self.raw(lo, hi), self._scales[:, :, lo:hi])

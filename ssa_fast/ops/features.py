@@ -81,7 +81,8 @@ class UnitFeatures:
 
         Those are the pixels whose squares, or whose products with a CAM, could leave the dtype's range.
         """
-        self.inverse_norms(lo, hi)  # which finds the scales
+        if hi > self._num_norms:
+            self._compute_norms(hi)  # which finds the scales
         if self._scales is None:
             return self.centered(lo, hi)
         return self._scale(self.raw(lo, hi), self._scales[:, :, lo:hi])
@@ -126,12 +127,12 @@ class UnitFeatures:
         self._num_norms = hi
 
     def _set_scales(self, lo: int, hi: int, unusual: Tensor, norms: Tensor) -> Tensor | None:
-        """Scale the pixels ``lo + unusual`` and set their ``norms``; return the scales ``[B, 1, hi − lo]``, if any."""
+        """Scale pixels ``lo + unusual`` and set their ``norms``; return the tile's scales, None if all are 1."""
         tile = self.raw(lo, hi).index_select(2, unusual)
         centered = tile if self.mean is None else tile - self.mean
         largest = torch.linalg.vector_norm(centered, float("inf"), dim=1, keepdim=True)
         if largest.is_cpu and not bool(largest.any()):  # nothing but zeros
-            return None if self._scales is None else self._scales[:, :, lo:hi]
+            return None
         scales = power_of_two(largest.clamp_max(torch.finfo(largest.dtype).max)).reciprocal_()
         norms[:, :, unusual] = torch.linalg.vector_norm(self._scale(tile, scales), dim=1, keepdim=True)
         if self._scales is None:

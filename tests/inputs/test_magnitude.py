@@ -10,6 +10,7 @@ affinities negligible. Infinity and NaN come out as NaN. CAMs of extreme magnitu
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,33 @@ def test_every_method(method, affinity, kind):
     f = EXTREME[kind](f)
     out = polish(cam, f, affinity=affinity, method=method)
     assert_as_accurate(out, cam, f, affinity)
+
+
+def test_a_mean_at_the_other_end_of_the_range():
+    """Subtracting it would overflow, though both numbers are finite."""
+    largest = torch.finfo(torch.float32).max
+    cam, f = torch.rand(1, 3, 4, 5), torch.rand(1, 6, 4, 5) * largest
+    f[0, 2] = -largest
+    f[0, 2, 1, 1:3] = largest
+    for method, affinity in METHODS:
+        if affinity.center:
+            assert_as_accurate(polish(cam, f, affinity=affinity, method=method), cam, f, affinity)
+
+
+def test_a_huge_constant_channel_does_not_hide_the_others():
+    """Centred it is 0; scaled like the others, which are tiny, it would overflow."""
+    affinity, f = Affinity(center=True, norm_eps=0.0), torch.rand(1, 5, 8, 8) * 1e-30
+    f[0, 2] = 2.0**66
+    found = UnitFeatures(f, affinity, torch.float32).unit(0, 64)
+    expected = reference.unit_features(f.double().flatten(2), affinity)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # of float32's mean
+
+
+def test_images_share_the_scales_found_so_far():
+    f = torch.rand(2, 6, 9, 9) * torch.tensor([1e25, 1.0]).view(2, 1, 1, 1)
+    features = UnitFeatures(f, Affinity(), torch.float32)
+    x = features.unit(0, 81)
+    assert torch.equal(torch.cat([image.unit(0, 81) for image in features.images]), x)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -153,6 +181,25 @@ def test_zero_features_stay_zero():
 
 
 @pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, s) for s in (2.0**-141, 1e-38, 1e-30, 1e-20, 1.0, 1e20, 1e30, 3.4e38)]
+    + [(torch.float64, s) for s in (1e-310, 1e-200, 1e200, 1.7e308)]
+    + [(torch.bfloat16, s) for s in (1e-38, 1e-30, 1e30, 3e38)]
+    + [(torch.float16, s) for s in (1e-6, 1e-3, 65504.0)],
+    ids=str,
+)
+def test_the_reference_is_right_in_its_own_dtype(dtype, scale, center):
+    """The accuracy rule measures with the reference's own error, so that error has to be small."""
+    f = ((torch.rand(1, 24, 60, dtype=torch.float64) - 0.3) * scale).to(dtype)
+    exact = f.double().numpy().astype(np.longdouble)
+    exact = exact - exact.mean(axis=2, keepdims=True) if center else exact
+    expected = exact / np.sqrt((exact**2).sum(axis=1, keepdims=True))
+    found = reference.unit_features(f, Affinity(center=center, norm_eps=0.0)).double().numpy()
+    assert np.abs(found - expected).max() <= 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("center", [False, True])
 def test_the_reference_keeps_the_bits_of_usual_numbers(center):
     """Powers of two change no bit of what the formula gives as it is written."""
     affinity, f = Affinity(center=center), 1e4 * (torch.rand(2, 40, 60) - 0.3)
@@ -192,6 +239,14 @@ def test_features_are_scaled_pixel_by_pixel_where_a_device_would_have_to_be_wait
             f = EXTREME[kind](f)
             sign = True if affinity.degree and not affinity.any_sign else None
             assert_as_accurate(polish(cam, f, affinity=affinity, method=method, nonnegative=sign), cam, f, affinity)
+
+
+def test_tiles_with_zero_features_are_not_scaled():
+    f = torch.rand(2, 6, 9, 9)
+    f[:, :, 2:4, 3] = 0.0
+    features = UnitFeatures(f, Affinity(norm_eps=0.0), torch.float32)
+    assert (features.unit(0, 81).flatten(2)[:, :, 21] == 0).all()
+    assert features.scaled(0, 81).data_ptr() == f.data_ptr()
 
 
 # Tiles that are streamed

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.aot_ir import Kernel
+
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +252,24 @@ def test_loops_bytes_and_occupancy_are_counted(tmp_path):
         "[2, 16, 1, 2, 1]",
         "6.0 3.0 3.0",  # three waves; 2 2 2 2 1 1 on four; fewer programs than multiprocessors
     ], done.stderr
+
+
+RARE = """
+tt.func public @k(%n: i32) {
+  %c0 = arith.constant 0 : i32
+  %c1 = arith.constant 1 : i32
+  %out_of_range = arith.cmpf ogt, %largest, %limit : f32
+  %end = arith.select %out_of_range, %n, %c0 : i32
+  scf.for %i = %c0 to %n step %c1  : i32 {
+  }
+  scf.for %j = %c0 to %end step %c1  : i32 {
+  }
+}
+"""
+
+
+def test_a_loop_for_numbers_out_of_range_has_no_turn():
+    assert Kernel(RARE).trips({"n": 5}, (1,), (0,)) == [1, 5, 0]
 
 
 def test_the_interpreter_is_refused():

@@ -190,6 +190,14 @@ def test_later_steps_read_the_norms_of_extreme_features(polish: Callable[..., Te
     assert_as_accurate(polish(cam, features, affinity), cam, features, affinity)
 
 
+@pytest.mark.parametrize("gather", [GATHER, ONE_PART], ids=["two-parts", "one-part"])
+def test_an_eps_is_scaled_with_its_pixel(polish: Callable[..., Tensor], gather: Gather) -> None:
+    """Polish among pixels beside whose norms, scaled to be squared, an eps as it is would be small."""
+    cam, features = draw(1, 4, 100, 8, 9)
+    features[..., ::2] *= 1e-22
+    assert_as_accurate(polish(cam, features, Affinity(), gather=gather), cam, features, Affinity())
+
+
 @pytest.mark.parametrize("affinity", [NO_EPS, SHIFTED_NO_EPS], ids=str)
 @pytest.mark.parametrize("exponent", [-120, 127])
 def test_a_cam_of_any_magnitude(polish: Callable[..., Tensor], exponent: int, affinity: Affinity) -> None:

@@ -123,6 +123,7 @@ def test_without_tifffile_what_is_read_is_right(
         with monkeypatch.context() as patch:
             hide(patch, *{"tifffile", "rasterio", "openslide"} - {package})
             rgb, reason = outcome(lambda path=path: whole(path))
+            assert rgb is None or size_of(path) == rgb.shape[:2]
         if rgb is None:
             assert "pip install tifffile imagecodecs" in reason or case.rgb is None or "cannot be read" in reason
         else:
@@ -151,6 +152,23 @@ def test_without_imagecodecs_the_refusal_names_it(tmp_path: Path) -> None:
     if sys.version_info < (3, 14):  # whose own library decodes it
         assert all("its ZSTD data" in reason for reason in zstd - {""})  # Pillow decodes some
         assert len(zstd) > 1
+
+
+def test_a_missing_codec_is_noticed_where_the_first_tile_is_omitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = random("uint8", 1)[:16, :16, 0]
+    tiles = iter((None, tile, tile, tile))
+    options = {"tile": (16, 16), "compression": "lzw", "photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.tif", tiles, shape=(H, W), dtype=np.uint8, **options)
+
+    def decode(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "decode", property(lambda _: decode))
+    hide(monkeypatch, "rasterio", "openslide", "PIL")
+    with pytest.raises(ImageError, match=r"its LZW data need the package imagecodecs\): pip install imagecodecs"):
+        open_image(tmp_path / "a.tif", memory=MEMORY)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

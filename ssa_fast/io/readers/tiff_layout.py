@@ -36,7 +36,7 @@ COLOR_ITEM = re.compile(r'<Item name="COLORINTERP" sample="(\d+)" role="colorint
 class UnsupportedTiff(ImageError):
     """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
         self.remedy = remedy
 

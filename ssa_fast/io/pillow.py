@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.io.samples import ReadOptions
 
-ORIENTATION = 274  # tag of EXIF and TIFF
+WIDTH, HEIGHT, ORIENTATION = 256, 257, 274  # tags of EXIF and TIFF
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a GiB of 24-bit pixels
 UINT8 = np.dtype(np.uint8)
 
@@ -49,8 +49,10 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     check_file(path)
     with pillow_errors(None), Image.open(path) as image:
-        rotated = exif_orientation(image) >= 5
-        return (image.width, image.height) if rotated else (image.height, image.width)
+        width, height = image.size
+        if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
+            width, height = (image.tag_v2[tag] for tag in (WIDTH, HEIGHT))  # type: ignore[attr-defined]
+        return (width, height) if exif_orientation(image) >= 5 else (height, width)
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -211,7 +211,7 @@ class Conversion:
             colors = samples[..., :count]
         else:
             colors = np.stack([self._scale(samples[..., n], *self.ranges[n]) for n in range(count)], axis=-1)
-        if self.form.meaning == "white" and count == 1:
+        if self.form.meaning == "white":
             colors = 255 - colors
         if self.form.meaning == "cmyk":
             rest = 255 - colors[..., 3:].astype(np.uint32)

@@ -429,6 +429,9 @@ def test_bands_and_range_of_photographs(tmp_path: Path) -> None:
     assert "bands 1 to 3, not 4" in refusal(tmp_path / "a.png", bands=(4,))
     Image.fromarray(image[..., 0]).save(tmp_path / "b.png")
     assert "it has one band, not 3, 2, 1: choose other bands." in refusal(tmp_path / "b.png", bands=(3, 2, 1))
+    tifffile.imwrite(tmp_path / "white.tif", image[..., 0], photometric="miniswhite")
+    for bands in ((1,), (1, 1, 1)):
+        np.testing.assert_array_equal(read(tmp_path / "white.tif", bands=bands)[0][..., 2], 255 - image[..., 0])
     reader = type("Own", (), {"size": (H, W), "read": lambda self, y0, y1, x0, x1: image[y0:y1, x0:x1]})()
     assert "expected neither with a reader of your own" in refusal(reader, bands=(3, 2, 1))
     Image.fromarray(image).convert("CMYK").save(tmp_path / "c.tif")

@@ -21,7 +21,19 @@ from PIL import Image
 
 from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.io.readers import open_image, size_of
-from tests.inputs.tiffs import GROUPS, H, Tiff, W, by_tifffile, every_tiff, hide, integers, random, smooth
+from tests.inputs.tiffs import (
+    GROUPS,
+    H,
+    Tiff,
+    W,
+    by_tifffile,
+    every_tiff,
+    hide,
+    integers,
+    other_numbers,
+    random,
+    smooth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,12 +129,15 @@ def test_without_tifffile_what_is_read_is_right(
 ) -> None:
     pytest.importorskip(package, reason="stands in for tifffile")
     read = 0
-    for case in islice(group(), 0, None, 4 if group is integers else 1):  # every kind and every coding, not each pair
+    for case in islice(
+        group(), 0, None, 4 if group in (integers, other_numbers) else 1
+    ):  # every kind and every coding, not each pair
         path = tmp_path / f"{case.name}.tif"
         write(case, path)
         with monkeypatch.context() as patch:
             hide(patch, *{"tifffile", "rasterio", "openslide"} - {package})
             rgb, reason = outcome(lambda path=path: whole(path))
+            assert rgb is None or size_of(path) == rgb.shape[:2]
         if rgb is None:
             assert "pip install tifffile imagecodecs" in reason or case.rgb is None or "cannot be read" in reason
         else:
@@ -151,6 +166,24 @@ def test_without_imagecodecs_the_refusal_names_it(tmp_path: Path) -> None:
     if sys.version_info < (3, 14):  # whose own library decodes it
         assert all("its ZSTD data" in reason for reason in zstd - {""})  # Pillow decodes some
         assert len(zstd) > 1
+
+
+def test_a_missing_codec_is_noticed_where_the_first_tile_is_omitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = random("uint8", 1)
+    by_tifffile(values, photometric="minisblack", compression="lzw", tile=(16, 16))(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        counts = file.pages.first.tags["TileByteCounts"]
+        counts.overwrite((0, *counts.value[1:]))
+
+    def decode(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "decode", property(lambda _: decode))
+    hide(monkeypatch, "rasterio", "openslide", "PIL")
+    with pytest.raises(ImageError, match=r"its LZW data need the package imagecodecs\): pip install imagecodecs"):
+        open_image(tmp_path / "a.tif", memory=MEMORY)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -71,7 +71,8 @@ class TiffReader(WindowReader):
                 f"{self.segment_bytes:,} bytes each, more than the {memory:,} allowed: "
                 "save it with tiles of 512x512, or raise memory."
             )
-        self._segment((0, 0))
+        stored = (index for index, count in enumerate(self.page.databytecounts) if count)  # a sparse file omits some
+        self._segment((0, next(stored, 0)))
 
     def _map(self) -> bool:
         """Memory-map the pixels if they are stored uncompressed and in order."""

@@ -36,7 +36,7 @@ COLOR_ITEM = re.compile(r'<Item name="COLORINTERP" sample="(\d+)" role="colorint
 class UnsupportedTiff(ImageError):
     """A valid TIFF that the installed tifffile cannot decode; ``remedy`` says what to install or change."""
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
         self.remedy = remedy
 
@@ -109,7 +109,7 @@ def _bands(series: Any, page: Any, options: ReadOptions) -> tuple[tuple[Any, ...
         numbers = range(total)
     else:
         return (page,), total
-    if series.is_truncated or len(series.pages) < total:
+    if getattr(series, "is_truncated", False) or len(series.pages) < total:
         raise ImageError("only the first of its channels has a page: save it again with a page per channel.")
     pages = tuple(series.pages[number] for number in numbers)
     if any(each is None for each in pages):

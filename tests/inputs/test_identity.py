@@ -1,10 +1,10 @@
 """Heading 10: a record stands for what its outputs were made from, not for a name.
 
 The class of inputs: something that decides an image's outputs is another than at the earlier start, behind names that
-are the same. It may be the file (another image of equal size, by any way of replacing it, with old times too; one chunk
-of a Zarr), the folder that a name is found in, the weights behind a file name, the class that a label stands for, or
-the options of ``SSA`` and of the preprocessing. Such images are done again, and counted; other options are refused by
-name. What is only copied, touched or moved stays done.
+are the same. It may be the file (another image of equal size, by any way of replacing it, with old times too), the
+folder that a name is found in, the weights behind a file name, the class that a label stands for, or the options of
+``SSA`` and of the preprocessing. Such images are done again, and counted; other options are refused by name. What is
+only copied, touched or moved stays done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from ssa_fast import SSA, runs
 from ssa_fast.cli.app import app
-from ssa_fast.io import identity, images
+from ssa_fast.io import images
 from ssa_fast.models import zoo
 from ssa_fast.runs import RunOptions, RunReport
 
@@ -319,22 +319,6 @@ def test_an_imagefolder_whose_classes_moved(
     assert (report.exit_code, len(report.failures)) == (1, 5), "4 outputs are not 5 classes"
 
 
-def test_a_zarr_is_all_of_its_files(tmp_path: Path) -> None:
-    for name in ("0/c/0", "0/c/1", "zarr.json"):
-        (tmp_path / "a.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a.zarr" / name).write_text(name)
-        age(tmp_path / "a.zarr" / name)
-    before, noted = identity.identify(tmp_path / "a.zarr"), OLD + 10**8
-    assert before["bytes"] == 5 + 5 + 9
-    assert identity.is_same(tmp_path / "a.zarr", before, noted)
-    assert identity.is_same(copy(tmp_path / "a.zarr"), before, noted)
-    (tmp_path / "a.zarr/0/c/1").write_text("xxxxx")
-    age(tmp_path / "a.zarr/0/c/1")
-    assert not identity.is_same(tmp_path / "a.zarr", before, noted)
-    (tmp_path / "a.zarr/0/c/1").rename(tmp_path / "a.zarr/0/c/2")
-    assert not identity.is_same(tmp_path / "a.zarr", identity.identify(tmp_path / "copy"), noted)
-
-
 def test_a_file_that_is_replaced_while_it_is_read(
     run: Callable[..., RunReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,41 +335,3 @@ def test_a_file_that_is_replaced_while_it_is_read(
     assert run(tmp_path / "in").exit_code == 0
     monkeypatch.undo()
     assert run(tmp_path / "in").remade == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX: named pipes")
-def test_what_has_no_end_is_not_hashed(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(OSError, match="is no regular file"):
-            identity.identify(path)
-
-
-def test_hashes_are_made_on_doubt_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a"
-    path.write_text("abc")
-    age(path)
-    before, later = identity.identify(path), path.stat().st_ctime + 100
-    monkeypatch.setattr(identity, "_hash", lambda *_: pytest.fail("hashed"))
-    assert identity.is_same(path, before, later)
-    path.write_text("abcd")
-    assert not identity.is_same(path, before, later), "another size needs no hash"
-    monkeypatch.undo()
-    path.write_text("abc")
-    os.utime(path, (OLD, OLD))
-    assert identity.is_same(path, before, later)
-    assert identity.is_same(path, before, OLD), "written down within the clock's tick: compared by content"
-
-
-def test_files_that_are_too_large_to_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Size and time of modification decide, as for make."""
-    path = tmp_path / "a"
-    path.write_text("abc")
-    monkeypatch.setattr(identity, "HASHED", 2)
-    before = identity.identify(path)
-    assert before["hash"] is None
-    assert identity.is_same(path, before, 0.0)
-    path.chmod(0o600)
-    assert identity.is_same(path, before, 0.0)
-    age(path)
-    assert not identity.is_same(path, before, 0.0)

@@ -15,7 +15,7 @@ from ssa_fast.layouts import DOUBTFUL, RANKS, find_doubt, is_nchw, misfit, view_
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ssa_fast.layouts import Size
+    from ssa_fast.layouts import Doubt, Size
 
 ArrayLike: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 CamLike: TypeAlias = "ArrayLike | Sequence[ArrayLike]"
@@ -121,21 +121,28 @@ def _read_stage(
         aspect: ``(h, w)`` of the CAM, None if there is none.
         batches: Numbers of images that the CAM may have.
     """
-    stage = view_as_stage(argument, features, layout or "nchw", grid, aspect)
-    batched, note = features.ndim == RANKS[layout or "nchw"], None
+    stage, note = view_as_stage(argument, features, layout or "nchw", grid, aspect), None
+    doubt = find_doubt(stage.shape, aspect, batches) if layout is None else None
+    if doubt is not None or (layout == "nhwc" and is_nchw(features.shape, aspect)):
+        note = _note(argument, features, stage, aspect, doubt)  # texts are made here only: torch.compile joins none
+    batched = features.ndim == RANKS[layout or "nchw"]
+    return Stage(stage if batched else stage[None], batched, note)
+
+
+def _note(argument: str, features: Tensor, stage: Tensor, aspect: Size | None, doubt: Doubt | None) -> str:
+    """Return a note on how features were read; raise ValueError if they cannot be a stage."""
     C, H, W = stage.shape[-3:]
-    got = f"{tuple(features.shape)}" + (f" beside a CAM of {aspect[0]} × {aspect[1]}" if aspect else "")
-    if layout == "nhwc" and is_nchw(features.shape, aspect):
-        note = (
+    beside = f" beside a CAM of {aspect[0]} × {aspect[1]}" if aspect else ""
+    got = f"{tuple(features.shape)}{beside}"
+    if doubt is None:
+        return (
             f"{argument}: {got} is read as H = {H}, W = {W} and C = {C}, though it looks like (B, C, H, W); if it has "
             "these axes in channels_last memory, leave layout out"
         )
-    if layout is None and (doubt := find_doubt(stage.shape, aspect, batches)):
-        advice = f'{doubt.looks}; pass {doubt.advice}, or layout="nchw" if C = {C}, H = {H} and W = {W}'
-        if doubt.refuse:
-            raise ValueError(f"{argument}: expected (B, C, H, W) or (C, H, W), got {got}, which looks like {advice}")
-        note = f"{argument}: {got} is read as (B, C, H, W) or (C, H, W), though it looks like {advice}"
-    return Stage(stage if batched else stage[None], batched, note)
+    advice = f'{doubt.looks}; pass {doubt.advice}, or layout="nchw" if C = {C}, H = {H} and W = {W}'
+    if doubt.refuse:
+        raise ValueError(f"{argument}: expected (B, C, H, W) or (C, H, W), got {got}, which looks like {advice}")
+    return f"{argument}: {got} is read as (B, C, H, W) or (C, H, W), though it looks like {advice}"
 
 
 def read_stages(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.models.extract import Features
+    from ssa_fast.models.outputs import Logits
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.validation import Fuse, Weights
 
@@ -65,6 +66,8 @@ class SSA:
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
         input_size: Side or (H, W) of the random image on which stages and seed are found; default the network's own
             ``image_size``, else 224.
+        logits: Where they are in what the model returns, if the layers do not tell: an index, a key or attribute, or a
+            function of the output. Of a model that ends in softmax or sigmoid they are the values before it.
 
     Attributes:
         stage_names: The stages' module names.
@@ -94,11 +97,12 @@ class SSA:
         align_corners: bool = True,
         size: str | tuple[int, int] = "input",
         input_size: int | tuple[int, int] | None = None,
+        logits: Logits = None,
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.size = check_output_size(size)
-        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
         if self.info.fixed_size and self.scales != (1.0,):
             height, width = self.info.fixed_size
             raise ValueError(

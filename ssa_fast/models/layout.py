@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
@@ -124,16 +125,3 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
         f"seed: expected a Grad-CAM layer that returns a tensor, tuple or list, got {type(output).__name__}; "
         "name a layer inside it"
     )
-
-
-def find_logits(output: Any) -> Tensor:
-    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    logits = named if isinstance(named, Tensor) else find_first_tensor(output)
-    if logits is None or not torch.is_floating_point(logits):
-        raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
-    if logits.ndim != 2:
-        raise ValueError(
-            f"model: expected logits of shape (B, num_classes), got {tuple(logits.shape)}; pass a classifier"
-        )
-    return logits

@@ -7,14 +7,13 @@ running statistics, a mean over the batch in ``forward``, contrastive normalisat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import find_first_tensor
-from ssa_fast.models.trace import ForwardTrace, hooked_inference, make_trace_image, pair_images, sample_elements
+from ssa_fast.models.trace import ForwardTrace, make_trace_image, pair_images, sample_elements
+from ssa_fast.models.watch import Verb, describe_place, watch_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +25,10 @@ SIDE = 64  # pixels to whose multiples the halved sample image is rounded, and i
 
 
 class _Event(NamedTuple):
-    """What a module reads ("in") or returns ("out"): its shape, and some elements of the first image's part."""
+    """What a module reads or returns: its shape, and some elements of the first image's part."""
 
     name: str
-    kind: Literal["in", "out"]
+    verb: Verb
     shape: torch.Size
     sample: Tensor
 
@@ -85,30 +84,16 @@ def _run(model: nn.Module, images: Tensor, logits: LogitsRef, alone: Sequence[_E
     """Run images (B, C, H, W); ``alone`` are the events of the first of them in a batch of its own."""
     events: list[_Event] = []
 
-    def record(name: str, kind: Literal["in", "out"], value: Any) -> None:
-        tensor = find_first_tensor(value)
-        if tensor is None or not tensor.is_floating_point():
-            return
+    def record(name: str, verb: Verb, tensor: Tensor) -> None:
         part: Tensor | None = tensor
         if alone:
             part = _first_part(tensor, alone[len(events)].shape) if len(events) < len(alone) else None
         sample = tensor.new_zeros(0) if part is None else sample_elements(part).clone()
-        events.append(_Event(name, kind, tensor.shape, sample))
+        events.append(_Event(name, verb, tensor.shape, sample))
 
-    names = [name for name, _ in model.named_modules() if name]
-    leave = {name: partial(_on_return, record, name) for name in names}
-    enter = {name: partial(_on_call, record, name) for name in names}
-    with hooked_inference(model, leave, enter), logits.follow() as flow:
+    with watch_tensors(model, record), logits.follow() as flow:
         values = logits.read(model(images), len(images), flow)
     return _Run(events, values[0])
-
-
-def _on_call(record: Any, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-    record(name, "in", args)
-
-
-def _on_return(record: Any, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    record(name, "out", output)
 
 
 def _first_part(tensor: Tensor, shape: torch.Size) -> Tensor | None:
@@ -125,12 +110,14 @@ def _first_part(tensor: Tensor, shape: torch.Size) -> Tensor | None:
 
 def _differ(a: _Run, b: _Run, stages: Sequence[str]) -> bool:
     """Return whether the logits or the stages of two runs differ."""
-    differing = (x.name for x, y in zip(a.events, b.events, strict=False) if x.kind == "out" and _event_differs(x, y))
+    differing = (
+        x.name for x, y in zip(a.events, b.events, strict=False) if x.verb == "returns" and _event_differs(x, y)
+    )
     return _tensors_differ(a.logits, b.logits) or any(name in stages for name in differing)
 
 
 def _event_differs(a: _Event, b: _Event) -> bool:
-    if (a.name, a.kind) != (b.name, b.kind):
+    if (a.name, a.verb) != (b.name, b.verb):
         return True
     return b.sample.numel() > 0 and _tensors_differ(a.sample, b.sample)
 
@@ -148,9 +135,7 @@ def _describe_place(model: nn.Module, a: _Run, b: _Run) -> str:
     """Return where two runs differ first."""
     for x, y in zip(a.events, b.events, strict=False):
         if _event_differs(x, y):
-            module = model.get_submodule(x.name)
-            kind = type(module).__name__
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                kind += " without running statistics"
-            return f"{'in' if x.kind == 'out' else 'before'} {x.name!r} ({kind})"
+            place, module = describe_place(model, x.name, x.verb), model.get_submodule(x.name)
+            without = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+            return f"{place}, which has no running statistics" if without and x.verb == "returns" else place
     return "after its last layer, in forward itself"

@@ -61,9 +61,9 @@ def find_head(trace: ForwardTrace) -> str | None:
     logits = trace.logits
     for name in reversed(trace.linear_inputs):
         layer = trace.layers[name]
-        if layer.modified_inplace or layer.tensor.numel() != logits.numel() or layer.tensor.dtype != logits.dtype:
+        if layer.modified_inplace or layer.tensor.numel() != logits.numel():
             continue
-        if torch.equal(layer.tensor.reshape_as(logits), logits):
+        if torch.equal(layer.tensor.reshape_as(logits).to(logits.dtype), logits):
             return name
     return None
 

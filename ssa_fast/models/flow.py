@@ -22,9 +22,9 @@ WEIGHTED = torch_functions(
 ACTIVATIONS = {
     function: kind
     for kind, names in {
-        "softmax": "softmax special_softmax",
-        "log_softmax": "log_softmax special_log_softmax",
-        "sigmoid": "sigmoid sigmoid_ expit special_expit",
+        "softmax": "softmax",
+        "log_softmax": "log_softmax",
+        "sigmoid": "sigmoid sigmoid_ expit",
         "log_sigmoid": "logsigmoid",
     }.items()
     for function in torch_functions(names)
@@ -78,22 +78,20 @@ class FlowTracker(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        inputs = find_tensors((*args, *kwargs.values()))
-        known = [origin for origin in map(self._origins.get, inputs) if origin is not None]
-        if not known and func not in WEIGHTED:  # a size, a constant, the image before the first layer
-            return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         # An activation in place overwrites the values before it.
         before = args[0].clone() if func in ACTIVATIONS and name.endswith("_") else None
         result = func(*args, **kwargs)
         written = args[0] if name == "__setitem__" else result
         outputs = [tensor for tensor in find_tensors((written,)) if tensor.is_floating_point()]
-        for tensor in outputs:
-            origin = self._make(func, args, kwargs, known, tensor)
-            self._origins[tensor] = (
-                origin if before is None or origin.before is None else replace(origin, before=before)
-            )
+        if not outputs:
+            return result
+        known = [origin for origin in map(self.find, find_tensors((*args, *kwargs.values()))) if origin is not None]
+        if known or func in WEIGHTED:  # else a constant, or the image before the first layer
+            for tensor in outputs:
+                origin = self._make(func, args, kwargs, known, tensor)
+                replaced = before is not None and origin.before is not None
+                self._origins[tensor] = replace(origin, before=before) if replaced else origin
         return result
 
     def _make(

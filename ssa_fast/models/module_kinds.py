@@ -85,15 +85,13 @@ def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
 
 def check_gradient(model: nn.Module) -> None:
     """Raise ValueError, with the reason, for weights through which no gradient can be computed."""
+    expected = "seed: expected weights through which Grad-CAM can compute gradients"
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_inference():
             raise ValueError(
-                f"seed: expected weights through which Grad-CAM can compute gradients, but {name!r} was made under "
-                "torch.inference_mode(); pass copy.deepcopy(model), made outside of it"
+                f"{expected}, but {name!r} was made under torch.inference_mode(); pass copy.deepcopy(model), made "
+                "outside of it"
             )
-
-
-def find_quantized(model: nn.Module) -> str | None:
-    """Return the name of the last dynamically quantized layer, which has no gradient; None if there is none."""
-    names = [name for name, module in model.named_modules() if is_dynamically_quantized(module)]
-    return names[-1] if names else None
+    for name, module in model.named_modules():
+        if is_dynamically_quantized(module):
+            raise ValueError(f"{expected}, but {name!r} is quantized; pass the floating-point network")

@@ -26,6 +26,7 @@ Logits: TypeAlias = "int | str | Callable[[Any], Tensor] | None"
 Path: TypeAlias = "tuple[int | str, ...]"
 
 DEEPER = 3  # times as many layers with maps of its own that the main head must have, compared with an auxiliary one
+SUM_TOLERANCE = 1e-3  # of a sum of probabilities, in half precision too
 HINT = "pass logits=: an index, a key, or a function of the output"
 
 
@@ -110,10 +111,7 @@ def find_logits(output: Any, flow: FlowTracker, logits: Logits, run_two: Callabl
     if isinstance(_named(output), Tensor):
         ref = LogitsRef(("logits",))
         return _complete(ref, ref.select(output), flow, run_two)
-    tensors: dict[Path, Tensor] = {}
-    for path, tensor in _iter_tensors(output):
-        if tensor.is_floating_point() and not any(_is_copy(tensor, other, flow) for other in tensors.values()):
-            tensors[path] = tensor
+    tensors = {path: tensor for path, tensor in _iter_tensors(output) if tensor.is_floating_point()}
     if not tensors:
         raise TypeError(
             f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model, or {HINT}"
@@ -125,6 +123,7 @@ def find_logits(output: Any, flow: FlowTracker, logits: Logits, run_two: Callabl
     if len(vectors) > 1 and any(tensor.ndim < 2 for tensor in vectors.values()):
         two = run_two()
         vectors = {path: tensor for path, tensor in vectors.items() if _is_per_image(path, tensor, two)} or vectors
+    vectors = _without_copies(vectors, flow)
     path = _choose(vectors, flow)
     notes: tuple[str, ...] = ()
     if len(vectors) > 1:
@@ -157,6 +156,11 @@ def _complete(ref: LogitsRef, tensor: Tensor, flow: FlowTracker, run_two: Callab
     notes = ref.notes
     if activation:
         notes += (f"model: it ends in {activation}; the logits are the values before it",)
+    elif tensor.numel() > 1 and bool((tensor >= 0).all()) and abs(float(tensor.double().sum()) - 1) < SUM_TOLERANCE:
+        notes += (
+            "model: its outputs are positive and sum to 1, but no softmax was seen: the CAMs are of probabilities; "
+            f"return the values before, too, and {HINT}",
+        )
     return LogitsRef(ref.path, ref.function, activation, tensor.numel(), notes)
 
 
@@ -189,8 +193,16 @@ def _precludes(other: Origin, tensor: Tensor, origin: Origin) -> bool:
     return others.bit_count() >= max(1, DEEPER * own.bit_count())  # a head on an earlier map
 
 
+def _without_copies(vectors: Mapping[Path, Tensor], flow: FlowTracker) -> dict[Path, Tensor]:
+    """Drop tensors that are given again, in another shape or dtype."""
+    kept: dict[Path, Tensor] = {}
+    for path, tensor in vectors.items():
+        if not any(_is_copy(tensor, other, flow) for other in kept.values()):
+            kept[path] = tensor
+    return kept
+
+
 def _is_copy(a: Tensor, b: Tensor, flow: FlowTracker) -> bool:
-    """Return whether two outputs are one tensor, given twice or in another shape."""
     if a is b:
         return True
     origins = [flow.find(a), flow.find(b)]

@@ -19,7 +19,7 @@ from ssa_fast.models.exact_cam import find_exact_cam, find_head
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor
-from ssa_fast.models.module_kinds import check_gradient, find_quantized, head_weights
+from ssa_fast.models.module_kinds import check_gradient, head_weights
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
@@ -119,15 +119,13 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
             return found[-1]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
-        f"of its shape before it; {_advise_without_gradient(model, trace)}"
+        f"of its shape before it; {_advise_without_gradient(trace)}"
     )
 
 
-def _advise_without_gradient(model: nn.Module, trace: ForwardTrace) -> str:
+def _advise_without_gradient(trace: ForwardTrace) -> str:
     """Return what to do about a gradient of zero, by its likely reason."""
-    quantized, logits = find_quantized(model), trace.logits
-    if quantized is not None:
-        return f"{quantized!r} is quantized and has no gradient: pass the floating-point network"
+    logits = trace.logits
     if not bool(logits.any()):
         return (
             "all logits of an image alone are 0, as where the mean of the batch is subtracted: return them before that"

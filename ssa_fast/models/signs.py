@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def torch_functions(names: str) -> frozenset[Callable[..., Any]]:
     """Return PyTorch's functions and methods of these names, as a ``TorchFunctionMode`` sees them."""
-    owners = (torch, F, Tensor)
+    owners = (torch, F, torch.special, Tensor)
     return frozenset(getattr(owner, name) for name in names.split() for owner in owners if hasattr(owner, name))
 
 

@@ -34,7 +34,7 @@ def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> 
     means = [features.float().mean((2, 3)) for features in maps]
 
     def find_mean(values: Tensor) -> LayerRef | None:
-        return next((ref for ref, mean in zip(usable, means, strict=True) if _equal(mean, values)), None)
+        return next((ref for ref, mean in zip(usable, means, strict=True) if _is_mean(mean, values)), None)
 
     values, head = trace.logits, None
     ref = find_mean(values)
@@ -74,7 +74,7 @@ def _is_affine(module: nn.Module, values: Tensor, output: Tensor) -> bool:
         return True
     layer = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     with torch.no_grad():
-        return _equal(cast("Any", layer).forward(module, values.to(output.dtype)), output)
+        return _close(cast("Any", layer).forward(module, values.to(output.dtype)), output)
 
 
 def _is_mean_at_any_size(trace: ForwardTrace, ref: LayerRef, values: Tensor) -> bool:
@@ -107,7 +107,7 @@ def _find_counterexample(
             continue
         mean = features.maps[ref.name].float().mean((2, 3))
         values = read[-1].flatten(1) if head else features.logits
-        return None if _equal(mean, values) else size
+        return None if _is_mean(mean, values) else size
     return None
 
 
@@ -118,9 +118,10 @@ def _larger_sizes(trace: ForwardTrace, ref: LayerRef) -> Iterator[tuple[int, int
     yield 2 * height, 2 * width
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
+def _is_mean(mean: Tensor, values: Tensor) -> bool:
+    return _close(mean, values) and bool(values.any())
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = max(1e-4, 2 * torch.finfo(b.dtype).eps)
-    scale = b.float().abs().max()
-    return bool(scale > 0 and ((a.float() - b.float()).abs() <= tolerance * scale).all())
+    return a.shape == b.shape and bool(((a.float() - b.float()).abs() <= tolerance * b.float().abs().max()).all())

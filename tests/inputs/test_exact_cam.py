@@ -201,6 +201,13 @@ def test_a_last_convolution_of_normalised_features_has_no_exact_cam() -> None:
     assert inspect_model(model, input_size=SIDE).seed.kind == "grad-cam"
 
 
+def test_a_new_head_of_zeros_is_as_exact_as_any() -> None:
+    model = Pooled(lambda x: x.mean((2, 3)))
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    assert inspect_model(model, input_size=SIDE).seed.kind == "cam"
+
+
 def test_a_hook_that_changes_the_logits_is_seen() -> None:
     model = Pooled(lambda x: x.mean((2, 3)))
     model.fc.register_forward_hook(lambda module, args, output: 2 * output.relu())

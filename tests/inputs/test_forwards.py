@@ -103,6 +103,7 @@ AMONG_OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "features of the logits' width": lambda net, h, z: (h[:, :CLASSES], z),
     "probabilities": lambda net, h, z: (z.softmax(1), z),
     "logits, log probabilities": lambda net, h, z: (z, z.log_softmax(1)),
+    "scaled, logits": lambda net, h, z: {"scaled": 2 * z, "out": z},
     "loss of the logits": lambda net, h, z: (F.cross_entropy(z, z.argmax(1)), z),
     "loss of the features": lambda net, h, z: (h.pow(2).mean(), z, h),
     "no loss": lambda net, h, z: (None, z, h),
@@ -282,6 +283,23 @@ def test_grad_cam_is_of_the_values_before_the_activation(ending: Callable[[Tenso
     expected = SSA(Net(lambda net, h, z: z), seed="grad-cam", input_size=SIDE)
     assert (ssa.seed_kind, ssa.seed_layer) == ("grad-cam", "blocks.3")
     torch.testing.assert_close(ssa(draw(2), [0, 4]).seed, expected(draw(2), [0, 4]).seed)
+
+
+@pytest.mark.parametrize(
+    ("function", "index"),
+    [
+        (lambda net, h, z: z.softmax(1)[:, 1:], [1, 2, 3, 4]),
+        (lambda net, h, z: z.softmax(1)[:, [3, 0]], [3, 0]),
+        (lambda net, h, z: z.softmax(1)[:, 1], [1]),
+        (lambda net, h, z: z.T.sigmoid().T[:, [2, 1]], [2, 1]),
+    ],
+)
+def test_the_shape_after_the_activation_is_taken_before_it(
+    function: Callable[[Any, Tensor, Tensor], Any], index: list[int]
+) -> None:
+    net = Net(function)
+    ssa = SSA(net, input_size=SIDE)
+    torch.testing.assert_close(ssa(draw(2)).logits, net.logits(draw(2))[:, index])
 
 
 def test_a_softmax_of_ones_own_is_noted() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from ssa_fast.models import inspect_model
-from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.class_names import check_names, find_names
+from ssa_fast.models.scores import choose_probability
+from ssa_fast.models.seed_source import ClassSeeds, GivenSeeds, Network, TargetSeeds, detached_logits
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
 from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
 from ssa_fast.ops.resize import resize
-from ssa_fast.result import SSAResult
+from ssa_fast.result import SSAResult, StageFeatures
 from ssa_fast.validation import (
     FusionOptions,
+    InputWarning,
     StageRequest,
     check_fuse,
     check_images,
@@ -26,14 +30,16 @@ from ssa_fast.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
-    from ssa_fast.models.class_spec import Classes
+    from ssa_fast.models.class_names import NamesLike
+    from ssa_fast.models.class_spec import Classes, ClassSelection
     from ssa_fast.models.extract import Features
     from ssa_fast.models.outputs import Logits
     from ssa_fast.models.stage_affinity import StageAffinities
+    from ssa_fast.models.targets import Targets
     from ssa_fast.validation import Fuse, Weights
 
 __all__ = ["SSA", "SSAResult"]
@@ -52,9 +58,11 @@ class SSA:
     non-negative by construction, such as the output of a ReLU that nothing has written to since (``models.signs``).
 
     Args:
-        model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was.
+        model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was. Others
+            work with ``targets`` or a ``cam``.
         stages: "auto", or module names as in ``model.named_modules()``.
-        seed: "auto" (CAM if the head makes it exact, else Grad-CAM), "cam", "grad-cam", or Grad-CAM's layer by name.
+        seed: "auto" (CAM if the head makes it exact, else Grad-CAM), "cam", "grad-cam", or Grad-CAM's layer by name;
+            None if every call brings its ``cam``.
         affinity: How alike two pixels are: "auto", one, or one per stage (sequence or dict by stage). "auto" takes
             linear time in the pixels: PCM's ``Affinity()`` for stages without a negative feature on the random image,
             the shifted cosine (``models.stage_affinity.SIGNED_DEFAULT``) for others. ``Affinity()`` is PCM everywhere.
@@ -68,11 +76,17 @@ class SSA:
             ``image_size``, else 224.
         logits: Where they are in what the model returns, if the layers do not tell: an index, a key or attribute, or a
             function of the output. Of a model that ends in softmax or sigmoid they are the values before it.
+        probability: Of the scores: "softmax" for exclusive classes, "sigmoid" for independent ones; by default what the
+            model says, else "sigmoid" for a single logit and "softmax" for others.
+        names: A name per output, a sequence or a dict by index, such as torchvision's ``weights.meta["categories"]``;
+            by default the model's own (``models.class_names.find_names``).
 
     Attributes:
         stage_names: The stages' module names.
-        seed_kind: "cam" or "grad-cam".
+        seed_kind: "cam", "grad-cam", or "given" for ``seed=None``.
         seed_layer: The module whose output the seed is made from.
+        names, names_note: A name per output, () if there are none; a note if they are a guess, else None.
+        probability: "softmax" or "sigmoid".
         info: All that was found out about the model (``ssa_fast.models.ModelInfo``).
         affinity: As given.
         affinities: The affinity of each stage, by name; the ``repr`` says why.
@@ -88,7 +102,7 @@ class SSA:
         model: nn.Module,
         *,
         stages: str | Sequence[str] = "auto",
-        seed: str = "auto",
+        seed: str | None = "auto",
         affinity: StageAffinities = "auto",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
@@ -98,6 +112,8 @@ class SSA:
         size: str | tuple[int, int] = "input",
         input_size: int | tuple[int, int] | None = None,
         logits: Logits = None,
+        probability: str | None = None,
+        names: NamesLike = None,
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
@@ -123,12 +139,16 @@ class SSA:
         )
         self.seed_kind = self.info.seed.kind
         self.seed_layer = self.info.seed.layer
+        self.probability = choose_probability(probability, model, self.info.num_classes, self.info.output.activation)
+        self.names, self.names_note = check_names(names, self.info.num_classes), None
+        if names is None:
+            self.names, self.names_note = find_names(model, self.info.num_classes)
 
     def __repr__(self) -> str:
         """Return a line for the model, the seed, and each stage: its size, features, affinity and the reason."""
         height, width = self.info.trace_size
         lines = [f"  model: {type(self.model).__name__}, images of {height} × {width}"]
-        lines.append(f"  seed: {self.seed_kind} at {self.seed_layer}")
+        lines.append("  seed: " + ("given" if self.seed_kind == "given" else f"{self.seed_kind} at {self.seed_layer}"))
         for name, affinity in self.affinities.items():
             ref, sign = self.info.stages[name], self.info.signs[name]
             shape, known = " × ".join(map(str, ref.layout.shape)), sign_source(sign, ref.nonnegative_from is not None)
@@ -136,48 +156,105 @@ class SSA:
         lines += [f"  note: {note}" for note in self.info.notes]
         return "SSA(\n" + "\n".join(lines) + "\n)"
 
-    def __call__(self, images: Tensor, classes: Classes = None) -> SSAResult:
+    def __call__(
+        self,
+        images: Tensor,
+        classes: Classes | ClassSelection = None,
+        *,
+        cam: Any = None,
+        targets: Targets | None = None,
+    ) -> SSAResult:
         """Return seeds, polished CAMs and logits of images.
 
         Args:
             images: (B, C, H, W), normalised as the model wants them.
-            classes: None or "predicted" (each image's most probable class), "topN" such as "top5", class indices for
-                all images, or one list of K indices per image.
+            classes: None or "predicted" (each image's most probable class), "topN" such as "top5"; class indices or
+                names for all images; one list of them per image, of any lengths; or multi-hot rows (B, num_classes).
+            cam: A seed of one's own instead of the model's: (B, K, h, w), (B, h, w), or (K, h, w) of a single image;
+                ``classes`` then says of which classes it is, and may be left out.
+            targets: Grad-CAM seeds of something else than logits: a callable from the model's output for one image,
+                without the batch axis, to a scalar, as in torch-cam and pytorch-grad-cam; a dict of them by name; or
+                one, or a list of them, per image. In flipped views output maps are flipped back first.
 
         Raises:
-            TypeError, ValueError: Images that the model cannot take, or classes that it does not have.
+            TypeError, ValueError: Images that the model cannot take, or classes, a seed or targets that do not fit.
+
+        Warns:
+            InputWarning: Something could be read in two ways; it stands in the result's ``notes``, too.
         """
+        self._check(images)
+        if sum(given is not None for given in (targets, cam)) > 1 or (targets is not None and classes is not None):
+            raise ValueError("targets: expected them without classes and cam, got both; leave the others out")
+        with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
+            network = Network(self.model, self.info, self.names, self.probability)
+            source: ClassSeeds | TargetSeeds
+            if targets is not None:
+                source = TargetSeeds(network, targets, images)
+            elif cam is not None:
+                source = GivenSeeds(network, cam, images, classes)
+            else:
+                source = ClassSeeds(network, classes)
+            result, notes = self._run(images, source)
+        for note in notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
+        return result
+
+    def features(self, images: Tensor) -> StageFeatures:
+        """Return the stages (B, C, h, w) of images by name, as ``polish`` takes them, with the logits.
+
+        ``polish(cam, features, affinity=ssa.affinities)`` is what a call does with a seed of its own.
+
+        Raises:
+            TypeError, ValueError: Images that the model cannot take.
+        """
+        self._check(images)
+        with torch.inference_mode(False), torch.no_grad():
+            features = self._forward(images, lambda view: self.info.forward(self.model, view, "stages"))
+            return StageFeatures({name: features.maps[name] for name in self.stage_names}, detached_logits(features))
+
+    def _check(self, images: Tensor) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), images)
         check_images(images, self.info.in_channels, weight, self.info.fixed_size)
-        with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
-            return self._run(images, classes)
 
-    def _run(self, images: Tensor, classes: Classes) -> SSAResult:
+    def _run(self, images: Tensor, source: ClassSeeds | TargetSeeds) -> tuple[SSAResult, tuple[str, ...]]:
+        """Return the result, and notes on how the classes or the seed were read."""
         views = [(scale, flipped) for scale in self.scales for flipped in ((False, True) if self.flip else (False,))]
         sums: dict[str, Tensor] = {}
         for scale, flipped in sorted(views, key=lambda view: view[0] != 1.0):  # the logits are the first view's
-            features = self._forward(_view(images, scale, flipped))
+            features = source.read(self._forward(_view(images, scale, flipped), source.forward), flipped)
             if not sums:
-                logits = features.logits.detach().float()
-                chosen = resolve_classes(classes, logits)
-            for name, maps in self._polish(features, chosen, self._output_size(images, sums)).items():
+                logits, chosen = detached_logits(features), source.choose(features)
+            with torch.autocast(images.device.type, enabled=False):
+                seed = source.maps(features, chosen, flipped)
+            if not sums:
+                notes = source.notes(chosen, seed)
+            for name, maps in self._polish(features, seed, self._output_size(images, sums)).items():
                 maps = maps.flip(-1) if flipped else maps
                 sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
         rescaled = {name: maps.float() for name, maps in rescale_each(sums).items()}
-        return SSAResult(
+        selection = chosen.selection
+        if selection.padded:
+            kept = selection.valid[:, :, None, None]
+            rescaled = {name: maps.where(kept, 0.0) for name, maps in rescaled.items()}
+        guessed = (self.names_note,) if self.names_note and chosen.names is self.names else ()
+        result = SSAResult(
             cams=rescaled[CAMS],
             seed=rescaled[SEED],
             stages={name: rescaled[name] for name in self.stage_names},
             logits=logits,
-            classes=chosen,
-            notes=self.info.notes,
+            classes=selection.index,
+            valid=selection.valid,
+            scores=chosen.scores.where(selection.valid, 0.0) if selection.padded else chosen.scores,
+            output_names=chosen.names,
+            notes=(*self.info.notes, *guessed, *notes),
         )
+        return result, notes
 
-    def _forward(self, images: Tensor) -> Features:
-        """Run the model; re-raise a failure at a new input size as a clear size error."""
+    def _forward(self, images: Tensor, forward: Callable[[Tensor], Features]) -> Features:
+        """Run the model by ``forward``; re-raise a failure at a new input size as a clear size error."""
         size = _hw(images)
         try:
-            return self.info.forward(self.model, images)
+            return forward(images)
         except Exception as error:
             if size == self.info.trace_size or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -187,10 +264,9 @@ class SSA:
                 f"{size[0]} x {size[1]} ({error}); resize the images, or leave out scales that lead there"
             ) from error
 
-    def _polish(self, features: Features, classes: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
+    def _polish(self, features: Features, seed: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
         """Return one view's seed (``SEED``), polished stages (by name) and their fusion (``CAMS``), not rescaled."""
-        with torch.autocast(classes.device.type, enabled=False):
-            seed = self.info.seed_maps(self.model, features, classes)
+        with torch.autocast(seed.device.type, enabled=False):
             requests = {
                 name: StageRequest(
                     features.maps[name],

@@ -143,13 +143,34 @@ def test_stacked_batches_and_wrong_usage(folder: Path, monkeypatch: pytest.Monke
         polish({"path": np.array(["a"])})
     with pytest.raises(ValueError, match=r"none of cams, .*rename"):
         polish({"image": object_column(load_images(folder)), "scores": np.zeros(4)})
-    for wrong in ({"overwrite": True}, {"classes": "labels"}):
-        with pytest.raises(TypeError, match="expected some of alpha"):
-            PolishCams(**{**OPTIONS, **wrong})
+    with pytest.raises(TypeError, match="expected some of alpha"):
+        PolishCams(**OPTIONS, overwrite=True)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(ModuleNotFoundError, match=r"ssa_fast\[ray\]"):
         polish_images([folder])
+
+
+def test_labels_come_from_a_column(folder: Path) -> None:
+    """Each row lists its own classes: indices, names, none, a multi-hot row, or what the network does not have."""
+    polish = PolishCams(**{**OPTIONS, "classes": "labels"})
+    hot = np.zeros(1000, bool)
+    hot[[7, 281]] = True
+    own = [[3], ["tabby", 3, "Tench"], [], hot, ["tabbi"], np.array([4, 4])]
+    got = polish({"image": object_column([load_images(folder)[0]] * 6), "classes": object_column(own)})
+    assert list(got) == [*EMPTY, "error"]
+    assert [row.tolist() for row in got["classes"]] == [[3], [281, 3, 0], [], [7, 281], [], []]
+    assert [len(cams) for cams in got["cams"]] == [1, 3, 0, 2, 0, 0]
+    assert list(got["names"][1]) == ["tabby", "tiger shark", "tench"]
+    errors = list(got["error"])
+    assert [error == "" for error in errors] == [True, True, False, True, False, False]
+    assert "at least one class" in errors[2]
+    assert "no class 'tabbi'; did you mean 'tabby'" in errors[4]
+    assert "each class once per image, got 4 twice" in errors[5]
+    with pytest.raises(ValueError, match='a column "image" and "classes" and none of cams'):
+        polish({"image": object_column(load_images(folder))})
+    with pytest.raises(TypeError, match="map PolishCams over a dataset with one"):
+        polish_images([folder / "a.png"], classes="labels")
 
 
 @pytest.fixture(scope="module")

@@ -221,7 +221,8 @@ SHOWN[:, 0, 10:20, 40:60] = 1
 SHOWN[:, 1, :15, :30] = 0.8
 STAGES = {"layer3": SHOWN[..., ::2, ::2], "a.module.with.a.name.too.long.for.its.cell": SHOWN}
 GREY = torch.full((1, 3, 60, 120), 0.5)
-RESULT = SSAResult(SHOWN, SHOWN[..., ::5, ::5], STAGES, torch.zeros(1, 9), torch.tensor([[7, 3]]))
+VALID = torch.ones(1, 2, dtype=torch.bool)
+RESULT = SSAResult(SHOWN, SHOWN[..., ::5, ::5], STAGES, torch.zeros(1, 9), torch.tensor([[7, 3]]), VALID, VALID.float())
 
 
 def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -457,12 +457,17 @@ def test_describe_with_an_affinity(affinity: Affinity | Literal["auto"]) -> None
 
 def test_classes_in_every_form() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.0]])
-    assert resolve_classes(None, logits).tolist() == resolve_classes("predicted", logits).tolist() == [[1], [0]]
-    assert resolve_classes("top2", logits).tolist() == [[1, 2], [0, 2]]
-    assert resolve_classes([2, 0], logits).tolist() == [[2, 0], [2, 0]]
-    assert resolve_classes([[2], [1]], logits).tolist() == [[2], [1]]
-    assert resolve_classes(torch.tensor([[2], [1]]), logits).tolist() == [[2], [1]]
-    assert resolve_classes(torch.tensor([1]).numpy(), logits).tolist() == [[1], [1]]
+
+    def resolved(classes: Any) -> list[list[int]]:
+        return resolve_classes(classes, logits).index.tolist()
+
+    assert resolved(None) == resolved("predicted") == [[1], [0]]
+    assert resolved("top2") == [[1, 2], [0, 2]]
+    assert resolved([2, 0]) == [[2, 0], [2, 0]]
+    assert resolved([[2], [1]]) == [[2], [1]]
+    assert resolved([[0], [1, 2]]) == [[0, -1], [1, 2]]
+    assert resolved(torch.tensor([[2], [1]])) == [[2], [1]]
+    assert resolved(torch.tensor([1]).numpy()) == [[1], [1]]
 
 
 @pytest.mark.parametrize(
@@ -473,11 +478,11 @@ def test_classes_in_every_form() -> None:
         ([3], ValueError, r"expected indices in 0..2, the model's outputs, got 3"),
         ([-1], ValueError, "got -1"),
         ([], ValueError, "at least one class"),
-        ([[0], [1, 2]], ValueError, r"equally many classes for every image, got \[1, 2\]"),
+        ([[0], [1, 2], []], ValueError, r"one list per image, 2, got 3"),
         ([[0], [1], [2]], ValueError, r"B = 2 images, got \(3, 1\)"),
         ([0.5], TypeError, "integers, got float64"),
         ([True], TypeError, "integers, got bool"),
-        (["cat"], TypeError, "expected integers"),
+        (["cat"], ValueError, "no names for its outputs, got 'cat'"),
         ([[0], 1], TypeError, "expected integers"),
         (1, TypeError, r"write \[index\] for a single class"),
     ],

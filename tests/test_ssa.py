@@ -379,8 +379,13 @@ def test_repr_of_a_result_is_a_line_per_field(result: SSAResult) -> None:
     stages = [
         f"  stages[{name!r}]: 2 × 2 × {s.shape[2]} × {s.shape[3]}, float32, cpu" for name, s in result.stages.items()
     ]
-    assert lines[3:-3] == stages
-    assert lines[-3:] == ["  logits: 2 × 5, float32, cpu", "  classes: 2 × 2, int64, cpu", ")"]
+    assert lines[3:-5] == stages
+    assert lines[-5:-2] == [
+        "  logits: 2 × 5, float32, cpu",
+        "  classes: 2 × 2, int64, cpu",
+        "  valid: 2 × 2, bool, cpu",
+    ]
+    assert lines[-2:] == ["  scores: 2 × 2, float32, cpu", ")"]
 
 
 def test_overlay_of_a_result(result: SSAResult) -> None:
@@ -447,7 +452,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     return seen
 
 
-@pytest.mark.parametrize("classes", [None, "top2", [1, 4], [[0, 3], [2, 1]]], ids=str)
+@pytest.mark.parametrize("classes", [None, "top2", [1, 4], [[0, 3], [2, 1]], [[0, 3], [2]]], ids=str)
 @pytest.mark.parametrize(
     ("network", "device"), [(Pyramid, "cuda"), (ClassMap, "cuda"), (Pyramid, "cpu"), (DeepHead, "cpu")]
 )

@@ -48,7 +48,7 @@ def select_networks(names: Sequence[str] | None, *, everything: bool = False) ->
     """Return ``names`` if torchvision knows them, or all its classifiers."""
     from torchvision import models
 
-    from ssa_fast.models.zoo import suggest
+    from ssa_fast.models.class_names import suggest
 
     if bool(names) == everything:
         raise ValueError(f"names: expected either names or --all, got {'both; leave one out' if names else 'neither'}")

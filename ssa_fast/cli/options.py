@@ -42,16 +42,25 @@ Debug = Annotated[bool, option(EXECUTION, "Print tracebacks.", "--debug")]
 
 
 def build(
-    *, model: str, weights: str, device: str, stages: str, affinity: str, scales: str, **options: Any
+    *,
+    model: str,
+    weights: str,
+    device: str,
+    stages: str,
+    affinity: str,
+    scales: str,
+    probability: str | None = None,
+    **options: Any,
 ) -> tuple[Classifier, SSA]:
     """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
     from ssa_fast import SSA
     from ssa_fast.models import zoo
 
     options |= {"affinity": parse_affinity(affinity), "scales": _parse_scales(scales), "stages": parse_stages(stages)}
-    classifier = zoo.load(model, weights, device=_parse_device(device))
+    classifier = zoo.load(model, weights, device=_parse_device(device), probability=probability)
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
+    options |= {"names": classifier.categories, "probability": classifier.probability}
     return classifier, SSA(classifier.model, input_size=classifier.input_size, **options)
 
 

@@ -54,6 +54,10 @@ def command(
     classes: Annotated[
         str, _cam("'predicted', 'top5', names and indices, or 'labels': the dataset's own.", "--classes", "-c")
     ] = "predicted",
+    probability: Annotated[
+        Literal["softmax", "sigmoid"] | None,
+        _model("Scores: softmax, or sigmoid for several labels per image; default: the model's."),
+    ] = None,
     seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "auto",
@@ -107,13 +111,14 @@ def command(
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
-        classifier, ssa = build(model=model, weights=weights, device=device, seed=seed, size="stage", **how)
+        which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
+        classifier, ssa = build(**which, seed=seed, size="stage", **how)
         if classifier.input_size:
             only = "{}x{}".format(*classifier.input_size)
             line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
             console.err().print(line)
         affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
-        settings = {"model": model, "weights": classifier.weights, **how}
+        settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
         report = _run(paths, ssa, out, classifier=classifier, options=options, split=split, settings=settings)

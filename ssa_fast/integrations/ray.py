@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from ssa_fast.io import datasets
 from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
+from ssa_fast.models.class_spec import resolve_classes
 from ssa_fast.runs import Prediction, Predictor, RunOptions
 from ssa_fast.runs.report import describe_error
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 POSTPROCESS = {field.name for field in fields(PostprocessOptions)}
 OPTIONS = {"classes", "size", "precision", "store", "large_above", *POSTPROCESS}
+CONSTRUCTOR = ("model", "weights", "probability", "ssa")
 EMPTY: dict[str, Any] = {
     "cams": np.zeros((0, 0, 0), np.float32),
     "mask": np.zeros((0, 0), np.uint8),
@@ -42,7 +46,9 @@ class PolishCams:
     """A callable class for ``Dataset.map_batches`` that polishes the CAMs of a batch of images.
 
     ``map_batches(PolishCams, fn_constructor_kwargs={...}, batch_size=16, compute=ActorPoolStrategy(size=4))``
-    takes the column "image", uint8 RGB (H, W, 3) of any sizes, keeps the other columns, and adds:
+    takes the column "image", uint8 RGB (H, W, 3) of any sizes, keeps the other columns, and adds the following. With
+    ``classes="labels"`` it also takes a column "classes" with each image's own: a list of any length of class indices
+    and names, or a multi-hot row; in the result that column holds indices.
 
     - "cams": (K, h, w) float16 or uint8, as ``ssa_fast.runs`` stores them
     - "mask": (H, W) uint8, with the values "labels" (K,)
@@ -54,7 +60,7 @@ class PolishCams:
     CPUs; outside Ray, a GPU is used if there is one.
 
     Args:
-        model, weights: See ``models.zoo.load``.
+        model, weights, probability: See ``models.zoo.load``.
         ssa: Options of ``SSA`` by name, except ``size``, which is "stage" to keep "cams" small.
         options: The options of ``runs.RunOptions`` listed in ``OPTIONS``. Images with more than ``large_above`` pixels
             at the network's input get an "error": nothing is processed in tiles here.
@@ -65,39 +71,65 @@ class PolishCams:
     """
 
     def __init__(
-        self, model: str = "resnet50", weights: str = "DEFAULT", *, ssa: Mapping[str, Any] | None = None, **options: Any
+        self,
+        model: str = "resnet50",
+        weights: str = "DEFAULT",
+        *,
+        probability: str | None = None,
+        ssa: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         self.options = _run_options(options)
-        classifier = zoo.load(model, weights, device=_assigned_device())
+        classifier = zoo.load(model, weights, device=_assigned_device(), probability=probability)
         self.options.check(classifier)
         self.predictor = Predictor(classifier, SSA(classifier.model, size="stage", **(ssa or {})), self.options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Polish a batch, a dictionary of columns with B rows each."""
-        if "image" not in batch or EMPTY.keys() & batch:
+        needed = ("image", "classes") if self.options.classes == "labels" else ("image",)
+        added = [name for name in EMPTY if name not in needed]
+        if not batch.keys() >= set(needed) or batch.keys() & set(added):
+            columns = " and ".join(f'"{name}"' for name in needed)
             raise ValueError(
-                f'batch: expected a column "image" and none of {", ".join(EMPTY)}, got {", ".join(batch)}; rename or '
+                f"batch: expected a column {columns} and none of {', '.join(added)}, got {', '.join(batch)}; rename or "
                 "drop columns first"
             )
         images = [np.asarray(image) for image in batch["image"]]
         errors = [str(error) for error in batch.get("error", [""] * len(images))]
+        own: dict[int, list[int]] = {}  # row -> the image's own classes
         groups: dict[tuple[int, int], list[int]] = {}  # size at the network's input -> rows
         for b, image in enumerate(images):
             errors[b] = errors[b] or self._input_error(image)
+            if "classes" in batch and not errors[b]:
+                try:
+                    own[b] = self._own_classes(batch["classes"][b])
+                except (TypeError, ValueError) as error:
+                    errors[b] = describe_error(error)
             if not errors[b]:
                 groups.setdefault(self.predictor.size(image), []).append(b)
         rows = [{**EMPTY, "cams": EMPTY["cams"].astype(self.options.store)} for _ in images]
         for group in groups.values():
             # Ray's arrays are read-only views of shared memory, for which torch warns.
-            results = self.predictor([np.require(images[b], requirements=["C", "W"]) for b in group])
+            pixels = [np.require(images[b], requirements=["C", "W"]) for b in group]
+            results = self.predictor(pixels, [own[b] for b in group] if own else None)
             for b, result in zip(group, results, strict=True):
                 if isinstance(result, Exception):
                     errors[b] = describe_error(result)
                 else:
                     rows[b] = self._row(result)
-        kept = {name: column for name, column in batch.items() if name not in ("image", "error")}
-        added = {name: object_column([row[name] for row in rows]) for name in EMPTY}
-        return {**kept, **added, "error": object_column(errors)}
+        kept = {name: column for name, column in batch.items() if name not in (*needed, "error")}
+        made = {name: object_column([row[name] for row in rows]) for name in EMPTY}
+        return {**kept, **made, "error": object_column(errors)}
+
+    def _own_classes(self, classes: Any) -> list[int]:
+        """Return the indices of a row of the column "classes"."""
+        names = self.predictor.classifier.categories
+        row = np.asarray(classes)
+        each = [list(classes)] if row.dtype.kind in "OUS" else row[None]
+        selection = resolve_classes(each, torch.zeros(1, len(names)), names)
+        for note in selection.notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
+        return selection.index[0].tolist()
 
     def _input_error(self, image: np.ndarray) -> str:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
@@ -142,7 +174,12 @@ def polish_images(
         import ray.data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("polish_images: needs Ray; pip install 'ssa_fast[ray]'", name="ray") from error
-    _run_options({name: value for name, value in options.items() if name not in ("model", "weights", "ssa")})
+    checked = _run_options({name: value for name, value in options.items() if name not in CONSTRUCTOR})
+    if checked.classes == "labels":
+        raise TypeError(
+            "classes: expected classes for all images, got 'labels', which need a column \"classes\"; map PolishCams "
+            "over a dataset with one"
+        )
     listing = datasets.find_images(paths)
     files = [*(source.path for source in listing.sources), *(path for path, _ in listing.missing)]
     if not files:
@@ -164,9 +201,10 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
 
 def _run_options(options: Mapping[str, Any]) -> RunOptions:
     unknown = sorted(options.keys() - OPTIONS)
-    if unknown or options.get("classes") == "labels":
-        got = ", ".join(unknown) or "classes='labels', which only ssa-fast run supports"
-        raise TypeError(f"options: expected some of {', '.join(sorted(OPTIONS))}, got {got}; leave it out")
+    if unknown:
+        raise TypeError(
+            f"options: expected some of {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}; leave it out"
+        )
     postprocess = PostprocessOptions(**{name: options[name] for name in options.keys() & POSTPROCESS})
     rest = {name: options[name] for name in options.keys() - POSTPROCESS}
     return RunOptions(overlays=False, postprocess=postprocess, **rest)

@@ -163,7 +163,7 @@ class LargeImageSSA:
             overwrite: Replace these files.
             seed: (K, h, w) of the whole image, instead of the classifier's own CAM; with listed classes.
             postprocess: Options of the mask and the boxes.
-            names: One per model output; default "class 0", "class 1", …
+            names: One per model output; default those of the ``ssa`` unless they are a guess, else "class 0", …
             labels: Values in the mask, one per model output; default 1 to K in the order of ``classes``.
             metadata: JSON values to store in the files.
             on_progress: Called with a ``Progress`` after every window of every phase.
@@ -178,11 +178,14 @@ class LargeImageSSA:
         start = time.perf_counter()
         paths = out if isinstance(out, OutputPaths) else OutputPaths.beside(out)
         paths.check(image, overwrite)
-        check_seed(self.ssa, seed, classes)
         count = self.ssa.info.num_classes
+        known = self.ssa.names if names is None else names
+        if names is None and known and self.ssa.names_note is None:
+            names = known
         for argument, values in (("names", names), ("labels", labels)):
             if values is not None and len(values) != count:
                 raise ValueError(f"{argument}: expected {count}, one per model output, got {len(values)}")
+        check_seed(self.ssa, seed, classes, known)
         json.dumps(metadata)  # a TypeError now, not after hours
         scratch = self.scratch or paths.cams.parent
         scratch.mkdir(parents=True, exist_ok=True)
@@ -204,7 +207,7 @@ class LargeImageSSA:
             disk = shutil.disk_usage(folder).free // 2 if self.disk == "auto" else int(self.disk)
             tiles = TileExtractor(self.ssa, reader, tiling, self.mean, self.std, folder / "features", disk)
             pipeline = Pipeline(tiles, folder, seed, self.stride, memory, callbacks, start)
-            class_tensor, means = pipeline.select_classes(classes)
+            class_tensor, means = pipeline.select_classes(classes, known)
             indices = class_tensor[0].tolist()
             chosen_names, chosen_labels = names_and_labels(indices, names, labels)
             with ExitStack() as banks:

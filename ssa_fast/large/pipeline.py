@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ import torch
 from ssa_fast.io.progress import Progress
 from ssa_fast.large.disk_map import DiskMap, FusedMap
 from ssa_fast.large.resample import Window, iter_windows, resample
-from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.class_spec import asks_for_top, resolve_classes
 from ssa_fast.models.extract import Features
 from ssa_fast.models.module_kinds import head_weights
 from ssa_fast.models.seed_cam import cam_seed
 from ssa_fast.streaming import FeatureMean, PixelBank, Prototypes
+from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,17 +78,21 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self._last_time = start
 
-    def select_classes(self, classes: Classes) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def select_classes(self, classes: Classes, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the class indices (1, K) on the model's device; the top classes need a pass of their own.
 
         Also the centred stages' mean features if there was one, else None.
         """
         self.record_time("prepare")
         logits, means = torch.zeros(self.ssa.info.num_classes), None  # for listed classes, only the number counts
-        if self.given_seed is None and (classes is None or isinstance(classes, str)):
+        if self.given_seed is None and asks_for_top(classes):
             total, means = self._survey("logits")
             logits = self._logits(total)
-        return resolve_classes(classes, logits[None]).to(self.tiles.device), means
+        selection = resolve_classes(classes, logits[None], names)
+        guessed = self.ssa.names_note if selection.named and names is self.ssa.names else None
+        for note in (*selection.notes, *([guessed] if guessed else [])):
+            warnings.warn(note, InputWarning, stacklevel=3)
+        return selection.index.to(self.tiles.device), means
 
     def gather(self, classes: Tensor, means: dict[str, Tensor] | None, banks: ExitStack) -> Gathered:
         """Accumulate every stage over all tiles; again, with a ``PixelBank``, for stages that turn out signed.

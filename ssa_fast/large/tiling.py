@@ -11,8 +11,11 @@ import torch
 from ssa_fast.io.sizes import resident_bytes
 from ssa_fast.large.receptive_field import ReceptiveField, measure_receptive_field
 from ssa_fast.large.resample import resize_margin
+from ssa_fast.models.class_spec import asks_for_top, resolve_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from ssa_fast.ssa import SSA
@@ -47,13 +50,15 @@ def check_model(ssa: SSA) -> None:
             f"scales: expected SSA with scales=(1.0,) and flip=False, got {ssa.scales} and {ssa.flip}; a large image "
             "is processed once, at its own size"
         )
+    if ssa.info.no_logits is not None:
+        raise ValueError(ssa.info.no_logits)
     if ssa.info.in_channels != 3:
         raise ValueError(f"model: expected one for RGB images, got one for {ssa.info.in_channels} channels")
     if ssa.info.fixed_size is not None:
         raise ValueError("model: expected one for any image size, got one for a single size; resize the image")
 
 
-def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -> None:
+def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any, names: Sequence[str]) -> None:
     """Raise ValueError or TypeError, with what to do, for a wrong seed, or where one is needed."""
     if seed is None:
         if ssa.info.seed.kind != "cam":
@@ -68,8 +73,9 @@ def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any) -
         raise ValueError(f"seed: expected (K, h, w) of the whole image, got {tuple(seed.shape)}")
     if not bool(torch.as_tensor(seed).isfinite().all()):
         raise ValueError("seed: expected finite numbers, got NaN or infinity")
-    listed = not isinstance(classes, str) and classes is not None
-    if not listed or len(torch.as_tensor(classes).flatten()) != len(seed):
+    logits = torch.zeros(1, ssa.info.num_classes)
+    count = 0 if asks_for_top(classes) else resolve_classes(classes, logits, names).index.shape[1]
+    if count != len(seed):
         raise ValueError(f"classes: expected {len(seed)} indices, one per map of the seed, got {classes!r}")
 
 

@@ -48,6 +48,7 @@ def overlay(
     seed: Tensor | None = None,
     stages: Mapping[str, Tensor] | None = None,
     classes: Tensor | None = None,
+    valid: Tensor | None = None,
     names: Sequence[str] | None = None,
     options: PostprocessOptions | None = None,
     **overrides: Any,
@@ -59,7 +60,8 @@ def overlay(
         cams: (B, K, h, w) in [0, 1], the fused CAMs.
         seed: (B, K, h, w) in [0, 1] at any size, the CAMs before polishing; not drawn without it.
         stages: Stage name -> (B, K, h, w) in [0, 1] at any size, the polished CAMs per stage.
-        classes: (B, K) integers, the class of each CAM; default 0 to K - 1.
+        classes: (B, K) integers, the class of each CAM, -1 if unknown; default 0 to K - 1.
+        valid: (B, K) bool, False for CAMs that get no row; default all True.
         names: A name per output of the model; class numbers are drawn without them.
         options: Of the boxes and the mask; default ``PostprocessOptions(components="all")``.
         **overrides: Single fields of the options, for example ``box_threshold=0.3, background=0.4``.
@@ -70,6 +72,7 @@ def overlay(
     """
     if classes is None:
         classes = torch.arange(cams.shape[1]).expand(len(cams), -1)
+    shown = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
     _check(images, cams, classes, names)
     options = replace(options or PostprocessOptions(components="all"), **overrides)
     found, labels = boxes(cams, options), masks(cams, options)
@@ -79,7 +82,7 @@ def overlay(
     for b, image in enumerate(images.detach().float().cpu().clamp(0, 1)):
         rows = [
             PanelRow(
-                label=f"class {index}" if names is None else f"{names[index]} ({index})",
+                label=_label(k, index, names),
                 maps={title: values[b, k] for title, values in maps.items()},
                 fused=cams[b, k],
                 boxes=found[b][k],
@@ -88,9 +91,23 @@ def overlay(
                 colour=palette[3 * k + 3 : 3 * k + 6],
             )
             for k, index in enumerate(classes[b].tolist())
+            if shown[b, k]
         ]
-        drawn.append(panel(image, rows))
+        drawn.append(panel(image, rows or [_empty_row(maps, cams[b, 0])]))
     return drawn
+
+
+def _label(k: int, index: int, names: Sequence[str] | None) -> str:
+    if index < 0:
+        return f"map {k}"
+    return f"class {index}" if names is None else f"{names[index]} ({index})"
+
+
+def _empty_row(maps: Mapping[str, Tensor], cam: Tensor) -> PanelRow:
+    """Return the row of an image without classes: zeros everywhere, no box and no region."""
+    zeros = torch.zeros_like(cam)
+    boxes, scores, region = torch.zeros(0, 4), torch.zeros(0), torch.zeros_like(zeros, dtype=torch.bool)
+    return PanelRow("no class", dict.fromkeys(maps, zeros), zeros, boxes, scores, region, panels.PAPER)
 
 
 def panel(image: Tensor, rows: Sequence[PanelRow]) -> Image.Image:

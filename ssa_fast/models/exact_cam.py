@@ -36,6 +36,8 @@ def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> 
     def find_mean(values: Tensor) -> LayerRef | None:
         return next((ref for ref, mean in zip(usable, means, strict=True) if _is_mean(mean, values)), None)
 
+    if trace.output.missing:
+        return "the model returns no logits"
     values, head = trace.logits, None
     ref = find_mean(values)
     if ref is None:

@@ -28,16 +28,19 @@ class Features:
         image_size: (H, W) of the images.
         maps: Module name -> (B, C, h, w), a view without gradient.
         nonnegative: Names of the maps that are ≥ 0 by construction, as this forward pass itself has shown.
-        logits: (B, num_classes); with ``gradient_from``, the end of a graph that begins at ``leaf``. Empty if not asked
-            for.
+        output: What the model returned; with ``gradient_from``, the end of a graph that begins at ``leaf``.
+        logits: (B, num_classes) in it, (B, 0) if there are none, or none were asked for.
         leaf: Raw output of the ``gradient_from`` layer, else None.
+        values: Values (B,) that targets gave to the output (``models.targets``).
     """
 
     image_size: tuple[int, int]
     maps: dict[str, Tensor]
     nonnegative: frozenset[str] = frozenset()
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Any = None
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     leaf: Tensor | None = None
+    values: tuple[Tensor, ...] = ()
 
 
 def extract_features(
@@ -89,7 +92,8 @@ def extract_features(
     follow = nullcontext() if logits is None else logits.follow()
     with hooked_inference(model, hooks), follow as flow, signs.during(model, spans):
         output = model(images.clone() if images.is_inference() else images)
-        scores = torch.empty(0) if logits is None else logits.read(output, len(images), flow)
+        scores = None if logits is None or logits.missing else logits.read(output, len(images), flow)
+    scores = images.new_empty(len(images), 0) if scores is None else scores
     image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():
         if name not in outputs:
@@ -98,4 +102,4 @@ def extract_features(
             )
         maps[name] = ref.layout.view(outputs[name].detach(), image_size)
     nonnegative = frozenset(name for name in maps if signs.holds(outputs[name]))
-    return Features(image_size, maps, nonnegative, scores, leaf)
+    return Features(image_size, maps, nonnegative, output, scores, leaf)

@@ -34,7 +34,7 @@ class ModelInfo:
     Attributes:
         stages, signs: Stage name -> the layer that it is read from, the sign of its features on the sample image.
         seed: Recipe of the seed CAM.
-        num_classes, in_channels: Number of logits, of an image's channels.
+        num_classes, in_channels: Number of logits (0 if there are none), of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network accepts by its own account, or None.
         output: Where the logits are in what the network returns.
@@ -53,15 +53,28 @@ class ModelInfo:
     takes_one: bool = False
     notes: tuple[str, ...] = ()
 
-    def forward(self, model: nn.Module, images: Tensor) -> Features:
-        """Run images (B, C, H, W) once; return the stages' maps, the seed's map and the logits."""
+    @property
+    def no_logits(self) -> str | None:
+        """Why what the network returns holds no logits; None if it does."""
+        return self.output.missing
+
+    def forward(
+        self, model: nn.Module, images: Tensor, until: Literal["stages", "seed", "gradient"] = "seed"
+    ) -> Features:
+        """Run images (B, C, H, W) once; return the stages' maps, the output and the logits.
+
+        ``until`` "seed", also what the seed of a class needs; "gradient", a graph from the seed's layer to the output.
+        """
         if self.takes_one and len(images) > 1:
             raise ValueError(
                 f"images: expected one, as the model failed with two at once, got {len(images)}; pass them one by one"
             )
-        if self.seed.kind == "grad-cam":
-            return extract_features(model, images, self.stages, gradient_from=self.seed.ref, logits=self.output)
-        return extract_features(model, images, {**self.stages, self.seed.layer: self.seed.ref}, logits=self.output)
+        seed, refs, leaf = self.seed, self.stages, None
+        if until == "gradient" or (until == "seed" and seed.kind == "grad-cam"):
+            leaf = seed.ref
+        elif until == "seed" and seed.kind == "cam":
+            refs = {**refs, seed.layer: seed.ref}
+        return extract_features(model, images, refs, gradient_from=leaf, logits=self.output)
 
     def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor) -> Tensor:
         """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model."""
@@ -91,7 +104,7 @@ class ModelDescription:
     """Summary of a network on a random sample image of ``input_size`` (H, W)."""
 
     stages: tuple[StageDescription, ...]
-    seed_kind: Literal["cam", "grad-cam"]
+    seed_kind: Literal["cam", "grad-cam", "given"]
     seed_layer: str
     input_size: tuple[int, int]
     num_classes: int
@@ -102,7 +115,7 @@ def inspect_model(
     model: nn.Module,
     *,
     stages: str | Sequence[str] = "auto",
-    seed: str = "auto",
+    seed: str | None = "auto",
     input_size: int | tuple[int, int] | None = None,
     logits: Logits = None,
 ) -> ModelInfo:
@@ -112,24 +125,30 @@ def inspect_model(
     modes, hooks and gradients and the global random state are restored.
 
     Args:
-        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``.
+        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``; or anything else, for
+            which there is Grad-CAM of targets only.
         stages: "auto", or names as in ``model.named_modules()``.
-        seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer.
+        seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer; None to look for none.
         input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
         logits: Where they are in what the network returns, if not by evidence: an index, a key or attribute, or a
             function of the output.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Module`` or returns no tensor.
+        TypeError: ``model`` is not an ``nn.Module``.
         ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
     """
     check_modules(model)
     fixed_size = find_fixed_size(model)
     size = input_size if input_size is not None else fixed_size or 224
     trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size), logits)
-    names = select_stages(model, trace, stages)
-    with torch.inference_mode(False):
-        recipe = select_seed(model, trace, names, seed)
+    try:
+        names = select_stages(model, trace, stages)
+        with torch.inference_mode(False):
+            recipe = select_seed(model, trace, names, seed)
+    except ValueError as error:
+        if trace.output.missing is None:
+            raise
+        raise ValueError(f"{trace.output.missing}; or, for targets= and cam=, {error}") from error
     trial = try_batch(model, trace, names)
     return ModelInfo(
         stages={name: trace.maps[name] for name in names},
@@ -161,6 +180,8 @@ def describe(
     decide the methods.
     """
     info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
+    if info.no_logits is not None:
+        raise ValueError(info.no_logits)
     described = []
     for name, chosen in choose_affinities(affinity, info.signs).items():
         layout, sign = info.stages[name].layout, info.signs[name]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
@@ -125,3 +123,32 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
         f"seed: expected a Grad-CAM layer that returns a tensor, tuple or list, got {type(output).__name__}; "
         "name a layer inside it"
     )
+
+
+def map_tensors(function: Callable[[Tensor], Any], output: Any) -> Any:
+    """Return what a model returned with ``function`` of its tensors: in tuples, lists, dicts and dataclasses, too."""
+    if isinstance(output, Tensor):
+        return function(output)
+    parts = {key: map_tensors(function, part) for key, part in _parts(output).items()}
+    if isinstance(output, tuple | list):
+        return type(output)(*parts.values()) if hasattr(output, "_fields") else type(output)(parts.values())
+    if not parts:
+        return output
+    return type(output)(**parts) if all(isinstance(key, str) for key in parts) else parts
+
+
+def float_tensors(output: Any) -> list[Tensor]:
+    """Return all floating-point tensors of what a model returned."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    return [tensor for part in _parts(output).values() for tensor in float_tensors(part)]
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return {}

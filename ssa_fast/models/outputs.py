@@ -40,6 +40,7 @@ class LogitsRef:
         activation: Function that the network ends in ("softmax", "sigmoid", …); the logits are the values before it.
         num_classes: Number of logits of an image; 0 if not known yet.
         notes: What was assumed, one sentence each.
+        missing: Why there are no logits; None if there are.
     """
 
     path: Path = ()
@@ -47,6 +48,7 @@ class LogitsRef:
     activation: str | None = None
     num_classes: int = 0
     notes: tuple[str, ...] = ()
+    missing: str | None = None
 
     def follow(self) -> AbstractContextManager[FlowTracker | None]:
         """Return a context for the forward pass and ``read``, that follows what precedes a final activation."""
@@ -130,6 +132,16 @@ def find_logits(output: Any, flow: FlowTracker, logits: Logits, run_two: Callabl
         others = ", ".join(_describe(path, tensor) for path, tensor in vectors.items())
         notes = (f"model: of the outputs {others}, {_name(path)} is taken for the logits; logits= names another",)
     return _complete(LogitsRef(path, notes=notes), vectors[path], flow, run_two)
+
+
+def try_logits(output: Any, flow: FlowTracker, logits: Logits, run_two: Callable[[], Any]) -> LogitsRef:
+    """Find the logits as ``find_logits`` does; if nobody said where they are and there are none, say why."""
+    try:
+        return find_logits(output, flow, logits, run_two)
+    except (TypeError, ValueError) as error:
+        if logits is not None:
+            raise
+        return LogitsRef(missing=str(error))
 
 
 def _as_asked(logits: Logits) -> LogitsRef:

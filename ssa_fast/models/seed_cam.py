@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from ssa_fast.models.exact_cam import find_exact_cam, find_head
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
-from ssa_fast.models.layout import find_first_tensor
+from ssa_fast.models.layout import find_first_tensor, float_tensors
 from ssa_fast.models.module_kinds import check_gradient, head_weights
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
@@ -32,12 +35,12 @@ class SeedRecipe:
     """Recipe of the seed CAM.
 
     Attributes:
-        kind, ref: Formula of the CAM, the layer whose map it reads.
+        kind, ref: Formula of the CAM, the layer whose map it reads. "given" is none: every call brings its own.
         head: Name of the layer whose weights a CAM takes. None for Grad-CAM, and for a fully convolutional classifier,
             whose map holds the class scores.
     """
 
-    kind: Literal["cam", "grad-cam"]
+    kind: Literal["cam", "grad-cam", "given"]
     ref: LayerRef
     head: str | None = None
 
@@ -47,8 +50,10 @@ class SeedRecipe:
         return self.ref.name
 
 
-def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str) -> SeedRecipe:
-    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module."""
+def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str | None) -> SeedRecipe:
+    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module; "given" for None."""
+    if seed is None:
+        return SeedRecipe("given", trace.maps[stages[-1]])
     if not isinstance(seed, str):
         raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
     if seed in ("auto", "cam"):
@@ -62,7 +67,7 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
         return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
     ref = trace.maps[seed]
-    if not _layers_with_gradient(model, trace, [ref]):
+    if trace.output.missing is None and not _layers_with_gradient(model, trace, [ref])[0]:
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
@@ -83,16 +88,28 @@ def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: T
 
 def grad_cam_seed(seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
     """Return the seeds as ``cam_seed`` does, with one backward pass per class position, K in all."""
+    with torch.enable_grad():
+        values = extracted.logits.gather(1, classes).unbind(1)
+    return target_seed(seed, extracted, values)
+
+
+def target_seed(seed: SeedRecipe, extracted: Features, values: Sequence[Tensor]) -> Tensor:
+    """Return the Grad-CAM seeds (B, K, h, w) of K values (B,) that were made from the model's output."""
     leaf = extracted.leaf
     if leaf is None:
         raise ValueError("extracted: expected a forward with gradient_from, got one without; pass the seed's ref")
     features = _at_least_float32(seed.ref.layout.view(leaf.detach(), extracted.image_size))
     with torch.enable_grad():
-        # In evaluation mode the images are independent, so their scores can be summed.
-        scores = extracted.logits.gather(1, classes).sum(0).unbind()
+        scores = [each.sum() for each in values]  # in evaluation mode the images are independent
     seeds = []
     for k, score in enumerate(scores):
-        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=k + 1 < len(scores))
+        more = k + 1 < len(scores)
+        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=more, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                f"targets: expected values that depend on the Grad-CAM layer {seed.layer!r}, but number {k} does not; "
+                "name a layer before it with seed=..."
+            )
         weights = seed.ref.layout.view(gradient, extracted.image_size).to(features.dtype).mean((2, 3))
         seeds.append(torch.einsum("bc,bchw->bhw", weights, features).relu())
     return torch.stack(seeds, 1)
@@ -100,6 +117,12 @@ def grad_cam_seed(seed: SeedRecipe, extracted: Features, classes: Tensor) -> Ten
 
 def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
+
+
+def _score(end: Tensor) -> Tensor:
+    """Return a scalar that changes with each element; a plain sum of probabilities is constant."""
+    values = end.float().abs().flatten()
+    return values @ torch.linspace(1, 2, len(values), device=values.device)
 
 
 def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerRef:
@@ -113,10 +136,14 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
         refs.pop()
     last = refs[-1]
     alike = [ref for ref in refs if ref.layout.shape == last.layout.shape]
+    best: list[LayerRef] = []
     for end in range(len(alike), 0, -LAYERS_PER_PASS):
-        found = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
-        if found:
-            return found[-1]
+        found, complete = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
+        best = found if complete else best or found
+        if complete:
+            break
+    if best:
+        return best[-1]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
         f"of its shape before it; {_advise_without_gradient(trace)}"
@@ -126,6 +153,8 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
 def _advise_without_gradient(trace: ForwardTrace) -> str:
     """Return what to do about a gradient of zero, by its likely reason."""
     logits = trace.logits
+    if trace.output.missing:
+        return "name the Grad-CAM layer"
     if not bool(logits.any()):
         return (
             "all logits of an image alone are 0, as where the mean of the batch is subtracted: return them before that"
@@ -135,8 +164,11 @@ def _advise_without_gradient(trace: ForwardTrace) -> str:
     return "name the Grad-CAM layer"
 
 
-def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> list[LayerRef]:
-    """Return the layers on whose maps the logits depend, by one forward and one backward pass."""
+def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> tuple[list[LayerRef], bool]:
+    """Return the layers on whose maps the logits depend, by one forward and one backward pass, and whether any does.
+
+    Without logits, those on which most of the returned tensors depend, by a backward pass each, and whether all do.
+    """
     head = find_head(trace)
     outputs: dict[str, Tensor | None] = {}
 
@@ -150,13 +182,22 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
         extracted = extract_features(model, image, {}, gradient_from=first, logits=trace.output)
     # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
     start = outputs.pop(head) if head else None
-    read = (extracted.logits if start is None else start).float().abs().flatten()
-    score = read @ torch.linspace(1, 2, len(read), device=read.device)  # a plain sum of probabilities is constant
+    ends = (
+        [start] if start is not None else float_tensors(extracted.output if trace.output.missing else extracted.logits)
+    )
+    scores = [_score(end) for end in ends if end.requires_grad]
     outputs[first.name] = extracted.leaf
     tracked = {name: tensor for name, tensor in outputs.items() if tensor is not None and tensor.requires_grad}
-    if not tracked or not score.requires_grad:
-        return []
-    found = torch.autograd.grad(score, list(tracked.values()), allow_unused=True)
-    gradients = {name: gradient for name, gradient in zip(tracked, found, strict=True) if gradient is not None}
-    known = [ref for ref in refs if ref.name in gradients]
-    return [ref for ref in known if ref.layout.view(gradients[ref.name], trace.image_size).any()]
+    if not tracked or not scores:
+        return [], False
+    counts = dict.fromkeys(tracked, 0)  # of the ends that depend on the layer
+    layouts = {ref.name: ref.layout for ref in refs}
+    for score in scores:
+        found = torch.autograd.grad(
+            score, list(tracked.values()), retain_graph=score is not scores[-1], allow_unused=True
+        )
+        for name, gradient in zip(tracked, found, strict=True):
+            if gradient is not None:
+                counts[name] += bool(layouts[name].view(gradient, trace.image_size).any())
+    most = max(counts.values())
+    return [ref for ref in refs if most and counts.get(ref.name) == most], most == len(scores)

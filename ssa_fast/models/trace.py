@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssa_fast.models.flow import FlowTracker
 from ssa_fast.models.layout import TensorLayout, find_first_tensor, infer_layout
 from ssa_fast.models.module_kinds import is_linear_map
-from ssa_fast.models.outputs import Logits, LogitsRef, find_logits
+from ssa_fast.models.outputs import Logits, LogitsRef, try_logits
 from ssa_fast.models.signs import SignTracker
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class ForwardTrace:
         image_size: (H, W) of the sample image.
         layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
-        logits: (1, num_classes).
-        output: Where the logits are in what the network returns.
+        logits: (1, num_classes); (1, 0) if the model returns none.
+        output: Where the logits are in what the network returns, or why there are none.
         flow: What each tensor of the forward pass was made from.
     """
 
@@ -201,8 +201,9 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], logits: Logits = 
                 f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
     with hooked_inference(model, {}), flow:
-        ref = find_logits(output, flow, logits, partial(_run_pair, model, image))
-        trace = ForwardTrace(image_size, {}, {}, inputs, ref.read(output, 1, flow), ref, flow)
+        ref = try_logits(output, flow, logits, partial(_run_pair, model, image))
+        found = image.new_empty(1, 0) if ref.missing else ref.read(output, 1, flow)
+    trace = ForwardTrace(image_size, {}, {}, inputs, found, ref, flow)
     for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
         relu = modified and torch.equal(sample_elements(tensor), sample.relu())

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ssa_fast.models.class_spec import parse_count
+from ssa_fast.models.class_names import outputs_named, suggest
+from ssa_fast.models.class_spec import parse_classes
+from ssa_fast.models.scores import Probability, choose_probability, probabilities
 from ssa_fast.models.trace import find_fixed_size
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Classifier:
         categories: One name per output.
         mean, std: Per channel, of images scaled to [0, 1].
         input_size: (height, width) if the network accepts no other, else None.
-        probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid").
+        probability: Function from logits to probabilities: exclusive classes ("softmax") or independent ("sigmoid"), as
+            a single logit always is.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Classifier:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     input_size: tuple[int, int] | None = None
-    probability: Literal["softmax", "sigmoid"] = "softmax"
+    probability: Probability = "softmax"
 
     def input_shape(self, height: int, width: int, size: Size) -> tuple[int, int]:
         """Return the (height, width) at which an image of height × width pixels enters the network."""
@@ -78,7 +80,7 @@ class Classifier:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (..., classes), in the same shape."""
-        return logits.sigmoid() if self.probability == "sigmoid" else logits.softmax(-1)
+        return probabilities(logits, self.probability)
 
     def select(self, spec: str) -> str | list[int]:
         """Parse classes for ``SSA`` from text: "predicted", "top5", or names and indices separated by commas.
@@ -86,14 +88,8 @@ class Classifier:
         Raises:
             ValueError: An index out of range, or a name of no class or of several classes.
         """
-        spec = spec.strip()
-        if re.fullmatch(r"predicted|top\d+", spec):
-            parse_count(spec, len(self.categories))
-            return spec
-        indices = [self._index(part.strip()) for part in spec.split(",") if part.strip()]
-        if not indices:
-            raise ValueError("classes: expected comma-separated names or indices, 'predicted' or 'top5', got nothing")
-        return list(dict.fromkeys(indices))
+        parsed = parse_classes(spec, len(self.categories), self.categories, self.name)
+        return spec.strip() if isinstance(parsed, int) else parsed
 
     def resolve_labels(self, labels: Sequence[str], dataset: Sequence[str]) -> list[int]:
         """Return the sorted output indices of a dataset's class names.
@@ -102,13 +98,17 @@ class Classifier:
         for its position in that list: the order in which ImageFolder and the VOC codebases number them.
 
         Raises:
-            ValueError: A name stands for no output of this network.
+            ValueError: A name stands for no output of this network, or for several.
         """
-        by_name = {name.casefold(): index for index, name in enumerate(self.categories)}
         positions = {name: i for i, name in enumerate(dataset)} if len(dataset) == len(self.categories) else {}
         indices = []
         for label in labels:
-            index = by_name.get(label.casefold(), positions.get(label))
+            named = outputs_named(label, self.categories)
+            if len(named) > 1:
+                raise ValueError(
+                    f"classes: {label!r} is the name of several classes of {self.name}, {named}; rename it"
+                )
+            index = named[0] if named else positions.get(label)
             if index is None:
                 raise ValueError(
                     f"classes: {self.name} has no output called {label!r}, and its {len(self.categories)} outputs are "
@@ -116,20 +116,6 @@ class Classifier:
                 )
             indices.append(index)
         return sorted(set(indices))
-
-    def _index(self, spec: str) -> int:
-        count = len(self.categories)
-        if re.fullmatch(r"[+-]?\d+", spec):
-            if not 0 <= int(spec) < count:
-                raise ValueError(f"classes: expected an index from 0 to {count - 1} for {self.name}, got {spec}")
-            return int(spec)
-        matches = [i for i, name in enumerate(self.categories) if name.casefold() == spec.casefold()]
-        matches = [i for i in matches if self.categories[i] == spec] or matches
-        if len(matches) > 1:
-            raise ValueError(f"classes: {spec!r} is the name of several classes; give one of the indices {matches}")
-        if not matches:
-            raise ValueError(f"classes: {self.name} has no class {spec!r}{suggest(spec, self.categories)}")
-        return matches[0]
 
 
 def parse_size(text: str | None) -> Size:
@@ -142,7 +128,9 @@ def parse_size(text: str | None) -> Size:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu") -> Classifier:
+def load(
+    name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu", probability: str | None = None
+) -> Classifier:
     """Load the classifier ``name`` with its weights, ready to run on ``device``.
 
     Args:
@@ -150,9 +138,10 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
             random weights (the same in every run), or a file with a state dict.
         device: Device of the network.
+        probability: Of the scores: "softmax" or "sigmoid"; None: "sigmoid" for the demo network and a single output.
 
     Raises:
-        ValueError: An unknown model or weights, a file that does not fit the model, or a failed download.
+        ValueError: An unknown model, weights or probability, a file that does not fit the model, or a failed download.
     """
     if name == "demo":
         from ssa_fast.models.demo_net import CLASSES, load_classifier
@@ -162,7 +151,8 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
                 f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}"
             )
         demo = load_classifier().to(device)
-        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability="sigmoid")
+        kind = choose_probability(probability or "sigmoid", demo, len(CLASSES))
+        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability=kind)
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -187,7 +177,8 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
+    kind = choose_probability(probability, model, len(categories))
+    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
@@ -199,16 +190,6 @@ def build_random(name: str, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return models.get_model(name, weights=None, **options)
-
-
-def suggest(text: str, known: Sequence[str]) -> str:
-    """Return "; did you mean ...?" with up to three ``known`` names close to ``text``, or an empty string."""
-    folded = {name.casefold(): name for name in known}
-    text = text.casefold()
-    close = [name for name in folded if text in name.split()] + get_close_matches(text, folded, n=3)
-    close += [name for name in folded if text in name]
-    best = list(dict.fromkeys(close))[:3]
-    return f"; did you mean {' or '.join(repr(folded[name]) for name in best)}?" if best else ""
 
 
 def _download(name: str, weights: Any) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast import localize
+from ssa_fast.models.class_spec import select_rows
 from ssa_fast.runs.options import MAX_LABEL
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Predictor:
 
         Args:
             images: uint8 RGB (H, W, 3), all of one ``size``.
-            classes: K class indices for each image, the same K for all; None for those of the options.
+            classes: Class indices for each image, of any number; None for those of the options.
         """
         if not images:
             return []
@@ -108,22 +109,28 @@ class Predictor:
         batch = torch.cat([self.classifier.preprocess(rgb, self.options.size) for rgb in images])
         precision = self.options.precision_on(self.device)
         dtype = None if precision == "float32" else getattr(torch, precision)
-        chosen: Any = self.classes if classes is None else [list(each) for each in classes]
+        chosen: Any = self.classes if classes is None else classes
+        if not isinstance(chosen, str):  # indices whatever they look like, which SSA alone would have to note or refuse
+            rows = [chosen] * len(images) if classes is None else chosen
+            chosen = select_rows(rows, len(self.classifier.categories))
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             result = self.ssa(batch, classes=chosen)
         probabilities = self.classifier.probabilities(result.logits.float())
         has_nan = result.logits.isnan().any(dim=1).tolist()
         nan = ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")
+        none = ValueError("no class was given for it.")
+        counts = result.valid.sum(dim=1).tolist()
         return [
-            nan if has_nan[b] else self._prediction(result, b, rgb.shape[:2], probabilities[b])
-            for b, rgb in enumerate(images)
+            nan if has_nan[b] else none if not K else self._prediction(result, b, K, rgb.shape[:2], probabilities[b])
+            for b, (rgb, K) in enumerate(zip(images, counts, strict=True))
         ]
 
-    def _prediction(self, result: SSAResult, b: int, size: Sequence[int], probabilities: Tensor) -> Prediction:
-        options, categories = self.options, self.classifier.categories
-        classes = result.classes[b].tolist()
+    def _prediction(self, result: SSAResult, b: int, K: int, size: Sequence[int], probabilities: Tensor) -> Prediction:
+        """Return the prediction of image ``b``, which has K valid classes, the first ones of the result."""
+        options, categories, index = self.options, self.classifier.categories, result.classes[b, :K]
+        classes = index.tolist()
         labels = [k + 1 for k in (classes if len(categories) <= MAX_LABEL else range(len(classes)))]
-        cams = result.cams[b]
+        cams = result.cams[b, :K]
         stored = (cams * 255.0).round().to(torch.uint8) if options.store == "uint8" else cams.half()
         full = self._resize(stored, size)
         label_of = torch.arange(256, dtype=torch.uint8)  # of a position in ``classes`` + 1; 0 and 255 stay
@@ -135,10 +142,10 @@ class Predictor:
             classes=classes,
             names=[categories[index] for index in classes],
             labels=labels,
-            scores=probabilities[result.classes[b]].cpu().numpy(),
-            logits=result.logits[b, result.classes[b]].float().cpu().numpy(),
-            seed=result.seed[b].cpu() if options.overlays else None,
-            stages={name: maps[b].cpu() for name, maps in result.stages.items()} if options.overlays else None,
+            scores=probabilities[index].cpu().numpy(),
+            logits=result.logits[b, index].float().cpu().numpy(),
+            seed=result.seed[b, :K].cpu() if options.overlays else None,
+            stages={name: maps[b, :K].cpu() for name, maps in result.stages.items()} if options.overlays else None,
         )
 
     def _resize(self, stored: Tensor, size: Sequence[int]) -> Tensor:

@@ -77,11 +77,12 @@ def check_equals_plain(net: Net, **options: Any) -> SSA:
     plain = Pyramid(net.fc.out_features).eval()
     plain.load_state_dict(net.state_dict(), strict=False)
     ssa, expected = SSA(net, input_size=SIDE, **options), SSA(plain, input_size=SIDE)
-    classes = [0, net.fc.out_features - 1][: net.fc.out_features]
+    classes = [[0, net.fc.out_features - 1]]
     assert (ssa.seed_kind, ssa.info.seed.head) == ("cam", "fc")
     assert ssa.info.num_classes == net.fc.out_features
     for count in (1, 2):
-        found, right = ssa(draw(count), classes), expected(draw(count), classes)
+        asked = classes * count if net.fc.out_features > 1 else None
+        found, right = ssa(draw(count), asked), expected(draw(count), asked)
         torch.testing.assert_close(found.logits, net.logits(draw(count)))
         torch.testing.assert_close(found.cams, right.cams)
         assert found.cams.amax() > 0
@@ -159,7 +160,7 @@ def test_outputs_that_the_layers_do_not_tell_apart_are_refused(name: str) -> Non
     with pytest.raises(
         ValueError, match=r"model: expected one output to be the logits .*got output\[0\].*; pass logits="
     ):
-        inspect_model(Net(UNDECIDED[name]), input_size=SIDE)
+        describe(Net(UNDECIDED[name]), input_size=SIDE)
 
 
 @pytest.mark.parametrize(
@@ -214,32 +215,27 @@ def test_wrong_words(logits: Any, error: type[Exception], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "error", "text"),
+    ("function", "text"),
     [
         (
             lambda net, h, z: "cat",
-            TypeError,
             "expected it to return a tensor of logits, got str; wrap the model, or pass",
         ),
-        (lambda net, h, z: z.argmax(1), TypeError, "got Tensor"),
-        (lambda net, h, z: [{}, None], TypeError, "got list"),
+        (lambda net, h, z: z.argmax(1), "got Tensor"),
+        (lambda net, h, z: [{}, None], "got list"),
         (
             lambda net, h, z: z.mean(),
-            ValueError,
             r"one row of logits per image, but output has the same shape \(\) for two",
         ),
         (
             lambda net, h, z: z[:, :, None],
-            ValueError,
             r"\(B, num_classes\), got \(1, 5, 1\); pass a classifier, or pass",
         ),
     ],
 )
-def test_outputs_without_logits_are_refused(
-    function: Callable[[Any, Tensor, Tensor], Any], error: type[Exception], text: str
-) -> None:
-    with pytest.raises(error, match=text):
-        inspect_model(Net(function), input_size=SIDE)
+def test_outputs_without_logits_are_refused(function: Callable[[Any, Tensor, Tensor], Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        describe(Net(function), input_size=SIDE)
 
 
 ENDINGS: dict[str, tuple[str, Callable[[Any, Tensor, Tensor], Any]]] = {
@@ -282,7 +278,7 @@ def test_grad_cam_is_of_the_values_before_the_activation(ending: Callable[[Tenso
     ssa = SSA(Net(lambda net, h, z: ending(z)), input_size=SIDE)
     expected = SSA(Net(lambda net, h, z: z), seed="grad-cam", input_size=SIDE)
     assert (ssa.seed_kind, ssa.seed_layer) == ("grad-cam", "blocks.3")
-    torch.testing.assert_close(ssa(draw(2), [0, 4]).seed, expected(draw(2), [0, 4]).seed)
+    torch.testing.assert_close(ssa(draw(2), [[0, 4]] * 2).seed, expected(draw(2), [[0, 4]] * 2).seed)
 
 
 @pytest.mark.parametrize(
@@ -390,12 +386,12 @@ def test_cosine_logits_beside_their_embedding() -> None:
 
 def test_an_output_whose_making_is_not_seen_is_refused_among_others() -> None:
     def by_numpy(net: Net, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return h, torch.from_numpy(h.numpy() @ net.fc.weight.numpy().T)
+        return h, torch.from_numpy(h.detach().numpy() @ net.fc.weight.detach().numpy().T)
 
     with pytest.raises(
         ValueError, match="model: expected one output to be the logits by the layers that it depends on"
     ):
-        inspect_model(Net(by_numpy), input_size=SIDE)
+        describe(Net(by_numpy), input_size=SIDE)
 
 
 @pytest.mark.slow

@@ -269,6 +269,7 @@ def test_the_values_before_a_final_activation_are_the_logits(name: str, scale: f
         net.fc.weight *= scale
     ssa = check_equals_plain(net)
     assert ssa.info.output.activation == activation
+    assert ssa.probability == ("sigmoid" if "sigmoid" in activation else "softmax")
     assert f"model: it ends in {activation}; the logits are the values before it" in ssa.info.notes
 
 

@@ -27,7 +27,7 @@ from ssa_fast.evaluate import max_box_acc, threshold_sweep
 from ssa_fast.evaluate.boxes import IOUS
 from ssa_fast.io.progress import paced
 from ssa_fast.models import inspect_model, zoo
-from ssa_fast.models.layout import find_first_tensor, find_logits, replace_first_tensor
+from ssa_fast.models.layout import find_first_tensor, replace_first_tensor
 from ssa_fast.models.trace import hooked_inference
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.resize import minmax, resize
@@ -160,8 +160,9 @@ def layercam(model: nn.Module, info: ModelInfo, images: Tensor, label: int) -> T
         outputs[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_(True)
         return replace_first_tensor(output, outputs[name].clone())  # the clone may be modified in place
 
-    with hooked_inference(model, {name: partial(hook, name) for name in info.stages}):
-        score = find_logits(model(images))[0, label]
+    hooks = {name: partial(hook, name) for name in info.stages}
+    with hooked_inference(model, hooks), info.output.follow() as flow:
+        score = info.output.read(model(images), len(images), flow)[0, label]
         gradients = torch.autograd.grad(score, list(outputs.values()), allow_unused=True)
     size = (images.shape[2], images.shape[3])
     maps = []

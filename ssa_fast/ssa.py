@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.class_names import NamesLike
     from ssa_fast.models.class_spec import Classes, ClassSelection
     from ssa_fast.models.extract import Features
+    from ssa_fast.models.outputs import Logits
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.models.targets import Targets
     from ssa_fast.validation import Fuse, Weights
@@ -73,6 +74,8 @@ class SSA:
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
         input_size: Side or (H, W) of the random image on which stages and seed are found; default the network's own
             ``image_size``, else 224.
+        logits: Where they are in what the model returns, if the layers do not tell: an index, a key or attribute, or a
+            function of the output. Of a model that ends in softmax or sigmoid they are the values before it.
         probability: Of the scores: "softmax" for exclusive classes, "sigmoid" for independent ones; by default what the
             model says, else "sigmoid" for a single logit and "softmax" for others.
         names: A name per output, a sequence or a dict by index, such as torchvision's ``weights.meta["categories"]``;
@@ -108,13 +111,14 @@ class SSA:
         align_corners: bool = True,
         size: str | tuple[int, int] = "input",
         input_size: int | tuple[int, int] | None = None,
+        logits: Logits = None,
         probability: str | None = None,
         names: NamesLike = None,
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.size = check_output_size(size)
-        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
         if self.info.fixed_size and self.scales != (1.0,):
             height, width = self.info.fixed_size
             raise ValueError(
@@ -135,7 +139,7 @@ class SSA:
         )
         self.seed_kind = self.info.seed.kind
         self.seed_layer = self.info.seed.layer
-        self.probability = choose_probability(probability, model, self.info.num_classes)
+        self.probability = choose_probability(probability, model, self.info.num_classes, self.info.output.activation)
         self.names, self.names_note = check_names(names, self.info.num_classes), None
         if names is None:
             self.names, self.names_note = find_names(model, self.info.num_classes)

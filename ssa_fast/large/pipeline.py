@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +14,7 @@ from ssa_fast.large.disk_map import DiskMap, FusedMap
 from ssa_fast.large.resample import Window, iter_windows, resample
 from ssa_fast.models.class_spec import asks_for_top, resolve_classes
 from ssa_fast.models.extract import Features
+from ssa_fast.models.module_kinds import head_weights
 from ssa_fast.models.seed_cam import cam_seed
 from ssa_fast.streaming import FeatureMean, PixelBank, Prototypes
 from ssa_fast.validation import InputWarning
@@ -176,9 +177,9 @@ class Pipeline:
         h, w = self.sizes[self.seed_layer]
         logits = total / (h * w)
         if self.ssa.info.seed.head is not None:
-            head: Any = self.ssa.model.get_submodule(self.ssa.info.seed.head)
-            logits = head.weight.detach().flatten(1).double() @ logits
-            logits = logits if head.bias is None else logits + head.bias.detach().double()
+            weight, bias = head_weights(self.ssa.model.get_submodule(self.ssa.info.seed.head))
+            logits = weight.double() @ logits
+            logits = logits if bias is None else logits + bias.double()
         logits = logits.float().cpu()
         if not bool(logits.isfinite().all()):
             raise ValueError("model: expected finite logits, got NaN or infinity; try it in float32")

@@ -1,7 +1,8 @@
 """Measure a network's receptive field and the strides of its maps, with one NaN.
 
 One forward of an image with a cell of NaN shows exactly which pixels of every map depend on it, whatever the weights:
-NaN propagates through every sum, ReLU and pooling that reads it, and nowhere else.
+NaN propagates through every sum, ReLU and pooling that reads it, and nowhere else. What skips NaN (``nanmean``) is
+found by a cell of large numbers, which must change nothing outside of the receptive field.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from ssa_fast.models.extract import extract_features
 from ssa_fast.models.trace import hooked_inference, make_trace_image
+from ssa_fast.models.watch import Verb, describe_place, watch_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 SIZES = (256, 512, 1024, 2048)  # sides of the test images, until one is larger than the receptive field
 TOLERANCE = 0.02  # of a map's maximum: white noise shifted by a pixel differs by more, rounding by less
+LARGE = 1000.0  # of the cell that must change nothing outside of the receptive field; images are about 1
+PLACE_SIZE = 1024  # side of the image on which the first global layer is searched for
 STEP = 256  # pixels by which an image is enlarged to measure the strides
 
 
@@ -35,6 +39,9 @@ class ReceptiveField:
     strides: dict[str, int]  # map -> image pixels per map pixel
     halo: int | None  # pixels around a tile that its maps depend on, a multiple of ``stride``; None: on all
     bytes_per_pixel: float  # of the largest module output, per image pixel
+    global_from: str = (
+        ""  # where maps begin to depend on all pixels, in words; "" if they do not, or if it is not known
+    )
 
     @property
     def stride(self) -> int:
@@ -92,8 +99,8 @@ def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -
         small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0])), sources).maps
     larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP)), sources).maps
     strides = {name: _stride(name, small[name], larger[name]) for name in sources}
-    halo = _measure_halo(model, sources, strides)
-    return ReceptiveField(model, sources, strides, halo, max(output_bytes) / SIZES[0] ** 2)
+    halo, place = _measure_halo(model, sources, strides)
+    return ReceptiveField(model, sources, strides, halo, max(output_bytes) / SIZES[0] ** 2, place)
 
 
 def _stride(name: str, small: Tensor, larger: Tensor) -> int:
@@ -107,15 +114,19 @@ def _stride(name: str, small: Tensor, larger: Tensor) -> int:
     return STEP // pixels
 
 
-def _measure_halo(model: nn.Module, sources: Mapping[str, LayerRef], strides: Mapping[str, int]) -> int | None:
-    """Return the largest distance at which a map depends on a pixel, in whole cells of the coarsest map."""
+def _measure_halo(
+    model: nn.Module, sources: Mapping[str, LayerRef], strides: Mapping[str, int]
+) -> tuple[int | None, str]:
+    """Return the largest distance at which a map depends on a pixel, in whole cells of the coarsest map.
+
+    None if it is all of the image, with the place where that begins.
+    """
     cell = max(strides.values())
     for size in SIZES:
-        image = make_trace_image(model, (size, size))
-        lo = size // 2 // cell * cell
-        image[:, :, lo : lo + cell, lo : lo + cell] = float("nan")
+        image, lo = make_trace_image(model, (size, size)), size // 2 // cell * cell
+        nan = _with_cell(image, cell, float("nan"))
         distances = []
-        for name, maps in extract_features(model, image, sources).maps.items():
+        for name, maps in extract_features(model, nan, sources).maps.items():
             dependent = maps[0].isnan().any(dim=0)
             for axis in (0, 1):
                 line = dependent.any(dim=1 - axis).nonzero()[:, 0].tolist() or [0]
@@ -123,5 +134,48 @@ def _measure_halo(model: nn.Module, sources: Mapping[str, LayerRef], strides: Ma
                     break
                 distances += [lo - line[0] * strides[name], (line[-1] + 1) * strides[name] - (lo + cell)]
         if len(distances) == 4 * len(sources):
-            return -(-max(0, *distances) // cell) * cell
-    return None
+            large = _with_cell(image, cell, LARGE)
+            if _changes_elsewhere(model, image, large, nan, sources):
+                return None, _find_global_layer(model, image, large)
+            return -(-max(0, *distances) // cell) * cell, ""
+    image = make_trace_image(model, (PLACE_SIZE, PLACE_SIZE))
+    return None, _find_global_layer(model, image, _with_cell(image, cell, float("nan")))
+
+
+def _with_cell(image: Tensor, cell: int, value: float) -> Tensor:
+    """Return the image with ``value`` in a cell at its middle."""
+    y, x = (side // 2 // cell * cell for side in image.shape[-2:])
+    image = image.clone()
+    image[:, :, y : y + cell, x : x + cell] = value
+    return image
+
+
+def _changes_elsewhere(
+    model: nn.Module, image: Tensor, large: Tensor, nan: Tensor, sources: Mapping[str, LayerRef]
+) -> bool:
+    """Return whether the large numbers change pixels that the NaN do not reach."""
+    plain, changed, marked = (extract_features(model, each, sources).maps for each in (image, large, nan))
+    for name, maps in plain.items():
+        change = (changed[name] - maps).float().abs().masked_fill(marked[name].isnan(), 0)
+        if change.max() > TOLERANCE * maps.float().abs().max():
+            return True
+    return False
+
+
+def _find_global_layer(model: nn.Module, image: Tensor, other: Tensor) -> str:
+    """Return the first layer at which a map's corner differs between two images; "" if none does."""
+    corners: list[tuple[str, Verb, Tensor]] = []
+
+    def watch(name: str, verb: Verb, tensor: Tensor) -> None:
+        if tensor.ndim == 4 and tensor.shape[-1] * tensor.shape[-2] > 1:
+            corners.append((name, verb, tensor[0, :, 0, 0].float().clone()))
+
+    for each in (image, other):
+        with watch_tensors(model, watch):
+            model(each)
+    half = len(corners) // 2
+    for (name, verb, before), (_, _, after) in zip(corners[:half], corners[half:], strict=True):
+        tolerance = TOLERANCE * float(before.abs().max())
+        if before.shape == after.shape and not torch.allclose(before, after, rtol=0, atol=tolerance, equal_nan=True):
+            return describe_place(model, name, verb)
+    return ""

@@ -101,9 +101,11 @@ def make_tiling(
     elif field.halo is not None:
         around = field.halo
     else:
+        place = field.global_from and f", first {field.global_from}"
         raise ValueError(
-            'halo: expected pixels, got "auto", which needs a finite receptive field, but this model has global '
-            "layers (attention, squeeze-and-excitation); pass halo=512, for example, for an approximation"
+            'halo: expected pixels, got "auto", which needs a finite receptive field, but this model\'s maps depend on '
+            f"the whole image{place}, as with attention, squeeze-and-excitation or normalisation over all pixels; "
+            "pass halo=512, for example, for an approximation"
         )
     exact = field.halo is not None and around >= field.halo
     field.check_windows(size)

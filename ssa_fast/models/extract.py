@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import find_first_tensor, replace_first_tensor, try_logits
+from ssa_fast.models.layout import find_first_tensor, replace_first_tensor
 from ssa_fast.models.signs import SignTracker
 from ssa_fast.models.trace import LayerRef, has_hooks, hooked_inference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ssa_fast.models.outputs import LogitsRef
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Features:
         maps: Module name -> (B, C, h, w), a view without gradient.
         nonnegative: Names of the maps that are ≥ 0 by construction, as this forward pass itself has shown.
         output: What the model returned; with ``gradient_from``, the end of a graph that begins at ``leaf``.
-        logits: (B, num_classes) in it, (B, 0) if there are none.
+        logits: (B, num_classes) in it, (B, 0) if there are none, or none were asked for.
         leaf: Raw output of the ``gradient_from`` layer, else None.
         values: Values (B,) that targets gave to the output (``models.targets``).
     """
@@ -41,9 +44,13 @@ class Features:
 
 
 def extract_features(
-    model: nn.Module, images: Tensor, refs: Mapping[str, LayerRef], gradient_from: LayerRef | None = None
+    model: nn.Module,
+    images: Tensor,
+    refs: Mapping[str, LayerRef],
+    gradient_from: LayerRef | None = None,
+    logits: LogitsRef | None = None,
 ) -> Features:
-    """Run ``images`` (B, C, H, W) once, in evaluation mode, and keep the outputs of ``refs``.
+    """Run ``images`` (B, C, H, W) once, in evaluation mode, and keep the outputs of ``refs`` and the ``logits``.
 
     The graph begins at ``gradient_from``, whose hook enables gradients: up to that layer the pass needs no memory for
     gradients, and frozen parameters do not matter. The model's modes, hooks and gradients are restored.
@@ -82,8 +89,11 @@ def extract_features(
 
     names = {*refs, gradient_from.name} if gradient_from else refs
     hooks = {name: partial(hook, name) for name in names}
-    with hooked_inference(model, hooks), signs.during(model, spans):
+    follow = nullcontext() if logits is None else logits.follow()
+    with hooked_inference(model, hooks), follow as flow, signs.during(model, spans):
         output = model(images.clone() if images.is_inference() else images)
+        scores = None if logits is None or logits.missing else logits.read(output, len(images), flow)
+    scores = images.new_empty(len(images), 0) if scores is None else scores
     image_size, maps = (images.shape[-2], images.shape[-1]), {}
     for name, ref in refs.items():
         if name not in outputs:
@@ -92,4 +102,4 @@ def extract_features(
             )
         maps[name] = ref.layout.view(outputs[name].detach(), image_size)
     nonnegative = frozenset(name for name in maps if signs.holds(outputs[name]))
-    return Features(image_size, maps, nonnegative, output, try_logits(output, images)[0], leaf)
+    return Features(image_size, maps, nonnegative, output, scores, leaf)

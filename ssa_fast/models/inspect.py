@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from ssa_fast.models.batch_trial import try_batch
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import select_stages
+from ssa_fast.models.module_kinds import check_modules
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
 from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.models.outputs import Logits, LogitsRef
     from ssa_fast.models.stage_affinity import Sign, StageAffinities
 
 
@@ -34,8 +37,9 @@ class ModelInfo:
         num_classes, in_channels: Number of logits (0 if there are none), of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network accepts by its own account, or None.
+        output: Where the logits are in what the network returns.
+        takes_one: Whether the network takes one image per call only.
         notes: What was assumed about the network, one sentence each.
-        no_logits: Why what the network returns holds no logits, None if it does.
     """
 
     stages: dict[str, LayerRef]
@@ -45,8 +49,14 @@ class ModelInfo:
     in_channels: int
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
+    output: LogitsRef
+    takes_one: bool = False
     notes: tuple[str, ...] = ()
-    no_logits: str | None = None
+
+    @property
+    def no_logits(self) -> str | None:
+        """Why what the network returns holds no logits; None if it does."""
+        return self.output.missing
 
     def forward(
         self, model: nn.Module, images: Tensor, until: Literal["stages", "seed", "gradient"] = "seed"
@@ -55,12 +65,16 @@ class ModelInfo:
 
         ``until`` "seed", also what the seed of a class needs; "gradient", a graph from the seed's layer to the output.
         """
-        seed = self.seed
-        if until == "stages" or seed.kind == "given":
-            return extract_features(model, images, self.stages)
-        if until == "gradient" or seed.kind == "grad-cam":
-            return extract_features(model, images, self.stages, gradient_from=seed.ref)
-        return extract_features(model, images, {**self.stages, seed.layer: seed.ref})
+        if self.takes_one and len(images) > 1:
+            raise ValueError(
+                f"images: expected one, as the model failed with two at once, got {len(images)}; pass them one by one"
+            )
+        seed, refs, leaf = self.seed, self.stages, None
+        if until == "gradient" or (until == "seed" and seed.kind == "grad-cam"):
+            leaf = seed.ref
+        elif until == "seed" and seed.kind == "cam":
+            refs = {**refs, seed.layer: seed.ref}
+        return extract_features(model, images, refs, gradient_from=leaf, logits=self.output)
 
     def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor) -> Tensor:
         """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model."""
@@ -103,6 +117,7 @@ def inspect_model(
     stages: str | Sequence[str] = "auto",
     seed: str | None = "auto",
     input_size: int | tuple[int, int] | None = None,
+    logits: Logits = None,
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
@@ -115,28 +130,26 @@ def inspect_model(
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer; None to look for none.
         input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
+        logits: Where they are in what the network returns, if not by evidence: an index, a key or attribute, or a
+            function of the output.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
         ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the network itself")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
-        )
+    check_modules(model)
     fixed_size = find_fixed_size(model)
     size = input_size if input_size is not None else fixed_size or 224
-    trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size))
+    trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size), logits)
     try:
         names = select_stages(model, trace, stages)
         with torch.inference_mode(False):
             recipe = select_seed(model, trace, names, seed)
     except ValueError as error:
-        if trace.no_logits is None:
+        if trace.output.missing is None:
             raise
-        raise ValueError(f"{trace.no_logits}; or, for targets= and cam=, {error}") from error
+        raise ValueError(f"{trace.output.missing}; or, for targets= and cam=, {error}") from error
+    trial = try_batch(model, trace, names)
     return ModelInfo(
         stages={name: trace.maps[name] for name in names},
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
@@ -145,7 +158,9 @@ def inspect_model(
         in_channels=find_input_channels(model),
         trace_size=trace.image_size,
         fixed_size=fixed_size,
-        no_logits=trace.no_logits,
+        output=trace.output,
+        takes_one=trial.takes_one,
+        notes=trace.output.notes + trial.notes,
     )
 
 
@@ -157,13 +172,14 @@ def describe(
     affinity: StageAffinities = "auto",
     classes: int = 20,
     input_size: int | tuple[int, int] | None = None,
+    logits: Logits = None,
 ) -> ModelDescription:
     """Describe the stages, sizes, signs, affinities, methods and seed of a classification network.
 
     Takes and raises what ``inspect_model`` does; ``affinity``, as ``SSA`` takes it, and the number of CAM ``classes``
     decide the methods.
     """
-    info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+    info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
     if info.no_logits is not None:
         raise ValueError(info.no_logits)
     described = []

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
@@ -153,24 +152,3 @@ def _parts(output: Any) -> dict[Any, Any]:
     if is_dataclass(output) and not isinstance(output, type):
         return {field.name: getattr(output, field.name) for field in fields(output)}
     return {}
-
-
-def try_logits(output: Any, images: Tensor) -> tuple[Tensor, str | None]:
-    """Return the logits of ``find_logits``, or (B, 0) and why there are none."""
-    try:
-        return find_logits(output), None
-    except (TypeError, ValueError) as error:
-        return images.new_empty(len(images), 0), str(error)
-
-
-def find_logits(output: Any) -> Tensor:
-    """Return the logits (B, num_classes) of a model's output: its ``logits``, or its first tensor."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    logits = named if isinstance(named, Tensor) else find_first_tensor(output)
-    if logits is None or not torch.is_floating_point(logits):
-        raise TypeError(f"model: expected it to return a tensor of logits, got {type(output).__name__}; wrap the model")
-    if logits.ndim != 2:
-        raise ValueError(
-            f"model: expected logits of shape (B, num_classes), got {tuple(logits.shape)}; pass a classifier"
-        )
-    return logits

@@ -10,10 +10,13 @@ if TYPE_CHECKING:
 Probability: TypeAlias = Literal["softmax", "sigmoid"]
 
 
-def choose_probability(asked: str | None, model: nn.Module, num_classes: int) -> Probability:
+def choose_probability(
+    asked: str | None, model: nn.Module, num_classes: int, activation: str | None = None
+) -> Probability:
     """Return how a model's logits become probabilities, as asked for or, for None, by evidence.
 
-    A single logit, and Hugging Face's ``config.problem_type`` of several labels per image, mean a sigmoid.
+    A single logit, an ``activation`` at the end that is a sigmoid, and several labels per image by Hugging Face's
+    ``config.problem_type`` mean a sigmoid.
 
     Raises:
         ValueError: ``asked`` is unknown, or "softmax" for a single logit.
@@ -23,7 +26,7 @@ def choose_probability(asked: str | None, model: nn.Module, num_classes: int) ->
     if asked == "softmax" and num_classes == 1:
         raise ValueError('probability: expected "sigmoid", as the softmax of a single logit is always 1, got "softmax"')
     problem = getattr(getattr(model, "config", None), "problem_type", None)
-    independent = num_classes == 1 or problem == "multi_label_classification"
+    independent = num_classes == 1 or problem == "multi_label_classification" or "sigmoid" in (activation or "")
     return asked or ("sigmoid" if independent else "softmax")  # type: ignore[return-value]
 
 

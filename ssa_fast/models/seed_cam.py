@@ -3,21 +3,23 @@
 CAM (Zhou et al., CVPR 2016): with a head of global average pooling and one linear layer, the logit is
 ``mean(F) . W_k + b_k``, so ``relu(W_k . F)`` shows where it comes from (the bias, equal at all pixels, is left out).
 Grad-CAM (Selvaraju et al., ICCV 2017): ``relu(sum_c mean(dy_k / dA_c) A_c)``.
-Whether the CAM is exact is verified on the numbers of the traced sample image, never guessed from the model's name.
+Whether the CAM is exact is proved (``models.exact_cam``), never guessed from the model's name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ssa_fast.models.exact_cam import find_exact_cam, find_head
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map
 from ssa_fast.models.layout import find_first_tensor, float_tensors
+from ssa_fast.models.module_kinds import check_gradient, head_weights
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
+SATURATED = 1e-6  # distance from 0 or 1 at which a probability has no gradient to speak of
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,17 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
     if not isinstance(seed, str):
         raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
     if seed in ("auto", "cam"):
-        found = _exact_cam(trace, stages)
-        if isinstance(found, SeedRecipe):
-            return found
+        found = find_exact_cam(model, trace, stages)
+        if not isinstance(found, str):
+            return SeedRecipe("cam", *found)
         if seed == "cam":
             raise ValueError(f'seed: expected a head for which a CAM is exact, but {found}; use seed="grad-cam"')
+    check_gradient(model)
     if seed in ("auto", "grad-cam"):
         return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
     ref = trace.maps[seed]
-    if trace.no_logits is None and not _layers_with_gradient(model, trace, [ref])[0]:
+    if trace.output.missing is None and not _layers_with_gradient(model, trace, [ref])[0]:
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
@@ -77,8 +81,8 @@ def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: T
     if seed.head is None:
         index = classes[:, :, None, None].expand(-1, -1, *features.shape[-2:])
         return features.gather(1, index).relu()
-    weight = cast("nn.Linear | nn.Conv2d", model.get_submodule(seed.head)).weight
-    rows = weight.detach().flatten(1)[classes].to(features.dtype)  # (B, K, C)
+    weight, _ = head_weights(model.get_submodule(seed.head))
+    rows = weight[classes].to(features.dtype)  # (B, K, C)
     return torch.einsum("bkc,bchw->bkhw", rows, features).relu()
 
 
@@ -115,46 +119,10 @@ def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def _exact_cam(trace: ForwardTrace, stages: list[str]) -> SeedRecipe | str:
-    """Return a seed whose pooled map and head give the traced logits, or why there is none."""
-    usable = [ref for ref in reversed(trace.maps.values()) if ref.layout.pixels > 1 and not ref.needs_copy]
-    usable.sort(key=lambda ref: ref.name not in stages)  # if one map has several names, prefer that of a stage
-    maps = (ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable)
-    means = [features.float().mean((2, 3)) for features in maps]
-
-    def find_mean(values: Tensor) -> LayerRef | None:
-        return next((ref for ref, mean in zip(usable, means, strict=True) if _equal(mean, values)), None)
-
-    if trace.no_logits is not None:
-        return "the model returns no logits"
-    ref, head = find_mean(trace.logits), None
-    if ref is None:
-        head = _find_head(trace)
-        if head is None:
-            return "the logits are neither the output of a linear layer nor the mean of a map"
-        ref = find_mean(trace.linear_inputs[head].flatten(1))
-    if ref is None:
-        return f"the input of its last linear layer, {head!r}, is not the mean of a map over its pixels"
-    return SeedRecipe("cam", ref, head)
-
-
-def _find_head(trace: ForwardTrace) -> str | None:
-    """Return the name of the linear layer whose output, unchanged, is the logits; None if there is none."""
-    for name in reversed(trace.linear_inputs):
-        layer, logits = trace.layers[name], trace.logits
-        if layer.modified_inplace or layer.tensor.numel() != logits.numel():
-            continue
-        if torch.equal(layer.tensor.reshape_as(logits), logits):
-            return name
-    return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    tolerance = max(1e-4, 2 * torch.finfo(b.dtype).eps)
-    scale = b.float().abs().max()
-    return bool(scale > 0 and ((a.float() - b.float()).abs() <= tolerance * scale).all())
+def _score(end: Tensor) -> Tensor:
+    """Return a scalar that changes with each element; a plain sum of probabilities is constant."""
+    values = end.float().abs().flatten()
+    return values @ torch.linspace(1, 2, len(values), device=values.device)
 
 
 def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> LayerRef:
@@ -178,8 +146,22 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
         return best[-1]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
-        "of its shape before it; name the Grad-CAM layer"
+        f"of its shape before it; {_advise_without_gradient(trace)}"
     )
+
+
+def _advise_without_gradient(trace: ForwardTrace) -> str:
+    """Return what to do about a gradient of zero, by its likely reason."""
+    logits = trace.logits
+    if trace.output.missing:
+        return "name the Grad-CAM layer"
+    if not bool(logits.any()):
+        return (
+            "all logits of an image alone are 0, as where the mean of the batch is subtracted: return them before that"
+        )
+    if bool(((logits - logits.round()).abs() < SATURATED).all()) and 0 <= logits.amin() <= logits.amax() <= 1:
+        return "the outputs are probabilities of 0 or 1: let the model return the values before them, and pass logits="
+    return "name the Grad-CAM layer"
 
 
 def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> tuple[list[LayerRef], bool]:
@@ -187,7 +169,7 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
 
     Without logits, those on which most of the returned tensors depend, by a backward pass each, and whether all do.
     """
-    head = _find_head(trace)
+    head = find_head(trace)
     outputs: dict[str, Tensor | None] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -197,11 +179,13 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
     names = [ref.name for ref in later] + ([head] if head else [])
     with hooked_inference(model, {name: partial(hook, name) for name in names}):
         image = make_trace_image(model, trace.image_size)
-        extracted = extract_features(model, image, {}, gradient_from=first)
+        extracted = extract_features(model, image, {}, gradient_from=first, logits=trace.output)
     # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
     start = outputs.pop(head) if head else None
-    ends = [start] if start is not None else float_tensors(extracted.output if trace.no_logits else extracted.logits)
-    scores = [end.float().abs().sum() for end in ends if end.requires_grad]
+    ends = (
+        [start] if start is not None else float_tensors(extracted.output if trace.output.missing else extracted.logits)
+    )
+    scores = [_score(end) for end in ends if end.requires_grad]
     outputs[first.name] = extracted.leaf
     tracked = {name: tensor for name, tensor in outputs.items() if tensor is not None and tensor.requires_grad}
     if not tracked or not scores:

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
-def _functions(names: str) -> frozenset[Callable[..., Any]]:
+def torch_functions(names: str) -> frozenset[Callable[..., Any]]:
     """Return PyTorch's functions and methods of these names, as a ``TorchFunctionMode`` sees them."""
-    owners = (torch, F, Tensor)
+    owners = (torch, F, torch.special, Tensor)
     return frozenset(getattr(owner, name) for name in names.split() for owner in owners if hasattr(owner, name))
 
 
-NONNEGATIVE = _functions("relu relu_ relu6 sigmoid sigmoid_ hardsigmoid softmax")  # whatever they read
-CLAMPED = _functions("clamp clamp_ clip clip_ clamp_min clamp_min_ hardtanh hardtanh_")
-MAX_POOLED, AVERAGED = _functions("max_pool2d"), _functions("avg_pool2d")
-SELECTED = _functions(
+NONNEGATIVE = torch_functions("relu relu_ relu6 sigmoid sigmoid_ hardsigmoid softmax")  # whatever they read
+CLAMPED = torch_functions("clamp clamp_ clip clip_ clamp_min clamp_min_ hardtanh hardtanh_")
+MAX_POOLED, AVERAGED = torch_functions("max_pool2d"), torch_functions("avg_pool2d")
+SELECTED = torch_functions(
     "view reshape flatten unflatten squeeze unsqueeze expand transpose permute movedim contiguous clone detach chunk "
     "split narrow __getitem__ cat concat stack dropout dropout2d adaptive_max_pool2d adaptive_avg_pool2d"
 )
-UNCOUNTED: frozenset[Any] = _functions("numpy __array__ __dlpack__ storage untyped_storage data_ptr") | {
+UNCOUNTED: frozenset[Any] = torch_functions("numpy __array__ __dlpack__ storage untyped_storage data_ptr") | {
     Tensor.data.__get__,  # type: ignore[attr-defined]
     Tensor.data.__set__,  # type: ignore[attr-defined]
     Tensor.__cuda_array_interface__.__get__,  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ class SignTracker(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs, start = kwargs or {}, None
-        inputs = _tensors((*args, *kwargs.values()))
+        inputs = find_tensors((*args, *kwargs.values()))
         if func in NONNEGATIVE or (func in CLAMPED and _has_nonnegative_bounds(args[1:], kwargs)):
             start = len(self.called)
         elif _keeps_sign(func, args, kwargs):
@@ -67,7 +67,7 @@ class SignTracker(TorchFunctionMode):
         dtypes = {tensor.dtype for tensor in inputs}  # of another dtype, the same bits may be read otherwise
         result = func(*args, **kwargs)
         if start is not None:
-            self._add([tensor for tensor in _tensors((result,)) if tensor.dtype in dtypes], start)
+            self._add([tensor for tensor in find_tensors((result,)) if tensor.dtype in dtypes], start)
         return result
 
     def holds(self, tensor: Tensor) -> bool:
@@ -136,7 +136,7 @@ class SignTracker(TorchFunctionMode):
                 self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, start)
 
 
-def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
+def find_tensors(values: tuple[Any, ...]) -> list[Tensor]:
     """Return the tensors among the values and in their lists and tuples."""
     nested = (value if isinstance(value, list | tuple) else (value,) for value in values)
     return [item for items in nested for item in items if isinstance(item, Tensor)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.layout import TensorLayout, find_first_tensor, infer_layout, try_logits
+from ssa_fast.models.flow import FlowTracker
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, infer_layout
+from ssa_fast.models.module_kinds import is_linear_map
+from ssa_fast.models.outputs import Logits, LogitsRef, try_logits
 from ssa_fast.models.signs import SignTracker
 
 if TYPE_CHECKING:
@@ -61,7 +64,9 @@ class ForwardTrace:
         image_size: (H, W) of the sample image.
         layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
-        logits: (1, num_classes); (1, 0) if the model returns none, with the reason in ``no_logits``.
+        logits: (1, num_classes); (1, 0) if the model returns none.
+        output: Where the logits are in what the network returns, or why there are none.
+        flow: What each tensor of the forward pass was made from.
     """
 
     image_size: tuple[int, int]
@@ -69,7 +74,8 @@ class ForwardTrace:
     maps: dict[str, LayerRef]
     linear_inputs: dict[str, Tensor]
     logits: Tensor
-    no_logits: str | None = None
+    output: LogitsRef
+    flow: FlowTracker
 
 
 class _Output(NamedTuple):
@@ -83,14 +89,7 @@ class _Output(NamedTuple):
     nonnegative_from: str | None
 
 
-def _is_linear_map(module: nn.Module) -> bool:
-    """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == module.stride == (1, 1) and module.groups == 1
-    return isinstance(module, nn.Linear)
-
-
-def _sample_elements(tensor: Tensor) -> Tensor:
+def sample_elements(tensor: Tensor) -> Tensor:
     """Return about 1024 elements at equal distances, or all of fewer."""
     flat = tensor.detach().reshape(-1)
     return flat[:: math.ceil(flat.numel() / 1024)]
@@ -152,12 +151,27 @@ def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
     return image.to(device=parameter.device, dtype=parameter.dtype)
 
 
-def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
-    """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails."""
+def pair_images(image: Tensor) -> Tensor:
+    """Return an image (1, C, H, W) and another, of other statistics, beside it."""
+    return torch.cat([image, 3 * image.flip(-1) + 1])
+
+
+def _run_pair(model: nn.Module, image: Tensor) -> Any:
+    """Return what the model returns for an image and another beside it, None if it takes one only."""
+    with suppress(Exception):
+        return model(pair_images(image))
+    return None
+
+
+def trace_model(model: nn.Module, image_size: tuple[int, int], logits: Logits = None) -> ForwardTrace:
+    """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails.
+
+    ``logits`` says where they are in what it returns (``models.outputs``).
+    """
     outputs: dict[str, _Output] = {}
     inputs: dict[str, Tensor] = {}
     grids: list[tuple[int, int]] = []
-    signs = SignTracker()
+    signs, flow = SignTracker(), FlowTracker()
 
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         signs.called.append(name)
@@ -170,14 +184,14 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
         if layout is not None and layout.kind != "tokens":
             grids.append(layout.shape[1:])
         outputs.pop(name, None)  # a module called again moves to the end
-        sample, positive = _sample_elements(tensor).clone(), bool(tensor.amin() >= 0)
+        sample, positive = sample_elements(tensor).clone(), bool(tensor.amin() >= 0)
         outputs[name] = _Output(tensor, layout, tensor._version, sample, positive, signs.proved_from(tensor))
-        if _is_linear_map(module) and args and isinstance(args[0], Tensor):
+        if is_linear_map(module) and args and isinstance(args[0], Tensor):
             inputs[name] = args[0]
 
     names = [name for name, _ in model.named_modules() if name]
     hooks = ({name: partial(hook, name) for name in names} for hook in (leave, enter))
-    with hooked_inference(model, *hooks), signs:
+    with hooked_inference(model, *hooks), signs, flow:
         image = make_trace_image(model, image_size)
         try:
             output = model(image)
@@ -186,10 +200,13 @@ def trace_model(model: nn.Module, image_size: tuple[int, int]) -> ForwardTrace:
                 f"model: expected a forward pass on a sample image of shape {tuple(image.shape)}, got an error "
                 f"({error}); pass input_size=(H, W) that the network accepts"
             ) from error
-    trace = ForwardTrace(image_size, {}, {}, inputs, *try_logits(output, image))
+    with hooked_inference(model, {}), flow:
+        ref = try_logits(output, flow, logits, partial(_run_pair, model, image))
+        found = image.new_empty(1, 0) if ref.missing else ref.read(output, 1, flow)
+    trace = ForwardTrace(image_size, {}, {}, inputs, found, ref, flow)
     for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
-        relu = modified and torch.equal(_sample_elements(tensor), sample.relu())
+        relu = modified and torch.equal(sample_elements(tensor), sample.relu())
         trace.layers[name] = LayerTrace(tensor, modified, positive or relu)
         if layout is not None:
             copied = modified and not relu

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.models.extract import Features
+    from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.validation import Fuse, Weights
 
@@ -63,8 +64,8 @@ class SSA:
         align_corners: Of the bilinear resizing of seeds and CAMs. True as in PCM; False aligns pixels by their centres,
             which suits networks that halve even sizes.
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
-        input_size: Side or (H, W) of the random image on which stages and seed are found; default the network's own
-            ``image_size``, else 224.
+        input_shape: (C, H, W), (H, W) or a side of the random image on which stages and seed are found; by default what
+            the network and its configuration name, else 224.
 
     Attributes:
         stage_names: The stages' module names.
@@ -93,12 +94,12 @@ class SSA:
         weights: Weights = None,
         align_corners: bool = True,
         size: str | tuple[int, int] = "input",
-        input_size: int | tuple[int, int] | None = None,
+        input_shape: InputShape = None,
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.size = check_output_size(size)
-        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+        self.info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape)
         if self.info.fixed_size and self.scales != (1.0,):
             height, width = self.info.fixed_size
             raise ValueError(

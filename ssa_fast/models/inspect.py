@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.extract import Features, extract_features
+from ssa_fast.models.input_shape import parse_input_shape, trace_sample
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
-from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
+from ssa_fast.models.trace import LayerRef
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
-from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.stage_affinity import Sign, StageAffinities
 
 
@@ -92,7 +93,7 @@ def inspect_model(
     *,
     stages: str | Sequence[str] = "auto",
     seed: str = "auto",
-    input_size: int | tuple[int, int] | None = None,
+    input_shape: InputShape = None,
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
@@ -115,9 +116,8 @@ def inspect_model(
         raise TypeError(
             "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
-    fixed_size = find_fixed_size(model)
-    size = input_size if input_size is not None else fixed_size or 224
-    trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size))
+    trace = trace_sample(model, parse_input_shape(input_shape))
+    fixed_size = None
     names = select_stages(model, trace, stages)
     with torch.inference_mode(False):
         recipe = select_seed(model, trace, names, seed)
@@ -126,7 +126,7 @@ def inspect_model(
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
         seed=recipe,
         num_classes=trace.logits.shape[1],
-        in_channels=find_input_channels(model),
+        in_channels=trace.channels,
         trace_size=trace.image_size,
         fixed_size=fixed_size,
     )
@@ -139,14 +139,14 @@ def describe(
     seed: str = "auto",
     affinity: StageAffinities = "auto",
     classes: int = 20,
-    input_size: int | tuple[int, int] | None = None,
+    input_shape: InputShape = None,
 ) -> ModelDescription:
     """Describe the stages, sizes, signs, affinities, methods and seed of a classification network.
 
     Takes and raises what ``inspect_model`` does; ``affinity``, as ``SSA`` takes it, and the number of CAM ``classes``
     decide the methods.
     """
-    info = inspect_model(model, stages=stages, seed=seed, input_size=input_size)
+    info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape)
     described = []
     for name, chosen in choose_affinities(affinity, info.signs).items():
         layout, sign = info.stages[name].layout, info.signs[name]

@@ -22,12 +22,14 @@ class TensorLayout:
         kind: Order of the axes: (B, C, h, w), (B, h, w, C) or (B, N, C).
         shape, image_size: (C, h, w) of the sample image's map, (H, W) of the sample image.
         prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
+        fixed: Whether the tokens' grid is that of the sample image for every image (a forward that resizes images).
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
     shape: tuple[int, int, int]
     image_size: tuple[int, int]
     prefix: int = 0
+    fixed: bool = False
 
     @property
     def channels(self) -> int:
@@ -50,15 +52,44 @@ class TensorLayout:
             return output
         if self.kind == "nhwc":
             return output.permute(0, 3, 1, 2)
-        tokens = output.shape[1]
-        height, width = (round(size / stride) for size, stride in zip(image_size, self.stride, strict=True))
-        if tokens != self.prefix + height * width:
-            raise ValueError(
-                f"stages: expected {self.prefix} + {height} x {width} tokens for images of "
-                f"{image_size[0]} x {image_size[1]}, got {tokens}; resize the images to the network's own size"
-            )
+        height, width = self.grid(output.shape[1] - self.prefix, image_size)
         patches = output[:, self.prefix :].transpose(1, 2)
         return patches.view(*patches.shape[:2], height, width)
+
+    def grid(self, patches: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return (h, w) of the ``patches`` of an image of ``image_size`` (H, W); ValueError if there is none.
+
+        Patch embeddings floor, paddings and halvings of odd sizes ceil; a fraction of both is found by its product.
+        """
+        axes = zip(image_size, self.image_size, self.shape[1:], strict=True)
+        heights, widths = ([self.shape[axis]] if self.fixed else _lengths(*each) for axis, each in enumerate(axes, 1))
+        pairs = sorted((y + x, h, w) for y, h in enumerate(heights) for x, w in enumerate(widths))
+        found = next(((h, w) for _, h, w in pairs if h * w == patches), None)
+        if found is None:
+            raise ValueError(
+                f"stages: expected {self.prefix} + {heights[0]} x {widths[0]} tokens for images of "
+                f"{image_size[0]} x {image_size[1]}, got {self.prefix + patches}; resize the images to the network's "
+                "own size"
+            )
+        return found
+
+
+def _lengths(side: int, sample_side: int, sample_length: int) -> list[int]:
+    """List the lengths that an axis of a token grid may have for an image's ``side``, most probable first.
+
+    Strides are whole numbers that lead from ``sample_side`` to ``sample_length`` by flooring or ceiling: the quotient
+    itself, powers of two, then others. Last come the neighbours of the fraction, for strides that are none.
+    """
+    ratio = sample_side / sample_length
+    longest = -(-sample_side // max(1, sample_length - 1))
+    strides = [s for s in range(1, longest + 1) if sample_length in (sample_side // s, -(-sample_side // s))]
+    strides.sort(key=lambda stride: (stride != ratio, stride & (stride - 1) != 0, abs(stride - ratio)))
+    lengths = []
+    for stride in strides:
+        lengths += [side // stride] if sample_side // stride == sample_length else []
+        lengths += [-(-side // stride)] if -(-sample_side // stride) == sample_length else []
+    near = round(side / ratio)
+    return [length for length in dict.fromkeys((*lengths, near, near + 1, near - 1)) if length > 0]
 
 
 def infer_layout(

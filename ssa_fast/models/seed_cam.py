@@ -170,7 +170,7 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
     first, *later = refs
     names = [ref.name for ref in later] + ([head] if head else [])
     with hooked_inference(model, {name: partial(hook, name) for name in names}):
-        image = make_trace_image(model, trace.image_size)
+        image = make_trace_image(model, trace.image_size, trace.channels)
         extracted = extract_features(model, image, {}, gradient_from=first)
     # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
     start = outputs.pop(head) if head else None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ssa_fast.models.class_spec import parse_count
-from ssa_fast.models.trace import find_fixed_size
+from ssa_fast.models.input_shape import named_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -186,7 +186,7 @@ def load(name: str, weights: str = "DEFAULT", *, device: torch.device | str = "c
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
-    fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
+    fixed_size = (224, 224) if isinstance(model, models.MaxVit) else next(iter(named_sizes(model)), None)
     return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size)
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_spec import resolve_classes
+from ssa_fast.models.geometry import over_image
+from ssa_fast.models.layout import window_size
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
 from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
 from ssa_fast.ops.resize import resize
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.class_spec import Classes
     from ssa_fast.models.extract import Features
+    from ssa_fast.models.geometry import Geometry
     from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.validation import Fuse, Weights
@@ -66,6 +69,9 @@ class SSA:
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
         input_shape: (C, H, W), (H, W) or a side of the random image on which stages and seed are found; by default what
             the network and its configuration name, else 224.
+        geometry: What forward does to images before the backbone: "resize", "center-crop" or "pad" (to a square), or a
+            function, see ``ssa_fast.models.inspect_model``; by default it is measured. Where maps do not cover the
+            whole image, CAMs, seed and stages are laid over it at its own size, 0 where they do not reach.
 
     Attributes:
         stage_names: The stages' module names.
@@ -95,11 +101,12 @@ class SSA:
         align_corners: bool = True,
         size: str | tuple[int, int] = "input",
         input_shape: InputShape = None,
+        geometry: Geometry = None,
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.size = check_output_size(size)
-        self.info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape)
+        self.info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry)
         if self.info.fixed_size and self.scales != (1.0,):
             height, width = self.info.fixed_size
             raise ValueError(
@@ -199,8 +206,15 @@ class SSA:
                 )
                 for name in self.stage_names
             }
-            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
-            return {SEED: seed, **polished, CAMS: fused}
+            if self.info.window is None:
+                polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
+                return {SEED: seed, **polished, CAMS: fused}
+            window = self.info.window(*features.image_size)
+            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=window_size(window)))
+            maps = {SEED: seed, **polished, CAMS: fused}
+            return {
+                name: over_image(each, window, features.image_size, self.align_corners) for name, each in maps.items()
+            }
 
     def _output_size(self, images: Tensor, sums: dict[str, Tensor]) -> tuple[int, int] | None:
         """Return the size of the fused CAMs; None is that of the largest stage, which the first view decides."""

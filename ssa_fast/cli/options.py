@@ -52,7 +52,7 @@ def build(
     classifier = zoo.load(model, weights, device=_parse_device(device))
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
-    return classifier, SSA(classifier.model, input_size=classifier.input_size, **options)
+    return classifier, SSA(classifier.model, input_shape=classifier.input_size, **options)
 
 
 def parse_stages(text: str) -> str | list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.trace import LayerRef
 
+CHANNELS = 3  # of large images
 SIZES = (256, 512, 1024, 2048)  # sides of the test images, until one is larger than the receptive field
 TOLERANCE = 0.02  # of a map's maximum: white noise shifted by a pixel differs by more, rounding by less
 STEP = 256  # pixels by which an image is enlarged to measure the strides
@@ -44,7 +45,7 @@ class ReceptiveField:
     def map_sizes(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Return the maps' sizes (h, w) for an image of ``size`` (H, W), measured on a window at its end."""
         y, x = (max(0, side - SIZES[0]) // self.stride * self.stride for side in size)
-        maps = extract_features(self.model, make_trace_image(self.model, (size[0] - y, size[1] - x)), self.sources).maps
+        maps = extract_features(self.model, make_trace_image(self.model, (size[0] - y, size[1] - x), CHANNELS), self.sources).maps
         return {
             name: (y // stride + maps[name].shape[-2], x // stride + maps[name].shape[-1])
             for name, stride in self.strides.items()
@@ -59,7 +60,7 @@ class ReceptiveField:
             return
         cell = self.stride
         end = 2 * self.halo + 3 * cell  # a cell of the image around the window, the halo, and two cells inside
-        image = make_trace_image(self.model, (end + cell + size[0] % cell, end + cell + size[1] % cell))
+        image = make_trace_image(self.model, (end + cell + size[0] % cell, end + cell + size[1] % cell), CHANNELS)
         whole = extract_features(self.model, image, self.sources).maps
         part = extract_features(self.model, image[:, :, cell:end, cell:end], self.sources).maps
         for name, stride in self.strides.items():
@@ -89,8 +90,8 @@ def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -
 
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
     with hooked_inference(model, dict.fromkeys(leaves, record_bytes)):
-        small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0])), sources).maps
-    larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP)), sources).maps
+        small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0]), CHANNELS), sources).maps
+    larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP), CHANNELS), sources).maps
     strides = {name: _stride(name, small[name], larger[name]) for name in sources}
     halo = _measure_halo(model, sources, strides)
     return ReceptiveField(model, sources, strides, halo, max(output_bytes) / SIZES[0] ** 2)
@@ -111,7 +112,7 @@ def _measure_halo(model: nn.Module, sources: Mapping[str, LayerRef], strides: Ma
     """Return the largest distance at which a map depends on a pixel, in whole cells of the coarsest map."""
     cell = max(strides.values())
     for size in SIZES:
-        image = make_trace_image(model, (size, size))
+        image = make_trace_image(model, (size, size), CHANNELS)
         lo = size // 2 // cell * cell
         image[:, :, lo : lo + cell, lo : lo + cell] = float("nan")
         distances = []

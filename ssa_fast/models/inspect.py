@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.extract import Features, extract_features
+from ssa_fast.models.geometry import try_other_sizes
 from ssa_fast.models.input_shape import parse_input_shape, trace_sample
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
@@ -18,11 +20,14 @@ from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.models.geometry import Geometry
     from ssa_fast.models.input_shape import InputShape
+    from ssa_fast.models.layout import Window
     from ssa_fast.models.stage_affinity import Sign, StageAffinities
+    from ssa_fast.models.trace import ForwardTrace
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class ModelInfo:
         seed: Recipe of the seed CAM.
         num_classes, in_channels: Number of logits, of an image's channels.
         trace_size: (H, W) of the sample image.
-        fixed_size: The only (H, W) that the network accepts by its own account, or None.
+        fixed_size: The only (H, W) that the network was found to accept, or None.
+        window: (H, W) of an image -> the (top, left, bottom, right) of it that the maps cover; None: the whole image.
         notes: What was assumed about the network, one sentence each.
     """
 
@@ -45,6 +51,7 @@ class ModelInfo:
     in_channels: int
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
+    window: Callable[[int, int], Window] | None = None
     notes: tuple[str, ...] = ()
 
     def forward(self, model: nn.Module, images: Tensor) -> Features:
@@ -86,6 +93,7 @@ class ModelDescription:
     input_size: tuple[int, int]
     num_classes: int
     parameters: int
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(
@@ -94,21 +102,28 @@ def inspect_model(
     stages: str | Sequence[str] = "auto",
     seed: str = "auto",
     input_shape: InputShape = None,
+    geometry: Geometry = None,
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
-    This takes one forward pass of a random image; Grad-CAM takes a second one with a short backward pass. The model's
+    This takes a forward pass of a random image and two of half of it, which show whether other sizes are accepted and
+    where in the maps a change of the image is found; Grad-CAM takes another one with a short backward pass. The model's
     modes, hooks and gradients and the global random state are restored.
 
     Args:
         model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``.
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer.
-        input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
+        input_shape: (C, H, W), (H, W) or a side of the sample image, or the sizes of a preprocessor; by default what the
+            network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224.
+        geometry: What forward does to images before the backbone: "resize", "center-crop", "pad", "pad-end" (see
+            ``models.geometry``), or a function from (H, W) to the (top, left, bottom, right) that the maps cover, in
+            pixels of the image. None: measured.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module`` or returns no tensor.
-        ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
+        ValueError: The forward pass fails, a module is unknown or returns no map, ``seed="cam"`` is not exact, or the
+            maps do not follow the image.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the network itself")
@@ -117,19 +132,34 @@ def inspect_model(
             "model: expected a network in Python, got TorchScript, whose layers call no hooks; pass the original"
         )
     trace = trace_sample(model, parse_input_shape(input_shape))
-    fixed_size = None
     names = select_stages(model, trace, stages)
     with torch.inference_mode(False):
         recipe = select_seed(model, trace, names, seed)
+    refs = {name: trace.maps[name] for name in names}
+    trial = try_other_sizes(model, {**refs, recipe.layer: recipe.ref}, trace.image_size, trace.channels, geometry)
     return ModelInfo(
-        stages={name: trace.maps[name] for name in names},
+        stages={name: trial.adapt(ref) for name, ref in refs.items()},
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
-        seed=recipe,
+        seed=replace(recipe, ref=trial.adapt(recipe.ref)),
         num_classes=trace.logits.shape[1],
         in_channels=trace.channels,
         trace_size=trace.image_size,
-        fixed_size=fixed_size,
+        fixed_size=trial.fixed_size,
+        window=trial.window,
+        notes=(*_depth_note(trace, names), *trial.notes),
     )
+
+
+def _depth_note(trace: ForwardTrace, names: Sequence[str]) -> list[str]:
+    """Return a note if all stages lie at the beginning of the network, as those of a patch embedding do."""
+    last = max(names, key=lambda name: trace.spans[name][1])
+    share = trace.spans[last][1] / trace.called
+    if share >= 0.1:
+        return []
+    return [
+        f"stages: the last stage, {last!r}, lies in the first {math.ceil(100 * share)} % of the network; "
+        "name later modules with stages=[...]"
+    ]
 
 
 def describe(
@@ -140,13 +170,14 @@ def describe(
     affinity: StageAffinities = "auto",
     classes: int = 20,
     input_shape: InputShape = None,
+    geometry: Geometry = None,
 ) -> ModelDescription:
     """Describe the stages, sizes, signs, affinities, methods and seed of a classification network.
 
     Takes and raises what ``inspect_model`` does; ``affinity``, as ``SSA`` takes it, and the number of CAM ``classes``
     decide the methods.
     """
-    info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape)
+    info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry)
     described = []
     for name, chosen in choose_affinities(affinity, info.signs).items():
         layout, sign = info.stages[name].layout, info.signs[name]
@@ -156,4 +187,5 @@ def describe(
         described.append(StageDescription(name, layout.shape, sign, proved, chosen, why, method))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     seed_kind, seed_layer = info.seed.kind, info.seed.layer
-    return ModelDescription(tuple(described), seed_kind, seed_layer, info.trace_size, info.num_classes, parameters)
+    size, classes, notes = info.trace_size, info.num_classes, info.notes
+    return ModelDescription(tuple(described), seed_kind, seed_layer, size, classes, parameters, notes)

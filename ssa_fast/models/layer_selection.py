@@ -81,8 +81,8 @@ def _select_automatically(model: nn.Module, trace: ForwardTrace) -> list[str]:
     if len(row.levels) > 1 and not any(list(model.get_submodule(ref.name).parameters()) for ref in coarsest):
         del row.levels[max(row.levels)]  # it only pools the level before (VGG and AlexNet end in a max pooling)
     chosen = row.chosen()
-    blocks = _similar_blocks(model, trace, late) if len(chosen) == 1 else []
-    chosen = _with_other_rows(trace, chains, blocks[-1:] or chosen)
+    blocks = _similar_blocks(model, trace, chains, late) if len(chosen) == 1 else []
+    chosen = _with_other_rows(model, trace, chains, blocks[-1:] or chosen)
     if blocks and len(chosen) == 1:
         count = min(MAX_STAGES, len(blocks))
         chosen = [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
@@ -135,12 +135,11 @@ class _Row:
                 if min(known) < _octave(ref) < max(known) and _octave(ref) not in known:
                     self.levels.setdefault(_octave(ref), []).append(ref)
 
-    def rank(self) -> tuple[bool, int, bool, int]:
-        """Return by what rows are compared: resolutions first, last the depth of the finest one."""
+    def rank(self) -> tuple[bool, int, bool, bool]:
+        """Return by what rows are compared: resolutions first, last whether the finest one is more than a stem."""
         begin, end = self._trace.spans[self._chain[0].name][0], self._end(self._chain[-1])
         whole = end - begin >= 0.5 * self._trace.called and end >= 0.9 * self._trace.called
-        finest = self._end(self.chosen()[0]) if len(self.levels) > 1 else 0
-        return self._has_main, len(self.levels), whole, finest
+        return self._has_main, len(self.levels), whole, self._end(self.chosen()[0]) >= 0.1 * self._trace.called
 
     def chosen(self) -> list[LayerRef]:
         """Return the last map of each resolution, finest first, without maps of few channels or of class scores."""
@@ -152,7 +151,10 @@ class _Row:
     def _last(self, refs: list[LayerRef]) -> LayerRef:
         widest = max(ref.layout.channels for ref in refs)
         wide = [ref for ref in refs if NARROW * ref.layout.channels >= widest]
-        return next((ref for ref in reversed(wide) if not _is_class_map(self._trace, ref)), wide[-1])
+        last = next((ref for ref in reversed(wide) if not _is_class_map(self._trace, ref)), wide[-1])
+        tensor = self._trace.layers[last.name].tensor  # dropout returns what it is given: prefer the name that made it
+        same = (ref for ref in wide if self._trace.layers[ref.name].tensor is tensor and not ref.modified_inplace)
+        return next(same, last)
 
 
 def _octave(ref: LayerRef) -> int:
@@ -168,8 +170,10 @@ def _is_class_map(trace: ForwardTrace, ref: LayerRef) -> bool:
     return torch.allclose(means, trace.logits.reshape_as(means), rtol=1e-3, atol=1e-6)
 
 
-def _with_other_rows(trace: ForwardTrace, chains: list[list[LayerRef]], chosen: list[LayerRef]) -> list[LayerRef]:
-    """Return the stages with those of resolutions that are finer or coarser, or end later, on the main path elsewhere.
+def _with_other_rows(
+    model: nn.Module, trace: ForwardTrace, chains: list[list[LayerRef]], chosen: list[LayerRef]
+) -> list[LayerRef]:
+    """Return the stages with blocks on the main path elsewhere that are finer, coarser or later at their resolution.
 
     This is so where a stage ends with its downsampling (Hugging Face's Swin), where a transformer follows a
     convolutional network, and where the last stage is no sibling of the others.
@@ -186,7 +190,8 @@ def _with_other_rows(trace: ForwardTrace, chains: list[list[LayerRef]], chosen: 
             own = next((each for each in reversed(chosen) if _octave(each) <= octave), last)
             later = later and begin > trace.spans[own.name][1]
             alike = abs(_skew(ref) - _skew(last)) < 0.5  # no tokens by windows or heads
-            if (finer or later) and alike and trace.main_path is not None and ref.name in trace.main_path:
+            block = bool(list(model.get_submodule(ref.name).children()))
+            if (finer or later) and alike and block and ref.name in (trace.main_path or ()):
                 levels.setdefault(octave, []).append(ref)
         for octave, refs in levels.items():
             share = trace.spans[refs[-1].name][1] - trace.spans[refs[0].name][0]
@@ -199,31 +204,35 @@ def _skew(ref: LayerRef) -> float:
     return math.log(ref.layout.stride[0] / ref.layout.stride[1])
 
 
-def _similar_blocks(model: nn.Module, trace: ForwardTrace, chains: list[list[LayerRef]]) -> list[LayerRef]:
+def _similar_blocks(
+    model: nn.Module, trace: ForwardTrace, chains: list[list[LayerRef]], late: list[list[LayerRef]]
+) -> list[LayerRef]:
     """Return the row of like modules that takes most of the network, for one of a single resolution (ViT)."""
     rows: dict[object, list[LayerRef]] = {}
-    parts: dict[object, list[LayerRef]] = {}
-    for number, chain in enumerate(chains):
+    for number, chain in enumerate(late):
         for ref in chain:
             module = model.get_submodule(ref.name)
             if list(module.children()):
                 rows.setdefault((number, type(module), ref.layout.shape), []).append(ref)
-            parent, _, name = ref.name.rpartition(".")
-            if re.search(r"\d", parent) and _is_normalisation(module):
-                parts.setdefault((re.sub(r"\d+", "", parent), name, ref.layout.shape), []).append(ref)
+    parts: dict[object, list[LayerRef]] = {}
+    for ref in sorted((ref for chain in chains for ref in chain), key=lambda ref: trace.spans[ref.name]):
+        parent, _, name = ref.name.rpartition(".")
+        if re.search(r"\d", parent) and is_normalisation(model.get_submodule(ref.name)):
+            parts.setdefault((re.sub(r"\d+", "", parent), name, ref.layout.shape), []).append(ref)
 
-    def share(row: list[LayerRef]) -> int:
-        return trace.spans[row[-1].name][1] - trace.spans[row[0].name][0]
+    def share(row: list[LayerRef]) -> float:
+        return (trace.spans[row[-1].name][1] - trace.spans[row[0].name][0]) / trace.called
 
-    for candidates in (rows, parts):  # blocks, or, where they return no map first (TNT), a normalisation in each
-        row = max((row for row in candidates.values() if len(row) > 1), key=share, default=[])
-        if 2 * share(row) >= share(chains[0]) if row else False:
+    for candidates in (rows, parts):  # blocks, or, where a block returns no map first (TNT), a normalisation in each
+        row = max((row for row in candidates.values() if len(row) > 1), key=share, default=None)
+        if row is not None and share(row) >= 0.25:
             return row
-    flat = max(chains, key=len)  # a flat network without blocks
+    flat = max(late, key=len)  # a flat network without blocks
     return [ref for ref in flat if trace.layers[ref.name].non_negative] or flat
 
 
-def _is_normalisation(module: nn.Module) -> bool:
+def is_normalisation(module: nn.Module) -> bool:
+    """Return whether a module scales and shifts channels and mixes none."""
     parameters = list(module.parameters())
     return bool(parameters) and all(parameter.ndim < 2 for parameter in parameters)
 

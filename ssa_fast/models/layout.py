@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
+
+Window: TypeAlias = "tuple[float, float, float, float]"  # top, left, bottom, right in pixels of the image
+
+
+def window_size(window: Window) -> tuple[int, int]:
+    """Return the (height, width) of a window in whole pixels."""
+    top, left, bottom, right = (round(edge) for edge in window)
+    return max(1, bottom - top), max(1, right - left)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class TensorLayout:
         shape, image_size: (C, h, w) of the sample image's map, (H, W) of the sample image.
         prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
         fixed: Whether the tokens' grid is that of the sample image for every image (a forward that resizes images).
+        window: (H, W) of an image -> the part of it that the map covers; None: the whole.
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
@@ -30,6 +39,7 @@ class TensorLayout:
     image_size: tuple[int, int]
     prefix: int = 0
     fixed: bool = False
+    window: Callable[[int, int], Window] | None = None
 
     @property
     def channels(self) -> int:
@@ -61,7 +71,8 @@ class TensorLayout:
 
         Patch embeddings floor, paddings and halvings of odd sizes ceil; a fraction of both is found by its product.
         """
-        axes = zip(image_size, self.image_size, self.shape[1:], strict=True)
+        covered = image_size if self.window is None else window_size(self.window(*image_size))
+        axes = zip(covered, self.image_size, self.shape[1:], strict=True)
         heights, widths = ([self.shape[axis]] if self.fixed else _lengths(*each) for axis, each in enumerate(axes, 1))
         pairs = sorted((y + x, h, w) for y, h in enumerate(heights) for x, w in enumerate(widths))
         found = next(((h, w) for _, h, w in pairs if h * w == patches), None)
@@ -89,7 +100,8 @@ def _lengths(side: int, sample_side: int, sample_length: int) -> list[int]:
         lengths += [side // stride] if sample_side // stride == sample_length else []
         lengths += [-(-side // stride)] if -(-sample_side // stride) == sample_length else []
     near = round(side / ratio)
-    return [length for length in dict.fromkeys((*lengths, near, near + 1, near - 1)) if length > 0]
+    lengths += [near, near + 1, near - 1] if near >= 10 else [near]  # of few patches, another number is another grid
+    return [length for length in dict.fromkeys(lengths) if length > 0]
 
 
 def infer_layout(
@@ -119,14 +131,25 @@ def _token_layout(
     if seen:
         height, width = max(seen, key=math.prod)
         return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
+    smaller = _halvings(grids)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
         height = round(math.sqrt(patches * image_size[0] / image_size[1]))
         if height > 1 and patches % height == 0:
             layout = TensorLayout("tokens", (channels, height, patches // height), image_size, prefix)
-            if _anisotropy(layout) < 0.1:
+            # Latents and queries are no pixels: a network that had maps before goes on with one of them, halved or not.
+            if _anisotropy(layout) < 0.1 and (not grids or layout.shape[1:] in smaller):
                 return layout
     return None
+
+
+def _halvings(grids: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return all grids to which halving leads, rounding odd sizes up or down."""
+    found, new = set(grids), set(grids)
+    while new:
+        new = {(h, w) for y, x in new for h, w in ((y // 2, x // 2), (-(-y // 2), -(-x // 2))) if h * w > 1} - found
+        found |= new
+    return found
 
 
 def _anisotropy(layout: TensorLayout) -> float:

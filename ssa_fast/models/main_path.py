@@ -31,6 +31,7 @@ class PathTracker(TorchFunctionMode):
         super().__init__()
         self._known: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}  # by id
         self._bits: dict[str, int] = {}
+        self._calls = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,10 +53,15 @@ class PathTracker(TorchFunctionMode):
         self._set(image, _Origin(0, 0))
 
     def mark(self, name: str, output: Tensor, inputs: Any) -> None:
-        """Mark a module's output; paths that went through code out of sight are those of the module's inputs."""
+        """Mark a module's output; paths that went through code out of sight are those of the module's inputs.
+
+        Of several calls, the last counts.
+        """
         origin = self._find(output) or self._joined(_tensors(inputs))
         if origin is not None:
-            bit = 1 << self._bits.setdefault(name, len(self._bits))
+            self._bits[name] = self._calls
+            self._calls += 1
+            bit = 1 << self._bits[name]
             self._set(output, _Origin(origin.some | bit, origin.every | bit))
 
     def names(self, logits: Tensor) -> tuple[frozenset[str], frozenset[str]] | None:

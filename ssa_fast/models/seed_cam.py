@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.extract import Features, extract_features
-from ssa_fast.models.layer_selection import check_returns_map
+from ssa_fast.models.layer_selection import check_returns_map, is_normalisation
 from ssa_fast.models.layout import find_first_tensor
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
@@ -152,7 +152,8 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
     for end in range(len(alike), 0, -LAYERS_PER_PASS):
         found = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
         if found:
-            return found[-1]
+            norms = [ref for ref in found if is_normalisation(model.get_submodule(ref.name))]
+            return found[-1] if found[-1].name == last.name or not norms else norms[-1]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
         "of its shape before it; name the Grad-CAM layer"

@@ -55,7 +55,14 @@ xcit_nano_12_p16_224
 # Plain transformers are made small; the others' configurations are small by themselves.
 SMALL = {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 128}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "efficientnet": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280},
+    "mobilevitv2": {"initializer_range": 0.1},  # else the features of random weights underflow to zero
+    "efficientnet": {
+        "initializer_range": 0.1,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "image_size": 224,
+        "hidden_dim": 1280,
+    },
 }
 UNSUITABLE = {
     "dinat": "needs the package natten",

@@ -45,7 +45,9 @@ class ReceptiveField:
     def map_sizes(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Return the maps' sizes (h, w) for an image of ``size`` (H, W), measured on a window at its end."""
         y, x = (max(0, side - SIZES[0]) // self.stride * self.stride for side in size)
-        maps = extract_features(self.model, make_trace_image(self.model, (size[0] - y, size[1] - x), CHANNELS), self.sources).maps
+        maps = extract_features(
+            self.model, make_trace_image(self.model, (size[0] - y, size[1] - x), CHANNELS), self.sources
+        ).maps
         return {
             name: (y // stride + maps[name].shape[-2], x // stride + maps[name].shape[-1])
             for name, stride in self.strides.items()
@@ -91,7 +93,9 @@ def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
     with hooked_inference(model, dict.fromkeys(leaves, record_bytes)):
         small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0]), CHANNELS), sources).maps
-    larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP), CHANNELS), sources).maps
+    larger = extract_features(
+        model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP), CHANNELS), sources
+    ).maps
     strides = {name: _stride(name, small[name], larger[name]) for name in sources}
     halo = _measure_halo(model, sources, strides)
     return ReceptiveField(model, sources, strides, halo, max(output_bytes) / SIZES[0] ** 2)

@@ -50,7 +50,9 @@ def check_model(ssa: SSA) -> None:
     if ssa.info.in_channels != 3:
         raise ValueError(f"model: expected one for RGB images, got one for {ssa.info.in_channels} channels")
     if ssa.info.window is not None:
-        raise ValueError("model: expected one whose maps cover the whole image, got one that crops or pads it in forward")
+        raise ValueError(
+            "model: expected one whose maps cover the whole image, got one that crops or pads it in forward"
+        )
     if ssa.info.fixed_size is not None:
         raise ValueError("model: expected one for any image size, got one for a single size; resize the image")
 

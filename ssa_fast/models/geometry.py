@@ -8,7 +8,8 @@ where the finest stage changes is compared with the place of the patch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -34,6 +35,7 @@ Geometry: TypeAlias = "str | Callable[[int, int], Window] | None"
 
 # Centres (y, x) of altered patches, as fractions of the image: one that no crop, padding, flip, rotation or transposition
 # leaves where it is, and those by which a suspicious forward is measured.
+MIN_CELLS = 6  # sides of a map that is too coarse to tell
 SCREENED = 0.875, 0.125
 PLACES = [(y, x) for y in (0.2, 0.5, 0.8) for x in (0.2, 0.5, 0.8)]
 
@@ -103,10 +105,13 @@ def _checked(function: Callable[[int, int], Window], height: int, width: int) ->
 
 
 def over_image(maps: Tensor, window: Window, image_size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Return maps (B, K, h, w) that cover ``window`` as maps of the image's size (H, W), 0 where they do not reach."""
+    """Return maps (B, K, h, w) that cover ``window`` as maps of the image's size (H, W), for rescaling.
+
+    Each map's minimum is taken off, so that it is 0 where a map does not reach and its own minimum where it does.
+    """
     (height, width), top, left = window_size(window), round(window[0]), round(window[1])
     edges = (left, image_size[1] - left - width, top, image_size[0] - top - height)
-    return F.pad(resize(maps, (height, width), align_corners), edges)
+    return F.pad(resize(maps - maps.amin((2, 3), keepdim=True), (height, width), align_corners), edges)
 
 
 def try_other_sizes(
@@ -129,13 +134,29 @@ def try_other_sizes(
     fixed = trial.fixed_grids([size])
     if trial.follows(size, KINDS["resize"], fixed, places=[SCREENED], tolerance=0.06):
         return SecondTrial(None, fixed, None)
-    measured = [each for each in larger if trial.base(each) is not None] or [size]
-    fixed = trial.fixed_grids(measured)
+    trial.unclear = False
+    if not trial.repeats(size):
+        raise ValueError(
+            f"geometry: expected a forward that treats images alike, but two runs of one image differ in {trial.finest!r}; "
+            "take random crops and the like out of the model"
+        )
+    measured = [each for each in larger if trial.base(each) is not None]
+    fixed = trial.fixed_grids(measured or [size])
     for kind, function in KINDS.items():
         tolerance = 0.035 if kind in NAMES else 0.06  # maps that cover the whole image stay where they were laid before
-        if all(trial.follows(each, function, fixed, places=PLACES, tolerance=tolerance) for each in measured):
+        if measured and all(trial.follows(s, function, fixed, places=PLACES, tolerance=tolerance) for s in measured):
             notes = (f"geometry: the model {NAMES[kind]}; geometry= says otherwise",) if kind in NAMES else ()
             return SecondTrial(None, fixed, function if kind in NAMES else None, notes)
+    if trial.unclear or not measured:
+        return SecondTrial(
+            None,
+            trial.fixed_grids([size]),
+            None,
+            (
+                f"geometry: whether forward crops, pads or moves images could not be measured in {trial.finest!r}, whose "
+                "maps are taken to cover the whole image; geometry= says it",
+            ),
+        )
     raise ValueError(
         "geometry: expected a forward whose maps follow the image, but a change in one place of it is found at another "
         f"in {trial.finest!r}, or nowhere, or everywhere (a crop, flip, rotation, shift or random transformation in "
@@ -144,12 +165,27 @@ def try_other_sizes(
     )
 
 
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore the modules' attributes and buffers: some shrink their windows to a small image for good (DonutSwin)."""
+    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
 class _Trial:
     """Runs images through the network and finds in the finest of the layers ``refs`` where they were altered."""
 
     def __init__(self, model: nn.Module, refs: Mapping[str, LayerRef], channels: int) -> None:
         self._model, self._refs, self._channels = model, refs, channels
         self._bases: dict[tuple[int, int], dict[str, Tensor] | None] = {}
+        self.unclear = False  # whether a map was too coarse, or changed in most places at once
         self.finest = max(refs, key=lambda name: refs[name].layout.pixels)
 
     def base(self, size: tuple[int, int]) -> dict[str, Tensor] | None:
@@ -157,6 +193,14 @@ class _Trial:
         if size not in self._bases:
             self._bases[size] = self._run(make_trace_image(self._model, size, self._channels))
         return self._bases[size]
+
+    def repeats(self, size: tuple[int, int]) -> bool:
+        """Return whether a second run gives the same map."""
+        base, again = self.base(size), self._run(make_trace_image(self._model, size, self._channels))
+        if base is None or again is None or base[self.finest].shape != again[self.finest].shape:
+            return False
+        difference = (base[self.finest] - again[self.finest]).double().norm()
+        return bool(difference <= 1e-2 * base[self.finest].double().norm())
 
     def fixed_grids(self, sizes: list[tuple[int, int]]) -> frozenset[str]:
         """Return the names of the layers that return as many tokens at all ``sizes`` as in the trace."""
@@ -187,14 +231,14 @@ class _Trial:
             if not inside and all(-h < c < 1 + h for c, h in zip(centre, half, strict=True)):
                 continue  # cut by the window's edge
             try:
-                found = self._locate(layout, size, y, x)
+                found, cells = self._locate(layout, size, y, x)
             except (ValueError, RuntimeError):  # tokens that are no grid of this window
                 return False
             if (found is not None) != inside:
                 return False
             if found is not None and any(
-                abs(at - expected) > max(tolerance, 0.25 / cells)  # a quarter of a cell of the map
-                for at, expected, cells in zip(found, centre, self._cells(layout, size), strict=True)
+                abs(at - expected) > max(tolerance, 0.25 / number)  # a quarter of a cell of the map
+                for at, expected, number in zip(found, centre, cells, strict=True)
             ):
                 return False
         return True
@@ -207,36 +251,31 @@ class _Trial:
             if tensor is not None:
                 outputs[name] = tensor.clone() if self._refs[name].modified_inplace else tensor
 
-        with hooked_inference(self._model, {name: partial(keep, name) for name in self._refs}):
+        with _unchanged(self._model), hooked_inference(self._model, {n: partial(keep, n) for n in self._refs}):
             try:
                 self._model(image)
             except Exception:  # whatever a network raises at a size that it does not take
                 return None
         return outputs if len(outputs) == len(self._refs) else None
 
-    def _cells(self, layout: TensorLayout, size: tuple[int, int]) -> tuple[int, int]:
-        base = self.base(size)
-        assert base is not None
-        height, width = layout.view(base[self.finest], size).shape[-2:]
-        return height, width
-
     def _locate(
         self, layout: TensorLayout, size: tuple[int, int], y: float, x: float
-    ) -> tuple[float, float] | None:
-        """Return where the map changes, as fractions of its sides, if a quarter of each side around (y, x) is altered."""
+    ) -> tuple[tuple[float, float] | None, tuple[int, int]]:
+        """Alter a quarter of each side around (y, x); return where the map changes, in fractions, and its (h, w)."""
         image = make_trace_image(self._model, size, self._channels)
         begins = [max(0, round((p - 0.125) * side)) for p, side in zip((y, x), size, strict=True)]
         ends = [max(b + 1, round((p + 0.125) * side)) for b, p, side in zip(begins, (y, x), size, strict=True)]
         patch = image[:, :, begins[0] : ends[0], begins[1] : ends[1]]
         patch.copy_(1 - 2 * patch)  # a change of noise and of the mean, so that filters of any kind answer all over it
         base, altered = self.base(size), self._run(image)
-        if base is None or altered is None:
-            return None
-        before, after = (layout.view(each[self.finest], size).double() for each in (base, altered))
+        assert base is not None
+        before, after = (layout.view(each[self.finest], size).double() for each in (base, altered or base))
         change = (after - before).norm(dim=(0, 1))
+        cells = change.shape[0], change.shape[1]
         if not bool(change.amax() > 1e-5 * before.norm(dim=(0, 1)).amax()):
-            return None
+            return None, cells
         change = (change >= 0.3 * change.amax()).double()
+        self.unclear |= min(cells) < MIN_CELLS or bool(change.mean() > 0.5)
         rows, columns = (change.sum(axis) / change.sum() for axis in (1, 0))
         places = [(torch.arange(len(p), device=p.device) + 0.5) / len(p) for p in (rows, columns)]
-        return float((rows * places[0]).sum()), float((columns * places[1]).sum())
+        return (float((rows * places[0]).sum()), float((columns * places[1]).sum())), cells

@@ -34,7 +34,7 @@ def parse_input_shape(value: InputShape) -> AskedShape:
     """
     if value is None:
         return AskedShape()
-    given = _preprocessor_size(value)
+    given: Any = _preprocessor_size(value)
     if isinstance(given, int) and not isinstance(given, bool):
         given = (given, given)
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) not in (2, 3):
@@ -75,7 +75,7 @@ def _preprocessor_size(value: Any) -> Any:
     """Return the sizes that a preprocessor leads to, or ``value`` if it is none."""
     if hasattr(value, "crop_size") or hasattr(value, "size"):
         value = (_get(value, "do_center_crop") and _get(value, "crop_size")) or _get(value, "size")
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) and not hasattr(value, "height"):
         return value
     return _get(value, "input_size") or _get(value, "shortest_edge") or (_get(value, "height"), _get(value, "width"))
 

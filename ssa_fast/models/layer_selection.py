@@ -138,7 +138,7 @@ class _Row:
     def rank(self) -> tuple[bool, int, bool, bool]:
         """Return by what rows are compared: resolutions first, last whether the finest one is more than a stem."""
         begin, end = self._trace.spans[self._chain[0].name][0], self._end(self._chain[-1])
-        whole = end - begin >= 0.5 * self._trace.called and end >= 0.9 * self._trace.called
+        whole = end - begin >= 0.5 * self._trace.called and end >= 0.8 * self._trace.called
         return self._has_main, len(self.levels), whole, self._end(self.chosen()[0]) >= 0.1 * self._trace.called
 
     def chosen(self) -> list[LayerRef]:

@@ -70,7 +70,8 @@ class PathTracker(TorchFunctionMode):
         if origin is None:
             return None
         some, every = (
-            frozenset(name for name, bit in self._bits.items() if mask >> bit & 1) for mask in (origin.some, origin.every)
+            frozenset(name for name, bit in self._bits.items() if mask >> bit & 1)
+            for mask in (origin.some, origin.every)
         )
         return some, every
 

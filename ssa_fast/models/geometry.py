@@ -8,7 +8,6 @@ where the finest stage changes is compared with the place of the patch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from ssa_fast.models.trace import hooked_inference, make_trace_image
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from torch import nn
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
 Geometry: TypeAlias = "str | Callable[[int, int], Window] | None"
 
-# Centres (y, x) of altered patches, as fractions of the image: one that no crop, padding, flip, rotation or transposition
-# leaves where it is, and those by which a suspicious forward is measured.
+# Centres (y, x) of altered patches, as fractions of the image: one that no crop, padding, flip, rotation or
+# transposition leaves where it is, and those by which a suspicious forward is measured.
 MIN_CELLS = 6  # sides of a map that is too coarse to tell
 SCREENED = 0.875, 0.125
 PLACES = [(y, x) for y in (0.2, 0.5, 0.8) for x in (0.2, 0.5, 0.8)]
@@ -137,8 +136,8 @@ def try_other_sizes(
     trial.unclear = False
     if not trial.repeats(size):
         raise ValueError(
-            f"geometry: expected a forward that treats images alike, but two runs of one image differ in {trial.finest!r}; "
-            "take random crops and the like out of the model"
+            "geometry: expected a forward that treats images alike, but two runs of one image differ in "
+            f"{trial.finest!r}; take random crops and the like out of the model"
         )
     measured = [each for each in larger if trial.base(each) is not None]
     fixed = trial.fixed_grids(measured or [size])
@@ -153,8 +152,8 @@ def try_other_sizes(
             trial.fixed_grids([size]),
             None,
             (
-                f"geometry: whether forward crops, pads or moves images could not be measured in {trial.finest!r}, whose "
-                "maps are taken to cover the whole image; geometry= says it",
+                f"geometry: whether forward crops, pads or moves images could not be measured in {trial.finest!r}, "
+                "whose maps are taken to cover the whole image; geometry= says it",
             ),
         )
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Find the shape (C, H, W) of an image that a network takes: as told, else by what its forward pass and it itself say."""
+"""Find the shape (C, H, W) of the images that a network takes: as told, as it names it, as its forward pass shows."""
 
 from __future__ import annotations
 

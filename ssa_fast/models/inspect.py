@@ -15,7 +15,6 @@ from ssa_fast.models.input_shape import parse_input_shape, trace_sample
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
-from ssa_fast.models.trace import LayerRef
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.layout import Window
     from ssa_fast.models.stage_affinity import Sign, StageAffinities
-    from ssa_fast.models.trace import ForwardTrace
+    from ssa_fast.models.trace import ForwardTrace, LayerRef
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ModelInfo:
         num_classes, in_channels: Number of logits, of an image's channels.
         trace_size: (H, W) of the sample image.
         fixed_size: The only (H, W) that the network was found to accept, or None.
-        window: (H, W) of an image -> the (top, left, bottom, right) of it that the maps cover; None: the whole image.
+        window: (H, W) of an image -> the (top, left, bottom, right) that the maps cover; None: the whole.
         notes: What was assumed about the network, one sentence each.
     """
 
@@ -114,7 +113,7 @@ def inspect_model(
         model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``.
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer.
-        input_shape: (C, H, W), (H, W) or a side of the sample image, or the sizes of a preprocessor; by default what the
+        input_shape: (C, H, W), (H, W) or a side of the sample image, or a preprocessor's sizes; by default what the
             network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224.
         geometry: What forward does to images before the backbone: "resize", "center-crop", "pad", "pad-end" (see
             ``models.geometry``), or a function from (H, W) to the (top, left, bottom, right) that the maps cover, in

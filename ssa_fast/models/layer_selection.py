@@ -157,11 +157,6 @@ class _Row:
         return next(same, last)
 
 
-def _octave(ref: LayerRef) -> int:
-    """Return the stride of a map as a power of two."""
-    return round(math.log2(math.prod(ref.layout.image_size) / ref.layout.pixels) / 2)
-
-
 def _is_class_map(trace: ForwardTrace, ref: LayerRef) -> bool:
     """Return whether the logits are the means of a map, which holds classes then, not features."""
     if ref.layout.channels != trace.logits.shape[1]:
@@ -224,9 +219,9 @@ def _similar_blocks(
         return (trace.spans[row[-1].name][1] - trace.spans[row[0].name][0]) / trace.called
 
     for candidates in (rows, parts):  # blocks, or, where a block returns no map first (TNT), a normalisation in each
-        row = max((row for row in candidates.values() if len(row) > 1), key=share, default=None)
-        if row is not None and share(row) >= 0.25:
-            return row
+        known = [row for row in candidates.values() if len(row) > 1 and share(row) >= 0.25]
+        if known:  # of rows that take half of the network, the one of most blocks: they contain each other
+            return max(known, key=lambda row: (len(row) if share(row) >= 0.5 else 0, share(row)))
     flat = max(late, key=len)  # a flat network without blocks
     return [ref for ref in flat if trace.layers[ref.name].non_negative] or flat
 

@@ -1,8 +1,8 @@
 """Heading 7: networks whose forward transforms images before the backbone.
 
 The class of inputs: resizing, padding to a square (on both sides or at the end), centre crops (with or without resizing
-before or after), padding to a multiple, and what cannot be mapped back: flips, rotations, shifts, random crops and crops
-of a fixed size; for convolutional maps and for tokens, whose number follows the transformed image.
+before or after), padding to a multiple, and what cannot be mapped back: flips, rotations, shifts, random crops and
+crops of a fixed size; for convolutional maps and for tokens, whose number follows the transformed image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssa_fast import SSA
 from ssa_fast.large import LargeImageSSA
 from ssa_fast.models import inspect_model
 from ssa_fast.models.geometry import over_image
-from ssa_fast.ops.fusion import minmax
+from ssa_fast.ops.resize import minmax
 from tests.networks import Pyramid, Tokens
 
 if TYPE_CHECKING:

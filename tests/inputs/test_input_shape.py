@@ -119,7 +119,7 @@ def test_what_is_told_is_taken_or_refused_with_fitting_advice() -> None:
     with pytest.raises(ValueError, match=r"; pass input_shape=\(H, W\) that the network accepts$"):
         inspect_model(nn.Sequential(Pyramid(), nn.Unflatten(1, (7, 7))), input_shape=64)
     two = type("Two", (Pyramid,), {"forward": lambda self, images, lengths: images})()
-    with pytest.raises(ValueError, match="; wrap the network in a module whose forward takes the images alone$"):
+    with pytest.raises(ValueError, match=r"; wrap the network in a module whose forward takes the images alone$"):
         inspect_model(two, input_shape=64)
 
 

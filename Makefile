@@ -29,7 +29,7 @@ bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goal
 	$(BIN)/python -m bench paths
 
 models: $(FOR_DEMO) ## run SSA on every torchvision classifier: stages, methods, seed
-	$(BIN)/python -m tests.sweep_torchvision --all
+	$(BIN)/python -m tests.sweep_models --all
 
 clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) demo-out build *.egg-info

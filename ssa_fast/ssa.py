@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_names import check_names, find_names
+from ssa_fast.models.geometry import over_image
+from ssa_fast.models.layout import window_size
 from ssa_fast.models.scores import choose_probability
 from ssa_fast.models.seed_source import ClassSeeds, GivenSeeds, Network, TargetSeeds, detached_logits
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ssa_fast.models.class_names import NamesLike
     from ssa_fast.models.class_spec import Classes, ClassSelection
     from ssa_fast.models.extract import Features
+    from ssa_fast.models.geometry import Geometry
+    from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.outputs import Logits
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.models.targets import Targets
@@ -72,8 +76,11 @@ class SSA:
         align_corners: Of the bilinear resizing of seeds and CAMs. True as in PCM; False aligns pixels by their centres,
             which suits networks that halve even sizes.
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
-        input_size: Side or (H, W) of the random image on which stages and seed are found; default the network's own
-            ``image_size``, else 224.
+        input_shape: (C, H, W), (H, W) or a side of the random image on which stages and seed are found; by default what
+            the network and its configuration name, else 224.
+        geometry: What forward does to images before the backbone: "resize", "center-crop" or "pad" (to a square), or a
+            function, see ``ssa_fast.models.inspect_model``; by default it is measured. Where maps do not cover the
+            whole image, CAMs, seed and stages are laid over it at its own size, 0 where they do not reach.
         logits: Where they are in what the model returns, if the layers do not tell: an index, a key or attribute, or a
             function of the output. Of a model that ends in softmax or sigmoid they are the values before it.
         probability: Of the scores: "softmax" for exclusive classes, "sigmoid" for independent ones; by default what the
@@ -110,7 +117,8 @@ class SSA:
         weights: Weights = None,
         align_corners: bool = True,
         size: str | tuple[int, int] = "input",
-        input_size: int | tuple[int, int] | None = None,
+        input_shape: InputShape = None,
+        geometry: Geometry = None,
         logits: Logits = None,
         probability: str | None = None,
         names: NamesLike = None,
@@ -118,7 +126,9 @@ class SSA:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.size = check_output_size(size)
-        self.info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
+        self.info = inspect_model(
+            model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry, logits=logits
+        )
         if self.info.fixed_size and self.scales != (1.0,):
             height, width = self.info.fixed_size
             raise ValueError(
@@ -191,7 +201,7 @@ class SSA:
             if targets is not None:
                 source = TargetSeeds(network, targets, images)
             elif cam is not None:
-                source = GivenSeeds(network, cam, images, classes)
+                source = GivenSeeds(network, cam, images, classes, align_corners=self.align_corners)
             else:
                 source = ClassSeeds(network, classes)
             result, notes = self._run(images, source)
@@ -202,7 +212,8 @@ class SSA:
     def features(self, images: Tensor) -> StageFeatures:
         """Return the stages (B, C, h, w) of images by name, as ``polish`` takes them, with the logits.
 
-        ``polish(cam, features, affinity=ssa.affinities)`` is what a call does with a seed of its own.
+        ``polish(cam, features, affinity=ssa.affinities)`` is what a call does with a seed of its own. Where forward
+        crops or pads images (``info.window``), the stages cover that part of them.
 
         Raises:
             TypeError, ValueError: Images that the model cannot take.
@@ -278,8 +289,15 @@ class SSA:
                 )
                 for name in self.stage_names
             }
-            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
-            return {SEED: seed, **polished, CAMS: fused}
+            if self.info.window is None:
+                polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
+                return {SEED: seed, **polished, CAMS: fused}
+            window = self.info.window(*features.image_size)
+            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=window_size(window)))
+            maps = {SEED: seed, **polished, CAMS: fused}
+            return {
+                name: over_image(each, window, features.image_size, self.align_corners) for name, each in maps.items()
+            }
 
     def _output_size(self, images: Tensor, sums: dict[str, Tensor]) -> tuple[int, int] | None:
         """Return the size of the fused CAMs; None is that of the largest stage, which the first view decides."""

@@ -122,7 +122,7 @@ def test_the_maps_are_those_of_ssa(photos):
 def test_layercam_is_the_formula(photos):
     network, preprocess = tiny()
     image = preprocess(Image.open(photos / "images/0.png"))
-    info = inspect_model(network, input_size=SIDE)
+    info = inspect_model(network, input_shape=SIDE)
     maps, x = [], image
     outputs = []
     for block in network.blocks:

@@ -578,6 +578,6 @@ def test_the_receptive_field_is_measured_once_per_object(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("name", "halo"), [("resnet18", 224), ("resnet50", 224)])
 def test_receptive_field_of_residual_networks(name: str, halo: int) -> None:
     model = getattr(torchvision.models, name)(weights=None)
-    field = measure_receptive_field(model, inspect_model(model, input_size=64).stages)
+    field = measure_receptive_field(model, inspect_model(model, input_shape=64).stages)
     assert field.halo == halo
     assert field.strides == {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}

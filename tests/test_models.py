@@ -18,7 +18,7 @@ from ssa_fast.models.layout import infer_layout
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import not_supported_reasons
 from tests.networks import ChannelsLast, ClassMap, ConvHead, DeepHead, ExplicitAttention, Pyramid, Tokens
-from tests.sweep_torchvision import light_half, sweep
+from tests.sweep_models import light_half, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def test_sweep_refuses_unknown_names() -> None:
 
 
 def cams(model: nn.Module, images: Tensor, classes: list[int], **options: object) -> Tensor:
-    info = inspect_model(model, input_size=(images.shape[-2], images.shape[-1]), **options)  # type: ignore[arg-type]
+    info = inspect_model(model, input_shape=(images.shape[-2], images.shape[-1]), **options)  # type: ignore[arg-type]
     index = torch.tensor(classes).expand(len(images), -1)
     return info.seed_maps(model, info.forward(model, images), index)
 
@@ -231,7 +231,7 @@ def test_grad_cam_before_an_in_place_relu_reads_the_map_after_it() -> None:
 @pytest.mark.parametrize("registers", [0, 4])
 def test_seed_of_a_class_token_network_is_before_its_last_block(registers: int) -> None:
     model = Tokens(registers).eval()
-    info = inspect_model(model, input_size=(64, 96))
+    info = inspect_model(model, input_shape=(64, 96))
     assert list(info.stages) == ["layers.0", "layers.2", "layers.3", "layers.5"]
     assert info.seed.layer == "layers.5.norm"
     assert {(ref.layout.prefix, ref.layout.shape) for ref in info.stages.values()} == {(1 + registers, (16, 8, 12))}
@@ -255,7 +255,7 @@ def test_a_signed_stage_is_not_taken_after_the_next_convolution() -> None:
     before_norm = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 2))
     for second, expected in ((following, ["0", "1"]), (before_norm, ["1.1", "1"])):
         model = nn.Sequential(conv(3, 8, 2), second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-        assert list(inspect_model(model, input_size=32).stages) == expected
+        assert list(inspect_model(model, input_shape=32).stages) == expected
 
 
 @pytest.mark.parametrize("inference", [False, True])
@@ -305,7 +305,7 @@ def test_outputs_that_are_not_maps(shape: tuple[int, ...]) -> None:
 def test_a_stage_is_the_output_of_its_module_unless_a_relu_overwrote_it() -> None:
     model = Pyramid().eval()
     images = torch.randn(1, 3, 64, 64)
-    info = inspect_model(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_size=64)
+    info = inspect_model(model, stages=["blocks.1.down", "blocks.1.conv", "blocks.1"], input_shape=64)
     maps = info.forward(model, images).maps
     with torch.no_grad():
         down = model.blocks[1].down(model.blocks[0](images)).relu()
@@ -344,7 +344,7 @@ def test_the_model_and_the_random_state_are_restored(network: type[nn.Module]) -
     next(model.children()).eval()
     next(model.parameters()).requires_grad_(False)
     before = _state(model)
-    info = inspect_model(model, input_size=64)
+    info = inspect_model(model, input_shape=64)
     image = torch.zeros(1, 3, 64, 64)
     info.seed_maps(model, info.forward(model, image), torch.tensor([[0]]))
     assert _state(model) == before
@@ -352,15 +352,15 @@ def test_the_model_and_the_random_state_are_restored(network: type[nn.Module]) -
 
 def test_the_model_is_restored_after_a_forward_that_fails() -> None:
     model = DeepHead().train()
-    info = inspect_model(model, input_size=64)
+    info = inspect_model(model, input_shape=64)
     before = _state(model)
     with pytest.raises(RuntimeError, match="channels"):
         info.forward(model, torch.zeros(1, 4, 64, 64))
     with pytest.raises(
         ValueError,
-        match=r"a forward pass on a sample image of shape \(1, 3, 2, 2\), got an error \(.*; pass input_size",
+        match=r"a forward pass on a sample image of shape \(1, 3, 2, 2\), got an error \(.*; pass input_shape",
     ):
-        inspect_model(nn.Sequential(nn.AvgPool2d(4), model).train(), input_size=2)
+        inspect_model(nn.Sequential(nn.AvgPool2d(4), model).train(), input_shape=2)
     assert _state(model) == before
 
 
@@ -374,12 +374,12 @@ def test_frozen_parameters_do_not_change_grad_cam() -> None:
 
 def test_a_cam_that_is_not_exact_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"its last linear layer, 'fc', is not the mean of a map over its pixels; use"):
-        inspect_model(DeepHead(), seed="cam", input_size=64)
+        inspect_model(DeepHead(), seed="cam", input_shape=64)
 
 
 def test_a_layer_without_gradient_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gradient at 'layers.5' is zero on every pixel; name an earlier layer"):
-        inspect_model(Tokens(), seed="layers.5", input_size=64)
+        inspect_model(Tokens(), seed="layers.5", input_shape=64)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_layer_without_gradient_is_refused() -> None:
         ({"stages": "layer1"}, ValueError, r"write \['layer1'\]"),
         ({"seed": "layer5"}, ValueError, r"seed: .* got 'layer5'; name another, such as .*layer4"),
         ({"seed": 3}, TypeError, "got int"),
-        ({"input_size": 0}, ValueError, r"input_size: expected \(H, W\) of at least 1, got \(0, 0\)"),
+        ({"input_shape": 0}, ValueError, r"input_shape: expected \(H, W\) of at least 1, got \(0, 0\)"),
     ],
 )
 def test_wrong_options(options: dict[str, object], error: type[Exception], text: str) -> None:
@@ -417,21 +417,21 @@ RESNET = torchvision.models.resnet18()
 )
 def test_models_that_cannot_be_used(model: nn.Module, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        inspect_model(model, input_size=64)
+        inspect_model(model, input_shape=64)
 
 
 def test_the_stages_of_a_flat_network_of_one_resolution_follow_its_relus() -> None:
     layers: list[nn.Module] = [layer for _ in range(3) for layer in (nn.LazyConv2d(6, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     model(torch.randn(1, 3, 16, 16))
-    info = inspect_model(model, input_size=16)
+    info = inspect_model(model, input_shape=16)
     assert list(info.stages) == ["1", "3", "5"]
     assert (info.seed.kind, info.seed.layer, info.seed.head) == ("cam", "5", "8")
 
 
 def test_describe_with_given_stages_and_size() -> None:
     description = describe(
-        Pyramid(classes=7), stages=["blocks.2", "blocks.0.conv"], seed="grad-cam", input_size=(64, 96)
+        Pyramid(classes=7), stages=["blocks.2", "blocks.0.conv"], seed="grad-cam", input_shape=(64, 96)
     )
     assert [(s.name, s.shape, s.sign) for s in description.stages] == [
         ("blocks.2", (16, 8, 12), NN),
@@ -444,7 +444,7 @@ def test_describe_with_given_stages_and_size() -> None:
 
 @pytest.mark.parametrize("affinity", ["auto", Affinity(phi="exp", temperature=0.5)])
 def test_describe_with_an_affinity(affinity: Affinity | Literal["auto"]) -> None:
-    stages = describe(Pyramid(), stages=["blocks.1", "blocks.1.conv"], affinity=affinity, input_size=512).stages
+    stages = describe(Pyramid(), stages=["blocks.1", "blocks.1.conv"], affinity=affinity, input_shape=512).stages
     assert [stage.sign for stage in stages] == [NN, SIGNED]
     if affinity == "auto":
         assert [str(stage.affinity) for stage in stages] == ["phi=relu", str(stage_affinity.SIGNED_DEFAULT)]

@@ -56,7 +56,7 @@ class OneStage(nn.Module):
 def trace(stage: nn.Module) -> tuple[OneStage, ModelInfo]:
     torch.manual_seed(3)
     model = OneStage(stage).eval()
-    return model, inspect_model(model, stages=["stage"], input_size=32)
+    return model, inspect_model(model, stages=["stage"], input_shape=32)
 
 
 def is_proved(model: OneStage, info: ModelInfo) -> bool:
@@ -225,14 +225,14 @@ def test_maps_that_grad_cam_begins_at_or_that_are_overwritten(layer: str) -> Non
     """An in-place ReLU overwrites ``down``; ``conv`` is copied before another addition is written into it."""
     model = DeepHead()
     stages = ["blocks.0", "blocks.1.down", "blocks.2.conv", "blocks.3"]
-    info = inspect_model(model, stages=stages, seed=layer, input_size=64)
+    info = inspect_model(model, stages=stages, seed=layer, input_shape=64)
     assert info.forward(model, torch.randn(1, 3, 64, 64)).nonnegative == {*stages} - {"blocks.2.conv"}
 
 
 def test_a_copy_is_proved_though_its_source_is_overwritten() -> None:
     model, info = trace(nn.Sequential(nn.Identity(), nn.ReLU()))
     model.after = Made(lambda x: x.sub_(1))
-    info = inspect_model(model, stages=["stage"], input_size=32)
+    info = inspect_model(model, stages=["stage"], input_shape=32)
     assert info.stages["stage"].needs_copy
     assert is_proved(model, info)
 
@@ -246,7 +246,7 @@ def test_functions_are_followed_where_the_proof_lies_and_nowhere_else(monkeypatc
         return follow(self, func, types, args, kwargs)
 
     model = Pyramid()
-    run = SSA(model, input_size=64)
+    run = SSA(model, input_shape=64)
     monkeypatch.setattr(SignTracker, "__torch_function__", record)
     run.info.forward(model, torch.randn(1, 3, 64, 64))
     assert [func for func in followed if func in (F.relu, torch.conv2d)] == [F.relu, torch.conv2d, F.relu] * 4
@@ -269,7 +269,7 @@ def test_functions_are_followed_where_the_proof_lies_and_nowhere_else(monkeypatc
 
 def test_ssa_promises_what_is_proved_and_results_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = Pyramid(), torch.randn(2, 3, 128, 128)
-    run = SSA(model, stages=["blocks.0", "blocks.1", "blocks.2.conv"], input_size=64, affinity=Affinity())
+    run = SSA(model, stages=["blocks.0", "blocks.1", "blocks.2.conv"], input_shape=64, affinity=Affinity())
     promises: list[bool | None] = []
 
     def record(requests: Mapping[str, StageRequest]) -> dict[str, StagePlan]:
@@ -323,7 +323,7 @@ def test_modes_of_the_models_own_are_left_alone(begins: bool) -> None:
 )
 def test_what_is_proved_in_the_trace_is_proved_on_other_images(name: str) -> None:
     model = torchvision.models.get_model(name, weights=None)
-    info = inspect_model(model, input_size=64)
+    info = inspect_model(model, input_shape=64)
     nonnegative = {stage for stage, sign in info.signs.items() if sign == "non-negative"}
     assert info.forward(model, torch.randn(2, 3, 96, 64)).nonnegative & info.stages.keys() == nonnegative
     assert {stage for stage, ref in info.stages.items() if ref.nonnegative_from is not None} == nonnegative

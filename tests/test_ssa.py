@@ -37,7 +37,7 @@ def trained(network: type[nn.Module] = Pyramid) -> nn.Module:
 
 
 def ssa(model: nn.Module, **options: object) -> SSA:
-    return SSA(model, input_size=64, **options)  # type: ignore[arg-type]
+    return SSA(model, input_shape=64, **options)  # type: ignore[arg-type]
 
 
 def minmax(maps: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def test_low_precision_features_are_polished_in_float32(autocast: bool) -> None:
 
 
 def test_images_of_another_number_of_channels() -> None:
-    result = SSA(Pyramid(channels=1), input_size=64)(torch.randn(1, 1, 48, 48))
+    result = SSA(Pyramid(channels=1), input_shape=64)(torch.randn(1, 1, 48, 48))
     assert result.cams.shape == (1, 1, 48, 48)
 
 
@@ -348,7 +348,7 @@ def test_networks_of_one_size_say_so() -> None:
 
 def test_a_size_that_the_network_cannot_take_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 3))
-    run = SSA(model, input_size=32)
+    run = SSA(model, input_shape=32)
     assert run(torch.zeros(1, 3, 32, 32)).cams.shape == (1, 1, 32, 32)
     with pytest.raises(
         ValueError, match=r"size that the model takes, such as 32 x 32, but its forward failed at 48 x 40 \("

@@ -58,7 +58,7 @@ def command(
         if classifier.input_size and classifier.input_size != (height, width):
             height, width = classifier.input_size
             console.err().print(f"notice: {model} takes images of {height}x{width} only; the plan is for that size")
-        info = models.inspect_model(classifier.model, stages=parse_stages(stages), input_size=classifier.input_size)
+        info = models.inspect_model(classifier.model, stages=parse_stages(stages), input_shape=classifier.input_size)
         gpu, no_gpu = _find_gpu(device)
         where: dict[str, Any] = {"device": device, "gpu": gpu, "no_gpu": no_gpu}
         affinities, rows, reasons = choose_affinities(asked, info.signs), [], []

@@ -61,7 +61,7 @@ def build(
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
     options |= {"names": classifier.categories, "probability": classifier.probability}
-    return classifier, SSA(classifier.model, input_size=classifier.input_size, **options)
+    return classifier, SSA(classifier.model, input_shape=classifier.input_size, **options)
 
 
 def parse_stages(text: str) -> str | list[str]:

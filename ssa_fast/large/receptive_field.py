@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.trace import LayerRef
 
+CHANNELS = 3  # of large images
 SIZES = (256, 512, 1024, 2048)  # sides of the test images, until one is larger than the receptive field
 TOLERANCE = 0.02  # of a map's maximum: white noise shifted by a pixel differs by more, rounding by less
 LARGE = 1000.0  # of the cell that must change nothing outside of the receptive field; images are about 1
@@ -51,7 +52,9 @@ class ReceptiveField:
     def map_sizes(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Return the maps' sizes (h, w) for an image of ``size`` (H, W), measured on a window at its end."""
         y, x = (max(0, side - SIZES[0]) // self.stride * self.stride for side in size)
-        maps = extract_features(self.model, make_trace_image(self.model, (size[0] - y, size[1] - x)), self.sources).maps
+        maps = extract_features(
+            self.model, make_trace_image(self.model, (size[0] - y, size[1] - x), CHANNELS), self.sources
+        ).maps
         return {
             name: (y // stride + maps[name].shape[-2], x // stride + maps[name].shape[-1])
             for name, stride in self.strides.items()
@@ -66,7 +69,7 @@ class ReceptiveField:
             return
         cell = self.stride
         end = 2 * self.halo + 3 * cell  # a cell of the image around the window, the halo, and two cells inside
-        image = make_trace_image(self.model, (end + cell + size[0] % cell, end + cell + size[1] % cell))
+        image = make_trace_image(self.model, (end + cell + size[0] % cell, end + cell + size[1] % cell), CHANNELS)
         whole = extract_features(self.model, image, self.sources).maps
         part = extract_features(self.model, image[:, :, cell:end, cell:end], self.sources).maps
         for name, stride in self.strides.items():
@@ -96,8 +99,10 @@ def measure_receptive_field(model: nn.Module, sources: Mapping[str, LayerRef]) -
 
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
     with hooked_inference(model, dict.fromkeys(leaves, record_bytes)):
-        small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0])), sources).maps
-    larger = extract_features(model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP)), sources).maps
+        small = extract_features(model, make_trace_image(model, (SIZES[0], SIZES[0]), CHANNELS), sources).maps
+    larger = extract_features(
+        model, make_trace_image(model, (SIZES[0] + STEP, SIZES[0] + STEP), CHANNELS), sources
+    ).maps
     strides = {name: _stride(name, small[name], larger[name]) for name in sources}
     halo, place = _measure_halo(model, sources, strides)
     return ReceptiveField(model, sources, strides, halo, max(output_bytes) / SIZES[0] ** 2, place)
@@ -123,7 +128,7 @@ def _measure_halo(
     """
     cell = max(strides.values())
     for size in SIZES:
-        image, lo = make_trace_image(model, (size, size)), size // 2 // cell * cell
+        image, lo = make_trace_image(model, (size, size), CHANNELS), size // 2 // cell * cell
         nan = _with_cell(image, cell, float("nan"))
         distances = []
         for name, maps in extract_features(model, nan, sources).maps.items():
@@ -138,7 +143,7 @@ def _measure_halo(
             if _changes_elsewhere(model, image, large, nan, sources):
                 return None, _find_global_layer(model, image, large)
             return -(-max(0, *distances) // cell) * cell, ""
-    image = make_trace_image(model, (PLACE_SIZE, PLACE_SIZE))
+    image = make_trace_image(model, (PLACE_SIZE, PLACE_SIZE), CHANNELS)
     return None, _find_global_layer(model, image, _with_cell(image, cell, float("nan")))
 
 

@@ -54,6 +54,10 @@ def check_model(ssa: SSA) -> None:
         raise ValueError(ssa.info.no_logits)
     if ssa.info.in_channels != 3:
         raise ValueError(f"model: expected one for RGB images, got one for {ssa.info.in_channels} channels")
+    if ssa.info.window is not None:
+        raise ValueError(
+            "model: expected one whose maps cover the whole image, got one that crops or pads it in forward"
+        )
     if ssa.info.fixed_size is not None:
         raise ValueError("model: expected one for any image size, got one for a single size; resize the image")
 

@@ -103,7 +103,10 @@ def _find_counterexample(
         try:
             with hooked_inference(model, {head: hook} if head else {}):
                 features = extract_features(
-                    model, make_trace_image(model, size), {ref.name: ref}, logits=None if head else trace.output
+                    model,
+                    make_trace_image(model, size, trace.channels),
+                    {ref.name: ref},
+                    logits=None if head else trace.output,
                 )
         except Exception:  # a network may refuse a size in any way
             continue

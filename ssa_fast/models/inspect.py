@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,21 +11,25 @@ from torch import Tensor, nn
 
 from ssa_fast.models.batch_trial import try_batch
 from ssa_fast.models.extract import Features, extract_features
+from ssa_fast.models.geometry import try_other_sizes
+from ssa_fast.models.input_shape import parse_input_shape, trace_sample
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.module_kinds import check_modules
 from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
-from ssa_fast.models.trace import LayerRef, find_fixed_size, find_input_channels, trace_model
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
-from ssa_fast.validation import check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.models.geometry import Geometry
+    from ssa_fast.models.input_shape import InputShape
+    from ssa_fast.models.layout import Window
     from ssa_fast.models.outputs import Logits, LogitsRef
     from ssa_fast.models.stage_affinity import Sign, StageAffinities
+    from ssa_fast.models.trace import ForwardTrace, LayerRef
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class ModelInfo:
         seed: Recipe of the seed CAM.
         num_classes, in_channels: Number of logits (0 if there are none), of an image's channels.
         trace_size: (H, W) of the sample image.
-        fixed_size: The only (H, W) that the network accepts by its own account, or None.
+        fixed_size: The only (H, W) that the network was found to accept, or None.
+        window: (H, W) of an image -> the (top, left, bottom, right) that the maps cover; None: the whole.
         output: Where the logits are in what the network returns.
         takes_one: Whether the network takes one image per call only.
         notes: What was assumed about the network, one sentence each.
@@ -49,6 +55,7 @@ class ModelInfo:
     in_channels: int
     trace_size: tuple[int, int]
     fixed_size: tuple[int, int] | None
+    window: Callable[[int, int], Window] | None
     output: LogitsRef
     takes_one: bool = False
     notes: tuple[str, ...] = ()
@@ -109,6 +116,7 @@ class ModelDescription:
     input_size: tuple[int, int]
     num_classes: int
     parameters: int
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(
@@ -116,12 +124,14 @@ def inspect_model(
     *,
     stages: str | Sequence[str] = "auto",
     seed: str | None = "auto",
-    input_size: int | tuple[int, int] | None = None,
+    input_shape: InputShape = None,
+    geometry: Geometry = None,
     logits: Logits = None,
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
-    This takes one forward pass of a random image; Grad-CAM takes a second one with a short backward pass. The model's
+    This takes a forward pass of a random image and two of half of it, which show whether other sizes are accepted and
+    where in the maps a change of the image is found; Grad-CAM takes another one with a short backward pass. The model's
     modes, hooks and gradients and the global random state are restored.
 
     Args:
@@ -129,18 +139,21 @@ def inspect_model(
             which there is Grad-CAM of targets only.
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer; None to look for none.
-        input_size: Side or (H, W) of the sample image; by default the network's ``image_size``, else 224.
+        input_shape: (C, H, W), (H, W) or a side of the sample image, or a preprocessor's sizes; by default what the
+            network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224.
+        geometry: What forward does to images before the backbone: "resize", "center-crop", "pad", "pad-end" (see
+            ``models.geometry``), or a function from (H, W) to the (top, left, bottom, right) that the maps cover, in
+            pixels of the image. None: measured.
         logits: Where they are in what the network returns, if not by evidence: an index, a key or attribute, or a
             function of the output.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: The forward pass fails, a module is unknown or returns no map, or ``seed="cam"`` is not exact.
+        ValueError: The forward pass fails, a module is unknown or returns no map, ``seed="cam"`` is not exact, or the
+            maps do not follow the image.
     """
     check_modules(model)
-    fixed_size = find_fixed_size(model)
-    size = input_size if input_size is not None else fixed_size or 224
-    trace = trace_model(model, check_size("input_size", (size, size) if isinstance(size, int) else size), logits)
+    trace = trace_sample(model, parse_input_shape(input_shape), logits)
     try:
         names = select_stages(model, trace, stages)
         with torch.inference_mode(False):
@@ -149,19 +162,34 @@ def inspect_model(
         if trace.output.missing is None:
             raise
         raise ValueError(f"{trace.output.missing}; or, for targets= and cam=, {error}") from error
-    trial = try_batch(model, trace, names)
+    refs = {name: trace.maps[name] for name in names}
+    sizes = try_other_sizes(model, {**refs, recipe.layer: recipe.ref}, trace.image_size, trace.channels, geometry)
+    batch = try_batch(model, trace, names)
     return ModelInfo(
-        stages={name: trace.maps[name] for name in names},
+        stages={name: sizes.adapt(ref) for name, ref in refs.items()},
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
-        seed=recipe,
+        seed=replace(recipe, ref=sizes.adapt(recipe.ref)),
         num_classes=trace.logits.shape[1],
-        in_channels=find_input_channels(model),
+        in_channels=trace.channels,
         trace_size=trace.image_size,
-        fixed_size=fixed_size,
+        fixed_size=sizes.fixed_size,
+        window=sizes.window,
         output=trace.output,
-        takes_one=trial.takes_one,
-        notes=trace.output.notes + trial.notes,
+        takes_one=batch.takes_one,
+        notes=(*_depth_note(trace, names), *sizes.notes, *trace.output.notes, *batch.notes),
     )
+
+
+def _depth_note(trace: ForwardTrace, names: Sequence[str]) -> list[str]:
+    """Return a note if all stages lie at the beginning of the network, as those of a patch embedding do."""
+    last = max(names, key=lambda name: trace.spans[name][1])
+    share = trace.spans[last][1] / trace.called
+    if share >= 0.1:
+        return []
+    return [
+        f"stages: the last stage, {last!r}, lies in the first {math.ceil(100 * share)} % of the network; "
+        "name later modules with stages=[...]"
+    ]
 
 
 def describe(
@@ -171,7 +199,8 @@ def describe(
     seed: str = "auto",
     affinity: StageAffinities = "auto",
     classes: int = 20,
-    input_size: int | tuple[int, int] | None = None,
+    input_shape: InputShape = None,
+    geometry: Geometry = None,
     logits: Logits = None,
 ) -> ModelDescription:
     """Describe the stages, sizes, signs, affinities, methods and seed of a classification network.
@@ -179,7 +208,7 @@ def describe(
     Takes and raises what ``inspect_model`` does; ``affinity``, as ``SSA`` takes it, and the number of CAM ``classes``
     decide the methods.
     """
-    info = inspect_model(model, stages=stages, seed=seed, input_size=input_size, logits=logits)
+    info = inspect_model(model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry, logits=logits)
     if info.no_logits is not None:
         raise ValueError(info.no_logits)
     described = []
@@ -191,4 +220,5 @@ def describe(
         described.append(StageDescription(name, layout.shape, sign, proved, chosen, why, method))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     seed_kind, seed_layer = info.seed.kind, info.seed.layer
-    return ModelDescription(tuple(described), seed_kind, seed_layer, info.trace_size, info.num_classes, parameters)
+    size, classes, notes = info.trace_size, info.num_classes, info.notes
+    return ModelDescription(tuple(described), seed_kind, seed_layer, size, classes, parameters, notes)

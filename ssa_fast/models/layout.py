@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
+
+Window: TypeAlias = "tuple[float, float, float, float]"  # top, left, bottom, right in pixels of the image
+
+
+def window_size(window: Window) -> tuple[int, int]:
+    """Return the (height, width) of a window in whole pixels."""
+    top, left, bottom, right = (round(edge) for edge in window)
+    return max(1, bottom - top), max(1, right - left)
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,16 @@ class TensorLayout:
         kind: Order of the axes: (B, C, h, w), (B, h, w, C) or (B, N, C).
         shape, image_size: (C, h, w) of the sample image's map, (H, W) of the sample image.
         prefix: Tokens before the patches (class token, registers); 0 for the other kinds.
+        fixed: Whether the tokens' grid is that of the sample image for every image (a forward that resizes images).
+        window: (H, W) of an image -> the part of it that the map covers; None: the whole.
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
     shape: tuple[int, int, int]
     image_size: tuple[int, int]
     prefix: int = 0
+    fixed: bool = False
+    window: Callable[[int, int], Window] | None = None
 
     @property
     def channels(self) -> int:
@@ -49,15 +61,46 @@ class TensorLayout:
             return output
         if self.kind == "nhwc":
             return output.permute(0, 3, 1, 2)
-        tokens = output.shape[1]
-        height, width = (round(size / stride) for size, stride in zip(image_size, self.stride, strict=True))
-        if tokens != self.prefix + height * width:
-            raise ValueError(
-                f"stages: expected {self.prefix} + {height} x {width} tokens for images of "
-                f"{image_size[0]} x {image_size[1]}, got {tokens}; resize the images to the network's own size"
-            )
+        height, width = self.grid(output.shape[1] - self.prefix, image_size)
         patches = output[:, self.prefix :].transpose(1, 2)
         return patches.view(*patches.shape[:2], height, width)
+
+    def grid(self, patches: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return (h, w) of the ``patches`` of an image of ``image_size`` (H, W); ValueError if there is none.
+
+        Patch embeddings floor, paddings and halvings of odd sizes ceil; a fraction of both is found by its product.
+        """
+        covered = image_size if self.window is None else window_size(self.window(*image_size))
+        axes = zip(covered, self.image_size, self.shape[1:], strict=True)
+        heights, widths = ([self.shape[axis]] if self.fixed else _lengths(*each) for axis, each in enumerate(axes, 1))
+        pairs = sorted((y + x, h, w) for y, h in enumerate(heights) for x, w in enumerate(widths))
+        found = next(((h, w) for _, h, w in pairs if h * w == patches), None)
+        if found is None:
+            raise ValueError(
+                f"stages: expected {self.prefix} + {heights[0]} x {widths[0]} tokens for images of "
+                f"{image_size[0]} x {image_size[1]}, got {self.prefix + patches}; resize the images to the network's "
+                "own size"
+            )
+        return found
+
+
+def _lengths(side: int, sample_side: int, sample_length: int) -> list[int]:
+    """List the lengths that an axis of a token grid may have for an image's ``side``, most probable first.
+
+    Strides are whole numbers that lead from ``sample_side`` to ``sample_length`` by flooring or ceiling: the quotient
+    itself, powers of two, then others. Last come the neighbours of the fraction, for strides that are none.
+    """
+    ratio = sample_side / sample_length
+    longest = -(-sample_side // max(1, sample_length - 1))
+    strides = [s for s in range(1, longest + 1) if sample_length in (sample_side // s, -(-sample_side // s))]
+    strides.sort(key=lambda stride: (stride != ratio, stride & (stride - 1) != 0, abs(stride - ratio)))
+    lengths = []
+    for stride in strides:
+        lengths += [side // stride] if sample_side // stride == sample_length else []
+        lengths += [-(-side // stride)] if -(-sample_side // stride) == sample_length else []
+    near = round(side / ratio)
+    lengths += [near, near + 1, near - 1] if near >= 10 else [near]  # of few patches, another number is another grid
+    return [length for length in dict.fromkeys(lengths) if length > 0]
 
 
 def infer_layout(
@@ -87,14 +130,25 @@ def _token_layout(
     if seen:
         height, width = max(seen, key=math.prod)
         return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
+    smaller = _halvings(grids)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
         height = round(math.sqrt(patches * image_size[0] / image_size[1]))
         if height > 1 and patches % height == 0:
             layout = TensorLayout("tokens", (channels, height, patches // height), image_size, prefix)
-            if _anisotropy(layout) < 0.1:
+            # Latents and queries are no pixels: a network that had maps before goes on with one of them, halved or not.
+            if _anisotropy(layout) < 0.1 and (not grids or layout.shape[1:] in smaller):
                 return layout
     return None
+
+
+def _halvings(grids: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return all grids to which halving leads, rounding odd sizes up or down."""
+    found, new = set(grids), set(grids)
+    while new:
+        new = {(h, w) for y, x in new for h, w in ((y // 2, x // 2), (-(-y // 2), -(-x // 2))) if h * w > 1} - found
+        found |= new
+    return found
 
 
 def _anisotropy(layout: TensorLayout) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssa_fast.models.exact_cam import find_exact_cam, find_head
 from ssa_fast.models.extract import Features, extract_features
-from ssa_fast.models.layer_selection import check_returns_map
+from ssa_fast.models.layer_selection import check_returns_map, is_normalisation
 from ssa_fast.models.layout import find_first_tensor, float_tensors
 from ssa_fast.models.module_kinds import check_gradient, head_weights
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
@@ -143,7 +143,8 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
         if complete:
             break
     if best:
-        return best[-1]
+        norms = [ref for ref in best if is_normalisation(model.get_submodule(ref.name))]
+        return best[-1] if best[-1].name == last.name or not norms else norms[-1]
     raise ValueError(
         f"seed: expected a layer that the logits depend on, but the gradient is zero at {last.name!r} and at every map "
         f"of its shape before it; {_advise_without_gradient(trace)}"
@@ -178,7 +179,7 @@ def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[Laye
     first, *later = refs
     names = [ref.name for ref in later] + ([head] if head else [])
     with hooked_inference(model, {name: partial(hook, name) for name in names}):
-        image = make_trace_image(model, trace.image_size)
+        image = make_trace_image(model, trace.image_size, trace.channels)
         extracted = extract_features(model, image, {}, gradient_from=first, logits=trace.output)
     # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
     start = outputs.pop(head) if head else None

@@ -9,6 +9,7 @@ import torch
 
 from ssa_fast.arrays import as_tensor
 from ssa_fast.models.class_spec import PADDING, ClassSelection, resolve_classes
+from ssa_fast.models.geometry import in_window
 from ssa_fast.models.scores import probabilities
 from ssa_fast.models.seed_cam import target_seed
 from ssa_fast.models.targets import read_targets, target_values
@@ -85,8 +86,10 @@ class ClassSeeds:
 class GivenSeeds(ClassSeeds):
     """Seeds of the caller's own, (B, K, h, w); ``classes`` says of which classes they are, None that nobody knows."""
 
-    def __init__(self, network: Network, cam: Any, images: Tensor, classes: Classes | ClassSelection) -> None:
-        self.network, self.classes = network, classes
+    def __init__(
+        self, network: Network, cam: Any, images: Tensor, classes: Classes | ClassSelection, *, align_corners: bool
+    ) -> None:
+        self.network, self.classes, self.align_corners = network, classes, align_corners
         self.cam, self.cam_notes = read_cam(cam, images)
         if classes is not None and network.info.no_logits is not None:
             raise ValueError(f"{network.info.no_logits}; leave classes out")
@@ -111,8 +114,11 @@ class GivenSeeds(ClassSeeds):
         return Chosen(replace(selection, notes=notes), self.network.score(logits, selection.filled), names)
 
     def maps(self, features: Features, chosen: Chosen, flipped: bool) -> Tensor:
-        """Return the CAM, flipped as the view is."""
-        return self.cam.flip(-1) if flipped else self.cam
+        """Return the CAM, flipped as the view is, of the part of the image that the stages cover."""
+        cam, window = self.cam.flip(-1) if flipped else self.cam, self.network.info.window
+        if window is None:
+            return cam
+        return in_window(cam, window(*features.image_size), features.image_size, self.align_corners)
 
 
 class TargetSeeds:

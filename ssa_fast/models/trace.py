@@ -6,13 +6,14 @@ import math
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ssa_fast.models.flow import FlowTracker
-from ssa_fast.models.layout import TensorLayout, find_first_tensor, infer_layout
+from ssa_fast.models.layout import TensorLayout, find_first_tensor, float_tensors, infer_layout
+from ssa_fast.models.main_path import PathTracker
 from ssa_fast.models.module_kinds import is_linear_map
 from ssa_fast.models.outputs import Logits, LogitsRef, try_logits
 from ssa_fast.models.signs import SignTracker
@@ -61,21 +62,57 @@ class ForwardTrace:
     """Trace of one forward pass of the sample image.
 
     Attributes:
-        image_size: (H, W) of the sample image.
+        image_size, channels: (H, W) and C of the sample image.
         layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
         logits: (1, num_classes); (1, 0) if the model returns none.
         output: Where the logits are in what the network returns, or why there are none.
         flow: What each tensor of the forward pass was made from.
+        spans: Module name -> how many modules had been called when its last call began, and when it ended.
+        needed, main_path: The outputs that the logits (or the first output, if there are none) depend on, those that
+            every path to them crosses (``models.main_path``); both None where that is not known.
     """
 
     image_size: tuple[int, int]
+    channels: int
     layers: dict[str, LayerTrace]
     maps: dict[str, LayerRef]
     linear_inputs: dict[str, Tensor]
     logits: Tensor
     output: LogitsRef
     flow: FlowTracker
+    spans: dict[str, tuple[int, int]]
+    needed: frozenset[str] | None
+    main_path: frozenset[str] | None
+
+    @property
+    def called(self) -> int:
+        """Number of calls of modules: the end of all ``spans``."""
+        return max((end for _, end in self.spans.values()), default=1)
+
+
+class ForwardError(ValueError):
+    """The sample image could not be run through the network.
+
+    Attributes:
+        takes: Input channels of the first convolution that was called, or None.
+        passed: Whether that convolution returned, so that the number of channels was right.
+    """
+
+    def __init__(self, shape: tuple[int, ...], error: Exception, takes: int | None, passed: bool) -> None:
+        self.takes, self.passed = takes, passed
+        if passed:
+            advice = "pass input_shape=(H, W) that the network accepts"
+        elif takes not in (None, shape[1]):
+            advice = f"its first convolution takes {takes} channels: pass input_shape=({takes}, H, W)"
+        elif isinstance(error, TypeError):
+            advice = "wrap the network in a module whose forward takes the images alone"
+        else:
+            advice = "pass input_shape=(C, H, W) that the network accepts, or wrap one that takes something else"
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        super().__init__(
+            f"model: expected a forward pass on a sample image of shape {shape}, got an error ({reason}); {advice}"
+        )
 
 
 class _Output(NamedTuple):
@@ -128,26 +165,11 @@ def has_hooks(model: nn.Module) -> bool:
     return any(hooks)
 
 
-def find_fixed_size(model: nn.Module) -> tuple[int, int] | None:
-    """Return (H, W) of the only image, a square one, that the model accepts (ViT), if it names one."""
-    sides = (getattr(module, "image_size", None) for module in model.modules())
-    return next(((side, side) for side in sides if isinstance(side, int) and side > 0), None)
-
-
-def find_input_channels(model: nn.Module) -> int:
-    """Return the channels of an image: of the first convolution with at most 4, else of the first, else 3.
-
-    Modules are listed in the order of their registration, which may put the head first.
-    """
-    channels = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return next((few for few in channels if few <= 4), channels[0] if channels else 3)
-
-
-def make_trace_image(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
+def make_trace_image(model: nn.Module, image_size: tuple[int, int], channels: int) -> Tensor:
     """Draw an image (1, C, H, W) in the model's dtype, on its device, with a generator of its own."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, find_input_channels(model), *image_size, generator=generator)
+    image = torch.randn(1, channels, *image_size, generator=generator)
     return image.to(device=parameter.device, dtype=parameter.dtype)
 
 
@@ -163,23 +185,33 @@ def _run_pair(model: nn.Module, image: Tensor) -> Any:
     return None
 
 
-def trace_model(model: nn.Module, image_size: tuple[int, int], logits: Logits = None) -> ForwardTrace:
-    """Run the sample image through ``model`` and record the modules' outputs; ValueError if it fails.
+def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, where: Logits = None) -> ForwardTrace:
+    """Run the sample image through ``model`` and record the modules' outputs; ``ForwardError`` if it fails.
 
-    ``logits`` says where they are in what it returns (``models.outputs``).
+    ``where`` says where the logits are in what it returns (``models.outputs``).
     """
     outputs: dict[str, _Output] = {}
     inputs: dict[str, Tensor] = {}
     grids: list[tuple[int, int]] = []
-    signs, flow = SignTracker(), FlowTracker()
+    spans: dict[str, tuple[int, int]] = {}
+    convolutions: dict[str, bool] = {}  # called so far, whether they have returned
+    signs, paths, flow = SignTracker(), PathTracker(), FlowTracker()
+    modules = dict(model.named_modules())
 
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         signs.called.append(name)
+        spans[name] = len(signs.called), 0
+        if isinstance(module, nn.Conv2d):
+            convolutions[name] = False
 
     def leave(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        spans[name] = spans[name][0], len(signs.called)
+        if name in convolutions:
+            convolutions[name] = True
         tensor = find_first_tensor(output)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             return
+        paths.mark(name, tensor, args)
         layout = infer_layout(tensor.shape, image_size, grids)
         if layout is not None and layout.kind != "tokens":
             grids.append(layout.shape[1:])
@@ -189,21 +221,22 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], logits: Logits = 
         if is_linear_map(module) and args and isinstance(args[0], Tensor):
             inputs[name] = args[0]
 
-    names = [name for name, _ in model.named_modules() if name]
-    hooks = ({name: partial(hook, name) for name in names} for hook in (leave, enter))
-    with hooked_inference(model, *hooks), signs, flow:
-        image = make_trace_image(model, image_size)
+    hooks = ({name: partial(hook, name) for name in modules if name} for hook in (leave, enter))
+    with hooked_inference(model, *hooks), signs, paths, flow:
+        image = make_trace_image(model, image_size, channels)
+        paths.start(image)
         try:
             output = model(image)
         except Exception as error:
-            raise ValueError(
-                f"model: expected a forward pass on a sample image of shape {tuple(image.shape)}, got an error "
-                f"({error}); pass input_size=(H, W) that the network accepts"
-            ) from error
-    with hooked_inference(model, {}), flow:
-        ref = try_logits(output, flow, logits, partial(_run_pair, model, image))
-        found = image.new_empty(1, 0) if ref.missing else ref.read(output, 1, flow)
-    trace = ForwardTrace(image_size, {}, {}, inputs, found, ref, flow)
+            first, passed = next(iter(convolutions.items()), (None, False))
+            takes = None if first is None else cast("nn.Conv2d", modules[first]).in_channels
+            raise ForwardError(tuple(image.shape), error, takes, passed) from error
+    with hooked_inference(model, {}), paths, flow:
+        ref = try_logits(output, flow, where, partial(_run_pair, model, image))
+        logits = image.new_empty(1, 0) if ref.missing else ref.read(output, 1, flow)
+    ends = float_tensors(output)[:1] if ref.missing else [logits]
+    needed, main_path = (ends and paths.names(ends[0])) or (None, None)
+    trace = ForwardTrace(image_size, channels, {}, {}, inputs, logits, ref, flow, spans, needed, main_path)
     for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
         relu = modified and torch.equal(sample_elements(tensor), sample.relu())

@@ -15,8 +15,8 @@ from torch.nn.functional import interpolate
 from ssa_fast.models.checkpoints import mismatch_message, read_state
 from ssa_fast.models.class_names import outputs_named, suggest
 from ssa_fast.models.class_spec import parse_classes
+from ssa_fast.models.input_shape import named_sizes
 from ssa_fast.models.scores import Probability, choose_probability, probabilities
-from ssa_fast.models.trace import find_fixed_size
 from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def load(
     else:
         choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
         raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
-    fixed_size = (224, 224) if isinstance(model, models.MaxVit) else find_fixed_size(model)
+    fixed_size = (224, 224) if isinstance(model, models.MaxVit) else next(iter(named_sizes(model)), None)
     kind = choose_probability(probability, model, len(categories))
     return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind, notes)
 

@@ -98,7 +98,7 @@ def test_a_result_that_depends_on_the_batch_is_noted_with_its_place(name: str) -
     build, place = BATCHES[name]
     torch.manual_seed(0)
     model = build().eval()
-    ssa = SSA(model, input_size=SIDE)
+    ssa = SSA(model, input_shape=SIDE)
     together, alone = ssa(draw(2)), ssa(draw(2)[:1])
     assert not torch.allclose(together.logits[:1], alone.logits, rtol=1e-2)
     expected = (
@@ -114,7 +114,7 @@ def test_statistics_of_the_logits_are_noted_as_after_the_last_layer() -> None:
             logits = super().forward(x)
             return logits - logits.amax() + logits
 
-    (note,) = inspect_model(Contrast(), input_size=SIDE).notes
+    (note,) = inspect_model(Contrast(), input_shape=SIDE).notes
     assert "first after its last layer, in forward itself;" in note
 
 
@@ -125,7 +125,7 @@ def test_logits_less_their_mean_are_zero_for_an_image_alone() -> None:
             return logits - logits.mean(0)
 
     with pytest.raises(ValueError, match=r"gradient is zero .*; all logits of an image alone are 0, as where the mean"):
-        inspect_model(Contrast(), input_size=SIDE)
+        inspect_model(Contrast(), input_shape=SIDE)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_logits_less_their_mean_are_zero_for_an_image_alone() -> None:
 )
 def test_images_that_are_independent_have_no_note(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    assert inspect_model(build(), input_size=(64, 96)).notes == ()
+    assert inspect_model(build(), input_shape=(64, 96)).notes == ()
 
 
 def test_chance_in_evaluation_mode_is_noted_as_such() -> None:
     torch.manual_seed(0)
-    (note,) = inspect_model(Between(lambda x: F.dropout(x, 0.5)), input_size=SIDE).notes
+    (note,) = inspect_model(Between(lambda x: F.dropout(x, 0.5)), input_shape=SIDE).notes
     assert (
         note == "model: it is random in evaluation mode: two runs of one image differ, first before 'blocks.2' (Block)"
     )
@@ -161,7 +161,7 @@ def test_chance_in_evaluation_mode_is_noted_as_such() -> None:
 
 def test_a_network_for_one_image_takes_them_one_by_one() -> None:
     model = Between(lambda x: x.view(1, 12, *x.shape[2:]))
-    ssa = SSA(model, input_size=SIDE)
+    ssa = SSA(model, input_shape=SIDE)
     (note,) = ssa(draw(1)).notes
     assert note.startswith("model: it takes one image per call; two together fail (shape '[1, 12, 16, 16]' is invalid")
     with pytest.raises(
@@ -176,9 +176,9 @@ def test_a_network_of_fixed_size_is_tried_at_that_size() -> None:
             assert x.shape[-2:] == (128, 128)
             return super().forward(x)
 
-    (note,) = inspect_model(Fixed(lambda x: x - x.mean(0)), input_size=128).notes
+    (note,) = inspect_model(Fixed(lambda x: x - x.mean(0)), input_shape=128).notes
     assert "first before 'blocks.2' (Block)" in note
-    assert inspect_model(Fixed(lambda x: x), input_size=128).notes == ()
+    assert inspect_model(Fixed(lambda x: x), input_shape=128).notes == ()
 
 
 GLOBAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -218,7 +218,7 @@ class Centred(nn.Module):
 def test_maps_that_depend_on_the_whole_image_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, place = GLOBAL[name]
     torch.manual_seed(0)
-    ssa = SSA(build().eval(), input_size=SIDE)
+    ssa = SSA(build().eval(), input_shape=SIDE)
     field = measure_receptive_field(ssa.model, ssa.info.stages)
     assert (field.halo, field.global_from) == (None, place)
     with pytest.raises(ValueError, match=r"halo: expected pixels, got \"auto\".*whole image, first (in|before) '"):
@@ -231,7 +231,7 @@ def test_maps_that_depend_on_the_whole_image_are_named(name: str, monkeypatch: p
 )
 def test_local_normalisation_keeps_its_receptive_field(function: Callable[[Tensor], Tensor]) -> None:
     model = Between(function)
-    field = measure_receptive_field(model, inspect_model(model, input_size=SIDE).stages)
+    field = measure_receptive_field(model, inspect_model(model, input_shape=SIDE).stages)
     assert field.halo is not None
     assert field.global_from == ""
 
@@ -307,7 +307,7 @@ def test_modules_that_cannot_be_read_say_why(name: str) -> None:
     build, error, text = REFUSED[name]
     model = quietly(build)
     with pytest.raises(error, match=f"model: expected .*{text}"):
-        inspect_model(model, input_size=SIDE)
+        inspect_model(model, input_shape=SIDE)
 
 
 def weight_norm_as_before(model: Pyramid) -> nn.Module:
@@ -347,7 +347,7 @@ def test_modules_that_are_read_as_the_network_they_hold(name: str) -> None:
     model = quietly(READ[name], copy.deepcopy(original))
     if name == "pruned":
         original.fc.weight.data = model.fc.weight.detach()
-    found, expected = (SSA(each, input_size=SIDE)(draw(1), [0, 3]).cams for each in (model, original))
+    found, expected = (SSA(each, input_shape=SIDE)(draw(1), [0, 3]).cams for each in (model, original))
     tolerance = 0.03 if name == "quantized dynamically" else 1e-4
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert found.amax() > 0
@@ -356,7 +356,7 @@ def test_modules_that_are_read_as_the_network_they_hold(name: str) -> None:
 def test_a_dynamically_quantized_head_has_the_cam_of_its_weights() -> None:
     torch.manual_seed(0)
     model = quietly(torch.ao.quantization.quantize_dynamic, Pyramid().eval(), {nn.Linear})
-    ssa = SSA(model, input_size=SIDE)
+    ssa = SSA(model, input_shape=SIDE)
     assert (ssa.seed_kind, ssa.info.seed.head) == ("cam", "fc")
     info = ssa.info
     with torch.no_grad():
@@ -371,7 +371,7 @@ def test_grad_cam_through_dynamically_quantized_layers_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"seed: expected weights through which .*, but 'fc' is quantized; pass the floating-po"
     ):
-        inspect_model(model, input_size=SIDE)
+        inspect_model(model, input_shape=SIDE)
 
 
 @pytest.mark.parametrize("network", [Pyramid, DeepHead])
@@ -380,20 +380,20 @@ def test_networks_built_under_inference_mode(network: type[nn.Module]) -> None:
     with torch.inference_mode():
         model = network().eval()
     if network is Pyramid:
-        assert SSA(model, input_size=SIDE)(draw(2)).cams.amax() > 0
+        assert SSA(model, input_shape=SIDE)(draw(2)).cams.amax() > 0
     with pytest.raises(
         ValueError, match=r"weights through which Grad-CAM can compute gradients, but 'blocks.0.down.we"
     ):
-        inspect_model(model, seed="grad-cam", input_size=SIDE)
+        inspect_model(model, seed="grad-cam", input_shape=SIDE)
     normal = copy.deepcopy(model)  # what the message advises
-    ssa = SSA(normal, seed="grad-cam", input_size=SIDE)
+    ssa = SSA(normal, seed="grad-cam", input_shape=SIDE)
     with torch.inference_mode():
         assert ssa(draw(2)).cams.amax() > 0
 
 
 def test_an_export_for_one_image_says_so() -> None:
     model = torch.export.unflatten(export(Pyramid(), batch=1))
-    ssa = SSA(model, input_size=SIDE)
+    ssa = SSA(model, input_shape=SIDE)
     assert ssa.info.takes_one
     with pytest.raises(ValueError, match="images: expected one, as the model failed with two at once, got 2"):
         ssa(draw(2))
@@ -406,7 +406,7 @@ def test_an_error_of_a_hook_is_the_reason_given() -> None:
     model = Pyramid()
     model.blocks[1].register_forward_hook(fail)
     with pytest.raises(ValueError, match=r"model: expected a forward pass .* \(no feature store\)"):
-        inspect_model(model, input_size=SIDE)
+        inspect_model(model, input_shape=SIDE)
 
 
 def test_a_network_of_two_dtypes_takes_images_as_its_first_weight_is() -> None:
@@ -417,6 +417,6 @@ def test_a_network_of_two_dtypes_takes_images_as_its_first_weight_is() -> None:
     torch.manual_seed(0)
     model = Mixed()
     model.fc.double()
-    ssa = SSA(model, input_size=SIDE)
+    ssa = SSA(model, input_shape=SIDE)
     assert ssa.seed_kind == "cam"
     assert ssa(draw(2)).cams.amax() > 0

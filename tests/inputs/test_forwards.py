@@ -76,7 +76,7 @@ def check_equals_plain(net: Net, **options: Any) -> SSA:
     """Compare logits and CAMs of 1 and of 2 images with those of the same layers in a plain network; return the SSA."""
     plain = Pyramid(net.fc.out_features).eval()
     plain.load_state_dict(net.state_dict(), strict=False)
-    ssa, expected = SSA(net, input_size=SIDE, **options), SSA(plain, input_size=SIDE)
+    ssa, expected = SSA(net, input_shape=SIDE, **options), SSA(plain, input_shape=SIDE)
     classes = [[0, net.fc.out_features - 1]]
     assert (ssa.seed_kind, ssa.info.seed.head) == ("cam", "fc")
     assert ssa.info.num_classes == net.fc.out_features
@@ -123,12 +123,12 @@ def test_logits_are_found_by_the_layers_they_depend_on(name: str) -> None:
 
 
 def test_the_choice_among_outputs_is_a_note() -> None:
-    (note,) = inspect_model(Net(lambda net, h, z: {"feat": h, "out": z}), input_size=SIDE).notes
+    (note,) = inspect_model(Net(lambda net, h, z: {"feat": h, "out": z}), input_shape=SIDE).notes
     assert note == (
         "model: of the outputs output['feat'] (1, 20), output['out'] (1, 5), output['out'] is taken for the logits; "
         "logits= names another"
     )
-    assert inspect_model(Net(lambda net, h, z: z), input_size=SIDE).notes == ()
+    assert inspect_model(Net(lambda net, h, z: z), input_shape=SIDE).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_named_logits_need_no_evidence(name: str) -> None:
 
 
 def test_named_logits_may_be_an_auxiliary_head() -> None:
-    info = inspect_model(Net(lambda net, h, z: {"z": z, "logits": net.early}), input_size=SIDE)
+    info = inspect_model(Net(lambda net, h, z: {"z": z, "logits": net.early}), input_shape=SIDE)
     assert info.output.path == ("logits",)
 
 
@@ -160,7 +160,7 @@ def test_outputs_that_the_layers_do_not_tell_apart_are_refused(name: str) -> Non
     with pytest.raises(
         ValueError, match=r"model: expected one output to be the logits .*got output\[0\].*; pass logits="
     ):
-        describe(Net(UNDECIDED[name]), input_size=SIDE)
+        describe(Net(UNDECIDED[name]), input_shape=SIDE)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_outputs_that_the_layers_do_not_tell_apart_are_refused(name: str) -> Non
 def test_the_caller_says_where_the_logits_are(function: Callable[[Any, Tensor, Tensor], Any], logits: Any) -> None:
     net = Net(function)
     check_equals_plain(net, logits=logits)
-    assert describe(net, logits=logits, input_size=SIDE).num_classes == CLASSES
+    assert describe(net, logits=logits, input_shape=SIDE).num_classes == CLASSES
 
 
 def test_the_callers_word_overrules_the_evidence() -> None:
     net = Net(lambda net, h, z: (z, net.early))
-    ssa = SSA(net, logits=1, seed="blocks.1", input_size=SIDE)
+    ssa = SSA(net, logits=1, seed="blocks.1", input_shape=SIDE)
     assert ssa.info.notes == ()
     logits = ssa(draw(2)).logits
     torch.testing.assert_close(logits, net.early.detach().float())
@@ -211,7 +211,7 @@ def test_the_callers_word_overrules_the_evidence() -> None:
 )
 def test_wrong_words(logits: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        inspect_model(Net(lambda net, h, z: (z, h)), logits=logits, input_size=SIDE)
+        inspect_model(Net(lambda net, h, z: (z, h)), logits=logits, input_shape=SIDE)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_wrong_words(logits: Any, error: type[Exception], text: str) -> None:
 )
 def test_outputs_without_logits_are_refused(function: Callable[[Any, Tensor, Tensor], Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        describe(Net(function), input_size=SIDE)
+        describe(Net(function), input_shape=SIDE)
 
 
 ENDINGS: dict[str, tuple[str, Callable[[Any, Tensor, Tensor], Any]]] = {
@@ -276,8 +276,8 @@ def test_the_values_before_a_final_activation_are_the_logits(name: str, scale: f
 @pytest.mark.parametrize("ending", [lambda z: (z / 0.07).softmax(1), lambda z: torch.sigmoid(1e4 * z)])
 def test_grad_cam_is_of_the_values_before_the_activation(ending: Callable[[Tensor], Tensor]) -> None:
     """The last layer's output is scaled, so no CAM is exact; Grad-CAM of z / 0.07 is that of z, up to the scale."""
-    ssa = SSA(Net(lambda net, h, z: ending(z)), input_size=SIDE)
-    expected = SSA(Net(lambda net, h, z: z), seed="grad-cam", input_size=SIDE)
+    ssa = SSA(Net(lambda net, h, z: ending(z)), input_shape=SIDE)
+    expected = SSA(Net(lambda net, h, z: z), seed="grad-cam", input_shape=SIDE)
     assert (ssa.seed_kind, ssa.seed_layer) == ("grad-cam", "blocks.3")
     torch.testing.assert_close(ssa(draw(2), [[0, 4]] * 2).seed, expected(draw(2), [[0, 4]] * 2).seed)
 
@@ -295,7 +295,7 @@ def test_the_shape_after_the_activation_is_taken_before_it(
     function: Callable[[Any, Tensor, Tensor], Any], index: list[int]
 ) -> None:
     net = Net(function)
-    ssa = SSA(net, input_size=SIDE)
+    ssa = SSA(net, input_shape=SIDE)
     torch.testing.assert_close(ssa(draw(2)).logits, net.logits(draw(2))[:, index])
 
 
@@ -304,7 +304,7 @@ def test_a_softmax_of_ones_own_is_noted() -> None:
         exponents = (z - z.amax(1, keepdim=True)).exp()
         return exponents / exponents.sum(1, keepdim=True)
 
-    ssa = SSA(Net(softmax), input_size=SIDE)
+    ssa = SSA(Net(softmax), input_shape=SIDE)
     (note,) = ssa(draw(1)).notes
     assert note.startswith("model: its outputs are positive and sum to 1, but no softmax was seen")
     assert ssa.seed_kind == "grad-cam"
@@ -314,7 +314,7 @@ def test_saturated_probabilities_without_an_activation_say_so() -> None:
     with pytest.raises(
         ValueError, match=r"gradient is zero .*; the outputs are probabilities of 0 or 1: let the model"
     ):
-        inspect_model(Net(lambda net, h, z: 1 / (1 + (-1e6 * z.abs() - 200).exp())), input_size=SIDE)
+        inspect_model(Net(lambda net, h, z: 1 / (1 + (-1e6 * z.abs() - 200).exp())), input_shape=SIDE)
 
 
 SQUEEZED: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
@@ -336,7 +336,7 @@ SQUEEZED: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
 def test_one_logit_per_image_without_its_axis(name: str) -> None:
     ssa = check_equals_plain(Net(SQUEEZED[name], classes=1))
     assert ssa(draw(3)).classes.tolist() == [[0]] * 3
-    grad_cam = SSA(Net(SQUEEZED[name], classes=1), seed="grad-cam", input_size=SIDE)
+    grad_cam = SSA(Net(SQUEEZED[name], classes=1), seed="grad-cam", input_shape=SIDE)
     torch.testing.assert_close(grad_cam(draw(3)).cams, ssa(draw(3)).cams, rtol=0, atol=1e-4)
 
 
@@ -365,7 +365,7 @@ class Exits(nn.Module):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_last_exit_of_several_holds_the_logits(order: int) -> None:
-    info = inspect_model(Exits(order), input_size=SIDE)
+    info = inspect_model(Exits(order), input_shape=SIDE)
     assert (info.seed.layer, info.seed.head, info.output.path) == ("blocks.3", "exits.3", (3 if order == 1 else 0,))
 
 
@@ -373,7 +373,7 @@ def test_an_embedding_by_a_layer_that_the_head_reads() -> None:
     """Both are the output of a linear layer, and of the same width."""
     net = Net(lambda net, h, z: (embedding := net.other_head(h), net.last(embedding)))
     net.last = nn.Linear(CLASSES, CLASSES)
-    assert inspect_model(net, input_size=SIDE).output.path == (1,)
+    assert inspect_model(net, input_shape=SIDE).output.path == (1,)
 
 
 def test_cosine_logits_beside_their_embedding() -> None:
@@ -381,7 +381,7 @@ def test_cosine_logits_beside_their_embedding() -> None:
         embedding = F.normalize(h)
         return embedding, 16 * embedding @ F.normalize(net.centers).T
 
-    info = inspect_model(Net(cosine), input_size=SIDE)
+    info = inspect_model(Net(cosine), input_shape=SIDE)
     assert (info.output.path, info.num_classes) == ((1,), CLASSES)
 
 
@@ -392,7 +392,7 @@ def test_an_output_whose_making_is_not_seen_is_refused_among_others() -> None:
     with pytest.raises(
         ValueError, match="model: expected one output to be the logits by the layers that it depends on"
     ):
-        describe(Net(by_numpy), input_size=SIDE)
+        describe(Net(by_numpy), input_shape=SIDE)
 
 
 @pytest.mark.slow
@@ -415,7 +415,7 @@ def test_auxiliary_heads_of_torchvision(name: str, layer: str, wrap: Callable[[A
 
     torch.manual_seed(0)
     model = InTraining().eval()
-    info = inspect_model(model, input_size=299)
+    info = inspect_model(model, input_shape=299)
     assert (info.num_classes, info.seed.kind, info.seed.layer) == (CLASSES, "cam", f"net.{layer}")
     image = torch.randn(1, 3, *info.trace_size)
     with torch.no_grad():
@@ -442,7 +442,7 @@ def test_hugging_face_outputs(labels: bool) -> None:
     found = []
     for return_dict in (True, False):
         model = Classifier(return_dict).eval()
-        info = inspect_model(model, input_size=SIDE)
+        info = inspect_model(model, input_shape=SIDE)
         with torch.no_grad():
             torch.testing.assert_close(info.forward(model, draw(2)).logits, model.net(draw(2)).logits)
         assert info.seed.kind == "cam"
@@ -452,7 +452,7 @@ def test_hugging_face_outputs(labels: bool) -> None:
 
 def test_a_final_activation_may_not_disappear_silently() -> None:
     net = Net(lambda net, h, z: z.softmax(1))
-    ssa = SSA(net, input_size=SIDE)
+    ssa = SSA(net, input_shape=SIDE)
     net.function = lambda net, h, z: z
     with pytest.raises(
         ValueError, match="expected an output that ends in softmax, as on the sample image, got another"
@@ -462,6 +462,6 @@ def test_a_final_activation_may_not_disappear_silently() -> None:
 
 def test_tiles_and_the_receptive_field_read_no_logits() -> None:
     net = Net(lambda net, h, z: (h, z.softmax(1)))
-    info = inspect_model(net, input_size=SIDE)
+    info = inspect_model(net, input_shape=SIDE)
     net.function = lambda net, h, z: None
     assert measure_receptive_field(net, info.stages).strides["blocks.3"] == 16

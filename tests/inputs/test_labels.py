@@ -44,12 +44,12 @@ HOT = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]])
 @pytest.fixture(scope="module")
 def run() -> SSA:
     torch.manual_seed(1)
-    return SSA(Pyramid(), input_size=64)
+    return SSA(Pyramid(), input_shape=64)
 
 
 def outputs(num_classes: int) -> SSA:
     torch.manual_seed(1)
-    return SSA(Pyramid(classes=num_classes), input_size=64, stages=["blocks.3"])
+    return SSA(Pyramid(classes=num_classes), input_shape=64, stages=["blocks.3"])
 
 
 MULTI_HOT: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_multi_hot_rows_and_lists_of_unequal_lengths_are_what_they_are(run: SSA,
 @pytest.mark.parametrize(("network", "options"), [(Pyramid, {}), (DeepHead, {"scales": (1.0, 0.5), "flip": True})])
 def test_an_image_in_a_padded_batch_is_as_if_alone(network: type[nn.Module], options: dict[str, Any]) -> None:
     """Right values for valid classes, and zeros everywhere else."""
-    ssa, images = SSA(network().double(), input_size=64, **options), IMAGES.double()
+    ssa, images = SSA(network().double(), input_shape=64, **options), IMAGES.double()
     result = ssa(images, ROWS)
     for b, row in enumerate(ROWS):
         maps = {"cams": result.cams, "seed": result.seed, **result.stages}
@@ -243,7 +243,7 @@ ANIMALS = ["cat", "dog", "Big_Bird, bird", "cow", "bird of prey"]
 
 
 def test_names_stand_for_outputs(run: SSA) -> None:
-    named = SSA(run.model, input_size=64, names=ANIMALS)
+    named = SSA(run.model, input_shape=64, names=ANIMALS)
     result = named(IMAGES, [["cat"], [], ["dog", 3, "big bird"]])
     assert result.classes.tolist() == [[0, -1, -1], [-1, -1, -1], [1, 3, 2]]
     assert result.names == [["cat", "", ""], ["", "", ""], ["dog", "cow", "Big_Bird, bird"]]
@@ -254,7 +254,7 @@ def test_names_stand_for_outputs(run: SSA) -> None:
     with pytest.warns(InputWarning, match="for every image"):
         named(IMAGES, ["cat", "dog", "cow"])
     for names in (dict(enumerate(ANIMALS)), {str(i): name for i, name in enumerate(ANIMALS)}, tuple(ANIMALS)):
-        assert SSA(run.model, input_size=64, names=names).names == tuple(ANIMALS)
+        assert SSA(run.model, input_shape=64, names=names).names == tuple(ANIMALS)
     assert run(IMAGES[:1], [1, 4]).names == [["class 1", "class 4"]]
 
 
@@ -272,7 +272,7 @@ def test_names_stand_for_outputs(run: SSA) -> None:
 )
 def test_names_that_stand_for_no_output_or_for_several(classes: Any, text: str) -> None:
     ssa = SSA(
-        Pyramid(classes=6), input_size=64, names=["3", "cat", "dog", "hoist, crane", "crane, heron", "bird of prey"]
+        Pyramid(classes=6), input_shape=64, names=["3", "cat", "dog", "hoist, crane", "crane, heron", "bird of prey"]
     )
     with pytest.raises(ValueError, match=f"^classes: .*{re.escape(text)}"):
         ssa(IMAGES, classes)
@@ -290,7 +290,7 @@ def test_names_that_stand_for_no_output_or_for_several(classes: Any, text: str) 
 )
 def test_wrong_names(run: SSA, names: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        SSA(run.model, input_size=64, names=names)
+        SSA(run.model, input_shape=64, names=names)
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_hugging_face_networks_carry_their_names() -> None:
     config = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=labels
     )
-    ssa = SSA(transformers.ResNetForImageClassification(config), input_size=64)
+    ssa = SSA(transformers.ResNetForImageClassification(config), input_shape=64)
     assert ssa.names == tuple(ANIMALS)
     assert ssa(IMAGES, [["dog"], ["bird", "cat"], []]).classes.tolist() == [[1, -1], [2, 0], [-1, -1]]
     assert ssa(IMAGES, ["cow"]).notes == ()  # the network's own, not a guess
@@ -309,7 +309,7 @@ def test_hugging_face_networks_carry_their_names() -> None:
 
 def test_imagenet_names_of_timm_and_torchvision_are_a_guess_that_is_said() -> None:
     for model, library in ((timm.create_model("test_resnet"), "timm"), (torchvision.models.resnet18(), "torchvision")):
-        ssa = SSA(model, input_size=64)
+        ssa = SSA(model, input_shape=64)
         result = ssa(IMAGES[:1], ["tabby", "tench", "golden_retriever"])
         assert result.classes.tolist() == [[281, 0, 207]]
         assert result.names[0][1].startswith("tench")
@@ -317,9 +317,9 @@ def test_imagenet_names_of_timm_and_torchvision_are_a_guess_that_is_said() -> No
         assert f"as {library}'s ResNet has 1000 outputs; pass names=" in note
         with pytest.raises(ValueError, match="no class 'tabbi'; did you mean"):
             ssa(IMAGES[:1], ["tabbi"])
-    assert SSA(model, input_size=64, names=[str(i) for i in range(1000)])(IMAGES[:1]).notes == ()
+    assert SSA(model, input_shape=64, names=[str(i) for i in range(1000)])(IMAGES[:1]).notes == ()
     with pytest.raises(ValueError, match="'crane' is the name of several classes"):
-        SSA(timm.create_model("test_resnet"), input_size=64)(IMAGES[:1], ["crane"])
+        SSA(timm.create_model("test_resnet"), input_shape=64)(IMAGES[:1], ["crane"])
 
 
 class Wrapped(nn.Module):
@@ -399,7 +399,7 @@ def predictor(classes: str = "labels", model: nn.Module | None = None, **options
     torch.manual_seed(1)
     model = model or Pyramid()
     classifier = zoo.Classifier("p", "none", model.eval(), options.pop("categories", CATEGORIES), **options)
-    return Predictor(classifier, SSA(model, input_size=64, size="stage"), RunOptions(classes=classes))
+    return Predictor(classifier, SSA(model, input_shape=64, size="stage"), RunOptions(classes=classes))
 
 
 def test_a_runs_batch_holds_images_with_different_numbers_of_classes() -> None:
@@ -450,7 +450,7 @@ def test_a_runs_indices_are_never_taken_for_multi_hot_rows(num_classes: int) -> 
 def test_a_large_images_classes(tmp_path: Path, classes: Any, expected: list[int]) -> None:
     pytest.importorskip("tifffile", reason="needs tifffile")
     torch.manual_seed(1)
-    ssa = SSA(Pyramid(), input_size=64, stages=["blocks.3"], names=CATEGORIES)
+    ssa = SSA(Pyramid(), input_shape=64, stages=["blocks.3"], names=CATEGORIES)
     result = LargeImageSSA(ssa, tile=64)(RGB[0], classes, out=tmp_path / "out.tif")
     assert result.classes == expected
     assert result.names == [CATEGORIES[index] for index in expected]
@@ -458,7 +458,7 @@ def test_a_large_images_classes(tmp_path: Path, classes: Any, expected: list[int
 
 def test_a_large_images_seed_takes_classes_in_every_form(tmp_path: Path) -> None:
     pytest.importorskip("tifffile", reason="needs tifffile")
-    polish = LargeImageSSA(SSA(Pyramid(), input_size=64, stages=["blocks.3"], names=CATEGORIES), tile=64)
+    polish = LargeImageSSA(SSA(Pyramid(), input_shape=64, stages=["blocks.3"], names=CATEGORIES), tile=64)
     seed = torch.rand(2, 4, 4)
     for n, classes in enumerate((["e", "b"], [[4, 1]], "e, b")):
         assert polish(RGB[0], classes, out=tmp_path / f"{n}.tif", seed=seed).classes == [4, 1]
@@ -473,7 +473,7 @@ def test_a_large_image_says_how_classes_were_read(tmp_path: Path) -> None:
     with pytest.warns(InputWarning, match="were read as class indices; pass bool") as seen:
         assert polish(RGB[0], [[1, 0]], out=tmp_path / "a.tif").classes == [1, 0]
     assert seen[0].filename == __file__
-    ssa = SSA(timm.create_model("test_resnet"), input_size=64, stages=["layer4"])
+    ssa = SSA(timm.create_model("test_resnet"), input_shape=64, stages=["layer4"])
     polish, seed = LargeImageSSA(ssa, tile=64), torch.rand(1, 4, 4)
     with pytest.warns(InputWarning, match="class names are those of imagenet-1k"):
         assert polish(RGB[0], ["tabby"], out=tmp_path / "b.tif", seed=seed).names == ["class 281"]
@@ -485,7 +485,7 @@ def test_scores_are_probabilities_of_exclusive_classes_unless_told_otherwise(run
     exclusive, each = result.logits.softmax(1), result.logits.sigmoid()
     expected = torch.stack([exclusive[0, 0], torch.tensor(0.0), exclusive[1, 4], exclusive[1, 1]])
     torch.testing.assert_close(result.scores[:2].flatten(), expected)
-    independent = SSA(run.model, input_size=64, probability="sigmoid")(IMAGES, [4, 1])
+    independent = SSA(run.model, input_shape=64, probability="sigmoid")(IMAGES, [4, 1])
     torch.testing.assert_close(independent.scores, each[:, [4, 1]])
     with pytest.raises(ValueError, match=r"probability: expected .*, got 'relu'"):
         SSA(run.model, probability="relu")
@@ -504,7 +504,7 @@ def test_the_score_of_a_single_logit_is_its_sigmoid() -> None:
         classifier.probabilities(torch.tensor([[0.0], [2.0]])), torch.tensor([[0.5], [0.880797]])
     )
     with pytest.raises(ValueError, match=r"probability: .* the softmax of a single logit is always 1"):
-        SSA(ssa.model, input_size=64, probability="softmax")
+        SSA(ssa.model, input_shape=64, probability="softmax")
 
 
 @pytest.mark.slow
@@ -513,10 +513,10 @@ def test_a_network_that_says_it_has_several_labels_per_image() -> None:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4
     )
     config.problem_type = "multi_label_classification"
-    ssa = SSA(transformers.ResNetForImageClassification(config), input_size=64)
+    ssa = SSA(transformers.ResNetForImageClassification(config), input_shape=64)
     result = ssa(IMAGES, "top4")
     torch.testing.assert_close(result.scores, result.logits.sigmoid().gather(1, result.classes))
-    assert SSA(ssa.model, input_size=64, probability="softmax")(IMAGES, "top4").scores.sum() == pytest.approx(3)
+    assert SSA(ssa.model, input_shape=64, probability="softmax")(IMAGES, "top4").scores.sum() == pytest.approx(3)
 
 
 def test_a_runs_scores_by_option(tmp_path: Path) -> None:

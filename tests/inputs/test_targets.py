@@ -90,7 +90,7 @@ def made(network: Callable[[], nn.Module]) -> nn.Module:
 
 
 def ssa(model: nn.Module, **options: Any) -> SSA:
-    return SSA(model, input_size=64, **options)
+    return SSA(model, input_shape=64, **options)
 
 
 TARGETS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
@@ -202,7 +202,7 @@ def test_outputs_in_dicts_dataclasses_and_tuples_are_given_image_by_image() -> N
         (dict, (4, 64, 96), (64, 96))
     ] * 2
     model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
-    result = SSA(model, input_size=64)(IMAGES.float(), targets={"cat": lambda output: output["out"][8].mean()})
+    result = SSA(model, input_shape=64)(IMAGES.float(), targets={"cat": lambda output: output["out"][8].mean()})
     assert result.seed.amax() == 1
 
 
@@ -239,7 +239,7 @@ VIT: dict[str, Any] = {**SIZES, "image_size": 64, "patch_size": 16}
 def test_networks_of_transformers_and_timm(build: Callable[[], nn.Module], target: Any) -> None:
     """The layer is one that every output depends on: the class token alone knows no patch after the last block."""
     torch.manual_seed(0)
-    result = SSA(build(), input_size=64)(IMAGES[:, :, :, :64].float(), targets=target)
+    result = SSA(build(), input_shape=64)(IMAGES[:, :, :, :64].float(), targets=target)
     assert result.cams.shape == (2, 1, 64, 64)
     assert result.seed.amax((2, 3)).eq(1).all()
     assert result.notes == ()
@@ -255,7 +255,7 @@ def test_networks_without_logits_are_taken_but_have_no_classes(tmp_path: Path) -
     with pytest.raises(ValueError, match=rf"{reason}; leave classes out"):
         run(IMAGES, [1], cam=torch.rand(2, 1, 4, 6))
     with pytest.raises(ValueError, match=reason):
-        describe(made(Segmenter), input_size=64)
+        describe(made(Segmenter), input_shape=64)
     with pytest.raises(ValueError, match=reason):
         LargeImageSSA(run)
     with pytest.raises(ValueError, match="expected a head for which a CAM is exact, but the model returns no logits"):
@@ -296,7 +296,7 @@ def test_targets_go_with_neither_classes_nor_a_cam_and_flips_with_maps_only() ->
             run(IMAGES, targets=lambda output: output[0], **wrong)
     tokens = transformers.ViTModel(transformers.ViTConfig(**VIT))
     with pytest.raises(ValueError, match=r"for flip=True, got \(2, 17, 32\), which cannot be flipped back; leave flip"):
-        SSA(tokens, flip=True, input_size=64)(IMAGES[..., :64].float(), targets=lambda output: output.pooler_output[0])
+        SSA(tokens, flip=True, input_shape=64)(IMAGES[..., :64].float(), targets=lambda output: output.pooler_output[0])
 
 
 def test_a_target_without_evidence_is_named() -> None:

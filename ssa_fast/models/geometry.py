@@ -146,7 +146,7 @@ def try_other_sizes(
         if measured and all(trial.follows(s, function, fixed, places=PLACES, tolerance=tolerance) for s in measured):
             notes = (f"geometry: the model {NAMES[kind]}; geometry= says otherwise",) if kind in NAMES else ()
             return SecondTrial(None, fixed, function if kind in NAMES else None, notes)
-    if trial.unclear or not measured:
+    if trial.unclear or not trial.answered or not measured:
         return SecondTrial(
             None,
             trial.fixed_grids([size]),
@@ -185,6 +185,7 @@ class _Trial:
         self._model, self._refs, self._channels = model, refs, channels
         self._bases: dict[tuple[int, int], dict[str, Tensor] | None] = {}
         self.unclear = False  # whether a map was too coarse, or changed in most places at once
+        self.answered = False  # whether any patch changed the map
         self.finest = max(refs, key=lambda name: refs[name].layout.pixels)
 
     def base(self, size: tuple[int, int]) -> dict[str, Tensor] | None:
@@ -273,6 +274,7 @@ class _Trial:
         cells = change.shape[0], change.shape[1]
         if not bool(change.amax() > 1e-5 * before.norm(dim=(0, 1)).amax()):
             return None, cells
+        self.answered = True
         change = (change >= 0.3 * change.amax()).double()
         self.unclear |= min(cells) < MIN_CELLS or bool(change.mean() > 0.5)
         rows, columns = (change.sum(axis) / change.sum() for axis in (1, 0))

@@ -133,6 +133,11 @@ def try_other_sizes(
     fixed = trial.fixed_grids([size])
     if trial.follows(size, KINDS["resize"], fixed, places=[SCREENED], tolerance=0.06):
         return SecondTrial(None, fixed, None)
+    return _classify(trial, size, larger)
+
+
+def _classify(trial: _Trial, size: tuple[int, int], larger: list[tuple[int, int]]) -> SecondTrial:
+    """Return the kind of geometry that explains where patches are found in images of the ``larger`` sizes."""
     trial.unclear = False
     if not trial.repeats(size):
         raise ValueError(

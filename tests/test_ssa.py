@@ -350,10 +350,14 @@ def test_a_size_that_the_network_cannot_take_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 3))
     run = SSA(model, input_shape=32)
     assert run(torch.zeros(1, 3, 32, 32)).cams.shape == (1, 1, 32, 32)
-    with pytest.raises(
-        ValueError, match=r"size that the model takes, such as 32 x 32, but its forward failed at 48 x 40 \("
-    ):
+    with pytest.raises(ValueError, match=r"expected 32 x 32, the only size this model takes, got 48 x 40; resize"):
         run(torch.zeros(1, 3, 48, 40))
+    multiples = nn.Sequential(nn.PixelUnshuffle(8), nn.Conv2d(192, 4, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    run = SSA(nn.Sequential(multiples, nn.Flatten(), nn.Linear(4, 3)), input_shape=(3, 64, 64))
+    with pytest.raises(
+        ValueError, match=r"size that the model takes, such as 64 x 64, but its forward failed at 60 x 40 \("
+    ):
+        run(torch.zeros(1, 3, 60, 40))
 
 
 @pytest.fixture

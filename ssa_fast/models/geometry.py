@@ -140,6 +140,11 @@ def try_other_sizes(
     fixed = trial.fixed_grids([size])
     if trial.follows(size, KINDS["resize"], fixed, places=[SCREENED], tolerance=0.06):
         return SecondTrial(None, fixed, None)
+    return _classify(trial, size, larger)
+
+
+def _classify(trial: _Trial, size: tuple[int, int], larger: list[tuple[int, int]]) -> SecondTrial:
+    """Return the kind of geometry that explains where patches are found in images of the ``larger`` sizes."""
     trial.unclear = False
     if not trial.repeats(size):
         raise ValueError(
@@ -153,7 +158,7 @@ def try_other_sizes(
         if measured and all(trial.follows(s, function, fixed, places=PLACES, tolerance=tolerance) for s in measured):
             notes = (f"geometry: the model {NAMES[kind]}; geometry= says otherwise",) if kind in NAMES else ()
             return SecondTrial(None, fixed, function if kind in NAMES else None, notes)
-    if trial.unclear or not measured:
+    if trial.unclear or not trial.answered or not measured:
         return SecondTrial(
             None,
             trial.fixed_grids([size]),
@@ -192,6 +197,7 @@ class _Trial:
         self._model, self._refs, self._channels = model, refs, channels
         self._bases: dict[tuple[int, int], dict[str, Tensor] | None] = {}
         self.unclear = False  # whether a map was too coarse, or changed in most places at once
+        self.answered = False  # whether any patch changed the map
         self.finest = max(refs, key=lambda name: refs[name].layout.pixels)
 
     def base(self, size: tuple[int, int]) -> dict[str, Tensor] | None:
@@ -280,6 +286,7 @@ class _Trial:
         cells = change.shape[0], change.shape[1]
         if not bool(change.amax() > 1e-5 * before.norm(dim=(0, 1)).amax()):
             return None, cells
+        self.answered = True
         change = (change >= 0.3 * change.amax()).double()
         self.unclear |= min(cells) < MIN_CELLS or bool(change.mean() > 0.5)
         rows, columns = (change.sum(axis) / change.sum() for axis in (1, 0))

@@ -96,11 +96,11 @@ def named_channels(model: nn.Module) -> list[int]:
 
 def named_sizes(model: nn.Module) -> list[tuple[int, int]]:
     """List the image sizes (H, W) that a network names, most evident first: its configuration, then its modules."""
-    values: list[Any] = []
-    for config in _configurations(model):
-        values += [_get(config, "image_size"), (_get(config, "input_size") or ())[-2:]]
+    configurations = _configurations(model)
+    values: list[Any] = [_get(config, "image_size") for config in configurations]
     for module in model.modules():
         values += [getattr(module, name, None) for name in ("image_size", "img_size")]
+    values += [(_get(config, "input_size") or ())[-2:] for config in configurations]  # of the weights, timm's
     return list(dict.fromkeys(size for size in map(_as_size, values) if size is not None))
 
 

@@ -237,6 +237,12 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, wh
     ends = float_tensors(output)[:1] if ref.missing else [logits]
     needed, main_path = (ends and paths.names(ends[0])) or (None, None)
     trace = ForwardTrace(image_size, channels, {}, {}, inputs, logits, ref, flow, spans, needed, main_path)
+    _add_layers(trace, outputs, signs)
+    return trace
+
+
+def _add_layers(trace: ForwardTrace, outputs: Mapping[str, _Output], signs: SignTracker) -> None:
+    """Record the outputs as they are when the forward pass has ended."""
     for name, (tensor, layout, version, sample, positive, proved_from) in outputs.items():
         modified = bool(tensor._version != version)
         relu = modified and torch.equal(sample_elements(tensor), sample.relu())
@@ -245,4 +251,3 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, wh
             copied = modified and not relu
             proof = proved_from if copied else signs.proved_from(tensor)
             trace.maps[name] = LayerRef(name, layout, modified, relu, proof)
-    return trace

@@ -236,6 +236,8 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, wh
         logits = image.new_empty(1, 0) if ref.missing else ref.read(output, 1, flow)
     ends = float_tensors(output)[:1] if ref.missing else [logits]
     needed, main_path = (ends and paths.names(ends[0])) or (None, None)
+    if ref.missing and needed is not None:  # what is returned holds scores of pixels, not features
+        needed = needed - {name for name, made in outputs.items() if made.tensor is ends[0]}
     trace = ForwardTrace(image_size, channels, {}, {}, inputs, logits, ref, flow, spans, needed, main_path)
     _add_layers(trace, outputs, signs)
     return trace

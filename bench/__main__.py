@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.measure import ROOT
-from bench.workers import die_with
+from bench.orphans import die_with
 
 COMMANDS = {
     "run": "problems × providers, side by side; what runs if no command is named",

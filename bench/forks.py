@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench import memory
+from bench.orphans import die_with
 from bench.stand import Device
-from bench.workers import die_with, ended, lost, perform
+from bench.workers import ended, lost, perform
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

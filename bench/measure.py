@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench.workers import die_with
+from bench.orphans import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable

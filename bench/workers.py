@@ -7,7 +7,6 @@ job's limit, is replaced. Workers end when the process that started them ends, h
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
 import os
@@ -20,6 +19,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bench.orphans import die_with
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
@@ -28,7 +29,6 @@ Row: TypeAlias = "dict[str, Any]"
 Job: TypeAlias = "dict[str, Any]"
 SHOWN = 300  # characters of an error
 GRACE = 5.0  # seconds that a job under way has when the time is up
-_PR_SET_PDEATHSIG = 1
 _CONTEXT = multiprocessing.get_context("spawn")
 STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
 
@@ -231,15 +231,6 @@ class _Worker:
         self.process.join(10)
         self.pipe.close()
         self.log.unlink(missing_ok=True)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that comes about."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)
 
 
 def serve(pipe: Connection, dry_run: bool, log: str, parent: int) -> None:

@@ -23,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from bench.gpu import ours
 from bench.gpu.sanitize import run_bounded
 from bench.gpu.timing import POSITIVE, SIGNED
+from bench.orphans import die_with
 from bench.stand import Device, NotHere, summary
-from bench.workers import Job, die_with, job
+from bench.workers import Job, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

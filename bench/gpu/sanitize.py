@@ -21,9 +21,10 @@ import torch
 
 from bench.gpu import correctness, ours
 from bench.measure import ROOT
+from bench.orphans import die_with
 from bench.problem import WRONG, Problem, relative_error, truth
 from bench.stand import Device, NotHere
-from bench.workers import Job, die_with, job
+from bench.workers import Job, job
 from ssa_fast.ops import fusion, triton_backend
 from ssa_fast.validation import FusionOptions
 

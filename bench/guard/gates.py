@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.measure import ROOT
-from bench.workers import die_with
+from bench.orphans import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssa_fast.models.trace import ForwardTrace, make_trace_image, pair_images, sample_elements
+from ssa_fast.models.trace import ForwardTrace, make_trace_image, pair_images, restored, sample_elements
 from ssa_fast.models.watch import Verb, describe_place, watch_tensors
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _run(model: nn.Module, images: Tensor, logits: LogitsRef, alone: Sequence[_E
         sample = tensor.new_zeros(0) if part is None else sample_elements(part).clone()
         events.append(_Event(name, verb, tensor.shape, sample))
 
-    with watch_tensors(model, record), logits.follow() as flow:
+    with restored(model), watch_tensors(model, record), logits.follow() as flow:
         output = model(images)
         values = images.new_empty(1, 0) if logits.missing else logits.read(output, len(images), flow)
     return _Run(events, values[0])

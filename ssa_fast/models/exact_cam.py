@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssa_fast.models.extract import extract_features
 from ssa_fast.models.module_kinds import is_dynamically_quantized
-from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
+from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image, restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def _find_counterexample(
             read.append(args[0])
 
         try:
-            with hooked_inference(model, {head: hook} if head else {}):
+            with restored(model), hooked_inference(model, {head: hook} if head else {}):
                 features = extract_features(
                     model,
                     make_trace_image(model, size, trace.channels),

@@ -8,7 +8,6 @@ where the finest stage changes is compared with the place of the patch.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -18,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssa_fast.models.layout import Window, find_first_tensor, window_size
-from ssa_fast.models.trace import hooked_inference, make_trace_image
+from ssa_fast.models.trace import hooked_inference, make_trace_image, restored
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from torch import nn
@@ -176,20 +175,6 @@ def _classify(trial: _Trial, size: tuple[int, int], larger: list[tuple[int, int]
     )
 
 
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore the modules' attributes and buffers: some shrink their windows to a small image for good (DonutSwin)."""
-    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in modules:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
 class _Trial:
     """Runs images through the network and finds in the finest of the layers ``refs`` where they were altered."""
 
@@ -263,7 +248,7 @@ class _Trial:
             if tensor is not None:
                 outputs[name] = tensor.clone() if self._refs[name].modified_inplace else tensor
 
-        with _unchanged(self._model), hooked_inference(self._model, {n: partial(keep, n) for n in self._refs}):
+        with restored(self._model), hooked_inference(self._model, {n: partial(keep, n) for n in self._refs}):
             try:
                 self._model(image)
             except Exception:  # whatever a network raises at a size that it does not take

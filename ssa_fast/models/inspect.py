@@ -130,10 +130,10 @@ def inspect_model(
 ) -> ModelInfo:
     """Find the stages and the seed of a classification network, any ``nn.Module`` from images to logits.
 
-    This takes a forward pass of a random image; two of half of it, which show whether other sizes are accepted and where
-    in the maps a change of the image is found; and two of a small image, alone and beside another, which show whether
-    results depend on the batch. Grad-CAM takes one more with a short backward pass. The model's modes, hooks and
-    gradients and the global random state are restored.
+    This takes a forward pass of a random image; two of half of it, which show whether other sizes are accepted and
+    where in the maps a change of the image is found; and two of a small image, alone and beside another, which show
+    whether results depend on the batch. Grad-CAM takes one more with a short backward pass. The model's modes, hooks
+    and gradients and the global random state are restored.
 
     Args:
         model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``; or anything else, for

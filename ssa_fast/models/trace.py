@@ -158,6 +158,23 @@ def hooked_inference(
             module.training = True
 
 
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restore the modules' attributes and buffers after a trial at another size than the sample image's.
+
+    Some networks shrink their windows to a small image for good (Hugging Face's Swin).
+    """
+    modules = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
 def has_hooks(model: nn.Module) -> bool:
     """Return whether a forward hook is registered at one of the modules, or at all."""
     hooks = [torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks]

@@ -420,3 +420,23 @@ def test_a_network_of_two_dtypes_takes_images_as_its_first_weight_is() -> None:
     ssa = SSA(model, input_shape=SIDE)
     assert ssa.seed_kind == "cam"
     assert ssa(draw(2)).cams.amax() > 0
+
+
+class Shrinking(nn.Module):
+    """A pooling window that shrinks to a smaller map for good, as the windows of Hugging Face's Swin do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 8, 1), nn.Linear(8, 4)
+        self.window = 14
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images).relu()
+        self.window = min(self.window, *maps.shape[2:])
+        return self.fc(F.avg_pool2d(maps, self.window, 1).mean((2, 3)))
+
+
+def test_trials_at_other_sizes_leave_a_network_as_it_was() -> None:
+    model = Shrinking()
+    info = inspect_model(model, input_shape=112)
+    assert (model.window, info.seed.kind) == (14, "grad-cam")

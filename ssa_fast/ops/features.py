@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast.reference import power_of_two
+from ssa_fast.ops.numerics import inverse_power_of_two
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +133,7 @@ class UnitFeatures:
         largest = torch.linalg.vector_norm(centered, float("inf"), dim=1, keepdim=True)
         if largest.is_cpu and not bool(largest.any()):  # nothing but zeros
             return None
-        scales = power_of_two(largest.clamp_max(torch.finfo(largest.dtype).max)).reciprocal_()
+        scales = inverse_power_of_two(largest.clamp_max(torch.finfo(largest.dtype).max))
         norms[:, :, unusual] = torch.linalg.vector_norm(self._scale(tile, scales), dim=1, keepdim=True)
         if self._scales is None:
             self._scales = torch.ones_like(self._inverse_norms)

@@ -1,4 +1,4 @@
-"""Sums of many numbers in float32, and the division of two of them."""
+"""Sums of many numbers in float32, the division of two of them, and scales by which numbers stay in range."""
 
 from __future__ import annotations
 
@@ -36,3 +36,11 @@ def divide_by_sum(numerator: Tensor, total: Tensor, affinity: Affinity, *, out: 
     if not affinity.any_sign:
         denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
     return torch.div(numerator, denominator, out=out)
+
+
+def inverse_power_of_two(number: Tensor) -> Tensor:
+    """Return 1/p of the largest power of two p ≤ ``number`` with a normal reciprocal; 1 for 0, NaN and Inf."""
+    tiny = torch.finfo(number.dtype).tiny
+    _, exponent = torch.frexp(number)  # number < 2**exponent
+    inverse = torch.ldexp(torch.ones_like(number), 1 - exponent).clamp(tiny, 1.0 / tiny)
+    return inverse.where((number > 0) & number.isfinite(), 1.0)

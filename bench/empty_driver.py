@@ -8,6 +8,7 @@ the time that the host needs, and nothing about results.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib.util
 import os
@@ -35,6 +36,7 @@ def _load() -> ctypes.CDLL:
     assert triton.origin is not None
     include = Path(triton.origin).parent / "backends" / "nvidia" / "include"
     folder = tempfile.mkdtemp(prefix="empty-driver-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = Path(folder) / "libcuda.so.1"
     compiler = shutil.which("gcc") or shutil.which("clang")
     assert compiler is not None, no_compiler()

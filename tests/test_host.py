@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +210,9 @@ def test_the_host_benchmark_counts_launches_and_times_them(tmp_path):
     assert row["case"] in done.stdout
     assert row["launches"] == 1
     assert min(row["us"], row["anew_us"]) > 0
+
+
+def test_the_driver_leaves_no_folder_behind():
+    folder = Path(run("import os\nprint(os.environ['TRITON_LIBCUDA_PATH'])").strip())
+    assert folder.name.startswith("empty-driver-")
+    assert not folder.exists()

@@ -13,7 +13,7 @@ FAST := not slow and not interpreter and not distributed and not browser
 demo: $(FOR_DEMO) ## generate scenes, polish their CAMs, print the scores, write panels to demo-out/
 	$(BIN)/ssa-fast demo --out demo-out --overwrite
 
-test: $(FOR_ALL) ## run every test (about 9 minutes on two cores)
+test: $(FOR_ALL) ## run every test (about 20 minutes on two cores)
 	$(BIN)/python -m pytest
 
 test-fast: $(FOR_ALL) ## run the quick tests (less than a minute)

@@ -25,7 +25,7 @@ lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports,
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals (about 4 minutes on two cores)
+bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals (about 3 minutes on two cores)
 	$(BIN)/python -m bench paths
 
 models: $(FOR_DEMO) ## run SSA on every torchvision classifier: stages, methods, seed

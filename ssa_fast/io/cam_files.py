@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.io.cam_values import in_unit, nearest_pixels, to_array, to_float16
-from ssa_fast.io.restricted_pickle import Refused, RestrictedPickle, RestrictedUnpickler
+from ssa_fast.io.restricted_pickle import Refused, RestrictedUnpickler, pickle_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,7 +218,8 @@ def _read_archive(content: bytes) -> tuple[str, CamFile]:
     if "data.pkl" in members:  # torch.save of what the codebases give to np.save
         if "constants.pkl" in members:
             raise Refused("is a TorchScript archive, not a CAM file")
-        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=RestrictedPickle())
+        restricted = pickle_module(RestrictedUnpickler)
+        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=restricted)
         if not isinstance(held, dict):
             raise Refused(f"is a torch.save of a {type(held).__name__}; expected a dictionary of CAMs")
         return _parse(held)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-__all__ = ["Refused", "RestrictedPickle", "RestrictedUnpickler"]
+__all__ = ["Refused", "RestrictedUnpickler", "pickle_module"]
 
 # What the pickles of the field's codebases hold: arrays and tensors. Refusing all other names limits the damage that a
 # malicious file can do, but does not make untrusted files safe.
@@ -40,16 +41,14 @@ class RestrictedUnpickler(pickle.Unpickler):
         raise Refused(f"is refused: the pickle references {module}.{name}; only NumPy arrays and tensors are allowed")
 
 
-class RestrictedPickle:
-    """The part of the module ``pickle`` that ``torch.load`` uses, with ``RestrictedUnpickler``."""
-
-    Unpickler = RestrictedUnpickler
-    UnpicklingError = pickle.UnpicklingError
-    __name__ = "restricted_pickle"
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return RestrictedUnpickler(file, **options).load()
+def pickle_module(unpickler: type[pickle.Unpickler]) -> Any:
+    """Return the part of the module ``pickle`` that ``torch.load`` uses, with an unpickler of one's own."""
+    return SimpleNamespace(
+        __name__=unpickler.__name__,
+        Unpickler=unpickler,
+        UnpicklingError=pickle.UnpicklingError,
+        load=lambda file, **options: unpickler(file, **options).load(),
+    )
 
 
 def _storage_from_bytes(content: bytes) -> Any:

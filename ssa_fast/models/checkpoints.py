@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ssa_fast.io.restricted_pickle import pickle_module
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
@@ -124,18 +126,6 @@ class _InertUnpickler(pickle.Unpickler):
         return type(name.rpartition(".")[2], (_Inert,), {})
 
 
-class _InertPickle:
-    """The part of the module ``pickle`` that ``torch.load`` uses, with ``_InertUnpickler``."""
-
-    Unpickler = _InertUnpickler
-    UnpicklingError = pickle.UnpicklingError
-    __name__ = "inert_pickle"
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return _InertUnpickler(file, **options).load()
-
-
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
@@ -147,7 +137,9 @@ def _load(path: Path) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:  # it refuses all classes, whatever they are needed for
-                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle())
+                return torch.load(
+                    path, map_location="cpu", weights_only=False, pickle_module=pickle_module(_InertUnpickler)
+                )
     except Exception as error:  # torch.load fails on other files with KeyError, EOFError, UnpicklingError and more
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssa_fast.localize.boxes import box_scores, boxes
-from ssa_fast.localize.masks import masks, save_mask
+from ssa_fast.localize.masks import background_of, masks, save_mask
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.localize.overlay import PanelRow, overlay, panel
 from ssa_fast.localize.threshold import estimate_background
@@ -11,6 +11,7 @@ from ssa_fast.localize.threshold import estimate_background
 __all__ = [
     "PanelRow",
     "PostprocessOptions",
+    "background_of",
     "box_scores",
     "boxes",
     "estimate_background",

@@ -6,6 +6,7 @@ from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import background_of, masks, save_mask
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.localize.overlay import PanelRow, overlay, panel
+from ssa_fast.localize.refinement import refine
 from ssa_fast.localize.threshold import estimate_background
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "masks",
     "overlay",
     "panel",
+    "refine",
     "save_mask",
 ]

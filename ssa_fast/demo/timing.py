@@ -1,4 +1,4 @@
-"""Measure what SSA adds to a network's forward pass, on a number of CPU threads."""
+"""Time what SSA adds to a network, on a number of CPU threads, and check the arguments of a demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 RUNS = 6  # of which the first is not counted
 
 
+def check_new(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise FileExistsError if one of the files exists and may not be replaced."""
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"out: {existing[0]} exists; choose another folder or set overwrite")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError for fewer threads than 1; None stands for torch's own number."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}; leave it out to keep torch's own number")
+
+
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[int]:
     """Set torch's CPU threads, None leaves them as they are; yield their number and restore it afterwards.
@@ -27,9 +41,8 @@ def torch_threads(threads: int | None) -> Iterator[int]:
     Raises:
         ValueError: ``threads`` is less than 1.
     """
+    check_threads(threads)
     before = torch.get_num_threads()
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}; leave it out to keep torch's own number")
     torch.set_num_threads(threads or before)
     try:
         yield threads or before

@@ -56,7 +56,8 @@ def _print_photos(report: PhotosReport) -> None:
         guesses = ", ".join(f"{name} {100 * score:.0f} %" for name, score in sighting.guesses)
         rows.append((sighting.title, guesses, f"{sighting.backbone_ms:.0f}", f"{sighting.polish_ms:.0f}"))
     screen = console.out()
-    title = f"photographs through {report.model}, seed {report.seed_kind}, on {report.threads} threads"
+    how = f"shorter side {report.side}, seed {report.seed_kind}, {report.threads} threads"
+    title = f"photographs through {report.model} ({how})"
     screen.print(console.table(title, PHOTO_COLUMNS, rows, right=PHOTO_COLUMNS[2:]))
     others = len(report.panels) - 1
     screen.print(f"panels of each first guess: {report.panels[0]} and {others} more beside it\n", soft_wrap=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ssa_fast.result import SSAResult
 
 MODEL = "efficientnet_lite0"
-SEED = "auto"
+SEED = "layercam"  # of the classifier's own CAM, the rocket's is the sky between the towers
 OPTIONS = PostprocessOptions(background=0.5, box_threshold=0.5)  # half of the maximum; there is no truth to tune it on
 GUESSES = 3  # classes told per photograph
 
@@ -113,7 +113,7 @@ def run(out: Path, *, threads: int | None = None, overwrite: bool = False) -> Ph
             rows.append(_cells(rgb, sighting, result))
             image = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0
             single.append(result.overlay(image, options=OPTIONS)[0])
-    sheet = panels.sheet(["photograph", "seed CAM", "polished CAM", "its mask"], rows, size=16)
+    sheet = panels.sheet(["photograph", "LayerCAM, the seed", "polished CAM", "its mask, above 0.5"], rows, size=16)
     images = zip(paths, (sheet, *single), strict=True)
     write_files({path: partial(image.save, quality=QUALITY) for path, image in images}, overwrite=overwrite)
     return PhotosReport(MODEL, side, ssa.seed_kind, tuple(sightings), used, paths)

@@ -57,8 +57,8 @@ def arguments() -> argparse.ArgumentParser:
     of_networks("--weights", default="DEFAULT", help="as for ssa-fast run")
     of_networks("--only", action="append", default=[], metavar="ROW", help="only this row; may be repeated")
     of_networks("--without", action="append", default=[], metavar="ROW", help="not this row; may be repeated")
-    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: the "
-        "affinity of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
+    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: that "
+        "of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
     of_networks("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
     of_networks("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
     results = parser.add_argument_group("results").add_argument

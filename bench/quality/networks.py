@@ -57,7 +57,7 @@ def load(name: str, weights: str = "DEFAULT") -> Network:
         return Network(name, *imported(name)())
     classifier = zoo.load(name, weights)
     size = None if name == "demo" else IMAGENET_SIZE
-    return Network(name, classifier.model, lambda image: classifier.preprocess(np.asarray(image), size))
+    return Network(name, classifier.model, lambda image: classifier.preprocess(np.array(image), size))
 
 
 def imported(name: str) -> Any:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import bench.__main__
 from bench import quality
-from bench.quality import command, examples, methods, networks, report
+from bench.quality import command, examples, methods, networks, report, scenes
 from bench.quality.run import Run
 from bench.quality.sample import Sample
 from bench.quality.stages import describe_stage
@@ -132,6 +132,16 @@ def test_scenes_have_a_map_per_class(photos, capsys):
             truth = mask._labels((128, 128))
             assert (box.scorer((128, 128))(truth.astype(np.float32)).levels[:, 1:] == 1).all()
             assert mask.scorer((128, 128))(truth.astype(np.float32)).precision == 1
+
+
+def test_a_network_trained_on_scenes_is_read_again(tmp_path, photos, capsys):
+    threads = torch.get_num_threads()
+    scenes.train("silu", 1, tmp_path / "net.pt", scenes=8, epochs=1, batch=4, threads=threads)
+    found = table(photos, capsys, "--scenes", 2, "--model", f"scenes={tmp_path / 'net.pt'}", "--stages", *few("SSA"))
+    assert [row["signed"] for row in found.values() if "stage" in row] == [1.0] * 4
+    torch.save({}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="expected a file of"):
+        networks.load(f"scenes={tmp_path / 'other.pt'}")
 
 
 def test_saved_figures_are_shown_side_by_side(photos, capsys):

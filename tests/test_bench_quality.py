@@ -233,7 +233,7 @@ def test_the_maps_are_those_of_ssa(photos, name):
 def test_refine_cam_is_the_product_of_grad_cams_plus_plus(photos):
     pytest.importorskip("pytorch_grad_cam")
     sample = load_sample(photos, (1,))
-    model, outputs, x = sample.network.model, [], sample.images
+    model, outputs, x = sample.network.model, [], sample.images.clone().requires_grad_()
     for block in model.blocks:
         x = block(x)
         x.retain_grad()

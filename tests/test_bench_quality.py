@@ -215,7 +215,7 @@ REFERENCES = {
     "SSA": {},
     "SSA, align_corners=True": {"align_corners": True},
     "SSA, power=2": {"affinity": Affinity("relu", 2)},
-    "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
+    "SSA, several views": {"scales": (0.5, 1.0, 1.5), "flip": True},
     "SSA of Grad-CAM": {"seed": "grad-cam"},
     "SSA of LayerCAM": {"seed": "layercam"},
 }
@@ -230,8 +230,10 @@ def test_the_maps_are_those_of_ssa(photos, name):
     torch.testing.assert_close(maps, ours.cams)
 
 
-def test_refine_cam_is_the_product_of_grad_cams_plus_plus(photos):
-    pytest.importorskip("pytorch_grad_cam")
+def test_refine_cam_is_that_of_its_package(photos):
+    """The package's class, and the formula: the product of the stages' Grad-CAM++ maps."""
+    package = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
     sample = load_sample(photos, (1,))
     model, outputs, x = sample.network.model, [], sample.images.clone().requires_grad_()
     for block in model.blocks:
@@ -250,6 +252,12 @@ def test_refine_cam_is_the_product_of_grad_cams_plus_plus(photos):
         maps, _ = methods.METHODS["RefineCAM"].make("RefineCAM", sample)
     torch.testing.assert_close(maps, minmax(product), atol=1e-3, rtol=1e-3)
     assert not model.blocks[0]._forward_hooks
+    for base, row in (("GradCAMPlusPlus", "RefineCAM"), ("LayerCAM", "RefineCAM of LayerCAM")):
+        theirs = package.RefineCAM(model, list(model.blocks), base_method=getattr(package, base))
+        expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
+        with torch.no_grad():
+            ours, _ = methods.METHODS[row].make(row, sample)
+        torch.testing.assert_close(ours[0], torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrong_class_is_one_that_is_not_in_the_image(photos):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.quality.sample import Sample
 
 Kind: TypeAlias = Literal["peer", "ssa", "control"]
-VIEWS: Mapping[str, Any] = {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True}
+VIEWS: Mapping[str, Any] = {"scales": (0.5, 1.0, 1.5), "flip": True}
 SEED, BLOB, BASELINE = "seed", "centre blob", "SSA"
 
 

@@ -148,7 +148,8 @@ def _head(given: Sequence[str], options: argparse.Namespace, run: Run) -> dict[s
     """Return what the figures of one network are figures of."""
     asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
     by_mask = options.masks is not None or (options.scenes is not None and not options.scene_boxes)
-    images = "generated scenes" if options.scenes is not None else options.images.name
+    folder = options.images
+    images = folder.parent.name if folder is not None and folder.name == "images" else getattr(folder, "name", "scenes")
     return {
         "model": run.network.name,
         "command": " ".join(["python -m bench quality", *asked]),

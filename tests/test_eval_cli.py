@@ -135,6 +135,14 @@ def test_cub(tmp_path: Path) -> None:
     assert result.stderr == ""
     assert re.search(r"top-1 localisation +│ +50.00", result.stdout)
     assert re.search(r"top-5 localisation +│ +100.00", result.stdout)
+    save_text(tmp_path / "meta/image_ids.txt", "a/b.jpg")
+    save_text(tmp_path / "meta/class_labels.txt", "a/b.jpg,0")
+    save_text(tmp_path / "meta/image_sizes.txt", "a/b.jpg,9,9")
+    save_text(tmp_path / "meta/localization.txt", "a/b.jpg,1,1,5,5")
+    save_cams(tmp_path / "meta/b.npz", np.eye(9)[None], [0], size=(9, 9))
+    result = call("cub", "--root", tmp_path / "meta", "--cams", tmp_path / "meta", "--out", tmp_path / "meta/scores")
+    assert "notice: the panels are without the images" in result.stderr
+    check_pictures(tmp_path / "meta/scores", count=1, cells=3)
     result = call(*arguments, "--masks", "--out", tmp_path / "pixels")
     assert re.search(r"PxAP +│ +100.00", result.stdout)
     check_pictures(tmp_path / "pixels", count=2, cells=5)
@@ -144,8 +152,11 @@ def test_cub(tmp_path: Path) -> None:
 def test_imagenet(tmp_path: Path) -> None:
     ids = wsol_tree(tmp_path / "ILSVRC/val")
     cams_of(tmp_path / "cams", ids, (0, 1, 1))
+    save_image(tmp_path / "images" / ids[0], SIZES[0])
     arguments = ["imagenet", "--root", tmp_path / "ILSVRC", "--split", "val", "--cams", tmp_path / "cams"]
-    call(*arguments, "--save", tmp_path / "scores.json", "--step", "0.1")
+    result = call(*arguments, "--save", tmp_path / "scores.json", "--step", "0.1", "--images", tmp_path / "images")
+    assert f"2 of 3 images are not in {tmp_path / 'images'}: {ids[1]}, {ids[2]}" in " ".join(result.stderr.split())
+    assert f"such as {tmp_path / 'cams' / ids[0]}; there is no" in refused(*arguments, "--images", tmp_path / "cams")
     report = evaluate_boxes(
         read_imagenet(tmp_path / "ILSVRC", split="val"),
         CamFolder(tmp_path / "cams"),

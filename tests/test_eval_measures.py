@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile, full_size, write_cam
 from ssa_fast.io.cam_values import WSOL_SIZE
 from ssa_fast.localize import estimate_background
-from tests.eval_trees import SIZES, cub_tree, save_cams, save_labels, save_text, voc_tree, wsol_tree
+from tests.eval_trees import SIZES, cub_tree, random_labels, save_cams, save_labels, save_text, voc_tree, wsol_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,9 +170,20 @@ def test_pickles_need_permission_and_a_wrong_size_is_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="--allow-pickle"):
         evaluate_segmentation(read_voc(tmp_path / "voc"), CamFolder(tmp_path / "psa"))
     voc_cams(tmp_path / "cams")
-    save_cams(tmp_path / "cams" / f"{VOC_IDS[1]}.npz", np.ones((1, 3, 3)), [0], size=(30, 22))
-    with pytest.raises(ValueError, match=rf"image of 15x11 pixels, as its truth has, got 30x22 in .*{VOC_IDS[1]}"):
+    save_cams(tmp_path / "cams" / f"{VOC_IDS[1]}.npz", np.ones((1, 3, 3)), [0], size=(11, 15))
+    with pytest.raises(ValueError, match=rf"image of 15x11 pixels, as its truth has, .* got 11x15 in .*{VOC_IDS[1]}"):
         evaluate_segmentation(read_voc(tmp_path / "voc"), CamFolder(tmp_path / "cams"))
+
+
+def test_a_truth_of_another_size_but_the_same_ratio_is_noted(tmp_path: Path) -> None:
+    """Masks are often kept smaller than the photographs."""
+    save_labels(tmp_path / "masks/a.png", random_labels((15, 11), (0, 1), 0) * 255)
+    path = save_cams(tmp_path / "cams/a.npz", smooth(np.random.default_rng(0), 1, 5, 4), [7], size=(46, 33))
+    report = evaluate_segmentation(read_folder(tmp_path), CamFolder(tmp_path / "cams"))
+    assert report.notes == ("1 of 1 images have a truth of another size than the image, to which the CAMs are resized",)
+    cam = full_size(replace(cam_files.read_cam(path), size=(15, 11)))
+    expected = threshold_sweep([cam], [[0]], [random_labels((15, 11), (0, 1), 0)], 2)
+    np.testing.assert_array_equal(report.sweep.ious, expected.ious)
 
 
 def test_figure_and_ground_take_the_highest_of_a_files_cams(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _evaluate(given: dict[str, Any], reader: str, measure: str, *, dataset: dict
         settings = {"root": str(common.root), "cams": str(common.cams), "missing": common.missing}
         save, out, overwrite = common.save, common.out, common.overwrite
         evaluation_output.write(report, save=save, out=out, settings=settings, overwrite=overwrite)
-        evaluation_output.show(report)
+        evaluation_output.show(report, panels=out is not None)
 
 
 def _thresholds(step: float, measure: str) -> list[float]:

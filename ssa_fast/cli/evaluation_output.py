@@ -53,9 +53,12 @@ class View:
     classes: tuple[str, tuple[str, str], list[tuple[str, str]]] | tuple[()] = ()
 
 
-def show(report: Report) -> None:
-    """Print the notes on stderr, and the tables on stdout."""
-    for note in report.notes:
+def show(report: Report, *, panels: bool) -> None:
+    """Print the notes on stderr, with one on ``panels`` without photographs, and the tables on stdout."""
+    notes = list(report.notes)
+    if panels and not any(image.image for image, _ in report.images):
+        notes.append("the panels are without the images, which were not found: pass --images")
+    for note in notes:
         console.err().print(f"notice: {note}", soft_wrap=True)
     out, shown, dataset = console.out(), view(report), report.source.dataset
     title = f"{dataset.name}: {len(report.images)} images"

@@ -6,7 +6,7 @@
 | ``psa`` | PSA, SEAM | pickled ``.npy``: {class index: (H, W) float32} |
 | ``irn`` | IRN | pickled ``.npy``: {"keys": (K,), "cam": (K, h, w) at stride 4, "high_res": (K, H, W)} |
 | ``clip-es`` | CLIP-ES | pickled ``.npy``: {"keys": (K,), "attn_highres": (K, H, W) float16} |
-| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64 in [0, 1], one map per image, see ``cam_values.WSOL_SIZE`` |
+| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64, 0 to 1, one map per image, see ``cam_values.WSOL_SIZE`` |
 
 Class indices are 0-based without a background in all formats; the other codebases add 1 when they read them.
 """
@@ -26,7 +26,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.io.cam_values import in_unit, nearest_pixels, to_array, to_float16
+from ssa_fast.io.cam_values import in_unit, minmax, nearest_pixels, to_array, to_float16
 from ssa_fast.io.restricted_pickle import Refused, RestrictedUnpickler, pickle_module
 
 if TYPE_CHECKING:
@@ -261,8 +261,8 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
         if len(high_res) != 1:
             raise ValueError(f"format: 'wsol' files hold one map, got {len(high_res)} classes; choose one of them")
         rows, columns = (nearest_pixels(side) for side in size)
-        # wsolevaluation refuses float32
-        return in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64)
+        # wsolevaluation refuses float32, and asks for maps that reach 0 and 1.
+        return minmax(in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64))
     if cam.classes is None:
         raise ValueError(f"format: {format!r} files need classes, got CAMs without; set classes")
     keys = np.asarray(cam.classes, dtype=np.int64)

@@ -47,10 +47,11 @@ def read_folder(
         ValueError: Two files share a name, or ``classes`` are none.
     """
     root = Path(root)
-    truths = by_stem(require(root / masks, "a folder of masks", folder=True))
-    pictures = by_stem(root / images) if (root / images).is_dir() else {}
+    masks, images = _inside(root, masks), _inside(root, images)
+    truths = by_stem(require(masks, "a folder of masks", folder=True))
+    pictures = by_stem(images) if images.is_dir() else {}
     if not truths:
-        raise FileNotFoundError(f"root: expected masks in {root / masks}; there is no image in it")
+        raise FileNotFoundError(f"root: expected masks in {masks}; there is no image in it")
     notes = []
     if unused := [name for name in pictures if name not in truths]:
         notes.append(f"{len(unused)} images have no mask and are left out: {first_of(unused)}")
@@ -62,3 +63,8 @@ def read_folder(
 
 def _object(path: Path) -> NDArray[np.uint8]:
     return read_object_mask(path).astype(np.uint8)
+
+
+def _inside(root: Path, name: str | Path) -> Path:
+    """Return a folder in ``root``, or elsewhere if only that one is there."""
+    return Path(name) if Path(name).is_dir() and not (root / name).is_dir() else root / name

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast.io.cam_files import CamFile, full_size
-from ssa_fast.io.cam_values import WSOL_SIZE, nearest_pixels
+from ssa_fast.io.cam_values import WSOL_SIZE, minmax, nearest_pixels
 from ssa_fast.localize import estimate_background
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class LocalizationSource:
         one = CamFile(cam.cams[k : k + 1], size=cam.size, align_corners=cam.align_corners)
         if cam.size is not None and image.size is not None and cam.size != (image.size[1], image.size[0]):
             notes["have CAMs of another size than the dataset says the image has, such as one turned upright"] += 1
-        return _scaled(_at_wsol_size(one, notes)), cam
+        return minmax(_at_wsol_size(one, notes)), cam
 
 
 def estimate_threshold(cam: NDArray[np.float64]) -> float:
@@ -106,9 +106,3 @@ def _at_wsol_size(cam: CamFile, notes: Counter[str]) -> NDArray[np.float64]:
     maps = torch.from_numpy(np.ascontiguousarray(cam.cams, dtype=np.float32))[None]
     # OpenCV's INTER_CUBIC has the same kernel (a = -0.75) and the same pixel centres.
     return interpolate(maps, square, mode="bicubic", align_corners=False)[0, 0].double().numpy()
-
-
-def _scaled(cam: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a map scaled to [0, 1]; one that is constant or holds NaN becomes 0, as in wsolevaluation."""
-    low, high = cam.min(), cam.max()
-    return (cam - low) / (high - low) if high > low else np.zeros_like(cam)

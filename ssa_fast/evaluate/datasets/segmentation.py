@@ -207,12 +207,14 @@ def evaluate_segmentation(
         if (truth == IGNORE).all():
             continue
         labels, local_truth = _local(classes, truth, count)
-        one = ([maps], [np.searchsorted(labels, classes + 1) - 1], [local_truth], len(labels))
-        counts = threshold_sweep(*one, levels.tolist(), absent).confusions
+        level = np.nan_to_num(backgrounds[i])
+        both = np.union1d(levels, level)
+        local = np.searchsorted(labels, classes + 1) - 1
+        counts = threshold_sweep([maps], [local], [local_truth], len(labels), both.tolist(), absent).confusions
+        estimated[np.ix_(labels, labels)] += counts[np.searchsorted(both, level)]
+        counts = counts[np.searchsorted(both, levels)]
         total[np.ix_(np.arange(len(levels)), labels, labels)] += counts
         image_mious[i] = _mean_ious(counts)
-        free = threshold_sweep(*one, [np.nan_to_num(backgrounds[i])], absent).confusions[0]
-        estimated[np.ix_(labels, labels)] += free
     said = [*dataset.notes, *(f"{n} of {len(images)} images {note}" for note, n in notes.items())]
     if skipped := len(dataset.images) - len(images):
         said.append(f"{skipped} of {len(dataset.images)} images have no CAM file and are left out")
@@ -236,12 +238,15 @@ def _at_size(cam: CamFile, size: tuple[int, ...], path: Path, notes: Counter[str
         notes["have maps without the image's size, resized bilinearly (align_corners=False)"] += 1
         maps = torch.from_numpy(np.ascontiguousarray(cam.cams, dtype=np.float32))[None]
         return np.asarray(interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy())
-    if tuple(cam.size) != tuple(size):
-        raise ValueError(
-            f"cams: expected CAMs of an image of {size[0]}x{size[1]} pixels, as its truth has, got "
-            f"{cam.size[0]}x{cam.size[1]} in {path}; make them from the dataset's own images"
-        )
-    return full_size(replace(cam, size=(size[0], size[1])))
+    (H, W), (image_H, image_W) = size, cam.size
+    if (image_H, image_W) != (H, W):
+        if abs(H * image_W - W * image_H) > max(H, W, image_H, image_W):  # more than a pixel's rounding
+            raise ValueError(
+                f"cams: expected CAMs of an image of {H}x{W} pixels, as its truth has, or of its ratio of sides, got "
+                f"{image_H}x{image_W} in {path}; make them from the dataset's own images"
+            )
+        notes["have a truth of another size than the image, to which the CAMs are resized"] += 1
+    return full_size(replace(cam, size=(H, W)))
 
 
 def _local(

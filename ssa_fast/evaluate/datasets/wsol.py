@@ -19,7 +19,7 @@ from ssa_fast.evaluate.datasets.base import (
 from ssa_fast.io.pillow import read_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ssa_fast.evaluate.datasets.base import Box
 
@@ -71,7 +71,7 @@ def read_openimages(
         LocatedImage(each, _picture(images, each), labels[each], masks=tuple(found[each]), ignore=ignored.get(each))
         for each in ids
     )
-    return LocalizationSet(f"OpenImages {split}", tuple(located))
+    return _located(f"OpenImages {split}", located, images)
 
 
 def read_cub(
@@ -149,7 +149,7 @@ def _with_boxes(name: str, metadata: Path, split: str, images: str | Path | None
     located = (
         LocatedImage(each, _picture(images, each), labels[each], sizes[each], tuple(boxes[each])) for each in ids
     )
-    return LocalizationSet(f"{name} {split}", tuple(located))
+    return _located(f"{name} {split}", located, images)
 
 
 def _labels(metadata: Path) -> tuple[list[str], dict[str, int]]:
@@ -175,6 +175,18 @@ def _complete(ids: Sequence[str], table: Mapping[str, object], path: Path, what:
     """Raise ValueError unless every image has an entry."""
     if lacking := [each for each in ids if each not in table]:
         raise ValueError(f"root: expected a {what} for every image in {path}, got none for {first_of(lacking)}")
+
+
+def _located(name: str, located: Iterable[LocatedImage], images: str | Path | None) -> LocalizationSet:
+    """Return a dataset; FileNotFoundError if a folder of images was given that holds none of them."""
+    found = tuple(located)
+    lacking = [each.id for each in found if each.image is None]
+    notes: tuple[str, ...] = ()
+    if images is not None and len(lacking) == len(found):
+        raise FileNotFoundError(f"images: expected images such as {Path(images) / lacking[0]}; there is no such file")
+    if images is not None and lacking:
+        notes = (f"{len(lacking)} of {len(found)} images are not in {images}: {first_of(lacking)}",)
+    return LocalizationSet(name, found, notes)
 
 
 def _picture(images: str | Path | None, image: str) -> Path | None:

@@ -177,7 +177,8 @@ def test_a_given_seed_where_the_head_allows_none(large: Run) -> None:
         large(ssa, image, tile="auto")
     seed = torch.rand(2, 6, 9)
     maps = ssa.info.forward(ssa.model, normalized(image)).maps
-    whole = polish(seed[None], {name: maps[name] for name in ssa.stage_names}, size=image.shape[:2])
+    stages = {name: maps[name] for name in ssa.stage_names}
+    whole = polish(seed[None], stages, size=image.shape[:2], align_corners=ssa.align_corners)
     result = large(ssa, image, [1, 4], seed=seed)
     low, high = whole.amin((2, 3), keepdim=True), whole.amax((2, 3), keepdim=True)
     assert (written_cams(result.cams) - ((whole - low) / (high - low))[0]).abs().max() <= 0.5 * STEP + 1e-4
@@ -411,6 +412,20 @@ def test_no_seams(large: Run) -> None:
     assert jumps(written_cams(with_halo.cams), 32) == pytest.approx(whole, rel=0.02)
     assert jumps(written_cams(without.cams), 32) > 1.04 * whole
     assert not without.exact
+
+
+def test_the_background_of_auto_is_the_previews(large: Run) -> None:
+    image, postprocess = random_image(200, 230), PostprocessOptions(background="auto", ignore=0.3)
+    result = large(SSA(Pyramid()), image, [3, 1], postprocess=postprocess)
+    cams = written_cams(result.cams)
+    assert result.background == pytest.approx(float(localize.estimate_background(cams)), abs=1 / 255)
+    assert result.background is not None
+    assert result.background > 0.3
+    expected = localize.masks(cams, background=result.background, ignore=0.3)[0]
+    with tifffile.TiffFile(result.mask) as file:
+        assert np.array_equal(file.pages[0].asarray(), expected)
+    alpha = large(SSA(Pyramid()), image, [3, 1], out="alpha.tif", postprocess=PostprocessOptions(alpha=4))
+    assert alpha.background is None
 
 
 def test_masks_boxes_labels_names_and_metadata(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:

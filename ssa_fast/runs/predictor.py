@@ -33,6 +33,7 @@ class Prediction:
         mask: (H, W) uint8 of ``labels``, 0 background, 255 ignored.
         classes, names, labels: K each: class indices, class names, and values in the mask.
         scores, logits: (K,) float32: the network's probabilities and logits of the classes.
+        background: The mask's background score, None with ``alpha``.
         seed, stages: (K, h, w) float32 each, for overlays; None without overlays.
     """
 
@@ -44,6 +45,7 @@ class Prediction:
     labels: list[int]
     scores: np.ndarray
     logits: np.ndarray
+    background: float | None = None
     seed: Tensor | None = None
     stages: dict[str, Tensor] | None = None
 
@@ -144,6 +146,7 @@ class Predictor:
             labels=labels,
             scores=probabilities[index].cpu().numpy(),
             logits=result.logits[b, index].float().cpu().numpy(),
+            background=localize.background_of(full, options.postprocess),
             seed=result.seed[b, :K].cpu() if options.overlays else None,
             stages={name: maps[b, :K].cpu() for name, maps in result.stages.items()} if options.overlays else None,
         )

@@ -58,6 +58,10 @@ PAIRS = [
     ("--memory much", "memory: "),
     ("--precision float8", "precision: expected one of"),
     ("--box-threshold 2", "box_threshold: expected a number"),
+    ("--box-threshold half", "box_threshold: expected a number in .* or 'auto', got 'half'"),
+    ("--background otsu", "background: expected a number in .* or 'auto', got 'otsu'"),
+    ("--background auto --alpha 8", "alpha: expected either background or alpha, got auto and 8.0"),
+    ("--background auto --ignore 1", r"ignore: expected a number in \[0, 1\), got 1.0"),
     ("--affinity phi=none", "phi"),
     ("--device nowhere", "device: expected auto"),
 ]

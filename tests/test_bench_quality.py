@@ -179,6 +179,16 @@ def test_values_of_a_mask_that_are_object_or_not_counted(photos):
         assert found.levels[0, LEVELS.index(0.3)] == found.precision == 1
 
 
+def test_scores_at_the_threshold_that_a_map_gives_by_itself():
+    cam = np.full((20, 40), 0.3, np.float32)
+    cam[2:8, 4:12] = 1
+    box = BoxTruth((20, 40), [[4, 2, 11, 7]]).scorer((20, 40))(cam)
+    mask = MaskTruth((cam == 1).astype(np.uint8)).scorer((20, 40))(cam)
+    assert box.own == mask.own == 1
+    assert len(box.levels[0]) == len(mask.levels[0]) == len(LEVELS)
+    assert MaskTruth((cam == 1).astype(np.uint8)).scorer((20, 40))(1 - cam).own == 0
+
+
 def test_thresholds_and_the_best_row_come_from_the_other_half():
     folds = Folds(np.arange(4))
     scores = np.zeros((4, 2, 3))
@@ -207,13 +217,14 @@ def test_intervals_draw_images_with_all_their_maps():
 def load_sample(photos, classes=(2,)):
     network = networks.load(MODEL)
     with torch.no_grad():
-        return Sample(network, network.preprocess(Image.open(photos / "images/0.png")), classes)
+        return Sample(network, Image.open(photos / "images/0.png"), classes)
 
 
 REFERENCES = {
     "SSA": {},
     "SSA, align_corners=True": {"align_corners": True},
     "SSA, power=2": {"affinity": Affinity("relu", 2)},
+    "SSA, PAMR": {},
     "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
     "SSA of Grad-CAM": {"seed": "grad-cam"},
     "SSA of LayerCAM": {"seed": "layercam"},
@@ -227,7 +238,9 @@ def test_the_maps_are_those_of_ssa(photos, name):
     with torch.no_grad():
         maps, _ = methods.METHODS[name].make(name, sample)
     ours = SSA(sample.network.model, **{"align_corners": False} | REFERENCES[name])(sample.images, [2, 4])
-    torch.testing.assert_close(maps, ours.cams)
+    if name.endswith("PAMR"):
+        ours = ours.refine(sample.images)  # which this network takes in [0, 1]
+    torch.testing.assert_close(maps, minmax(ours.cams))
 
 
 def test_refine_cam_is_that_of_its_package(photos):

@@ -62,7 +62,7 @@ def _best_row(run: Run, best: Array, names: Sequence[str], held: dict[str, Array
     if not goal.startswith("+"):
         reached = bool(best.mean() >= float(goal))
     else:
-        reached = gain is not None and gain["difference"] >= float(goal) and gain["interval"][0] > 0
+        reached = gain is not None and bool(gain["difference"] >= float(goal) and gain["interval"][0] > 0)
     return row | {"goal": goal, "reached": reached}
 
 

@@ -80,6 +80,9 @@ def command(
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
     ] = False,
+    refine: Annotated[
+        bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
+    ] = False,
     background: Annotated[
         str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: 0.25.")
     ] = None,

@@ -119,7 +119,8 @@ def test_nan_pixels_are_unsure() -> None:
 
 def test_the_background_is_the_strongest_cam_averaged_with_itself_as_weight() -> None:
     # the strongest CAMs are 0.9, 0.5, 0.3 and 0: (0.81 + 0.25 + 0.09) / (0.9 + 0.5 + 0.3)
-    torch.testing.assert_close(estimate_background(CAMS), torch.tensor([1.15 / 1.7]))
+    torch.testing.assert_close(estimate_background(CAMS, power=1), torch.tensor([1.15 / 1.7]))
+    torch.testing.assert_close(estimate_background(CAMS), torch.tensor([0.99450520 / 1.3716851]))  # Σ p^2.5 / Σ p^1.5
     assert masks(CAMS, background="auto").tolist() == [[[1, 0, 0, 0]]]
     assert masks(CAMS, background="auto", ignore=0.3).tolist() == [[[1, 255, 0, 0]]]
     assert masks(CAMS, background="auto", ignore=0.9).tolist() == [[[1, 0, 0, 0]]]  # above the background: none unsure
@@ -131,7 +132,7 @@ def test_the_background_is_each_images_own_and_scales_with_it(seed: int, factor:
     cams = torch.rand(3, num_classes, 6, 5, generator=torch.Generator().manual_seed(seed)) ** 2
     scores = estimate_background(cams)
     peaks = cams.amax(dim=1).double().flatten(1)
-    literal = [sum(p * p for p in peak) / sum(peak) for peak in peaks.tolist()]
+    literal = [sum(p**2.5 for p in peak) / sum(p**1.5 for p in peak) for peak in peaks.tolist()]
     torch.testing.assert_close(scores, torch.tensor(literal))
     torch.testing.assert_close(estimate_background(cams * factor), scores * factor)
     torch.testing.assert_close(estimate_background(cams.repeat(1, 2, 2, 1).flip(3)), scores)
@@ -149,17 +150,19 @@ def test_the_background_of_degenerate_maps() -> None:
     assert masks(torch.zeros(1, 1, 3, 3), background="auto").max() == 0
     cams = CAMS.clone()
     cams[0, 0, 0] = torch.nan  # does not count, and is unsure
-    torch.testing.assert_close(estimate_background(cams), torch.tensor([0.34 / 0.8]))
+    torch.testing.assert_close(estimate_background(cams), torch.tensor([0.43654133]))
     assert masks(cams, background="auto").tolist() == [[[255, 2, 0, 0]]]
     with pytest.raises(ValueError, match=r"cams: expected values >= 0, got -0.5"):
         estimate_background(-CAMS.flip(0) + 0.4)
+    with pytest.raises(ValueError, match="power: expected a number > 0, got 0"):
+        estimate_background(CAMS, power=0)
 
 
 def test_each_maps_own_box_threshold() -> None:
     cams = torch.stack([SCENE, SCENE.flip(0) * 0.5])[None] - 0.05  # values below 0 count as 0
     (found,) = boxes(cams, box_threshold="auto", components="all")
     for plane, corners in zip(cams[0].clamp_min(0), found, strict=True):
-        level = float(plane.square().sum() / plane.sum())
+        level = float((plane**1.75).sum() / (plane**0.75).sum())
         assert (
             corners.tolist() == boxes(plane, box_threshold=level / float(plane.max()), components="all")[0][0].tolist()
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssa_fast.localize.options import AUTO, Components, PostprocessOptions, check_components
 from ssa_fast.localize.read import read_cams
-from ssa_fast.localize.threshold import self_weighted_mean
+from ssa_fast.localize.threshold import BOX_POWER, self_weighted_mean
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: Any) -> list[list[Tensor]]:
     """Return the boxes around connected regions above ``box_threshold`` times each map's maximum.
 
-    With "auto" regions exceed ``Σ p² / Σ p`` of the map instead, see ``estimate_background``.
-
     The threshold is exceeded strictly and regions are 8-connected, as in the WSOL evaluation of Choe et al. (CVPR
-    2020). A map that holds NaN, or nothing above 0, has no box.
+    2020). With "auto" each map has its own, ``Σ p^1.75 / Σ p^0.75``: the rule of ``estimate_background`` with a lower
+    power, as boxes take in an object's faint ends. A map that holds NaN, or nothing above 0, has no box.
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), floating.
@@ -43,7 +42,7 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     options = replace(options or PostprocessOptions(), **overrides)
 
     peaks, share = maps.amax(dim=(2, 3)), options.box_threshold
-    levels = self_weighted_mean(maps.clamp_min(0)) if share == AUTO else share * peaks
+    levels = self_weighted_mean(maps, BOX_POWER) if share == AUTO else share * peaks
     above = (maps > levels[..., None, None]) & (peaks > 0)[..., None, None]
     return [
         [torch.from_numpy(component_boxes(region, options.components)).float() for region in regions]

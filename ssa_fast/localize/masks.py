@@ -56,6 +56,14 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     return labels.to(torch.uint8)
 
 
+def background_of(cams: Tensor, options: PostprocessOptions) -> float | None:
+    """Return the background score that ``masks`` takes for one image's CAMs (K, H, W); None with ``alpha``."""
+    if options.alpha is not None:
+        return None
+    score = options.background_score
+    return float(estimate_background(cams)) if score == AUTO else score
+
+
 def voc_palette() -> list[int]:
     """Return PASCAL VOC's 256 colours as flat RGB (``VOClabelcolormap`` of the VOC devkit)."""
     bits = ((np.arange(256)[:, None] >> np.arange(24)) & 1).reshape(256, 8, 3)  # bits 3n + c of the index: channel c

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal
 
@@ -60,6 +60,13 @@ class PostprocessOptions:
     def background_score(self) -> float | Auto:
         """The background score, its default filled in."""
         return 0.25 if self.background is None else self.background
+
+    def with_background(self, score: float | None) -> PostprocessOptions:
+        """Return the options of an image whose own background score is ``score``; unchanged unless it is "auto"."""
+        if self.alpha is not None or self.background_score != AUTO:
+            return self
+        unsure = self.ignore is not None and score is not None and self.ignore < score
+        return replace(self, background=score, ignore=self.ignore if unsure else None)
 
 
 def check_components(value: str) -> None:

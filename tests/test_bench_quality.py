@@ -72,7 +72,9 @@ def table(photos, capsys, *more):
     printed = capsys.readouterr().out
     shown = found if "--markdown" not in words else [row for row in found if "method" in row]
     assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in shown)
-    return {row.get("method", row.get("stage", "best" if report.BEST in row else "head")): row for row in found}
+    best = {row["priors"]: row for row in found if report.BEST in row}
+    named = {row.get("method", row.get("stage", "head")): row for row in found if report.BEST not in row}
+    return named | {"best with priors" if priors else "best": row for priors, row in best.items()}
 
 
 def few(*names):
@@ -88,6 +90,7 @@ def test_the_whole_table_has_every_row_and_reports_what_is_left_out(photos, caps
     assert head["left_out"] == {}
     assert (head["images"], head["maps"], head["rows_tried"]) == (COUNT, COUNT, len(methods.METHODS))
     assert all(found[name]["kind"] == "ssa" for name in best[report.BEST])
+    assert all(found[name]["kind"] in ("ssa", "prior") for name in found["best with priors"][report.BEST])
     assert [each["of"] for each in best["ahead"]] == list(methods.RIVALS)
 
 
@@ -228,6 +231,7 @@ REFERENCES = {
     "SSA, align_corners=True": {"align_corners": True},
     "SSA, power=2": {"affinity": Affinity("relu", 2)},
     "SSA, PAMR": {},
+    "SSA, center prior": {"prior": "center"},
     "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
     "SSA of Grad-CAM": {"seed": "grad-cam"},
     "SSA of LayerCAM": {"seed": "layercam"},

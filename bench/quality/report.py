@@ -89,7 +89,7 @@ def line(row: Row) -> str:
         return "\n".join(_best_lines(row))
     others = "".join(f"{row[key]:>7.1f}" for key in ("own_threshold", "precision") if row[key] is not None)
     difference = _signed(row["difference"], row["interval"])
-    return f"{row['method']:<34} {row['score']:>6.2f}  {difference:<24}{others}{row['cpu_ms']:>9.1f} ms"
+    return f"{row['method']:<46} {row['score']:>6.2f}  {difference:<24}{others}{row['cpu_ms']:>9.1f} ms"
 
 
 def _best_name(row: Row) -> str:

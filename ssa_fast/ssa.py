@@ -17,6 +17,7 @@ from ssa_fast.models.scores import choose_probability
 from ssa_fast.models.seed_source import ClassSeeds, GivenSeeds, Network, TargetSeeds, detached_logits
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities, sign_source
 from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
+from ssa_fast.ops.prior import apply_prior, check_prior
 from ssa_fast.ops.resize import resize
 from ssa_fast.result import SSAResult, StageFeatures
 from ssa_fast.validation import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.outputs import Logits
     from ssa_fast.models.stage_affinity import StageAffinities
     from ssa_fast.models.targets import Targets
+    from ssa_fast.ops.prior import Prior
     from ssa_fast.validation import Fuse, Weights
 
 __all__ = ["SSA", "SSAResult"]
@@ -74,6 +76,8 @@ class SSA:
             the shifted cosine (``models.stage_affinity.SIGNED_DEFAULT``) for others. ``Affinity()`` is PCM everywhere.
         scales: Factors of the image size, such as (0.5, 1, 1.5, 2); bilinear, antialiased when shrinking.
         flip: Also use the horizontally flipped image at each scale; its CAMs are flipped back.
+        prior: "center" weights the seed by ``exp(−x² − y²)`` before it is polished, ``x`` and ``y`` from −1 to 1
+            between the edges: an assumption about photographs, no evidence of the class. None assumes nothing.
         fuse, weights: How the stages are fused, see ``ssa_fast.polish``.
         align_corners: Of the bilinear resizing of seeds and CAMs. False aligns pixels by their centres, which is more
             accurate on photographs (docs/quality.md); True is PCM's and ``polish``'s.
@@ -115,6 +119,7 @@ class SSA:
         affinity: StageAffinities = "auto",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        prior: Prior | None = None,
         fuse: Fuse = "mean",
         weights: Weights = None,
         align_corners: bool = False,
@@ -127,6 +132,7 @@ class SSA:
     ) -> None:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
+        self.prior = check_prior(prior)
         self.size = check_output_size(size)
         self.info = inspect_model(
             model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry, logits=logits
@@ -291,11 +297,12 @@ class SSA:
                 )
                 for name in self.stage_names
             }
+            cam = apply_prior(seed, self.prior)
             if self.info.window is None:
-                polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=size))
+                polished, fused = polish_each_and_fuse(cam, requests, replace(self.fusion, size=size))
                 return {SEED: seed, **polished, CAMS: fused}
             window = self.info.window(*features.image_size)
-            polished, fused = polish_each_and_fuse(seed, requests, replace(self.fusion, size=window_size(window)))
+            polished, fused = polish_each_and_fuse(cam, requests, replace(self.fusion, size=window_size(window)))
             maps = {SEED: seed, **polished, CAMS: fused}
             return {
                 name: over_image(each, window, features.image_size, self.align_corners) for name, each in maps.items()

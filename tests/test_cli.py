@@ -87,8 +87,8 @@ def test_photographs_through_resnet50(tmp_path: Path) -> None:
 def test_every_option_reaches_its_place(tmp_path: Path) -> None:
     options = (
         "--classes top2 --stages layer2,layer4 --affinity power=2,center --scales 1,1.5 --fuse max --no-align-corners "
-        "--seed layer3 --size 48x64 --device cpu --alpha 8 --ignore 16 --box-threshold 0.5 --components all "
-        "--backdrop #010203"
+        "--prior center --seed layer3 --size 48x64 --device cpu --alpha 8 --ignore 16 --box-threshold 0.5 "
+        "--components all --backdrop #010203"
     )
     succeed("run", save_image(tmp_path / "a.png"), *SMALL, *options.split(), "--out", tmp_path / "out")
     with np.load(tmp_path / "out/cams/a.npz") as saved:
@@ -96,7 +96,9 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
         assert saved["cams"].shape == (2, 6, 8)
         assert saved["size"].tolist() == [40, 56]
     expected = dict(stages=["layer2", "layer4"], affinity="power=2.0,center=True", fuse="max", align_corners=False)
-    expected |= dict(seed="grad-cam", seed_layer="layer3", size=[48, 64], weights="none", classes="top2")
+    expected |= dict(
+        seed="grad-cam", seed_layer="layer3", prior="center", size=[48, 64], weights="none", classes="top2"
+    )
     expected |= dict(alpha=8.0, ignore=16.0, background=None, box_threshold=0.5, components="all", backdrop=[1, 2, 3])
     assert expected.items() <= settings.items()
 

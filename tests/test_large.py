@@ -550,6 +550,15 @@ def test_wrong_options_are_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"flip": True}, "scales: expected SSA with"), ({"prior": "center"}, "prior: expected SSA with prior=None")],
+)
+def test_an_ssa_that_tiles_exclude_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LargeImageSSA(SSA(Pyramid(), **options))
+
+
 def test_a_network_that_gives_nan_is_refused(large: Run, tmp_path: Path) -> None:
     ssa = SSA(Pyramid())
     ssa.model.fc.bias.data[0] = float("nan")

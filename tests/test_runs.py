@@ -295,14 +295,36 @@ def test_changed_settings_are_refused_by_name(folder: Path, run: Run, out: Path)
         run(folder)
 
 
+def test_refined_cams_are_stored_at_the_images_size(
+    folder: Path, run: Run, out: Path, ssa: SSA, classifier: zoo.Classifier
+) -> None:
+    run(folder / "a.png", classes="3", refine=True, background="auto")
+    with Image.open(folder / "a.png") as image:
+        rgb = np.array(image.convert("RGB"))
+    plain = ssa(classifier.preprocess(rgb), classes=[3]).cams
+    expected = localize.refine(torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0, plain)[0]
+    with np.load(out / "cams/a.npz") as saved:
+        assert saved["cams"].shape == (1, *rgb.shape[:2])
+        np.testing.assert_allclose(saved["cams"].astype(np.float32), expected, atol=2e-3)
+        stored = torch.from_numpy(saved["cams"].astype(np.float32))
+    with Image.open(out / "masks/a.png") as mask:
+        assert np.array_equal(np.asarray(mask) > 0, localize.masks(stored, background="auto")[0] > 0)
+
+
 def test_the_settings_are_stored_flat_with_defaults_filled_in(folder: Path, run: Run, out: Path) -> None:
     run(folder / "a.png")
     settings = json.loads((out / "run.json").read_text())["settings"]
     settings.pop("ssa_fast")
     assert list(settings.items()) == [
         *[("classes", "predicted"), ("size", None), ("precision", "float32"), ("background", 0.25), ("alpha", None)],
-        *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("cams", "ssa"), ("store", "float16")],
-        *[("overlays", True), ("max_pixels", 89478485), ("backdrop", [255, 255, 255]), ("bands", None)],
+        *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("refine", False), ("cams", "ssa")],
+        *[
+            ("store", "float16"),
+            ("overlays", True),
+            ("max_pixels", 89478485),
+            ("backdrop", [255, 255, 255]),
+            ("bands", None),
+        ],
         *[("range", "auto"), ("large_above", 1 << 24)],
     ]
 

@@ -115,6 +115,23 @@ def test_flip_makes_results_of_flipped_images_flipped() -> None:
     assert (once(IMAGES.flip(-1), [0]).cams.flip(-1) - once(IMAGES, [0]).cams).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("options", [{}, {"seed": "grad-cam"}, {"flip": True, "scales": (1.0, 0.5)}], ids=str)
+def test_a_prior_weights_what_is_polished_not_the_seed_that_is_returned(options: dict[str, object]) -> None:
+    plain, weighted = ssa(trained(), **options), ssa(trained(), prior="center", **options)
+    classes = [0, 2, 3]
+    y, x = (torch.arange(-size + 1, size, 2, dtype=torch.float64) / size for size in (4, 6))
+    falloff = torch.exp(-(y[:, None] ** 2) - x**2)
+    expected, result = plain(IMAGES, classes), weighted(IMAGES, classes)
+    torch.testing.assert_close(result.seed, expected.seed, **ROUNDING)
+    assert (result.cams - expected.cams).abs().max() > 0.01
+    extracted = plain.info.forward(plain.model, IMAGES)
+    with torch.no_grad():
+        maps = plain.info.seed_maps(plain.model, extracted, result.classes).detach()
+    given = ssa(trained(), **options | {"seed": None, "flip": False, "scales": (1.0,)})(IMAGES, cam=maps * falloff)
+    alone = ssa(trained(), prior="center", **options | {"flip": False, "scales": (1.0,)})(IMAGES, classes)
+    torch.testing.assert_close(alone.cams, given.cams, **ROUNDING)
+
+
 @pytest.mark.parametrize("corners", [True, False])
 def test_scales_are_summed_after_polishing(corners: bool) -> None:
     model = trained()
@@ -323,6 +340,7 @@ def test_nan_images_give_nan_maps() -> None:
         ({"size": "image"}, ValueError, 'size: expected "input", "stage" or'),
         ({"size": (0, 4)}, ValueError, "size: "),
         ({"fuse": "median"}, ValueError, "fuse: .* got 'median'"),
+        ({"prior": "blob"}, ValueError, "prior: expected None or one of center, got 'blob'"),
         ({"weights": [1, 2]}, ValueError, "weights: expected 4, one per stage, got 2"),
         (
             {"affinity": "relu"},

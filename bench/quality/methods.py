@@ -15,6 +15,8 @@ import torch
 from bench.quality.networks import imported
 from bench.quality.peers import mean_cam, refine_cam
 from ssa_fast import Affinity, polish
+from ssa_fast.localize import refine
+from ssa_fast.ops.prior import apply_prior
 from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.quality.sample import Sample
+    from ssa_fast.ops.prior import Prior
 
-Kind: TypeAlias = Literal["peer", "ssa", "control"]
+Kind: TypeAlias = Literal["peer", "ssa", "prior", "control"]
 VIEWS: Mapping[str, Any] = {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True}
 SEED, BLOB, BASELINE = "seed", "centre blob", "SSA"
 
@@ -52,7 +55,8 @@ class Method:
     Attributes:
         run: From a sample and its seed, or from a sample alone, to maps (1, K, h, w) of any size and range.
         seed: Its key in ``SEEDS``, None if ``run`` takes none.
-        kind: "peer" is what SSA is compared with, "ssa" what it can do, "control" what a fair gain must beat.
+        kind: "peer" is what SSA is compared with, "ssa" what it can do, "prior" the same with an assumption about
+            photographs, "control" what a fair gain must beat.
         align_corners: Of the resizing of the maps to the network's input.
     """
 
@@ -83,7 +87,13 @@ def pcm(sample: Sample, seed: Tensor) -> Tensor:
     return maps
 
 
-def polished(sample: Sample, seed: Tensor, align_corners: bool = False, affinity: str | None = None) -> Tensor:
+def polished(
+    sample: Sample,
+    seed: Tensor,
+    align_corners: bool = False,
+    affinity: str | None = None,
+    prior: Prior | None = None,
+) -> Tensor:
     """Return SSA's map of the seed; ``affinity`` is that of signed stages or, with "all:" before it, of all stages."""
     chosen = dict(sample.network.ssa().affinities)
     if affinity is not None:
@@ -91,10 +101,16 @@ def polished(sample: Sample, seed: Tensor, align_corners: bool = False, affinity
         given = Affinity.parse(affinity.removeprefix("all:"))
         signed = {name: bool((maps < 0).any()) for name, maps in sample.stages.items()}
         chosen = {name: given if everywhere or signed[name] else Affinity() for name in chosen}
+    weighted = apply_prior(seed, prior)
     cams: Tensor = polish(
-        seed, sample.stages, affinity=chosen, rescale=True, size=sample.size, align_corners=align_corners
+        weighted, sample.stages, affinity=chosen, rescale=True, size=sample.size, align_corners=align_corners
     )
     return cams
+
+
+def refined(sample: Sample, seed: Tensor) -> Tensor:
+    """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
+    return refine(sample.pixels(), minmax(polished(sample, seed)))
 
 
 def several_views(sample: Sample, kind: str) -> Tensor:
@@ -123,15 +139,20 @@ METHODS: dict[str, Method] = {
     "SSA, power=2": _ssa(affinity="all:phi=relu,power=2"),
     "SSA, center": _ssa(affinity="all:phi=relu,center=True"),
     "SSA, phi=exp": _ssa(affinity="all:phi=exp,temperature=0.2"),
+    "SSA, PAMR": Method(refined, "auto", "ssa"),
     "SSA, several views": Method(partial(several_views, kind="auto"), None, "ssa"),
     "SSA of Grad-CAM": _ssa("grad-cam"),
     "SSA of LayerCAM": _ssa("layercam"),
+    "SSA of LayerCAM, PAMR": Method(refined, "layercam", "ssa"),
     "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
+    "SSA, center prior": _ssa("auto", "prior", prior="center"),
+    "SSA of LayerCAM, center prior": _ssa("layercam", "prior", prior="center"),
     "SSA of a centre blob": _ssa("blob", "control"),
     "SSA of a wrong class": _ssa("wrong", "control"),
     "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
+    "SSA of a wrong class's LayerCAM, center prior": _ssa("wrong-layercam", "control", prior="center"),
 }
-RIVALS = tuple(name for name, method in METHODS.items() if method.kind == "peer" or name == BLOB)
+RIVALS = (*(name for name, method in METHODS.items() if method.kind == "peer"), BLOB, "SSA of a centre blob")
 """Rows that the best setting of SSA is compared with."""
 
 

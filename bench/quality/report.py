@@ -19,10 +19,10 @@ BEST = "best setting"
 
 
 def make_rows(run: Run, baseline: str, goal: str | None) -> list[Row]:
-    """Return a row per method, one for the best setting, and one per stage; scores in percent, times in ms.
+    """Return a row per method, those of the best setting, and one per stage; scores in percent, times in ms.
 
     The best setting is the SSA row that is best on one half of the images; its score is that on the other, both ways
-    round, so it is not helped by the number of rows that were tried.
+    round, so it is not helped by the number of rows that were tried. It is chosen without priors, then with them.
     """
     folds, levels = run.folds(), run.levels()
     held = {name: 100 * folds.held_out(scores) for name, scores in levels.items()}
@@ -34,12 +34,14 @@ def make_rows(run: Run, baseline: str, goal: str | None) -> list[Row]:
     ):
         row = {"method": name, "kind": run.methods[name].kind, "score": scores.mean(), "difference": difference.mean()}
         row |= {"interval": interval.tolist(), "halves": [difference[half].mean() for half in folds.halves()]}
-        precision = 100 * run.precision(name)
+        row |= {"own_threshold": 100 * run.mean(name, "own")}
+        precision = 100 * run.mean(name, "precision")
         rows.append(row | {"precision": precision if np.isfinite(precision) else None, "cpu_ms": run.cpu_ms(name)})
-    own = {name: scores for name, scores in levels.items() if run.methods[name].kind == "ssa"}
-    if own:
-        best, names = folds.best(own)
-        rows.append(_best_row(run, 100 * best, names, held, goal))
+    for kinds in (("ssa",), ("ssa", "prior")):
+        own = {name: scores for name, scores in levels.items() if run.methods[name].kind in kinds}
+        if any(run.methods[name].kind == kinds[-1] for name in own):
+            best, names = folds.best(own)
+            rows.append(_best_row(run, 100 * best, names, held, goal) | {"priors": "prior" in kinds})
     for name, figures in run.stages.items():
         row = {"stage": name} | {key: np.mean([each[key] for each in figures]) for key in figures[0]}
         rows.append(row | {"mean_cosine_min": min(each["mean_cosine_min"] for each in figures)})  # of all images
@@ -61,7 +63,7 @@ def _best_row(run: Run, best: Array, names: Sequence[str], held: dict[str, Array
     if not goal.startswith("+"):
         reached = bool(best.mean() >= float(goal))
     else:
-        reached = gain is not None and gain["difference"] >= float(goal) and gain["interval"][0] > 0
+        reached = gain is not None and bool(gain["difference"] >= float(goal) and gain["interval"][0] > 0)
     return row | {"goal": goal, "reached": reached}
 
 
@@ -85,16 +87,18 @@ def line(row: Row) -> str:
         return "  ".join(f"{key} {value}" for key, value in row.items() if key != "model")
     if BEST in row:
         return "\n".join(_best_lines(row))
-    spent = f"{row['cpu_ms']:>9.1f} ms"
-    precision = f"{row['precision']:>7.1f}" if row["precision"] is not None else ""
-    return (
-        f"{row['method']:<38} {row['score']:>6.2f}  {_signed(row['difference'], row['interval']):<24}{precision}{spent}"
-    )
+    others = "".join(f"{row[key]:>7.1f}" for key in ("own_threshold", "precision") if row[key] is not None)
+    difference = _signed(row["difference"], row["interval"])
+    return f"{row['method']:<46} {row['score']:>6.2f}  {difference:<24}{others}{row['cpu_ms']:>9.1f} ms"
+
+
+def _best_name(row: Row) -> str:
+    return f"{BEST} with priors" if row.get("priors") else BEST
 
 
 def _best_lines(row: Row) -> list[str]:
     low, high = row["interval"]
-    lines = [f"{BEST}, chosen on the other half: {' / '.join(dict.fromkeys(row[BEST]))}"]
+    lines = [f"{_best_name(row)}, chosen on the other half: {' / '.join(dict.fromkeys(row[BEST]))}"]
     lines.append(f"  score {row['score']:.1f} [{low:.1f}, {high:.1f}]")
     if "goal" in row:
         what = f"{row['goal']} over the seed" if row["goal"].startswith("+") else f"at least {row['goal']}"
@@ -137,7 +141,7 @@ def _column(rows: Sequence[Row]) -> dict[str, Row]:
         if "method" in row:
             found[row["method"]] = row
         elif BEST in row:
-            found[BEST] = row
+            found[_best_name(row)] = row
     return found
 
 

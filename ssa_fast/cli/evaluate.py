@@ -186,7 +186,7 @@ def cub(
     masks: Annotated[
         bool, _data("Measure against the masks of segmentations/ (PxAP) instead of the boxes.", "--masks")
     ] = False,
-    images: Images = None,
+    images: Annotated[Path | None, _data("Folder of the images; default: images/ in root.")] = None,
     cams: Cams,
     predictions: PredictionsPath = None,
     missing: MissingFiles = "refuse",

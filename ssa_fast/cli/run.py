@@ -76,9 +76,15 @@ def command(
     affinity: AffinityText = "auto",
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
     flip: Annotated[bool, _cam("Also use the horizontally flipped image.", "--flip")] = False,
+    prior: Annotated[
+        Literal["center"] | None, _cam("Weight seeds by their distance from the centre: an assumption, no evidence.")
+    ] = None,
     fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
+    ] = False,
+    refine: Annotated[
+        bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
     ] = False,
     background: Annotated[
         str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: 0.25.")
@@ -138,8 +144,8 @@ def command(
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
         images = runs.list_images(paths, out, options, split=split)
         if all(map(needs_tiles, images.sources)):
-            _check_tiles(scales, seed, flip=flip)
-        how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "fuse", "align_corners")}
+            _check_tiles(scales, seed, prior, flip=flip)
+        how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "prior", "fuse", "align_corners")}
         which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
         classifier, ssa = build(**which, seed=seed, size="stage", **how)
         if classifier.input_size:
@@ -160,12 +166,14 @@ def command(
     raise typer.Exit(report.exit_code)
 
 
-def _check_tiles(scales: str, seed: str, *, flip: bool) -> None:
+def _check_tiles(scales: str, seed: str, prior: str | None, *, flip: bool) -> None:
     """Raise ValueError for options that images processed in tiles exclude."""
     if flip or parse_scales(scales) != (1.0,):
         raise ValueError("scales: images in tiles are seen once, at their own size; leave out --scales and --flip")
     if seed not in ("auto", "cam"):
         raise ValueError(f"seed: images in tiles need the classifier's own CAM, got {seed!r}; leave --seed out")
+    if prior is not None:
+        raise ValueError("prior: images in tiles are polished without one; leave --prior out")
 
 
 def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:

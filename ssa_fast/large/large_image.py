@@ -105,7 +105,7 @@ class LargeImageSSA:
     on disk for its features, otherwise once per pass. CAMs have the image's size, whatever the ``size`` of ``ssa``.
 
     Args:
-        ssa: An ``SSA`` with scales=(1.0,) and flip=False.
+        ssa: An ``SSA`` with scales=(1.0,), flip=False and prior=None.
         tile: Pixels of a tile's side, a multiple of the coarsest stride; "auto": the largest that fits the memory.
         halo: Pixels around a tile that the network also sees; "auto" is the receptive field (ResNet-18 and ResNet-50:
             224 pixels), a smaller one an approximation. A margin for the seed's resizing is added (64 pixels there).

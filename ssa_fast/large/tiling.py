@@ -50,6 +50,8 @@ def check_model(ssa: SSA) -> None:
             f"scales: expected SSA with scales=(1.0,) and flip=False, got {ssa.scales} and {ssa.flip}; a large image "
             "is processed once, at its own size"
         )
+    if ssa.prior is not None:
+        raise ValueError(f"prior: expected SSA with prior=None, got {ssa.prior!r}; weight a seed of your own by it")
     if ssa.info.no_logits is not None:
         raise ValueError(ssa.info.no_logits)
     if ssa.info.in_channels != 3:

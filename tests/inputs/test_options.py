@@ -94,6 +94,8 @@ def test_pairs_of_options(
         ("--size 64", "size: an image processed in tiles keeps its own size"),
         ("--scales 0.5,1", "scales: images in tiles are seen once"),
         ("--flip", "scales: images in tiles are seen once"),
+        ("--refine", "refine: an image processed in tiles is not refined"),
+        ("--prior center", "prior: images in tiles are polished without one"),
         ("--seed grad-cam", "seed: images in tiles need the classifier's own CAM"),
         ("--classes labels", "classes: 'labels' come from an ImageFolder"),
     ],

@@ -282,6 +282,30 @@ def test_top_k_localisation(tmp_path: Path, source: str) -> None:
             evaluate_boxes(read_imagenet(tmp_path / "set"), CamFolder(tmp_path / "cams"))
 
 
+def test_classes_that_the_caller_gave_are_no_predictions(tmp_path: Path) -> None:
+    ids = wsol_tree(tmp_path / "set")
+    fields = {"logits": [np.ones(1)] * 3, "settings": [{"classes": "labels"}] * 3}
+    wsol_cams(tmp_path / "cams", ids, [[0], [1], [1]], **fields)
+    report = evaluate_boxes(read_imagenet(tmp_path / "set"), CamFolder(tmp_path / "cams"))
+    assert report.depth == 0
+    assert report.top(1) is None
+
+
+def test_top_k_takes_the_box_of_the_largest_region(tmp_path: Path) -> None:
+    ids = wsol_tree(tmp_path / "set")
+    for image, size, label in zip(ids, SIZES, (0, 1, 1), strict=True):
+        cam = np.zeros((1, *size), np.float32)
+        cam[:, -4:] = 1  # large, and wrong
+        if image == ids[0]:
+            cam[:, 2:8, 1] = cam[:, 7, 1:9] = 1  # thin, but its box is right
+            cam[:, 8:10] = 0
+        save_cams(tmp_path / "cams" / f"{image}.npz", cam, [label], size=size)
+    predictions = {image: [0, 1, 2, 3, 4] for image in ids}
+    report = evaluate_boxes(read_imagenet(tmp_path / "set"), CamFolder(tmp_path / "cams"), predictions=predictions)
+    assert report.found["all"].max_box_acc[0.5] == pytest.approx(1 / 3)
+    assert report.top(1) == report.top(5) == report.found["largest"].max_box_acc[0.5] == 0
+
+
 def test_top_5_is_not_known_of_one_prediction(tmp_path: Path) -> None:
     ids = wsol_tree(tmp_path / "set")
     wsol_cams(tmp_path / "cams", ids, [[0], [1], [1]], logits=[np.ones(1)] * 3, settings=[{"classes": "predicted"}] * 3)

@@ -58,7 +58,7 @@ STRUCTURED = {
 def _maps() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     drawn = [
-        make(rng, *rng.integers(5, 48, 2).tolist())
+        make(rng, *rng.integers(5, 36, 2).tolist())
         for make in (
             _smooth,
             _figures,

@@ -148,7 +148,7 @@ def evaluate_boxes(
     said = describe(notes, source, images)
     if depth < TOP_K:
         said.append(
-            f"{'top-5 localisation is' if depth else 'top-1 and top-5 localisation are'} not known, as only {depth} "
+            f"{'top-5 localisation is' if depth else 'top-1 and top-5 localisation are'} not known, as {f'only {depth}' if depth else 'no'} "
             "predicted classes of each image are: pass --predictions with a run of --classes top5, or with a file of "
             "lines image,class,class,..."
         )

@@ -129,7 +129,7 @@ def test_cub(tmp_path: Path) -> None:
     result = call(*arguments, "--out", tmp_path / "boxes")
     assert re.search(r"MaxBoxAcc, IoU 50 \(GT-known localisation\) +│ 100.00", result.stdout)
     assert re.search(r"top-1 localisation +│ +- ", result.stdout)
-    assert "notice: top-1 and top-5 localisation are not known" in result.stderr
+    assert "notice: top-1 and top-5 localisation: not known" in result.stderr
     check_pictures(tmp_path / "boxes", count=2, cells=3)
     predictions = save_text(tmp_path / "top5.txt", f"{names[0]},0,1,2,3,4", f"{names[1]},0,1,2,3,4")
     result = call(*arguments, "--predictions", predictions)

@@ -149,8 +149,8 @@ def evaluate_boxes(
     if depth < TOP_K:
         unknown, known = ("top-5", f"only {depth}") if depth else ("top-1 and top-5", "no")
         said.append(
-            f"{unknown} localisation: not known, as {known} predicted classes of each image are; pass --predictions with "
-            "a run of --classes top5, or with a file of lines image,class,class,..."
+            f"{unknown} localisation: not known, as {known} predicted classes of each image are; pass --predictions "
+            "with a run of --classes top5, or with a file of lines image,class,class,..."
         )
     return BoxReport(
         source,

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ssa_fast.io.cam_files import CamFile, write_cam
@@ -132,3 +133,17 @@ def wsol_tree(root: Path, *, masks: bool = False) -> list[str]:
         Image.fromarray(ignore).save(root / f"{i}_ignore.png")
     save_text(root / "localization.txt", *lines)
     return ids
+
+
+def smooth(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Return maps in [0, 1] with few equal values."""
+    maps = torch.from_numpy(rng.random((1, shape[0], 3, 4), dtype=np.float32))
+    return torch.nn.functional.interpolate(maps, shape[1:], mode="bilinear")[0].numpy()
+
+
+def wsol_cams(folder: Path, ids: list[str], labels: list[list[int]], **fields: Any) -> None:
+    rng = np.random.default_rng(4)
+    for i, (image, classes) in enumerate(zip(ids, labels, strict=True)):
+        each = {name: value[i] for name, value in fields.items()}
+        path = folder / f"{image.rpartition('.')[0]}.npz"
+        save_cams(path, smooth(rng, len(classes), 6, 5), classes, size=SIZES[i], align_corners=False, **each)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from ssa_fast.cli.app import app
 from ssa_fast.cli.evaluate import PANELS
 from ssa_fast.demo.scenes import CLASSES, make_scenes
-from ssa_fast.evaluate import threshold_sweep
+from ssa_fast.evaluate import segmentation, threshold_sweep
 from ssa_fast.evaluate.datasets import CamFolder, evaluate_boxes, evaluate_segmentation, read_imagenet, read_voc
 from ssa_fast.io.cam_files import full_size, read_cam
 from tests.eval_trees import (
@@ -69,6 +69,7 @@ def check_pictures(out: Path, count: int, cells: int) -> None:
     """Assert that the curve and ``count`` panels of ``cells`` cells are there, and are not blank."""
     panels = sorted((out / "worst").iterdir())
     assert [path.name[:3] for path in panels] == [f"{n:02d}_" for n in range(1, count + 1)]
+    assert len({path.read_bytes() for path in panels}) == count, "each of its own image"
     for path in [out / "curve.png", *panels]:
         with Image.open(path) as image:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 20
@@ -128,7 +129,7 @@ def test_cub(tmp_path: Path) -> None:
     result = call(*arguments, "--out", tmp_path / "boxes")
     assert re.search(r"MaxBoxAcc, IoU 50 \(GT-known localisation\) +│ 100.00", result.stdout)
     assert re.search(r"top-1 localisation +│ +- ", result.stdout)
-    assert "notice: top-1 and top-5 localisation are not known" in result.stderr
+    assert "notice: top-1 and top-5 localisation: not known" in result.stderr
     check_pictures(tmp_path / "boxes", count=2, cells=3)
     predictions = save_text(tmp_path / "top5.txt", f"{names[0]},0,1,2,3,4", f"{names[1]},0,1,2,3,4")
     result = call(*arguments, "--predictions", predictions)
@@ -163,6 +164,7 @@ def test_imagenet(tmp_path: Path) -> None:
         thresholds=np.arange(0, 1, 0.1).tolist(),
     )
     content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["thresholds"] == np.arange(0, 1, 0.1).tolist()
     assert content["max_box_acc_v2"] == report.found["all"].max_box_acc_v2
     assert content["max_box_acc"]["50"] == content["gt_known"] == report.found["largest"].max_box_acc[0.5]
     assert content["truth_free"]["box_acc"]["50"] == report.truth_free["largest"].max_box_acc[0.5]
@@ -215,6 +217,11 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(
     line = refused("coco", "--root", tmp_path, "--cams", tmp_path / "cams", *arguments)
     assert f"needs {missing}, which is not installed; pip install 'ssa_fast[eval]'" in line
     assert line.count("pip install") == 1
+
+
+def test_thresholds_are_those_of_the_measures(tmp_path: Path) -> None:
+    call(*voc(tmp_path), "--save", tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["thresholds"] == list(segmentation.DEFAULT_THRESHOLDS)
 
 
 def test_wrong_options(tmp_path: Path) -> None:

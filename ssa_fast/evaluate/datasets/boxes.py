@@ -147,10 +147,10 @@ def evaluate_boxes(
     ranks, depth = rank_true_classes([image.label for image, _ in images], ranked)
     said = describe(notes, source, images)
     if depth < TOP_K:
+        unknown, known = ("top-5", f"only {depth}") if depth else ("top-1 and top-5", "no")
         said.append(
-            f"{'top-5 localisation is' if depth else 'top-1 and top-5 localisation are'} not known, as only {depth} "
-            "predicted classes of each image are: pass --predictions with a run of --classes top5, or with a file of "
-            "lines image,class,class,..."
+            f"{unknown} localisation: not known, as {known} predicted classes of each image are; pass --predictions "
+            "with a run of --classes top5, or with a file of lines image,class,class,..."
         )
     return BoxReport(
         source,

@@ -91,6 +91,7 @@ def test_pairs_of_options(
         ("--scales 0.5,1", "scales: images in tiles are seen once"),
         ("--flip", "scales: images in tiles are seen once"),
         ("--seed grad-cam", "seed: images in tiles need the classifier's own CAM"),
+        ("--seed layercam", "seed: images in tiles need the classifier's own CAM"),
         ("--classes labels", "classes: 'labels' come from an ImageFolder"),
     ],
 )

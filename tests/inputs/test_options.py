@@ -97,6 +97,7 @@ def test_pairs_of_options(
         ("--refine", "refine: an image processed in tiles is not refined"),
         ("--prior center", "prior: images in tiles are polished without one"),
         ("--seed grad-cam", "seed: images in tiles need the classifier's own CAM"),
+        ("--seed layercam", "seed: images in tiles need the classifier's own CAM"),
         ("--classes labels", "classes: 'labels' come from an ImageFolder"),
     ],
 )

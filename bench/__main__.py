@@ -23,6 +23,7 @@ COMMANDS = {
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
     "quality": "how polished CAMs fit true masks or boxes of photographs, affinity by affinity",
+    "seeds": "what CAM, Grad-CAM and LayerCAM cost beside the forward pass of whole networks",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "host": "CPU time and launches per call on a driver that does nothing",
     "compare": "the working tree against a base commit, as ratios in one run",
@@ -34,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("paths", "calibrate", "gpu", "store"):
+    for name in ("paths", "calibrate", "gpu", "store", "seeds"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
     for name, default in (("gpu", None), ("tune", 400.0)):
         text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
@@ -91,6 +92,10 @@ def main(given: list[str] | None = None) -> int:
         from bench import store
 
         return store.main(options["save"])
+    if command == "seeds":
+        from bench import seeds
+
+        return seeds.main(options["save"])
     return _paths(options["save"])
 
 

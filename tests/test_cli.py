@@ -82,7 +82,7 @@ def test_photographs_through_resnet50(tmp_path: Path) -> None:
 
 def test_every_option_reaches_its_place(tmp_path: Path) -> None:
     options = (
-        "--classes top2 --stages layer2,layer4 --affinity power=2,center --scales 1,1.5 --fuse max --no-align-corners "
+        "--classes top2 --stages layer2,layer4 --affinity power=2,center --scales 1,1.5 --fuse max --align-corners "
         "--seed layer3 --size 48x64 --device cpu --alpha 8 --ignore 16 --box-threshold 0.5 --components all "
         "--backdrop #010203"
     )
@@ -91,10 +91,21 @@ def test_every_option_reaches_its_place(tmp_path: Path) -> None:
         settings = json.loads(str(saved["settings"]))
         assert saved["cams"].shape == (2, 6, 8)
         assert saved["size"].tolist() == [40, 56]
-    expected = dict(stages=["layer2", "layer4"], affinity="power=2.0,center=True", fuse="max", align_corners=False)
+    expected = dict(stages=["layer2", "layer4"], affinity="power=2.0,center=True", fuse="max", align_corners=True)
     expected |= dict(seed="grad-cam", seed_layer="layer3", size=[48, 64], weights="none", classes="top2")
     expected |= dict(alpha=8.0, ignore=16.0, background=None, box_threshold=0.5, components="all", backdrop=[1, 2, 3])
     assert expected.items() <= settings.items()
+
+
+def test_a_run_from_layercam(tmp_path: Path) -> None:
+    """Another seed is another setting, so the folder of one is refused to the other."""
+    source = save_image(tmp_path / "a.png")
+    command = ("run", source, *SMALL, "--no-overlays", "--out", tmp_path / "out")
+    succeed(*command, "--seed", "layercam")
+    settings = json.loads((tmp_path / "out/run.json").read_text())["settings"]
+    layers = "layer1, layer2, layer3, layer4"
+    assert (settings["seed"], settings["seed_layer"], settings["align_corners"]) == ("layercam", layers, False)
+    assert "(seed: there layercam, here cam" in refused(*command)
 
 
 def test_a_run_stores_the_affinity_that_auto_chose_and_resumes_only_with_it(tmp_path: Path) -> None:

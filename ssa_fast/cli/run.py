@@ -71,7 +71,7 @@ def command(
         Literal["softmax", "sigmoid"] | None,
         _model("Scores: softmax, or sigmoid for several labels per image; default: the model's."),
     ] = None,
-    seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', or the layer for Grad-CAM.")] = "auto",
+    seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', 'layercam', or the layer for Grad-CAM.")] = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "auto",
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",

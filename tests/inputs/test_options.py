@@ -96,6 +96,7 @@ def test_pairs_of_options(
         ("--flip", "scales: images in tiles are seen once"),
         ("--refine", "refine: an image processed in tiles is not refined"),
         ("--seed grad-cam", "seed: images in tiles need the classifier's own CAM"),
+        ("--seed layercam", "seed: images in tiles need the classifier's own CAM"),
         ("--classes labels", "classes: 'labels' come from an ImageFolder"),
     ],
 )

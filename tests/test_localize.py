@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ SCENE = torch.tensor(
 
 def test_boxes_have_exclusive_pixel_corners_and_come_largest_first() -> None:
     (((largest,),), ((every,),)) = (boxes(SCENE, box_threshold=0.2, components=which) for which in ("largest", "all"))
-    assert largest.tolist() == boxes(SCENE)[0][0].tolist() == [[0, 0, 3, 3]]
+    assert largest.tolist() == boxes(SCENE, box_threshold=0.2)[0][0].tolist() == [[0, 0, 3, 3]]
     assert every.tolist() == [[0, 0, 3, 3], [4, 1, 5, 3]]
     assert largest.dtype == torch.float32
 
@@ -94,7 +95,7 @@ CAMS = torch.tensor([[0.9, 0.2, 0.3, 0.0], [0.1, 0.5, 0.28, 0.0]]).reshape(2, 1,
 
 
 def test_masks_take_the_largest_class_above_the_background() -> None:
-    assert masks(CAMS).tolist() == [[[1, 2, 1, 0]]]
+    assert masks(CAMS, background=0.25).tolist() == [[[1, 2, 1, 0]]]
     assert masks(CAMS, background=0.3).tolist() == [[[1, 2, 0, 0]]]
     assert masks(CAMS, background=0.0).tolist() == [[[1, 2, 1, 0]]]
     assert masks(CAMS).dtype == torch.uint8
@@ -114,14 +115,14 @@ def test_the_ignore_band_lies_between_two_backgrounds() -> None:
 def test_nan_pixels_are_unsure() -> None:
     cams = CAMS.clone()
     cams[0, 0, 3] = torch.nan
-    assert masks(cams).tolist() == [[[1, 2, 1, 255]]]
+    assert masks(cams, background=0.25).tolist() == [[[1, 2, 1, 255]]]
 
 
 def test_the_background_is_the_strongest_cam_averaged_with_itself_as_weight() -> None:
     # the strongest CAMs are 0.9, 0.5, 0.3 and 0: (0.81 + 0.25 + 0.09) / (0.9 + 0.5 + 0.3)
     torch.testing.assert_close(estimate_background(CAMS, power=1), torch.tensor([1.15 / 1.7]))
     torch.testing.assert_close(estimate_background(CAMS), torch.tensor([0.99450520 / 1.3716851]))  # Σ p^2.5 / Σ p^1.5
-    assert masks(CAMS, background="auto").tolist() == [[[1, 0, 0, 0]]]
+    assert masks(CAMS, background="auto").tolist() == masks(CAMS).tolist() == [[[1, 0, 0, 0]]]
     assert masks(CAMS, background="auto", ignore=0.3).tolist() == [[[1, 255, 0, 0]]]
     assert masks(CAMS, background="auto", ignore=0.9).tolist() == [[[1, 0, 0, 0]]]  # above the background: none unsure
 
@@ -167,6 +168,9 @@ def test_each_maps_own_box_threshold() -> None:
             corners.tolist() == boxes(plane, box_threshold=level / float(plane.max()), components="all")[0][0].tolist()
         )
         assert len(corners) == 1
+    ramp = torch.linspace(0, 1, 1001)[None]
+    level = float((ramp**1.75).sum() / (ramp**0.75).sum())  # near ∫ x^1.75 / ∫ x^0.75 = 1.75 / 2.75
+    assert boxes(ramp)[0][0].tolist() == [[math.floor(1000 * level) + 1, 0, 1001, 1]]
     for plane in (torch.zeros(3, 3), -torch.ones(3, 3), torch.full((3, 3), torch.nan)):
         assert boxes(plane, box_threshold="auto")[0][0].shape == (0, 4)
 
@@ -287,7 +291,7 @@ def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:
 
 
 def test_panel_draws_each_class_where_it_is() -> None:
-    (panel,) = RESULT.overlay(GREY)
+    (panel,) = RESULT.overlay(GREY, background=0.25)
     pixels = np.asarray(panel).astype(int)
     left = SIDE + 6 * (CELL + GAP)
     mask_cells = [pixels[TITLE + row * (CELL // 2 + GAP) :, left : left + CELL][: CELL // 2] for row in (0, 1)]

@@ -119,7 +119,7 @@ def never(images: torch.Tensor, classes: object) -> None:
     raise AssertionError("computed")
 
 
-@pytest.mark.parametrize("thresholds", [{"background": 0.4}, {"background": "auto", "box_threshold": "auto"}])
+@pytest.mark.parametrize("thresholds", [{"background": 0.4, "box_threshold": 0.2}, {"background": "auto"}])
 def test_all_outputs_are_written_and_consistent(thresholds: dict[str, Any], folder: Path, run: Run, out: Path) -> None:
     report = run(folder, classes="3,tabby", **thresholds, settings={"model": "resnet18"})
     assert report.exit_code == 0
@@ -148,7 +148,7 @@ def test_all_outputs_are_written_and_consistent(thresholds: dict[str, Any], fold
                 np.asarray(mask), localize.masks(cams, background=thresholds["background"])[0].numpy()
             )
         found = [a["bbox"] for a in boxes["annotations"] if a["image_id"] == image["id"] and a["category_id"] == 281]
-        x1, y1, x2, y2 = localize.boxes(cams, box_threshold=thresholds.get("box_threshold", 0.2))[0][1][0].tolist()
+        x1, y1, x2, y2 = localize.boxes(cams, box_threshold=thresholds.get("box_threshold", "auto"))[0][1][0].tolist()
         assert found[0] == [x1, y1, x2 - x1, y2 - y1]
         own = float(localize.estimate_background(cams))
         assert image["background"] == (own if thresholds["background"] == "auto" else 0.4)
@@ -284,7 +284,7 @@ def test_changed_settings_are_refused_by_name(folder: Path, run: Run, out: Path)
     run(folder, settings={"model": "resnet18"})
     before = contents(out)
     options = {"background": 0.4, "batch": 3, "workers": 0}
-    with pytest.raises(ValueError, match=r"^out: .* other settings \(background: there 0.25, here 0.4\); use them"):
+    with pytest.raises(ValueError, match=r"^out: .* other settings \(background: there auto, here 0.4\); use them"):
         run(folder, settings={"model": "resnet18"}, **options)
     with pytest.raises(ValueError, match=r"\(model: there resnet18, here None; classes: there predicted, here top2\)"):
         run(folder, classes="top2")
@@ -316,8 +316,8 @@ def test_the_settings_are_stored_flat_with_defaults_filled_in(folder: Path, run:
     settings = json.loads((out / "run.json").read_text())["settings"]
     settings.pop("ssa_fast")
     assert list(settings.items()) == [
-        *[("classes", "predicted"), ("size", None), ("precision", "float32"), ("background", 0.25), ("alpha", None)],
-        *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("refine", False), ("cams", "ssa")],
+        *[("classes", "predicted"), ("size", None), ("precision", "float32"), ("background", "auto"), ("alpha", None)],
+        *[("ignore", None), ("box_threshold", "auto"), ("components", "largest"), ("refine", False), ("cams", "ssa")],
         *[
             ("store", "float16"),
             ("overlays", True),

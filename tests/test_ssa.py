@@ -407,7 +407,7 @@ def test_boxes_and_masks_of_a_result(result: SSAResult) -> None:
     found = result.boxes(box_threshold=0.5, components="all")
     assert [len(image) for image in found] == [2, 2]
     assert all(corners.shape[1:] == (4,) for image in found for corners in image)
-    labels = result.masks()
+    labels = result.masks(background=0.25)
     assert labels.shape == (2, 64, 64)
     expected = torch.where(result.cams.amax(1) > 0.25, result.cams.argmax(1) + 1, 0)
     assert torch.equal(labels, expected.to(torch.uint8))

@@ -87,13 +87,13 @@ def command(
         bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
     ] = False,
     background: Annotated[
-        str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: 0.25.")
+        str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: auto.")
     ] = None,
     alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
         float | None, _masks("Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[str, _masks("Boxes: share of the map's maximum, or 'auto': each map's own.")] = "0.2",
+    box_threshold: Annotated[str, _masks("Boxes: share of the map's maximum, or 'auto': each map's own.")] = "auto",
     components: Annotated[Literal["largest", "all"], _masks("Boxes: which connected regions.")] = "largest",
     device: Device = "auto",
     batch: Annotated[

@@ -16,7 +16,7 @@ class PostprocessOptions:
     """Options that turn CAMs into pseudo-masks and boxes, passed whole to ``masks`` and ``boxes``.
 
     Attributes:
-        background: Background score in [0, 1], or "auto": each image's own, see ``estimate_background``; 0.25 where
+        background: Background score in [0, 1], or "auto": each image's own, see ``estimate_background``. "auto" where
             neither it nor ``alpha`` is given.
         alpha: Exponent > 0 of the background score ``(1 - max_k cam_k)^alpha`` of AffinityNet (Ahn & Kwak, CVPR 2018),
             instead of ``background``; the authors use 4 to 32. Larger means less background.
@@ -34,7 +34,7 @@ class PostprocessOptions:
     background: float | Auto | None = None
     alpha: float | None = None
     ignore: float | None = None
-    box_threshold: float | Auto = 0.2
+    box_threshold: float | Auto = AUTO
     components: Components = "largest"
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class PostprocessOptions:
     @property
     def background_score(self) -> float | Auto:
         """The background score, its default filled in."""
-        return 0.25 if self.background is None else self.background
+        return AUTO if self.background is None else self.background
 
     def with_background(self, score: float | None) -> PostprocessOptions:
         """Return the options of an image whose own background score is ``score``; unchanged unless it is "auto"."""

@@ -23,8 +23,8 @@ def refine(images: Tensor, cams: Tensor, *, dilations: Sequence[int] = DILATIONS
 
     Each iteration replaces a pixel's CAM by the weighted mean of the eight neighbours at each dilation. A neighbour's
     weight is the softmax, over all of them, of ``-mean_c |I_ic − I_jc| / (0.1 σ_jc)``, σ the standard deviation of the
-    colour channel over these neighbourhoods. In the end each map is stretched to the range that it had. The mask of
-    a thin or striped object may come out worse; edges of the image that are no edge of the object do no harm.
+    colour channel over these neighbourhoods. In the end each map is stretched to the range that it had. Masks gain from
+    it, of any map that lies on the object; boxes do not.
 
     Args:
         images: (B, 3, H, W) in [0, 1], or (B, 1, H, W): the images before normalisation.

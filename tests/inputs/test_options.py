@@ -48,7 +48,7 @@ PAIRS = [
     ("--alpha 8 --background 0.3", "alpha: expected either background or alpha"),
     ("--alpha 8 --ignore 4", "ignore: expected an exponent above alpha"),
     ("--background 0.3 --ignore 0.4", r"ignore: expected a number in \[0, background = 0.3\)"),
-    ("--ignore 0.3", r"ignore: expected a number in \[0, background = 0.25\)"),
+    ("--ignore 1.5", r"ignore: expected a number in \[0, 1\)"),
     ("--split train", "split: expected a folder with VOC's layout"),
     ("--size 64 --large-above 1000", "large_above: at one --size no image is processed in tiles"),
     ("--scales 0.5,x", "scales: expected numbers"),

@@ -73,8 +73,8 @@ class SSA:
         scales: Factors of the image size, such as (0.5, 1, 1.5, 2); bilinear, antialiased when shrinking.
         flip: Also use the horizontally flipped image at each scale; its CAMs are flipped back.
         fuse, weights: How the stages are fused, see ``ssa_fast.polish``.
-        align_corners: Of the bilinear resizing of seeds and CAMs. True as in PCM; False aligns pixels by their centres,
-            which suits networks that halve even sizes.
+        align_corners: Of the bilinear resizing of seeds and CAMs. False aligns pixels by their centres, which is more
+            accurate on photographs (docs/quality.md); True is PCM's and ``polish``'s.
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
         input_shape: (C, H, W), (H, W) or a side of the random image on which stages and seed are found; by default what
             the network and its configuration name, else 224.
@@ -115,7 +115,7 @@ class SSA:
         flip: bool = False,
         fuse: Fuse = "mean",
         weights: Weights = None,
-        align_corners: bool = True,
+        align_corners: bool = False,
         size: str | tuple[int, int] = "input",
         input_shape: InputShape = None,
         geometry: Geometry = None,
@@ -212,8 +212,8 @@ class SSA:
     def features(self, images: Tensor) -> StageFeatures:
         """Return the stages (B, C, h, w) of images by name, as ``polish`` takes them, with the logits.
 
-        ``polish(cam, features, affinity=ssa.affinities)`` is what a call does with a seed of its own. Where forward
-        crops or pads images (``info.window``), the stages cover that part of them.
+        ``polish(cam, features, affinity=ssa.affinities, align_corners=ssa.align_corners)`` is what a call does with a
+        seed of its own. Where forward crops or pads images (``info.window``), the stages cover that part of them.
 
         Raises:
             TypeError, ValueError: Images that the model cannot take.

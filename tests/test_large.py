@@ -177,7 +177,8 @@ def test_a_given_seed_where_the_head_allows_none(large: Run) -> None:
         large(ssa, image, tile="auto")
     seed = torch.rand(2, 6, 9)
     maps = ssa.info.forward(ssa.model, normalized(image)).maps
-    whole = polish(seed[None], {name: maps[name] for name in ssa.stage_names}, size=image.shape[:2])
+    stages = {name: maps[name] for name in ssa.stage_names}
+    whole = polish(seed[None], stages, size=image.shape[:2], align_corners=ssa.align_corners)
     result = large(ssa, image, [1, 4], seed=seed)
     low, high = whole.amin((2, 3), keepdim=True), whole.amax((2, 3), keepdim=True)
     assert (written_cams(result.cams) - ((whole - low) / (high - low))[0]).abs().max() <= 0.5 * STEP + 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssa_fast
 from ssa_fast import SSA, Affinity, SSAResult, reference
+from ssa_fast.cli.run import command as run_command
+from ssa_fast.io.cam_files import CamFile
 from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
 from ssa_fast.ops import gpu_info
 from tests.networks import ClassMap, DeepHead, Pyramid, Tokens
@@ -46,7 +49,7 @@ def minmax(maps: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def test_resnet_by_hand() -> None:
@@ -152,9 +155,8 @@ def test_affinity_fuse_and_weights_reach_the_operator() -> None:
     extracted = run.info.forward(model, IMAGES)
     found = run.info.seed_maps(model, extracted, result.classes)
     features = {name: extracted.maps[name] for name in run.stage_names}
-    expected = ssa_fast.polish(
-        found, features, affinity=affinities, fuse="max", weights=[1, 2, 0, 1], size=(64, 96), rescale=True
-    )
+    options = {"affinity": affinities, "fuse": "max", "weights": [1, 2, 0, 1], "size": (64, 96)}
+    expected = ssa_fast.polish(found, features, rescale=True, align_corners=False, **options)  # type: ignore[arg-type]
     torch.testing.assert_close(result.cams, minmax(expected).float(), **ROUNDING)
 
 
@@ -167,7 +169,7 @@ def by_hand(run: SSA, affinities: dict[str, Affinity]) -> tuple[dict[str, Tensor
     found = run.info.seed_maps(run.model, extracted, torch.tensor([[1], [1]]))
     features = {name: extracted.maps[name] for name in run.stage_names}
     polished = {
-        name: minmax(ssa_fast.polish(found, stage, affinity=affinities[name], backend="reference"))
+        name: minmax(ssa_fast.polish(found, stage, affinity=affinities[name], backend="reference", align_corners=False))
         for name, stage in features.items()
     }
     return polished, minmax(sum(upsample(maps, (64, 96)) for maps in polished.values()))  # type: ignore[arg-type]
@@ -257,7 +259,7 @@ def test_low_precision_features_are_polished_in_float32(autocast: bool) -> None:
     assert {maps.dtype for maps in features.values()} == {torch.bfloat16}
     rows = model.fc.weight[[0, 1]].detach().float()
     seed = torch.einsum("kc,bchw->bkhw", rows, features["blocks.3"].float()).relu()
-    expected = minmax(ssa_fast.polish(seed, features, size=(64, 64)))
+    expected = minmax(ssa_fast.polish(seed, features, size=(64, 64), align_corners=False))
     assert result.cams.dtype == result.logits.dtype == torch.float32
     torch.testing.assert_close(result.cams, expected, **ROUNDING)
 
@@ -514,3 +516,9 @@ def test_waiting_would_be_seen(wait: Callable[[Tensor], object]) -> None:
         x = torch.ones(3, device="cuda")
         with pytest.raises((AssertionError, DataDependentOutputException, DynamicOutputShapeException)):
             wait(x)
+
+
+def test_ssa_runs_and_cam_files_resize_alike_by_default() -> None:
+    """A CAM that is stored small and enlarged later is the one that SSA would have enlarged itself."""
+    defaults = [inspect.signature(each).parameters["align_corners"].default for each in (SSA, CamFile, run_command)]
+    assert defaults == [False] * 3

@@ -131,7 +131,8 @@ class Network:
         network = importlib.import_module(f"{package.__name__}.models.demo_net")
         generator = torch.Generator().manual_seed(SEED)
         images = 4 * torch.rand(self.B, 3, self.side, self.side, generator=generator) - 2
-        return package.SSA(network.load_classifier().to(device)), images.to(device)
+        ssa = package.SSA(network.load_classifier().to(device), align_corners=True)  # as ``plain`` resizes
+        return ssa, images.to(device)
 
 
 @functools.cache

@@ -66,7 +66,9 @@ def command(
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
     flip: Annotated[bool, _cam("Also use the horizontally flipped image.", "--flip")] = False,
     fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
-    align_corners: Annotated[bool, _cam("Align corner pixels when resizing bilinearly, as PCM does.")] = True,
+    align_corners: Annotated[
+        bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
+    ] = False,
     background: Annotated[float | None, _masks("Masks: constant background score; default: 0.25.")] = None,
     alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from ssa_fast import SSA
@@ -18,7 +17,7 @@ from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, thre
 from ssa_fast.io.atomic import write_files
 from ssa_fast.localize import PostprocessOptions, panels
 from ssa_fast.models.demo_net import load_classifier, preprocess
-from ssa_fast.ops.resize import minmax
+from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,11 +33,8 @@ ALL_CLASSES = list(range(len(CLASSES)))
 THRESHOLDS = [step / 25 for step in range(25)]  # of the boxes
 MASK_OPACITY = 0.75
 
-# Chosen on validation scenes: the finest stage has double weight, and resizing uses pixel centres.
-OPTIONS: Mapping[str, Any] = {
-    "weights": {"layer1": 2.0, "layer2": 1.0, "layer3": 1.0, "layer4": 1.0},
-    "align_corners": False,
-}
+# Chosen on validation scenes: the finest stage has double weight.
+OPTIONS: Mapping[str, Any] = {"weights": {"layer1": 2.0, "layer2": 1.0, "layer3": 1.0, "layer4": 1.0}}
 
 # Background, then a colour per class that stays bright on a dark ground, unlike VOC's.
 COLOURS = np.array(
@@ -161,10 +157,8 @@ def _compute_cams(polished: SSA, scenes: list[Scene]) -> tuple[dict[str, Cams], 
         batch = scenes[start : start + BATCH]
         size = batch[0].mask.shape
         ours, plain = (ssa(_batch(batch), classes=ALL_CLASSES) for ssa in (polished, default))
-        # The seed is resized with align_corners=False, which suits it better on the validation scenes.
-        maps = {"seed": F.interpolate(ours.seed, size, mode="bilinear"), "polished": ours.cams, "default": plain.cams}
-        for name, stage in plain.stages.items():
-            maps[name] = F.interpolate(stage, size, mode="bilinear", align_corners=True)
+        maps = {"seed": resize(ours.seed, size, align_corners=False), "polished": ours.cams, "default": plain.cams}
+        maps |= {name: resize(stage, size, align_corners=False) for name, stage in plain.stages.items()}
         for kind, values in maps.items():  # rescaled again, because resizing lowers the maxima
             present = [cam[scene.labels] for cam, scene in zip(minmax(values).numpy(), batch, strict=True)]
             cams.setdefault(kind, []).extend(present)

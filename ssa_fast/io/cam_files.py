@@ -85,7 +85,7 @@ class CamFile:
     labels: np.ndarray | None = None
     logits: np.ndarray | None = None
     image: str | None = None
-    align_corners: bool = True
+    align_corners: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
 
@@ -237,7 +237,7 @@ def _read_archive(content: bytes) -> tuple[str, CamFile]:
         labels=arrays.get("labels"),
         logits=arrays.get("logits"),
         image=str(arrays["image"]) if "image" in arrays else None,
-        align_corners=bool(arrays.get("align_corners", True)),
+        align_corners=bool(arrays.get("align_corners", False)),
         settings=json.loads(str(arrays["settings"])) if "settings" in arrays else {},
         version=str(arrays.get("version", "")),
     )

@@ -253,7 +253,7 @@ def test_weights_in_memory(run: Callable[..., RunReport], classifier: zoo.Classi
         ({"flip": True}, "flip: there False, here True"),
         ({"seed": "grad-cam"}, "seed_kind: there 'cam', here 'grad-cam'"),
         ({"fuse": "max"}, "fusion: there FusionOptions.fuse='mean'"),
-        ({"align_corners": False}, "align_corners: there True, here False"),
+        ({"align_corners": True}, "align_corners: there False, here True"),
         ({"size": "input"}, "size: there 'stage', here 'input'"),
     ],
 )

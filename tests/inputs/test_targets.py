@@ -131,6 +131,11 @@ def test_targets_give_the_seeds_of_torch_cam_and_pytorch_grad_cam(name: str) -> 
     assert result.seed.amax() == 1
 
 
+def as_ssa(run: SSA, cam: Tensor, stages: Any) -> Tensor:
+    """Return CAMs (B, K, 64, 96) polished by ``polish`` with the options of an ``SSA``."""
+    return polish(cam, stages, affinity=run.affinities, align_corners=run.align_corners, size=(64, 96))
+
+
 def test_the_cams_are_the_seeds_polished_in_every_stage() -> None:
     run = ssa(made(Segmenter), flip=True, scales=(1.0, 0.5), seed="blocks.3")
     mask = torch.from_numpy(MASK)
@@ -153,9 +158,7 @@ def test_the_cams_are_the_seeds_polished_in_every_stage() -> None:
                 output = run.model(view)
                 upright = output.flip(-1) if flipped else output
                 (seed,) = extractor(scores=upright, targets=region, normalized=False)
-            polished = polish(
-                seed[:, None].detach(), run.features(view), affinity=list(run.affinities.values()), size=(64, 96)
-            )
+            polished = as_ssa(run, seed[:, None].detach(), run.features(view))
             sums += polished.flip(-1) if flipped else polished
     torch.testing.assert_close(result.cams, minmax(sums), **ROUNDING)
 
@@ -338,7 +341,7 @@ def test_cams_of_other_packages_go_straight_in(make: Callable[[nn.Module], Any])
         assert any("detached" in note for note in result.notes)
     else:
         result = run(IMAGES, [[3], [1]], cam=cam)
-    expected = polish(plain, run.features(IMAGES), affinity=list(run.affinities.values()), size=(64, 96))
+    expected = as_ssa(run, plain, run.features(IMAGES))
     torch.testing.assert_close(result.cams, minmax(expected), **ROUNDING)
     torch.testing.assert_close(result.seed, minmax(plain), **ROUNDING)
     assert result.classes.tolist() == [[3], [1]]
@@ -463,7 +466,7 @@ def test_features_are_the_stages_and_the_logits(network: Callable[[], nn.Module]
         assert not stage.requires_grad
     assert torch.equal(features.logits, output.float() if output.ndim == 2 else torch.zeros(2, 0).double().float())
     seed = torch.rand(2, 3, 4, 6, dtype=torch.float64)
-    polished = polish(seed, features, affinity=run.affinities, size=(64, 96))
+    polished = as_ssa(run, seed, features)
     torch.testing.assert_close(run(IMAGES, cam=seed).cams, minmax(polished), **ROUNDING)
     with pytest.raises(ValueError, match="images: expected shape"):
         run.features(IMAGES[0])

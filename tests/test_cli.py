@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 
 import ssa_fast
 from ssa_fast import demo, runs
+from ssa_fast.cli import models
 from ssa_fast.cli.app import app
+from ssa_fast.models import efficientnet_lite
 from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
 
 SMALL = ("--model", "resnet18", "--weights", "none")
@@ -271,6 +273,26 @@ def test_models_table() -> None:
     assert "squeezenet1_1" in refused("models", "squeeznet1_1")
     assert "leave one out" in refused("models", "alexnet", "--all")
     assert "got neither" in refused("models")
+
+
+def test_models_table_names_the_extra_that_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    monkeypatch.setattr(models, "list_networks", listed.extend)
+    succeed("models", "--all")
+    assert {"resnet18", "efficientnet_lite0"} <= set(listed)
+    listed.clear()
+    monkeypatch.setattr(efficientnet_lite, "can_build", lambda: False)
+    assert "notice: efficientnet_lite0, " in succeed("models", "--all").stderr
+    assert "resnet18" in listed
+    assert "efficientnet_lite0" not in listed
+
+
+def test_a_model_without_its_extra_is_refused_by_the_extras_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = refused("explain", "--model", "efficientnet_lite0")
+    assert message.strip().endswith(
+        "efficientnet_lite0 needs timm, which is not installed; pip install 'ssa_fast[photos]'"
+    )
 
 
 @pytest.mark.parametrize(

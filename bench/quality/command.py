@@ -52,13 +52,14 @@ def arguments() -> argparse.ArgumentParser:
     data("--limit", type=int, metavar="N", help="only N images, evenly spread")
     data("--title", help="what the images are, for tables (default: the folder's name)")
     of_networks = parser.add_argument_group("networks and rows").add_argument
-    of_networks("--model", action="append", default=[], help="a name as for ssa-fast run, or module:function that "
-        "returns (network, preprocess); may be repeated")  # fmt: skip
+    of_networks("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that "
+        "returns (network, preprocess); or scenes=FILE of python -m bench.quality.scenes; may be repeated")  # fmt: skip
     of_networks("--weights", default="DEFAULT", help="as for ssa-fast run")
+    of_networks("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
     of_networks("--only", action="append", default=[], metavar="ROW", help="only this row; may be repeated")
     of_networks("--without", action="append", default=[], metavar="ROW", help="not this row; may be repeated")
-    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: the "
-        "affinity of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
+    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: that "
+        "of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
     of_networks("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
     of_networks("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
     results = parser.add_argument_group("results").add_argument
@@ -84,7 +85,7 @@ def main(given: Sequence[str]) -> int:
         chosen, methods = _examples(options), _methods(options)
         for name in options.model:
             run = Run(
-                networks.load(name, options.weights),
+                networks.load(name, options.weights, options.side),
                 methods,
                 optional=frozenset(METHODS) - frozenset(options.only),
                 describe=options.stages,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.quality import scenes
 from ssa_fast import SSA
-from ssa_fast.models import zoo
+from ssa_fast.models import demo_net, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from PIL import Image
     from torch import Tensor, nn
-
-IMAGENET_SIZE = (224, 224)
 
 
 @dataclass(eq=False)
@@ -44,20 +44,23 @@ class Network:
         return self._made[key]
 
 
-def load(name: str, weights: str = "DEFAULT") -> Network:
-    """Load a network by its name in ``ssa_fast``, or from ``module:function`` that returns (network, preprocess).
+def load(name: str, weights: str = "DEFAULT", side: int = 224) -> Network:
+    """Load a network by its name in ``ssa_fast``, from ``module:function``, or from "scenes=FILE" (``scenes``).
 
-    Images are squashed to a square of 224 pixels, or to the only size that the network accepts; those of the demo's
-    network keep theirs.
+    Such a function returns (network, preprocess). Otherwise images are squashed to a square of ``side`` pixels, or to
+    the only size that the network accepts; for networks that are trained on scenes they keep theirs.
 
     Raises:
         ValueError: An unknown name or weights.
     """
+    if name.startswith("scenes="):
+        model = scenes.load(Path(name.removeprefix("scenes=")))
+        return Network(name, model, lambda image: demo_net.preprocess(np.array(image)[None]))
     if ":" in name:
         return Network(name, *imported(name)())
     classifier = zoo.load(name, weights)
-    size = None if name == "demo" else IMAGENET_SIZE
-    return Network(name, classifier.model, lambda image: classifier.preprocess(np.asarray(image), size))
+    size = None if name == "demo" else (side, side)
+    return Network(name, classifier.model, lambda image: classifier.preprocess(np.array(image), size))
 
 
 def imported(name: str) -> Any:

@@ -108,30 +108,30 @@ def _best_lines(row: Row) -> list[str]:
 def markdown(rows: Sequence[Row]) -> str:
     """Return a table of all heads' methods as Markdown: a column per model, scores and differences; then the costs."""
     heads = [row for row in rows if "command" in row]
-    columns = {(head["title"], head["model"]): _column(rows, head) for head in heads}
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    titles = [f"{title}, {model}" for title, model in columns]
+    columns = [_column(rows[at + 1 :]) for at, row in enumerate(rows) if "command" in row]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    titles = [f"{head['title']}, {head['model']}" for head in heads]
     counts = [f"{head['images']} images, {head['maps']} maps" for head in heads]
     parts = ["| map | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     parts.append("| | " + " | ".join(counts) + " |")
     for name in names:
-        cells = [_cell(column.get(name), heads[at]["baseline"]) for at, column in enumerate(columns.values())]
+        cells = [_cell(column.get(name), head["baseline"]) for head, column in zip(heads, columns, strict=True)]
         parts.append(f"| {name} | " + " | ".join(cells) + " |")
     parts += ["", "| CPU ms per image beyond the forward pass | " + " | ".join(titles) + " |"]
     parts.append("|---" * (len(titles) + 1) + "|")
     parts.append("| the forward pass | " + " | ".join(f"{head['forward_cpu_ms']:.0f}" for head in heads) + " |")
     for name in names:
-        spent = [column[name].get("cpu_ms") if name in column else None for column in columns.values()]
+        spent = [column[name].get("cpu_ms") if name in column else None for column in columns]
         if any(each is not None for each in spent):
             cells = ["–" if each is None else f"{each:.1f}" for each in spent]
             parts.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(parts)
 
 
-def _column(rows: Sequence[Row], head: Row) -> dict[str, Row]:
-    """Return the rows after ``head`` that belong to it, by method."""
+def _column(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return the rows before the next head, by method."""
     found: dict[str, Row] = {}
-    for row in rows[rows.index(head) + 1 :]:
+    for row in rows:
         if "command" in row:
             break
         if "method" in row:

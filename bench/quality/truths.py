@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LEVELS = tuple(step / 100 for step in range(100))
-"""Thresholds of a map in [0, 1]."""
+LEVELS = (0.0, *(10 ** (step / 8 - 4) for step in range(16)), *(step / 100 for step in range(1, 100)))
+"""Thresholds of a map in [0, 1]: dense near 0, because a product of maps has most of its values there."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,15 @@ def option(group: str, text: str, *names: str, **details: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=group, **details)
 
 
-Model = Annotated[str, option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
+Model = Annotated[
+    str,
+    option(
+        MODEL,
+        "A torchvision classification model, 'efficientnet_lite0' (1, 2; extra photos), or 'demo'.",
+        "--model",
+        "-m",
+    ),
+]
 Weights = Annotated[
     str, option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
 ]

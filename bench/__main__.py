@@ -22,7 +22,7 @@ COMMANDS = {
     "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
-    "quality": "how polished CAMs fit true masks or boxes of photographs, affinity by affinity",
+    "quality": "how seeds, peers, SSA with its options and controls fit true masks or boxes of images",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "host": "CPU time and launches per call on a driver that does nothing",
     "compare": "the working tree against a base commit, as ratios in one run",

@@ -85,12 +85,15 @@ def test_the_whole_table_has_every_row_and_reports_what_is_left_out(photos, caps
     found = table(photos, capsys, "--masks", photos / "masks", "--classes", photos / "classes.txt", "--goal", "+8")
     head, best = found["head"], found["best"]
     assert set(methods.METHODS) - set(head["left_out"]) == {row["method"] for row in found.values() if "method" in row}
-    assert head["left_out"] == {}
-    assert (head["images"], head["maps"], head["rows_tried"]) == (COUNT, COUNT, len(methods.METHODS))
+    assert set(head["left_out"]) <= {"SSA of LayerCAM, several views"}
+    assert (head["images"], head["maps"], head["rows_tried"]) == (
+        COUNT,
+        COUNT,
+        len(methods.METHODS) - len(head["left_out"]),
+    )
     assert all(found[name]["kind"] == "ssa" for name in best[report.BEST])
     assert [each["of"] for each in best["ahead"]] == list(methods.RIVALS)
     assert isinstance(best["reached"], bool)
-    assert found["RefineCAM"]["cpu_ms"] > found["SSA"]["cpu_ms"] > 0
 
 
 @pytest.mark.parametrize("seed", ["auto", "grad-cam", "blob", "wrong"])
@@ -217,7 +220,6 @@ REFERENCES = {
     "SSA, power=2": {"affinity": Affinity("relu", 2)},
     "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
     "SSA of Grad-CAM": {"seed": "grad-cam"},
-    "SSA of LayerCAM": {"seed": "layercam"},
 }
 
 
@@ -230,10 +232,12 @@ def test_the_maps_are_those_of_ssa(photos, name):
     torch.testing.assert_close(maps, ours.cams)
 
 
-def test_refine_cam_is_the_product_of_grad_cams_plus_plus(photos):
-    pytest.importorskip("pytorch_grad_cam")
+def test_refine_cam_is_that_of_its_package(photos):
+    """The package's class, and the formula: the product of the stages' Grad-CAM++ maps."""
+    package = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
     sample = load_sample(photos, (1,))
-    model, outputs, x = sample.network.model, [], sample.images
+    model, outputs, x = sample.network.model, [], sample.images.clone().requires_grad_()
     for block in model.blocks:
         x = block(x)
         x.retain_grad()
@@ -250,6 +254,12 @@ def test_refine_cam_is_the_product_of_grad_cams_plus_plus(photos):
         maps, _ = methods.METHODS["RefineCAM"].make("RefineCAM", sample)
     torch.testing.assert_close(maps, minmax(product), atol=1e-3, rtol=1e-3)
     assert not model.blocks[0]._forward_hooks
+    for base, row in (("GradCAMPlusPlus", "RefineCAM"), ("LayerCAM", "RefineCAM of LayerCAM")):
+        theirs = package.RefineCAM(model, list(model.blocks), base_method=getattr(package, base))
+        expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
+        with torch.no_grad():
+            ours, _ = methods.METHODS[row].make(row, sample)
+        torch.testing.assert_close(ours[0], torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrong_class_is_one_that_is_not_in_the_image(photos):
@@ -266,6 +276,22 @@ def test_what_a_seed_shares_is_made_once(photos, monkeypatch):
         for name in ("seed", "SSA", "PCM, last stage"):
             methods.METHODS[name].make(name, sample)
     assert calls == [1]
+
+
+def test_costs_are_beyond_one_forward_pass(photos, monkeypatch):
+    """A row costs its seed and its own work; of one that runs the network itself a forward pass is taken off."""
+    clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 43.0])  # s: begin and end of what is made
+    monkeypatch.setattr("bench.quality.sample.time.process_time", lambda: next(clock))
+    sample = load_sample(photos)
+    spent = {}
+    with torch.no_grad():
+        for name in ("seed", "RefineCAM", "SSA"):
+            method = methods.METHODS[name]
+            if name == "RefineCAM":
+                method = methods.Method(lambda sample: sample.run_network() or torch.ones(1, 1, 4, 4), None, "peer")
+            spent[name] = method.make(name, sample)[1]
+    assert sample.forward_ms == 4000
+    assert spent == {"seed": 1000 + 2000, "RefineCAM": 5000 - 4000, "SSA": 1000 + 3000}
 
 
 def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):

@@ -134,22 +134,25 @@ def _square_cam(value_of_second: float = 0.0) -> np.ndarray:
 def test_max_box_acc_takes_each_overlap_at_its_own_threshold() -> None:
     # The first map's true box suffices for a low IoU only; the second map's is the square's core.
     cams, boxes = [_square_cam(), _square_cam()], [[[0, 0, 12, 12]], [[4, 4, 8, 8]]]
-    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9))
+    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9), convention="continuous")
     assert result.accuracies.tolist() == [[1.0, 0.5], [0.0, 0.5]]
     assert result.max_box_acc == {0.2: 1.0, 0.9: 0.5}
     assert result.max_box_acc_v2 == 0.75
-    assert box_accuracy(cams, boxes, threshold=0.7, iou=0.9) == 0.5
+    assert box_accuracy(cams, boxes, threshold=0.7, iou=0.9, convention="continuous") == 0.5
 
 
 def test_all_components_may_be_right_where_the_largest_is_not() -> None:
     cam, second = _square_cam(0.6), [[[15, 15, 20, 20]]]
-    assert max_box_acc([cam], second, components="all").max_box_acc_v2 == 1.0
-    assert box_accuracy([cam], second, threshold=0.3, components="largest") == 0.0
+    assert max_box_acc([cam], second, components="all", convention="continuous").max_box_acc_v2 == 1.0
+    for convention in ("continuous", "wsol"):
+        assert box_accuracy([cam], second, threshold=0.3, components="largest", convention=convention) == 0.0
 
 
 def test_any_true_box_will_do_and_scale_does_not_matter() -> None:
     cam = 40.0 * _square_cam() - 7.0
-    assert box_accuracy([cam], [[[0, 0, 2, 2], [4, 4, 12, 12]]], threshold=0.3, iou=1.0) == 1.0
+    for convention in ("continuous", "wsol"):  # both end one past the last pixel
+        boxes = [[[0, 0, 2, 2], [4, 4, 12, 12]]]
+        assert box_accuracy([cam], boxes, threshold=0.3, iou=1.0, convention=convention) == 1.0
 
 
 def test_constant_map_has_no_box_and_is_wrong() -> None:
@@ -161,7 +164,7 @@ def test_max_box_acc_equals_its_definition_written_out() -> None:
     cams = [rng.random((12, 10)) ** 3 for _ in range(6)]
     boxes = [np.array([[1, 2, 6, 9], [0, 0, 3, 3]]), *([np.array([[2, 1, 9, 11]])] * 5)]
     thresholds, ious = (0.0, 0.1, 0.5), (0.1, 0.3)
-    result = max_box_acc(cams, boxes, thresholds=thresholds, ious=ious)
+    result = max_box_acc(cams, boxes, thresholds=thresholds, ious=ious, convention="continuous")
     for row, iou in enumerate(ious):
         for column, threshold in enumerate(thresholds):
             correct = 0

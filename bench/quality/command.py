@@ -2,8 +2,8 @@
 
 The backbone runs once per image, and once more with gradients for each seed that needs them. Thresholds are chosen on
 every other image and the score is that of the images left, both ways round. Masks: mean foreground IoU, beside it the
-average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at IoU 30, 50 and 70 % (the box of
-any component counts), each with its own threshold, as in MaxBoxAccV2 (Choe et al., CVPR 2020). Intervals are 95 % of a
+average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at IoU 30, 50 and 70 %, each with
+its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020). Intervals are 95 % of a
 bootstrap over images of the differences, image by image; the thresholds stay those of the whole run. Times are of the
 process's CPU clock, beyond one forward pass, medians over images.
 
@@ -14,6 +14,7 @@ is not in the image. What SSA gains from those it gains by figure and ground, no
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from bench.quality.run import Run
 from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bench.quality.examples import Example
     from bench.quality.methods import Method
@@ -56,8 +57,9 @@ def arguments() -> argparse.ArgumentParser:
         "returns (network, preprocess); or scenes=FILE of python -m bench.quality.scenes; may be repeated")  # fmt: skip
     of_networks("--weights", default="DEFAULT", help="as for ssa-fast run")
     of_networks("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
-    of_networks("--only", action="append", default=[], metavar="ROW", help="only this row; may be repeated")
-    of_networks("--without", action="append", default=[], metavar="ROW", help="not this row; may be repeated")
+    of_networks("--only", action="append", default=[], metavar="ROW", help="only such rows, "
+        "patterns with * are understood; may be repeated")  # fmt: skip
+    of_networks("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
     of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: that "
         "of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
     of_networks("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
@@ -130,18 +132,24 @@ def _methods(options: argparse.Namespace) -> dict[str, Method]:
     methods = dict(METHODS)
     for text in options.affinity:
         methods[text] = of_text(text, options.seed, options.align_corners)
-    for name in [*options.only, *options.without, options.baseline]:
-        if name not in methods:
-            raise ValueError(f"only, without, baseline: expected rows of {', '.join(methods)}, got {name!r}")
-    kept = {SEED, options.baseline, *options.affinity, *options.only} if options.only else set(methods)
-    return {name: method for name, method in methods.items() if name in kept - set(options.without)}
+    for pattern in [*options.only, *options.without, options.baseline]:
+        if not fnmatch.filter(methods, pattern):
+            raise ValueError(f"only, without, baseline: expected rows of {', '.join(methods)}, got {pattern!r}")
+    kept = {SEED, options.baseline, *options.affinity, *_rows(methods, options.only or ["*"])}
+    kept -= set(_rows(methods, options.without))
+    return {name: method for name, method in methods.items() if name in kept}
+
+
+def _rows(methods: Mapping[str, Method], patterns: Sequence[str]) -> list[str]:
+    return [name for pattern in patterns for name in fnmatch.filter(methods, pattern)]
 
 
 def _head(given: Sequence[str], options: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Return what the figures of one network are figures of."""
     asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
     by_mask = options.masks is not None or (options.scenes is not None and not options.scene_boxes)
-    images = "generated scenes" if options.scenes is not None else options.images.name
+    folder = options.images
+    images = folder.parent.name if folder is not None and folder.name == "images" else getattr(folder, "name", "scenes")
     return {
         "model": run.network.name,
         "command": " ".join(["python -m bench quality", *asked]),

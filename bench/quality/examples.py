@@ -86,9 +86,9 @@ def from_scenes(count: int, *, boxes: bool) -> list[Example]:
     found = []
     for scene in make_scenes(count, SCENES_SEED):
         truths: dict[int, Truth] = {}
-        for index, box in zip(scene.box_classes.tolist(), scene.boxes.tolist(), strict=True):
+        for index, (x0, y0, x1, y1) in zip(scene.box_classes.tolist(), scene.boxes.tolist(), strict=True):
             masked = MaskTruth(scene.mask, frozenset({index + 1}))
-            truths[index] = BoxTruth(scene.mask.shape, [box]) if boxes else masked
+            truths[index] = BoxTruth(scene.mask.shape, [[x0, y0, x1 - 1, y1 - 1]]) if boxes else masked
         if truths:
             found.append(Example(scene.image, tuple(truths), tuple(truths.values())))
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from bench.quality.layercam import layer_cam
 from bench.quality.networks import imported
 from bench.quality.peers import refine_cam
 from ssa_fast import Affinity, polish
@@ -38,10 +39,10 @@ def blob(sample: Sample) -> Tensor:
 SEEDS: dict[str, Callable[[Sample], Tensor]] = {
     "auto": lambda sample: sample.model_seed("auto", sample.classes),
     "grad-cam": lambda sample: sample.model_seed("grad-cam", sample.classes),
-    "layercam": lambda sample: sample.model_seed("layercam", sample.classes),
+    "layercam": lambda sample: layer_cam(sample, sample.classes),
     "blob": blob,
     "wrong": lambda sample: sample.model_seed("auto", sample.wrong),
-    "wrong-layercam": lambda sample: sample.model_seed("layercam", sample.wrong),
+    "wrong-layercam": lambda sample: layer_cam(sample, sample.wrong),
 }
 
 

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Network:
-    """A classifier with its preprocessing, from an image to (1, 3, H, W), which shows the whole of it."""
+    """A classifier, frozen, with its preprocessing, from an image to (1, 3, H, W), which shows the whole of it."""
 
     name: str
     model: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
     _made: dict[str, SSA] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Freeze the parameters: no method needs their gradients, and some would compute them."""
+        self.model.requires_grad_(False)
 
     def ssa(self, **options: Any) -> SSA:
         """Return ``SSA`` of the network with these options, made once.

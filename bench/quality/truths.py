@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ssa_fast.evaluate import average_precision, max_box_acc, threshold_sweep
-from ssa_fast.evaluate.boxes import IOUS
+from ssa_fast.evaluate.boxes import IOUS, resize_boxes
 from ssa_fast.evaluate.segmentation import IGNORE
 
 if TYPE_CHECKING:
@@ -87,13 +87,12 @@ class MaskTruth:
 
 @dataclass(frozen=True)
 class BoxTruth:
-    """Boxes ``x0, y0, x1, y1`` in pixels of an image of ``size`` (H, W)."""
+    """Boxes ``x0, y0, x1, y1``, far edges inside, in pixels of an image of ``size`` (H, W)."""
 
     size: tuple[int, int]
     boxes: list[list[float]] = field(default_factory=list)
 
     def scorer(self, size: tuple[int, int]) -> Callable[[NDArray[np.float32]], Scores]:
-        """Return the function that scores a map of ``size`` (H, W)."""
-        scale = np.array([size[1] / self.size[1], size[0] / self.size[0]] * 2)
-        boxes = np.array(self.boxes) * scale
+        """Return the function that scores a map of ``size`` (H, W), in wsolevaluation's convention."""
+        boxes = resize_boxes(self.boxes, self.size, size)
         return lambda cam: Scores(max_box_acc([cam], [boxes], thresholds=LEVELS, ious=IOUS).accuracies)

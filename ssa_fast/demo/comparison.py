@@ -175,9 +175,10 @@ def _score(cams: Cams, scenes: list[Scene], validation_cams: Cams, validation: l
         return [cam for each in maps for cam in each], [box[None] for scene in of for box in scene.boxes]
 
     background = sweep(validation_cams, validation).best_threshold
-    boxes = max_box_acc(*pairs(validation_cams, validation), thresholds=THRESHOLDS, ious=(0.5,), components="largest")
+    largest: Any = {"components": "largest", "convention": "continuous"}
+    boxes = max_box_acc(*pairs(validation_cams, validation), thresholds=THRESHOLDS, ious=(0.5,), **largest)
     miou = sweep(cams, scenes, thresholds=(background,)).best_miou
-    accuracy = box_accuracy(*pairs(cams, scenes), threshold=boxes.best_threshold)
+    accuracy = box_accuracy(*pairs(cams, scenes), threshold=boxes.best_threshold, **largest)
     return Score(miou, accuracy, background, boxes.best_threshold)
 
 

@@ -65,8 +65,10 @@ class SSA:
         model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was. Others
             work with ``targets`` or a ``cam``.
         stages: "auto", or module names as in ``model.named_modules()``.
-        seed: "auto" (CAM if the head makes it exact, else Grad-CAM), "cam", "grad-cam", or Grad-CAM's layer by name;
-            None if every call brings its ``cam``.
+        seed: "auto" (CAM if the head makes it exact, else Grad-CAM: one forward pass, at most the last stage backward),
+            "cam", "grad-cam", or Grad-CAM's layer by name; "layercam" (LayerCAM over the stages: a backward pass per
+            class; more of a single object, less of its class, see docs/quality.md); None if every call brings its
+            ``cam``.
         affinity: How alike two pixels are: "auto", one, or one per stage (sequence or dict by stage). "auto" takes
             linear time in the pixels: PCM's ``Affinity()`` for stages without a negative feature on the random image,
             the shifted cosine (``models.stage_affinity.SIGNED_DEFAULT``) for others. ``Affinity()`` is PCM everywhere.
@@ -90,8 +92,8 @@ class SSA:
 
     Attributes:
         stage_names: The stages' module names.
-        seed_kind: "cam", "grad-cam", or "given" for ``seed=None``.
-        seed_layer: The module whose output the seed is made from.
+        seed_kind: "cam", "grad-cam", "layercam", or "given" for ``seed=None``.
+        seed_layer: The module whose output the seed is made from; LayerCAM's, separated by commas.
         names, names_note: A name per output, () if there are none; a note if they are a guess, else None.
         probability: "softmax" or "sigmoid".
         info: All that was found out about the model (``ssa_fast.models.ModelInfo``).
@@ -182,9 +184,9 @@ class SSA:
                 names for all images; one list of them per image, of any lengths; or multi-hot rows (B, num_classes).
             cam: A seed of one's own instead of the model's: (B, K, h, w), (B, h, w), or (K, h, w) of a single image;
                 ``classes`` then says of which classes it is, and may be left out.
-            targets: Grad-CAM seeds of something else than logits: a callable from the model's output for one image,
-                without the batch axis, to a scalar, as in torch-cam and pytorch-grad-cam; a dict of them by name; or
-                one, or a list of them, per image. In flipped views output maps are flipped back first.
+            targets: Grad-CAM (or LayerCAM) seeds of something else than logits: a callable from the model's output for
+                one image, without the batch axis, to a scalar, as in torch-cam and pytorch-grad-cam; a dict of them by
+                name; or one, or a list of them, per image. In flipped views output maps are flipped back first.
 
         Raises:
             TypeError, ValueError: Images that the model cannot take, or classes, a seed or targets that do not fit.
@@ -196,12 +198,12 @@ class SSA:
         if sum(given is not None for given in (targets, cam)) > 1 or (targets is not None and classes is not None):
             raise ValueError("targets: expected them without classes and cam, got both; leave the others out")
         with torch.inference_mode(False), torch.no_grad():  # Grad-CAM's graph cannot be built in inference mode
-            network = Network(self.model, self.info, self.names, self.probability)
+            network = Network(self.model, self.info, self.names, self.probability, self.align_corners)
             source: ClassSeeds | TargetSeeds
             if targets is not None:
                 source = TargetSeeds(network, targets, images)
             elif cam is not None:
-                source = GivenSeeds(network, cam, images, classes, align_corners=self.align_corners)
+                source = GivenSeeds(network, cam, images, classes)
             else:
                 source = ClassSeeds(network, classes)
             result, notes = self._run(images, source)

@@ -3,9 +3,10 @@
 The backbone runs once per image, and once more with gradients for each seed that needs them. Thresholds are chosen on
 every other image and the score is that of the images left, both ways round. Masks: mean foreground IoU, beside it the
 average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at IoU 30, 50 and 70 %, each with
-its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020). Intervals are 95 % of a
-bootstrap over images of the differences, image by image; the thresholds stay those of the whole run. Times are of the
-process's CPU clock, beyond one forward pass, medians over images.
+its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020). For both there is also the score
+at the threshold that each map gives by itself, which no truth has chosen (background="auto", box_threshold="auto").
+Intervals are 95 % of a bootstrap over images of the differences, image by image; the thresholds stay those of the whole
+run. Times are of the process's CPU clock, beyond one forward pass, medians over images.
 
 Controls: a blob in the centre, which sees no image, alone and as SSA's seed; and as SSA's seed the map of a class that
 is not in the image. What SSA gains from those it gains by figure and ground, not by knowing the class.

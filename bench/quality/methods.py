@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from bench.quality.layercam import layer_cam
 from bench.quality.networks import imported
-from bench.quality.peers import refine_cam
+from bench.quality.peers import mean_cam, refine_cam
 from ssa_fast import Affinity, polish
+from ssa_fast.localize import refine
 from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def blob(sample: Sample) -> Tensor:
 SEEDS: dict[str, Callable[[Sample], Tensor]] = {
     "auto": lambda sample: sample.model_seed("auto", sample.classes),
     "grad-cam": lambda sample: sample.model_seed("grad-cam", sample.classes),
-    "layercam": lambda sample: layer_cam(sample, sample.classes),
+    "layercam": lambda sample: sample.model_seed("layercam", sample.classes),
     "blob": blob,
     "wrong": lambda sample: sample.model_seed("auto", sample.wrong),
-    "wrong-layercam": lambda sample: layer_cam(sample, sample.wrong),
+    "wrong-layercam": lambda sample: sample.model_seed("layercam", sample.wrong),
 }
 
 
@@ -98,6 +98,11 @@ def polished(sample: Sample, seed: Tensor, align_corners: bool = False, affinity
     return cams
 
 
+def refined(sample: Sample, seed: Tensor) -> Tensor:
+    """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
+    return refine(sample.pixels(), minmax(polished(sample, seed)))
+
+
 def several_views(sample: Sample, kind: str) -> Tensor:
     """Return the maps of ``SSA(seed=kind)`` at several scales, flipped and not."""
     sample.run_network()
@@ -113,6 +118,7 @@ METHODS: dict[str, Method] = {
     SEED: Method(unchanged, "auto", "peer"),
     "Grad-CAM": Method(unchanged, "grad-cam", "peer"),
     "LayerCAM": Method(unchanged, "layercam", "peer"),
+    "LayerCAM of pytorch-grad-cam": Method(partial(mean_cam, base="LayerCAM"), None, "peer"),
     "RefineCAM": Method(refine_cam, None, "peer"),
     "RefineCAM of LayerCAM": Method(partial(refine_cam, base="LayerCAM"), None, "peer"),
     "PCM, last stage": Method(pcm, "auto", "peer", align_corners=True),
@@ -123,16 +129,17 @@ METHODS: dict[str, Method] = {
     "SSA, power=2": _ssa(affinity="all:phi=relu,power=2"),
     "SSA, center": _ssa(affinity="all:phi=relu,center=True"),
     "SSA, phi=exp": _ssa(affinity="all:phi=exp,temperature=0.2"),
+    "SSA, PAMR": Method(refined, "auto", "ssa"),
     "SSA, several views": Method(partial(several_views, kind="auto"), None, "ssa"),
     "SSA of Grad-CAM": _ssa("grad-cam"),
     "SSA of LayerCAM": _ssa("layercam"),
-    "SSA of LayerCAM, align_corners=True": _ssa("layercam", align_corners=True),
+    "SSA of LayerCAM, PAMR": Method(refined, "layercam", "ssa"),
     "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
     "SSA of a centre blob": _ssa("blob", "control"),
     "SSA of a wrong class": _ssa("wrong", "control"),
     "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
 }
-RIVALS = (SEED, "LayerCAM", "RefineCAM", "RefineCAM of LayerCAM", "PCM, last stage", BLOB)
+RIVALS = (*(name for name, method in METHODS.items() if method.kind == "peer"), BLOB, "SSA of a centre blob")
 """Rows that the best setting of SSA is compared with."""
 
 

@@ -34,7 +34,8 @@ def make_rows(run: Run, baseline: str, goal: str | None) -> list[Row]:
     ):
         row = {"method": name, "kind": run.methods[name].kind, "score": scores.mean(), "difference": difference.mean()}
         row |= {"interval": interval.tolist(), "halves": [difference[half].mean() for half in folds.halves()]}
-        precision = 100 * run.precision(name)
+        row |= {"own_threshold": 100 * run.mean(name, "own")}
+        precision = 100 * run.mean(name, "precision")
         rows.append(row | {"precision": precision if np.isfinite(precision) else None, "cpu_ms": run.cpu_ms(name)})
     own = {name: scores for name, scores in levels.items() if run.methods[name].kind == "ssa"}
     if own:
@@ -61,7 +62,7 @@ def _best_row(run: Run, best: Array, names: Sequence[str], held: dict[str, Array
     if not goal.startswith("+"):
         reached = bool(best.mean() >= float(goal))
     else:
-        reached = gain is not None and gain["difference"] >= float(goal) and gain["interval"][0] > 0
+        reached = gain is not None and bool(gain["difference"] >= float(goal) and gain["interval"][0] > 0)
     return row | {"goal": goal, "reached": reached}
 
 
@@ -85,11 +86,9 @@ def line(row: Row) -> str:
         return "  ".join(f"{key} {value}" for key, value in row.items() if key != "model")
     if BEST in row:
         return "\n".join(_best_lines(row))
-    spent = f"{row['cpu_ms']:>9.1f} ms"
-    precision = f"{row['precision']:>7.1f}" if row["precision"] is not None else ""
-    return (
-        f"{row['method']:<38} {row['score']:>6.2f}  {_signed(row['difference'], row['interval']):<24}{precision}{spent}"
-    )
+    others = "".join(f"{row[key]:>7.1f}" for key in ("own_threshold", "precision") if row[key] is not None)
+    difference = _signed(row["difference"], row["interval"])
+    return f"{row['method']:<34} {row['score']:>6.2f}  {difference:<24}{others}{row['cpu_ms']:>9.1f} ms"
 
 
 def _best_lines(row: Row) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Run:
     def add(self, example: Example) -> None:
         """Score one image with every method."""
         with torch.no_grad():
-            sample = Sample(self.network, self.network.preprocess(example.read()), example.classes)
+            sample = Sample(self.network, example.read(), example.classes)
             scorers = [truth.scorer(sample.size) for truth in example.truths]
             for name, method in list(self.methods.items()):
                 try:
@@ -101,9 +101,9 @@ class Run:
         """Return the scores (maps, criteria, thresholds) of each method, in [0, 1]."""
         return {name: np.stack([each.levels for each in found]) for name, found in self._found.items()}
 
-    def precision(self, name: str) -> float:
-        """Return the mean over maps of the average precision of the pixels; NaN for boxes."""
-        return float(np.mean([each.precision for each in self._found[name]]))
+    def mean(self, name: str, score: Literal["own", "precision"]) -> float:
+        """Return the mean over maps of a method's score without a chosen threshold, in [0, 1]; see ``Scores``."""
+        return float(np.mean([getattr(each, score) for each in self._found[name]]))
 
     def cpu_ms(self, name: str) -> float:
         """Return the median over images of the CPU milliseconds beyond the forward pass."""

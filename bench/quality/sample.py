@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,18 +24,18 @@ class Sample:
 
     Attributes:
         network: The network.
-        images: The preprocessed image (1, 3, H, W).
+        image, images: The image, and preprocessed (1, 3, H, W).
         stages: The stages of ``SSA`` by name, of a forward pass without gradients.
         forward_ms: CPU time of that pass.
         predicted: The predicted class.
         classes, wrong: (1, K), the classes whose maps are made, and for each a class that is not in the image.
     """
 
-    def __init__(self, network: Network, images: Tensor, classes: Sequence[int | None]) -> None:
-        self.network, self.images = network, images
+    def __init__(self, network: Network, image: Image.Image, classes: Sequence[int | None]) -> None:
+        self.network, self.image, self.images = network, image, network.preprocess(image)
         info = network.ssa().info
         begin = time.process_time()
-        self._features = info.forward(network.model, images, "seed" if info.seed.kind == "cam" else "stages")
+        self._features = info.forward(network.model, self.images, "seed" if info.seed.kind == "cam" else "stages")
         self.forward_ms = 1000 * (time.process_time() - begin)
         self.stages = {name: self._features.maps[name] for name in info.stages}
         self.predicted = int(self._features.logits[0].argmax())
@@ -47,6 +49,11 @@ class Sample:
     def size(self) -> tuple[int, int]:
         """(H, W) of the preprocessed image."""
         return self.images.shape[2], self.images.shape[3]
+
+    def pixels(self) -> Tensor:
+        """Return the image (1, 3, H, W) in [0, 1], at the size of the preprocessed one."""
+        resized = self.image.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255.0
 
     def made(self, name: str, function: Callable[[Sample], Tensor]) -> tuple[Tensor, float]:
         """Return maps (1, K, h, w) and the CPU milliseconds that they take beyond the forward pass, made once."""

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ssa_fast.evaluate import average_precision, max_box_acc, threshold_sweep
 from ssa_fast.evaluate.boxes import IOUS, resize_boxes
 from ssa_fast.evaluate.segmentation import IGNORE
+from ssa_fast.localize.threshold import BOX_POWER, estimate_background, self_weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +30,12 @@ class Scores:
 
     Attributes:
         levels: (criteria, ``LEVELS``) in [0, 1]: IoUs with the mask, or whether a box reaches each required IoU.
+        own: The same, averaged over the criteria, at the threshold that the map gives by itself ("auto").
         precision: Average precision of the map's pixels, which takes no threshold; NaN for boxes.
     """
 
     levels: NDArray[np.float64]
+    own: float
     precision: float = float("nan")
 
 
@@ -67,9 +71,12 @@ class MaskTruth:
             )
 
         def score(cam: NDArray[np.float32]) -> Scores:
-            counts = threshold_sweep([cam[None]], [[0]], [truth], 2, LEVELS).confusions
-            union = counts[:, 1, :].sum(1) + counts[:, 0, 1]
-            return Scores((counts[:, 1, 1] / union)[None], average_precision(cam[counted], positive[counted]))
+            own = float(estimate_background(torch.from_numpy(cam)))
+            levels = sorted({*LEVELS, own})
+            counts = threshold_sweep([cam[None]], [[0]], [truth], 2, levels).confusions
+            ious = counts[:, 1, 1] / (counts[:, 1, :].sum(1) + counts[:, 0, 1])
+            at = [np.searchsorted(levels, LEVELS), np.searchsorted(levels, own)]
+            return Scores(ious[at[0]][None], float(ious[at[1]]), average_precision(cam[counted], positive[counted]))
 
         return score
 
@@ -95,4 +102,10 @@ class BoxTruth:
     def scorer(self, size: tuple[int, int]) -> Callable[[NDArray[np.float32]], Scores]:
         """Return the function that scores a map of ``size`` (H, W), in wsolevaluation's convention."""
         boxes = resize_boxes(self.boxes, self.size, size)
-        return lambda cam: Scores(max_box_acc([cam], [boxes], thresholds=LEVELS, ious=IOUS).accuracies)
+
+        def score(cam: NDArray[np.float32]) -> Scores:
+            own = float(self_weighted_mean(torch.from_numpy(cam), BOX_POWER))
+            found = max_box_acc([cam], [boxes], thresholds=(*LEVELS, own), ious=IOUS).accuracies
+            return Scores(found[:, :-1], float(found[:, -1].mean()))
+
+        return score

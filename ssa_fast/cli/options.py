@@ -95,6 +95,14 @@ def parse_scales(text: str) -> tuple[float, ...]:
     return check_scales(scales)
 
 
+def parse_score(name: str, text: str) -> float | Literal["auto"]:
+    """Return a threshold's text as a number or "auto"; ValueError for anything else."""
+    try:
+        return "auto" if text.strip() == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a number in [0, 1] or 'auto', got {text!r}") from None
+
+
 def _parse_device(text: str) -> torch.device:
     """Return the device; "auto" is a GPU if there is one, under torchrun a different one per process."""
     import torch

@@ -102,7 +102,7 @@ def max_box_acc(
     convention: Convention = "wsol",
     rescale: bool = True,
 ) -> BoxAccuracy:
-    """Return the box accuracy of CAMs against true boxes: MaxBoxAccV2 of Choe et al. (CVPR 2020), or MaxBoxAcc.
+    """Return MaxBoxAccV2 or MaxBoxAcc (Choe et al., CVPR 2020): box accuracy at every CAM threshold.
 
     A map counts as correct at a threshold if the box around any of its regions above it reaches the IoU with any of its
     true boxes. MaxBoxAcc takes the largest region only: ``components="largest"``.

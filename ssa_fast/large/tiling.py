@@ -65,6 +65,11 @@ def check_model(ssa: SSA) -> None:
 def check_seed(ssa: SSA, seed: torch.Tensor | np.ndarray | None, classes: Any, names: Sequence[str]) -> None:
     """Raise ValueError or TypeError, with what to do, for a wrong seed, or where one is needed."""
     if seed is None:
+        if ssa.info.seed.kind == "layercam":
+            raise ValueError(
+                "seed: expected the classifier's own CAM, got LayerCAM, which needs gradients of the whole image; "
+                'use SSA(seed="auto"), or pass seed=(K, h, w), made at a size that fits, with classes=[...]'
+            )
         if ssa.info.seed.kind != "cam":
             raise ValueError(
                 "seed: expected a head whose CAM is exact, got Grad-CAM, whose weights are means over the whole image; "

@@ -15,7 +15,7 @@ from ssa_fast.models.geometry import try_other_sizes
 from ssa_fast.models.input_shape import parse_input_shape, trace_sample
 from ssa_fast.models.layer_selection import select_stages
 from ssa_fast.models.module_kinds import check_modules
-from ssa_fast.models.seed_cam import SeedRecipe, cam_seed, grad_cam_seed, select_seed
+from ssa_fast.models.seed_cam import SeedKind, SeedRecipe, cam_seed, class_seed, select_seed
 from ssa_fast.models.stage_affinity import affinity_reason, choose_affinities
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import plan
@@ -70,24 +70,28 @@ class ModelInfo:
     ) -> Features:
         """Run images (B, C, H, W) once; return the stages' maps, the output and the logits.
 
-        ``until`` "seed", also what the seed of a class needs; "gradient", a graph from the seed's layer to the output.
+        ``until`` "seed", also what the seed of a class needs; "gradient", a graph from the seed's layers to the output.
         """
         if self.takes_one and len(images) > 1:
             raise ValueError(
                 f"images: expected one, as the model failed with two at once, got {len(images)}; pass them one by one"
             )
-        seed, refs, leaf = self.seed, self.stages, None
-        if until == "gradient" or (until == "seed" and seed.kind == "grad-cam"):
-            leaf = seed.ref
-        elif until == "seed" and seed.kind == "cam":
-            refs = {**refs, seed.layer: seed.ref}
-        return extract_features(model, images, refs, gradient_from=leaf, logits=self.output)
+        seed, refs = self.seed, self.stages
+        layers = {ref.name: ref for ref in seed.refs}
+        if until == "gradient" or (until == "seed" and seed.kind in ("grad-cam", "layercam")):
+            return extract_features(model, images, refs, gradients_of=layers, logits=self.output)
+        if until == "seed" and seed.kind == "cam":
+            refs = {**refs, **layers}
+        return extract_features(model, images, refs, logits=self.output)
 
-    def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor) -> Tensor:
-        """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model."""
+    def seed_maps(self, model: nn.Module, extracted: Features, classes: Tensor, align_corners: bool = False) -> Tensor:
+        """Return the seeds (B, K, h, w), >= 0, of ``classes`` (B, K): float32, or float64 for a float64 model.
+
+        LayerCAM resizes its layers' maps with ``align_corners``.
+        """
         if self.seed.kind == "cam":
             return cam_seed(model, self.seed, extracted, classes)
-        return grad_cam_seed(self.seed, extracted, classes)
+        return class_seed(self.seed, extracted, classes, align_corners)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class ModelDescription:
     """Summary of a network on a random sample image of ``input_size`` (H, W)."""
 
     stages: tuple[StageDescription, ...]
-    seed_kind: Literal["cam", "grad-cam", "given"]
+    seed_kind: SeedKind
     seed_layer: str
     input_size: tuple[int, int]
     num_classes: int
@@ -132,14 +136,14 @@ def inspect_model(
 
     This takes a forward pass of a random image; two of half of it, which show whether other sizes are accepted and
     where in the maps a change of the image is found; and two of a small image, alone and beside another, which show
-    whether results depend on the batch. Grad-CAM takes one more with a short backward pass. The model's modes, hooks
-    and gradients and the global random state are restored.
+    whether results depend on the batch. Grad-CAM and LayerCAM take one more with a backward pass. The model's modes,
+    hooks and gradients and the global random state are restored.
 
     Args:
         model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``; or anything else, for
             which there is Grad-CAM of targets only.
         stages: "auto", or names as in ``model.named_modules()``.
-        seed: "auto", "cam", "grad-cam", or the name of Grad-CAM's target layer; None to look for none.
+        seed: "auto", "cam", "grad-cam", "layercam", or the name of Grad-CAM's target layer; None to look for none.
         input_shape: (C, H, W), (H, W) or a side of the sample image, or a preprocessor's sizes; by default what the
             network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224.
         geometry: What forward does to images before the backbone: "resize", "center-crop", "pad", "pad-end" (see
@@ -164,12 +168,14 @@ def inspect_model(
             raise
         raise ValueError(f"{trace.output.missing}; or, for targets= and cam=, {error}") from error
     refs = {name: trace.maps[name] for name in names}
-    sizes = try_other_sizes(model, {**refs, recipe.layer: recipe.ref}, trace.image_size, trace.channels, geometry)
+    sizes = try_other_sizes(
+        model, {**refs, **{ref.name: ref for ref in recipe.refs}}, trace.image_size, trace.channels, geometry
+    )
     batch = try_batch(model, trace, names)
     return ModelInfo(
         stages={name: sizes.adapt(ref) for name, ref in refs.items()},
         signs={name: "non-negative" if trace.layers[name].non_negative else "signed" for name in names},
-        seed=replace(recipe, ref=sizes.adapt(recipe.ref)),
+        seed=replace(recipe, refs=tuple(map(sizes.adapt, recipe.refs))),
         num_classes=trace.logits.shape[1],
         in_channels=trace.channels,
         trace_size=trace.image_size,

@@ -85,7 +85,7 @@ def head_weights(module: Any) -> tuple[Tensor, Tensor | None]:
 
 def check_gradient(model: nn.Module) -> None:
     """Raise ValueError, with the reason, for weights through which no gradient can be computed."""
-    expected = "seed: expected weights through which Grad-CAM can compute gradients"
+    expected = "seed: expected weights through which gradients can be computed"
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_inference():
             raise ValueError(

@@ -1,16 +1,16 @@
-"""Compute seed CAMs: from the classifier's own weights where that is exact, by Grad-CAM otherwise.
+"""Compute seed CAMs: from the classifier's own weights where that is exact, by gradients otherwise.
 
 CAM (Zhou et al., CVPR 2016): with a head of global average pooling and one linear layer, the logit is
 ``mean(F) . W_k + b_k``, so ``relu(W_k . F)`` shows where it comes from (the bias, equal at all pixels, is left out).
 Grad-CAM (Selvaraju et al., ICCV 2017): ``relu(sum_c mean(dy_k / dA_c) A_c)``.
+LayerCAM, over the stages: ``models.layercam``.
 Whether the CAM is exact is proved (``models.exact_cam``), never guessed from the model's name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ssa_fast.models.exact_cam import find_exact_cam, find_head
 from ssa_fast.models.extract import Features, extract_features
 from ssa_fast.models.layer_selection import check_returns_map, is_normalisation
-from ssa_fast.models.layout import find_first_tensor, float_tensors
+from ssa_fast.models.layercam import HALF_SCALE, iter_batched_gradients, iter_gradients, layercam
+from ssa_fast.models.layout import float_tensors
 from ssa_fast.models.module_kinds import check_gradient, head_weights
 from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make_trace_image
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Layers whose gradient is computed in one pass: a transformer block returns about a dozen maps, each with its graph.
 LAYERS_PER_PASS = 12
+SeedKind: TypeAlias = Literal["cam", "grad-cam", "layercam", "given"]
+TITLES = {"layercam": "LayerCAM"}  # in messages; Grad-CAM for others
 SATURATED = 1e-6  # distance from 0 or 1 at which a probability has no gradient to speak of
 
 
@@ -35,44 +38,54 @@ class SeedRecipe:
     """Recipe of the seed CAM.
 
     Attributes:
-        kind, ref: Formula of the CAM, the layer whose map it reads. "given" is none: every call brings its own.
-        head: Name of the layer whose weights a CAM takes. None for Grad-CAM, and for a fully convolutional classifier,
-            whose map holds the class scores.
+        kind: Formula of the CAM. "given" is none: every call brings its own.
+        refs: The layers whose maps it reads, in the order of their calls: one, LayerCAM's several.
+        head: Name of the layer whose weights a CAM takes. None for the others, and for a fully convolutional
+            classifier, whose map holds the class scores.
     """
 
-    kind: Literal["cam", "grad-cam", "given"]
-    ref: LayerRef
+    kind: SeedKind
+    refs: tuple[LayerRef, ...]
     head: str | None = None
 
     @property
+    def ref(self) -> LayerRef:
+        """The last layer."""
+        return self.refs[-1]
+
+    @property
     def layer(self) -> str:
-        """Name of the module whose output the seed is made from."""
-        return self.ref.name
+        """Name of the module whose output the seed is made from, LayerCAM's separated by commas."""
+        return ", ".join(ref.name for ref in self.refs)
 
 
 def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: str | None) -> SeedRecipe:
-    """Return the seed for ``"auto"``, ``"cam"``, ``"grad-cam"``, or Grad-CAM at the named module; "given" for None."""
+    """Return the seed for "auto", "cam", "grad-cam", "layercam", or Grad-CAM's module; "given" for None."""
     if seed is None:
-        return SeedRecipe("given", trace.maps[stages[-1]])
+        return SeedRecipe("given", (trace.maps[stages[-1]],))
     if not isinstance(seed, str):
-        raise TypeError(f'seed: expected "auto", "cam", "grad-cam" or a module name, got {type(seed).__name__}')
+        raise TypeError(
+            f'seed: expected "auto", "cam", "grad-cam", "layercam" or a module name, got {type(seed).__name__}'
+        )
     if seed in ("auto", "cam"):
         found = find_exact_cam(model, trace, stages)
         if not isinstance(found, str):
-            return SeedRecipe("cam", *found)
+            return SeedRecipe("cam", found[:1], found[1])
         if seed == "cam":
             raise ValueError(f'seed: expected a head for which a CAM is exact, but {found}; use seed="grad-cam"')
     check_gradient(model)
     if seed in ("auto", "grad-cam"):
-        return SeedRecipe("grad-cam", _grad_cam_layer(model, trace, stages))
+        return SeedRecipe("grad-cam", (_grad_cam_layer(model, trace, stages),))
+    if seed == "layercam":
+        return SeedRecipe("layercam", _layercam_layers(model, trace, stages))
     check_returns_map(model, trace, seed, argument="seed")
     ref = trace.maps[seed]
-    if trace.output.missing is None and not _layers_with_gradient(model, trace, [ref])[0]:
+    if trace.output.missing is None and not _count_dependents(model, trace, [ref])[0][ref.name]:
         raise ValueError(
             f"seed: expected a layer that the logits depend on, but their gradient at {seed!r} is zero on every pixel; "
             'name an earlier layer or use seed="auto"'
         )
-    return SeedRecipe("grad-cam", ref)
+    return SeedRecipe("grad-cam", (ref,))
 
 
 def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
@@ -86,32 +99,42 @@ def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: T
     return torch.einsum("bkc,bchw->bkhw", rows, features).relu()
 
 
-def grad_cam_seed(seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
-    """Return the seeds as ``cam_seed`` does, with one backward pass per class position, K in all."""
+def class_seed(seed: SeedRecipe, extracted: Features, classes: Tensor, align_corners: bool) -> Tensor:
+    """Return the seeds as ``cam_seed`` does, by gradients of the logits: K backward passes, LayerCAM on a GPU fewer."""
     with torch.enable_grad():
         values = extracted.logits.gather(1, classes).unbind(1)
-    return target_seed(seed, extracted, values)
+    batched = seed.kind == "layercam" and len(values) > 1 and classes.device.type != "cpu"
+    return gradient_seed(seed, extracted, values, align_corners, batched=batched)
 
 
-def target_seed(seed: SeedRecipe, extracted: Features, values: Sequence[Tensor]) -> Tensor:
-    """Return the Grad-CAM seeds (B, K, h, w) of K values (B,) that were made from the model's output."""
-    leaf = extracted.leaf
-    if leaf is None:
-        raise ValueError("extracted: expected a forward with gradient_from, got one without; pass the seed's ref")
-    features = _at_least_float32(seed.ref.layout.view(leaf.detach(), extracted.image_size))
-    with torch.enable_grad():
-        scores = [each.sum() for each in values]  # in evaluation mode the images are independent
+def gradient_seed(
+    seed: SeedRecipe, extracted: Features, values: Sequence[Tensor], align_corners: bool, *, batched: bool = False
+) -> Tensor:
+    """Return the Grad-CAM or LayerCAM seeds (B, K, h, w) of K values (B,) that were made from the model's output.
+
+    ``extracted`` has the gradients of the seed's layers; ``align_corners`` is that of LayerCAM's resizing.
+    """
+    size, layouts = extracted.image_size, [ref.layout for ref in seed.refs]
+    leaves = [extracted.leaves[ref.name] for ref in seed.refs]
+    features = [
+        _at_least_float32(layout.view(leaf.detach(), size)) for layout, leaf in zip(layouts, leaves, strict=True)
+    ]
+    half = seed.kind == "layercam" and any(leaf.dtype == torch.float16 for leaf in leaves)
+    with torch.enable_grad():  # in evaluation mode the images are independent
+        scores = [each.sum() * HALF_SCALE if half else each.sum() for each in values]
     seeds = []
-    for k, score in enumerate(scores):
-        more = k + 1 < len(scores)
-        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=more, allow_unused=True)
-        if gradient is None:
+    for k, found in enumerate((iter_batched_gradients if batched else iter_gradients)(scores, leaves)):
+        if all(each is None for each in found):
             raise ValueError(
-                f"targets: expected values that depend on the Grad-CAM layer {seed.layer!r}, but number {k} does not; "
-                "name a layer before it with seed=..."
+                f"targets: expected values that depend on the {TITLES.get(seed.kind, 'Grad-CAM')} layer "
+                f"{seed.layer!r}, but number {k} does not; name a layer before it with seed=..."
             )
-        weights = seed.ref.layout.view(gradient, extracted.image_size).to(features.dtype).mean((2, 3))
-        seeds.append(torch.einsum("bc,bchw->bhw", weights, features).relu())
+        gradients = [g if g is None else layout.view(g, size) for layout, g in zip(layouts, found, strict=True)]
+        if seed.kind == "layercam":
+            seeds.append(layercam(features, gradients, align_corners))
+        elif gradients[0] is not None:
+            weights = gradients[0].to(features[0].dtype).mean((2, 3))
+            seeds.append(torch.einsum("bc,bchw->bhw", weights, features[0]).relu())
     return torch.stack(seeds, 1)
 
 
@@ -138,9 +161,11 @@ def _grad_cam_layer(model: nn.Module, trace: ForwardTrace, stages: list[str]) ->
     alike = [ref for ref in refs if ref.layout.shape == last.layout.shape]
     best: list[LayerRef] = []
     for end in range(len(alike), 0, -LAYERS_PER_PASS):
-        found, complete = _layers_with_gradient(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
-        best = found if complete else best or found
-        if complete:
+        counts, ends = _count_dependents(model, trace, alike[max(0, end - LAYERS_PER_PASS) : end])
+        most = max(counts.values())
+        found = [ref for ref in alike if most and counts.get(ref.name) == most]
+        best = found if most == ends else best or found
+        if most == ends:
             break
     if best:
         norms = [ref for ref in best if is_normalisation(model.get_submodule(ref.name))]
@@ -165,40 +190,47 @@ def _advise_without_gradient(trace: ForwardTrace) -> str:
     return "name the Grad-CAM layer"
 
 
-def _layers_with_gradient(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> tuple[list[LayerRef], bool]:
-    """Return the layers on whose maps the logits depend, by one forward and one backward pass, and whether any does.
+def _layercam_layers(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> tuple[LayerRef, ...]:
+    """Return the stages that the logits depend on; in place of a last one without gradient, Grad-CAM's layer."""
+    refs = [ref for ref in trace.maps.values() if ref.name in stages]
+    try:
+        counts, _ = _count_dependents(model, trace, refs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"seed: expected a network through which gradients reach the first stage, {refs[0].name!r}, but the "
+            f'backward pass failed ({error}); name later stages, or use seed="grad-cam"'
+        ) from error
+    found = [ref for ref in refs if counts[ref.name]]
+    if refs[-1] in found:
+        return tuple(found)
+    return tuple(dict.fromkeys([*found, _grad_cam_layer(model, trace, stages)]))
 
-    Without logits, those on which most of the returned tensors depend, by a backward pass each, and whether all do.
+
+def _count_dependents(model: nn.Module, trace: ForwardTrace, refs: list[LayerRef]) -> tuple[dict[str, int], int]:
+    """Return how many of the ends depend on each layer, and the number of ends.
+
+    The end is the logits, by one forward and one backward pass. Without logits, the ends are the returned tensors, by a
+    backward pass each.
     """
     head = find_head(trace)
-    outputs: dict[str, Tensor | None] = {}
+    inputs: list[Tensor] = []  # of the head
 
-    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs[name] = args[0] if name == head else find_first_tensor(output)
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        inputs.append(args[0])
 
-    first, *later = refs
-    names = [ref.name for ref in later] + ([head] if head else [])
-    with hooked_inference(model, {name: partial(hook, name) for name in names}):
+    with hooked_inference(model, {head: hook} if head else {}):
         image = make_trace_image(model, trace.image_size, trace.channels)
-        extracted = extract_features(model, image, {}, gradient_from=first, logits=trace.output)
-    # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
-    start = outputs.pop(head) if head else None
-    ends = (
-        [start] if start is not None else float_tensors(extracted.output if trace.output.missing else extracted.logits)
-    )
-    scores = [_score(end) for end in ends if end.requires_grad]
-    outputs[first.name] = extracted.leaf
-    tracked = {name: tensor for name, tensor in outputs.items() if tensor is not None and tensor.requires_grad}
-    if not tracked or not scores:
-        return [], False
-    counts = dict.fromkeys(tracked, 0)  # of the ends that depend on the layer
-    layouts = {ref.name: ref.layout for ref in refs}
-    for score in scores:
-        found = torch.autograd.grad(
-            score, list(tracked.values()), retain_graph=score is not scores[-1], allow_unused=True
+        extracted = extract_features(
+            model, image, {}, gradients_of={ref.name: ref for ref in refs}, logits=trace.output
         )
-        for name, gradient in zip(tracked, found, strict=True):
+    # Start at the input of the head, because a head of zeros (as of a new ViT) would make the gradient zero.
+    ends = inputs[-1:] or (float_tensors(extracted.output) if trace.output.missing else [extracted.logits])
+    scores = [_score(end) for end in ends if end.requires_grad]
+    counts = {ref.name: 0 for ref in refs}
+    for found in iter_gradients(scores, [extracted.leaves[ref.name] for ref in refs]):
+        for ref, gradient in zip(refs, found, strict=True):
             if gradient is not None:
-                counts[name] += bool(layouts[name].view(gradient, trace.image_size).any())
-    most = max(counts.values())
-    return [ref for ref in refs if most and counts.get(ref.name) == most], most == len(scores)
+                counts[ref.name] += bool(ref.layout.view(gradient, trace.image_size).any())
+    return counts, len(scores)

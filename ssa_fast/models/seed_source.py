@@ -11,7 +11,7 @@ from ssa_fast.arrays import as_tensor
 from ssa_fast.models.class_spec import PADDING, ClassSelection, resolve_classes
 from ssa_fast.models.geometry import in_window
 from ssa_fast.models.scores import probabilities
-from ssa_fast.models.seed_cam import target_seed
+from ssa_fast.models.seed_cam import gradient_seed
 from ssa_fast.models.targets import read_targets, target_values
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A classifier with what is known about it: its names per output, and how its logits become probabilities."""
+    """A classifier with what is known about it: its names per output, and how its logits become probabilities.
+
+    ``align_corners`` is that of the bilinear resizing of seeds.
+    """
 
     model: nn.Module
     info: ModelInfo
     names: tuple[str, ...]
     probability: Probability
+    align_corners: bool = False
 
     def score(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Return the probabilities (B, K) of classes (B, K)."""
@@ -76,7 +80,9 @@ class ClassSeeds:
 
     def maps(self, features: Features, chosen: Chosen, flipped: bool) -> Tensor:
         """Return the seeds (B, K, h, w)."""
-        return self.network.info.seed_maps(self.network.model, features, chosen.selection.filled)
+        return self.network.info.seed_maps(
+            self.network.model, features, chosen.selection.filled, self.network.align_corners
+        )
 
     def notes(self, chosen: Chosen, seed: Tensor) -> tuple[str, ...]:
         """Return notes on how the classes or the seed were read."""
@@ -86,10 +92,8 @@ class ClassSeeds:
 class GivenSeeds(ClassSeeds):
     """Seeds of the caller's own, (B, K, h, w); ``classes`` says of which classes they are, None that nobody knows."""
 
-    def __init__(
-        self, network: Network, cam: Any, images: Tensor, classes: Classes | ClassSelection, *, align_corners: bool
-    ) -> None:
-        self.network, self.classes, self.align_corners = network, classes, align_corners
+    def __init__(self, network: Network, cam: Any, images: Tensor, classes: Classes | ClassSelection) -> None:
+        self.network, self.classes = network, classes
         self.cam, self.cam_notes = read_cam(cam, images)
         if classes is not None and network.info.no_logits is not None:
             raise ValueError(f"{network.info.no_logits}; leave classes out")
@@ -118,11 +122,11 @@ class GivenSeeds(ClassSeeds):
         cam, window = self.cam.flip(-1) if flipped else self.cam, self.network.info.window
         if window is None:
             return cam
-        return in_window(cam, window(*features.image_size), features.image_size, self.align_corners)
+        return in_window(cam, window(*features.image_size), features.image_size, self.network.align_corners)
 
 
 class TargetSeeds:
-    """Grad-CAM seeds of targets (``models.targets``), whatever the model returns."""
+    """Grad-CAM or LayerCAM seeds of targets (``models.targets``), whatever the model returns."""
 
     def __init__(self, network: Network, targets: Targets, images: Tensor) -> None:
         self.network = network
@@ -131,7 +135,7 @@ class TargetSeeds:
         self.rows = replace(rows, selection=rows.selection.to(images.device))
 
     def forward(self, images: Tensor) -> Features:
-        """Run the images once, with a graph from the seed's layer to the output."""
+        """Run the images once, with a graph from the seed's layers to the output."""
         return self.network.info.forward(self.network.model, images, "gradient")
 
     def read(self, features: Features, flipped: bool) -> Features:
@@ -153,7 +157,7 @@ class TargetSeeds:
 
     def maps(self, features: Features, chosen: Chosen, flipped: bool) -> Tensor:
         """Return the seeds (B, K, h, w)."""
-        return target_seed(self.network.info.seed, features, features.values)
+        return gradient_seed(self.network.info.seed, features, features.values, self.network.align_corners)
 
     def notes(self, chosen: Chosen, seed: Tensor) -> tuple[str, ...]:
         """Return a note on each target without any evidence; the one place where a call waits for the device."""

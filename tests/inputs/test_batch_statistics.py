@@ -381,9 +381,7 @@ def test_networks_built_under_inference_mode(network: type[nn.Module]) -> None:
         model = network().eval()
     if network is Pyramid:
         assert SSA(model, input_shape=SIDE)(draw(2)).cams.amax() > 0
-    with pytest.raises(
-        ValueError, match=r"weights through which Grad-CAM can compute gradients, but 'blocks.0.down.we"
-    ):
+    with pytest.raises(ValueError, match=r"weights through which gradients can be computed, but 'blocks.0.down.we"):
         inspect_model(model, seed="grad-cam", input_shape=SIDE)
     normal = copy.deepcopy(model)  # what the message advises
     ssa = SSA(normal, seed="grad-cam", input_shape=SIDE)

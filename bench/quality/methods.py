@@ -108,9 +108,9 @@ def polished(
     return cams
 
 
-def refined(sample: Sample, seed: Tensor) -> Tensor:
+def refined(sample: Sample, seed: Tensor, prior: Prior | None = None) -> Tensor:
     """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
-    return refine(sample.pixels(), minmax(polished(sample, seed)))
+    return refine(sample.pixels(), minmax(polished(sample, seed, prior=prior)))
 
 
 def several_views(sample: Sample, kind: str) -> Tensor:
@@ -147,12 +147,22 @@ METHODS: dict[str, Method] = {
     "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
     "SSA, center prior": _ssa("auto", "prior", prior="center"),
     "SSA of LayerCAM, center prior": _ssa("layercam", "prior", prior="center"),
+    "SSA of LayerCAM, center prior, PAMR": Method(partial(refined, prior="center"), "layercam", "prior"),
     "SSA of a centre blob": _ssa("blob", "control"),
+    "SSA of a centre blob, PAMR": Method(refined, "blob", "control"),
     "SSA of a wrong class": _ssa("wrong", "control"),
     "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
     "SSA of a wrong class's LayerCAM, center prior": _ssa("wrong-layercam", "control", prior="center"),
+    "SSA of a wrong class's LayerCAM, center prior, PAMR": Method(
+        partial(refined, prior="center"), "wrong-layercam", "control"
+    ),
 }
-RIVALS = (*(name for name, method in METHODS.items() if method.kind == "peer"), BLOB, "SSA of a centre blob")
+RIVALS = (
+    *(name for name, method in METHODS.items() if method.kind == "peer"),
+    BLOB,
+    "SSA of a centre blob",
+    "SSA of a centre blob, PAMR",
+)
 """Rows that the best setting of SSA is compared with."""
 
 

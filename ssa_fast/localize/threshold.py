@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 MASK_POWER, BOX_POWER = 1.5, 0.75
-"""Weight of a pixel as a power of its CAM, for masks and for boxes; chosen on every other image."""
+"""Weight of a pixel as a power of its CAM, for masks and for boxes; chosen on half the images of two networks (docs/quality.md)."""
 
 
 def estimate_background(cams: Tensor, power: float = MASK_POWER) -> Tensor:
@@ -19,7 +19,7 @@ def estimate_background(cams: Tensor, power: float = MASK_POWER) -> Tensor:
 
     With ``p_j = max_k cam_kj`` the score is ``Σ_j p_j^(power + 1) / Σ_j p_j^power``, the Lehmer mean (P. S. Bullen,
     Handbook of Means and Their Inequalities, 2003, III.5): the CAM to be expected at a pixel drawn in proportion to
-    ``p^power``. It was chosen among some 100 rules without a look at the truth (Otsu, Kittler–Illingworth, Kapur, Li,
+    ``p^power``. It was chosen among some 70 rules without a look at the truth (Otsu, Kittler–Illingworth, Kapur, Li,
     triangle, mean plus standard deviations, areas, the image's edges and colours), by the IoU of polished CAMs' masks.
 
     Args:

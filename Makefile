@@ -10,7 +10,7 @@ FAST := not slow and not interpreter and not distributed and not browser
 .PHONY: demo test test-fast lint bench models clean help
 .DELETE_ON_ERROR:
 
-demo: $(FOR_DEMO) ## generate scenes, polish their CAMs, print the scores, write panels to demo-out/
+demo: $(FOR_DEMO) ## polish photographs and generated scenes, print what they gain, write panels to demo-out/
 	$(BIN)/ssa-fast demo --out demo-out --overwrite
 
 test: $(FOR_ALL) ## run every test (about 20 minutes on two cores)
@@ -28,7 +28,7 @@ lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports,
 bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals (about 3 minutes on two cores)
 	$(BIN)/python -m bench paths
 
-models: $(FOR_DEMO) ## run SSA on every torchvision classifier: stages, methods, seed
+models: $(FOR_DEMO) ## run SSA on every classifier known by name: stages, methods, seed
 	$(BIN)/python -m tests.sweep_models --all
 
 clean: ## remove the virtual environment and what was built
@@ -37,7 +37,7 @@ clean: ## remove the virtual environment and what was built
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-$(FOR_DEMO): EXTRA := app
+$(FOR_DEMO): EXTRA := app,photos
 $(FOR_ALL): EXTRA := dev
 $(FOR_DEMO) $(FOR_ALL): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

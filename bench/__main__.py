@@ -22,7 +22,8 @@ COMMANDS = {
     "throughput": "images per second of a run against the backbone alone on the same files",
     "plot": "draw what the grid has found",
     "store": "bytes per image of CAM files in each layout, and what storing them changes",
-    "quality": "how polished CAMs fit true masks or boxes of photographs, affinity by affinity",
+    "measures": "what the measures of ssa_fast.evaluate cost, against one search per threshold",
+    "quality": "how seeds, peers, SSA with its options and controls fit true masks or boxes of images",
     "seeds": "what CAM, Grad-CAM and LayerCAM cost beside the forward pass of whole networks",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "host": "CPU time and launches per call on a driver that does nothing",
@@ -35,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("paths", "calibrate", "gpu", "store", "seeds"):
+    for name in ("paths", "calibrate", "gpu", "store", "measures", "seeds"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
     for name, default in (("gpu", None), ("tune", 400.0)):
         text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
@@ -92,6 +93,10 @@ def main(given: list[str] | None = None) -> int:
         from bench import store
 
         return store.main(options["save"])
+    if command == "measures":
+        from bench import measures
+
+        return measures.main(options["save"])
     if command == "seeds":
         from bench import seeds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,6 +78,15 @@ class SSAResult:
         from ssa_fast.localize import masks
 
         return masks(self.cams, options, **overrides)
+
+    def refine(self, images: Tensor, **options: Any) -> SSAResult:
+        """Return the result with CAMs that follow the edges of ``images``; see ``ssa_fast.localize.refine``.
+
+        ``images`` are (B, 3, H, W) in [0, 1], before normalisation; the CAMs get their size.
+        """
+        from ssa_fast.localize import refine
+
+        return replace(self, cams=refine(images, self.cams, **options))
 
     def overlay(
         self,

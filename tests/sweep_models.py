@@ -184,7 +184,9 @@ def list_families(library: Literal["timm", "transformers"], names: Sequence[str]
 def main(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
     library: Annotated[str, typer.Option(help="torchvision, timm or transformers.")] = "torchvision",
-    everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every model of torchvision and of the extra photos.")
+    ] = False,
 ) -> None:
     """Run SSA on networks with random weights; by default on torchvision's half with fewer parameters."""
     with console.usage_errors(debug=False):

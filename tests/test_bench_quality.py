@@ -1,4 +1,4 @@
-"""Test the quality command on images that the tests write: readers, folds, LayerCAM, and the whole."""
+"""Test the quality command on images that the tests write: readers, scores, folds, intervals, rows, and the whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import bench.__main__
 from bench import quality
-from ssa_fast import SSA
-from ssa_fast.models import inspect_model
+from bench.quality import command, examples, methods, networks, report, scenes
+from bench.quality.run import Run
+from bench.quality.sample import Sample
+from bench.quality.stages import describe_stage
+from bench.quality.statistics import Folds
+from bench.quality.truths import LEVELS, BoxTruth, MaskTruth
+from ssa_fast import SSA, Affinity
+from ssa_fast.ops.resize import minmax
 from tests.networks import Pyramid
 
 SIDE, COUNT = 64, 6
@@ -26,6 +33,11 @@ def tiny():
     for block in network.blocks[:2]:
         block.relu = torch.nn.Identity()
     return network, lambda image: torch.from_numpy(np.asarray(image) / 255.0).permute(2, 0, 1)[None].float()
+
+
+def halved(seed, stages, align_corners):
+    """Return the seed, brighter on the left: a method of the caller's own."""
+    return seed * torch.linspace(1, 0, seed.shape[3])
 
 
 @pytest.fixture
@@ -49,25 +61,42 @@ def photos(tmp_path):
     return tmp_path
 
 
-def options(photos, *more):
-    return ["--images", str(photos / "images"), "--model", MODEL, "--side", "32", *map(str, more)]
-
-
 def table(photos, capsys, *more):
-    """Run the command; return its rows by method or stage, the head under "command"."""
+    """Run the command; return its rows by method or stage, others under "head" and "best"."""
     file = photos / "out.json"
-    assert bench.__main__.main(["quality", *options(photos, *more), "--save", str(file)]) == 0
+    words = [*map(str, more), "--save", str(file)]
+    if "--scenes" not in words:
+        words += ["--images", str(photos / "images"), "--model", MODEL]
+    assert bench.__main__.main(["quality", *words]) == 0
     found = json.loads(file.read_text("utf-8"))["rows"]
     printed = capsys.readouterr().out
-    assert all(str(row.get("method", row.get("stage", row.get("metric")))) in printed for row in found)
-    return {row.get("method", row.get("stage", "head")): row for row in found}
+    shown = found if "--markdown" not in words else [row for row in found if "method" in row]
+    assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in shown)
+    return {row.get("method", row.get("stage", "best" if report.BEST in row else "head")): row for row in found}
 
 
-@pytest.mark.parametrize("seed", ["auto", "layercam", "blob"])
-def test_masks(photos, capsys, seed):
+def few(*names):
+    return [word for name in names for word in ("--only", name)]
+
+
+@pytest.mark.slow
+def test_the_whole_table_has_every_row_and_reports_what_is_left_out(photos, capsys):
+    pytest.importorskip("pytorch_grad_cam")
+    found = table(photos, capsys, "--masks", photos / "masks", "--classes", photos / "classes.txt")
+    head, best = found["head"], found["best"]
+    assert set(methods.METHODS) - set(head["left_out"]) == {row["method"] for row in found.values() if "method" in row}
+    assert head["left_out"] == {}
+    assert (head["images"], head["maps"], head["rows_tried"]) == (COUNT, COUNT, len(methods.METHODS))
+    assert all(found[name]["kind"] == "ssa" for name in best[report.BEST])
+    assert [each["of"] for each in best["ahead"]] == list(methods.RIVALS)
+
+
+@pytest.mark.parametrize("seed", ["auto", "grad-cam", "blob", "wrong"])
+def test_affinities_of_masks(photos, capsys, seed):
     shifted = "phi=shifted,shift=0.5"
-    more = ("--masks", photos / "masks", "--affinity", shifted, "--affinity", f"all:{shifted}", "--seed", seed)
-    found = table(photos, capsys, *more)
+    rows = ["phi=relu", shifted, f"all:{shifted}"]
+    more = ("--masks", photos / "masks", "--seed", seed, "--baseline", "phi=relu", "--stages", *few("centre blob"))
+    found = table(photos, capsys, *more, *(word for row in rows for word in ("--affinity", row)))
     assert found["head"]["images"] == COUNT
     assert "--masks" in found["head"]["command"]
     assert "out.json" not in found["head"]["command"]
@@ -76,70 +105,233 @@ def test_masks(photos, capsys, seed):
     assert [baseline["difference"], *baseline["interval"]] == [0, 0, 0]
     assert ours["difference"] == pytest.approx(ours["score"] - baseline["score"], abs=2e-3)
     assert ours["interval"][0] <= ours["difference"] <= ours["interval"][1]
-    assert len({row["score"] for name, row in found.items() if "shifted" in name or name == "phi=relu"}) == 3
+    assert len({found[name]["score"] for name in rows}) == 3
+    assert set(found) >= {*rows, "seed", "centre blob"}
 
 
-def test_boxes_classes_and_limit(photos, capsys):
+def test_boxes_classes_limit_and_a_method_of_ones_own(photos, capsys):
+    own = f"{__name__}:halved"
     more = ("--boxes", photos / "boxes.txt", "--classes", photos / "classes.txt", "--limit", COUNT - 1)
-    found = table(photos, capsys, *more)
+    found = table(photos, capsys, *more, *few("SSA"), "--affinity", own, "--goal", "+8")
     assert found["head"]["images"] == COUNT - 1
-    chosen = quality.examples(photos / "images", None, photos / "boxes.txt", str(photos / "classes.txt"))
-    assert [each.label for each in chosen] == [index % 5 for index in range(COUNT)]
+    assert found[own]["kind"] == "ssa"
+    assert found["SSA"]["precision"] is None
+    over_seed = found["best"]["ahead"][0]
+    assert over_seed["of"] == "seed"
+    assert found["best"]["reached"] == (over_seed["difference"] >= 8 and over_seed["interval"][0] > 0)
+    chosen = examples.from_boxes(photos / "images", photos / "boxes.txt", str(photos / "classes.txt"))
+    assert [each.classes for each in chosen] == [(index % 5,) for index in range(COUNT)]
 
 
-def test_a_perfect_map_scores_1_and_an_empty_one_0(photos):
-    for truth in ({"masks": photos / "masks", "boxes": None}, {"masks": None, "boxes": photos / "boxes.txt"}):
-        example = quality.examples(photos / "images", classes="3", **truth)[0]
-        mask = torch.from_numpy(np.array(Image.open(photos / "masks/0.png"))).float()
-        assert example.label == 3
-        assert (example.score(mask) == 1).all()
-        assert (example.score(torch.zeros(SIDE, SIDE))[:, 1:] == 0).all()
-        half = torch.nn.functional.max_pool2d(mask[None], 2)[0]  # boxes are brought to the map's size
-        assert (example.score(half)[0] > 0.8).all()
+def test_scenes_have_a_map_per_class(photos, capsys):
+    found = table(photos, capsys, "--scenes", 4, "--model", "demo", *few("SSA"), "--markdown", "--goal", "20")
+    scenes = examples.from_scenes(4, boxes=True)
+    assert found["head"]["maps"] == sum(len(each.classes) for each in scenes) > found["head"]["images"] == 4
+    assert found["SSA"]["score"] > found["seed"]["score"]
+    assert found["best"]["reached"] is (found["best"]["score"] >= 20)
+    for masked, boxed in zip(examples.from_scenes(4, boxes=False), scenes, strict=True):
+        for mask, box in zip(masked.truths, boxed.truths, strict=True):
+            truth = mask._labels((128, 128))
+            assert (box.scorer((128, 128))(truth.astype(np.float32)).levels[:, 1:] == 1).all()
+            assert mask.scorer((128, 128))(truth.astype(np.float32)).precision == 1
 
 
-def test_thresholds_come_from_the_other_half():
+def test_a_network_trained_on_scenes_is_read_again(tmp_path, photos, capsys):
+    threads = torch.get_num_threads()
+    scenes.train("silu", 1, tmp_path / "net.pt", scenes=8, epochs=1, batch=4, threads=threads)
+    found = table(photos, capsys, "--scenes", 2, "--model", f"scenes={tmp_path / 'net.pt'}", "--stages", *few("SSA"))
+    assert [row["signed"] for row in found.values() if "stage" in row] == [1.0] * 4
+    torch.save({}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="expected a file of"):
+        networks.load(f"scenes={tmp_path / 'other.pt'}")
+
+
+def test_saved_figures_are_shown_side_by_side(photos, capsys):
+    table(photos, capsys, "--masks", photos / "masks", *few("SSA", "centre blob"), "--model", MODEL)
+    bench.__main__.main(["quality", "--show", str(photos / "out.json"), str(photos / "out.json"), "--markdown"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.count("|") == 6 for line in lines if line.startswith(("| SSA", "| centre")))
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE // 2, SIDE // 2)])  # truths are brought to the map's size
+def test_a_perfect_map_scores_1_and_an_empty_one_0(photos, size):
+    mask = np.array(Image.open(photos / "masks/0.png")).astype(np.float32)
+    mask = F.adaptive_max_pool2d(torch.from_numpy(mask)[None], size)[0].numpy()
+    found = [
+        *examples.from_boxes(photos / "images", photos / "boxes.txt", "3"),
+        *examples.from_masks(photos / "images", photos / "masks", "3"),
+    ]
+    for example in (found[0], found[COUNT]):
+        assert example.classes == (3,)
+        score = example.truths[0].scorer(size)
+        assert (score(mask).levels[0] > (0.999 if size == (SIDE, SIDE) else 0.8)).all()
+        assert (score(np.zeros(size, np.float32)).levels[:, 1:] == 0).all()
+
+
+def test_values_of_a_mask_that_are_object_or_not_counted(photos):
+    labels = np.array([[1, 2, 3, 3]], np.uint8)
+    palette = Image.fromarray(labels, mode="L").convert("P")
+    palette.putdata(labels.ravel().tolist())
+    palette.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    palette.save(photos / "palette.png")
+    for mask in (labels, photos / "palette.png"):
+        truth = MaskTruth(mask, frozenset({1}), frozenset({3}))
+        assert truth._labels((1, 4)).tolist() == [[1, 0, 255, 255]]
+        found = truth.scorer((1, 4))(np.array([[0.5, 0.2, 1.0, 1.0]], np.float32))
+        assert found.levels[0, LEVELS.index(0.1)] == 0.5
+        assert found.levels[0, LEVELS.index(0.3)] == found.precision == 1
+
+
+def test_scores_at_the_threshold_that_a_map_gives_by_itself():
+    cam = np.full((20, 40), 0.3, np.float32)
+    cam[2:8, 4:12] = 1
+    box = BoxTruth((20, 40), [[4, 2, 11, 7]]).scorer((20, 40))(cam)
+    mask = MaskTruth((cam == 1).astype(np.uint8)).scorer((20, 40))(cam)
+    assert box.own == mask.own == 1
+    assert len(box.levels[0]) == len(mask.levels[0]) == len(LEVELS)
+    assert MaskTruth((cam == 1).astype(np.uint8)).scorer((20, 40))(1 - cam).own == 0
+
+
+def test_thresholds_and_the_best_row_come_from_the_other_half():
+    folds = Folds(np.arange(4))
     scores = np.zeros((4, 2, 3))
     scores[::2, :, 0], scores[1::2, :, 2] = 1.0, 1.0  # each half is best at a threshold that is worst for the other
-    assert (quality.held_out(scores) == 0).all()
+    assert (folds.held_out(scores) == 0).all()
     scores[1::2, 0, 0] = 2.0  # of criterion 0 alone
-    np.testing.assert_array_equal(quality.held_out(scores), [0.5, 1.0, 0.5, 1.0])
+    np.testing.assert_array_equal(folds.held_out(scores), [0.5, 1.0, 0.5, 1.0])
+    even, odd = np.zeros((4, 1, 1)), np.zeros((4, 1, 1))
+    even[::2], odd[1::2] = 1.0, 0.9
+    best, names = folds.best({"even": even, "odd": odd})
+    assert names == ("odd", "even")
+    assert (best == 0).all()
+    assert (Folds(np.array([0, 0, 1])).held_out(np.ones((3, 1, 1))) == 1).all()
 
 
-def test_the_maps_are_those_of_ssa(photos):
-    """The maps that are scored are those of ``SSA``, with affinities by the stages' signs."""
-    network, preprocess = tiny()
-    image = preprocess(Image.open(photos / "images/0.png"))
-    run = quality.Run(network, "auto", False, SIDE, {})
-    seed, stages = run._forward(quality.Example(photos, 2), image)
-    text = "phi=shifted,shift=0.5"
-    found = quality.minmax(quality.make_method(text, False)(seed, stages))
-    affinity = {name: quality.Affinity.parse(text if index < 2 else "") for index, name in enumerate(run.info.stages)}
-    ours = SSA(network, affinity=affinity, align_corners=False, size="stage")(image, [2])
-    torch.testing.assert_close(found, ours.cams)
+def test_intervals_draw_images_with_all_their_maps():
+    image = np.repeat(np.arange(200), 3)
+    values = np.random.default_rng(1).normal(size=200)[image]  # the same for all maps of an image
+    low, high = Folds(image).intervals(np.stack([values, 0 * values]))[0]
+    expected = 1.96 * values.std() / np.sqrt(200)
+    assert high - values.mean() == pytest.approx(expected, rel=0.15)
+    assert values.mean() - low == pytest.approx(expected, rel=0.15)
+    assert (Folds(image).intervals(np.zeros((1, 600))) == 0).all()
 
 
-def test_layercam_is_the_formula(photos):
-    network, preprocess = tiny()
-    image = preprocess(Image.open(photos / "images/0.png"))
-    info = inspect_model(network, input_shape=SIDE)
-    maps, x = [], image
-    outputs = []
-    for block in network.blocks:
+def load_sample(photos, classes=(2,)):
+    network = networks.load(MODEL)
+    with torch.no_grad():
+        return Sample(network, Image.open(photos / "images/0.png"), classes)
+
+
+REFERENCES = {
+    "SSA": {},
+    "SSA, align_corners=True": {"align_corners": True},
+    "SSA, power=2": {"affinity": Affinity("relu", 2)},
+    "SSA, PAMR": {},
+    "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
+    "SSA of Grad-CAM": {"seed": "grad-cam"},
+    "SSA of LayerCAM": {"seed": "layercam"},
+    "SSA of LayerCAM, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True, "seed": "layercam"},
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_maps_are_those_of_ssa(photos, name):
+    sample = load_sample(photos, (2, 4))
+    with torch.no_grad():
+        maps, _ = methods.METHODS[name].make(name, sample)
+    ours = SSA(sample.network.model, **{"align_corners": False} | REFERENCES[name])(sample.images, [2, 4])
+    if name.endswith("PAMR"):
+        ours = ours.refine(sample.images)  # which this network takes in [0, 1]
+    torch.testing.assert_close(maps, minmax(ours.cams))
+
+
+def test_refine_cam_is_that_of_its_package(photos):
+    """The package's class, and the formula: the product of the stages' Grad-CAM++ maps."""
+    package = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    sample = load_sample(photos, (1,))
+    model, outputs, x = sample.network.model, [], sample.images.clone().requires_grad_()
+    for block in model.blocks:
         x = block(x)
         x.retain_grad()
         outputs.append(x)
-    network.fc(x.mean((2, 3)))[0, 1].backward()
+    model.fc(x.mean((2, 3)))[0, 1].backward()
+    product = torch.ones(1, 1, SIDE, SIDE)
     for output in outputs:
-        cam = (output.grad.relu() * output.detach()).sum(1, keepdim=True).relu()
-        maps.append(torch.nn.functional.interpolate(quality.minmax(cam), (SIDE // 4, SIDE // 4), mode="bilinear"))
-    torch.testing.assert_close(quality.layercam(network, info, image, 1), torch.stack(maps).mean(0))
+        f, g = output.detach(), output.grad
+        alpha = g**2 / (2 * g**2 + f.sum((2, 3), keepdim=True) * g**3 + 1e-6)
+        alpha = torch.where(g != 0, alpha, 0)
+        cam = ((alpha * g.relu()).sum((2, 3), keepdim=True) * f).sum(1, keepdim=True).relu()
+        product *= minmax(F.interpolate(minmax(cam), (SIDE, SIDE), mode="bilinear"))
+    with torch.no_grad():
+        maps, _ = methods.METHODS["RefineCAM"].make("RefineCAM", sample)
+    torch.testing.assert_close(maps, minmax(product), atol=1e-3, rtol=1e-3)
+    assert not model.blocks[0]._forward_hooks
+    for base, row in (("GradCAMPlusPlus", "RefineCAM"), ("LayerCAM", "RefineCAM of LayerCAM")):
+        theirs = package.RefineCAM(model, list(model.blocks), base_method=getattr(package, base))
+        expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
+        with torch.no_grad():
+            ours, _ = methods.METHODS[row].make(row, sample)
+        torch.testing.assert_close(ours[0], torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
+    with package.LayerCAM(model, list(model.blocks)) as theirs:
+        expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
+    with torch.no_grad():
+        ours, _ = methods.METHODS["LayerCAM of pytorch-grad-cam"].make("theirs", sample)
+    torch.testing.assert_close(ours[0], minmax(torch.from_numpy(expected)[None].float())[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrong_class_is_one_that_is_not_in_the_image(photos):
+    for classes in ((0,), (2, 4), (0, 1, 2, 3), (0, 1, 2, 3, 4)):
+        sample = load_sample(photos, classes)
+        wrong = set(sample.wrong[0].tolist())
+        assert wrong.isdisjoint(classes) or len(classes) == 5
+
+
+def test_what_a_seed_shares_is_made_once(photos, monkeypatch):
+    sample, calls = load_sample(photos), []
+    monkeypatch.setitem(methods.SEEDS, "auto", lambda sample: calls.append(1) or torch.rand(1, 1, 4, 4))
+    with torch.no_grad():
+        for name in ("seed", "SSA", "PCM, last stage"):
+            methods.METHODS[name].make(name, sample)
+    assert calls == [1]
+
+
+def test_costs_are_beyond_one_forward_pass(photos, monkeypatch):
+    """A row costs its seed and its own work; of one that runs the network itself a forward pass is taken off."""
+    clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 43.0])  # s: begin and end of what is made
+    monkeypatch.setattr("bench.quality.sample.time.process_time", lambda: next(clock))
+    sample = load_sample(photos)
+    spent = {}
+    with torch.no_grad():
+        for name in ("seed", "RefineCAM", "SSA"):
+            method = methods.METHODS[name]
+            if name == "RefineCAM":
+                method = methods.Method(lambda sample: sample.run_network() or torch.ones(1, 1, 4, 4), None, "peer")
+            spent[name] = method.make(name, sample)[1]
+    assert sample.forward_ms == 4000
+    assert spent == {"seed": 1000 + 2000, "RefineCAM": 5000 - 4000, "SSA": 1000 + 3000}
+
+
+def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):
+    def fail(sample):
+        raise ValueError("this network cannot")
+
+    chosen = {name: methods.METHODS[name] for name in ("seed", "SSA")} | {"failing": methods.Method(fail, None, "peer")}
+    example = examples.from_masks(photos / "images", photos / "masks", "predicted")[0]
+    run = Run(networks.load(MODEL), chosen, optional=frozenset({"failing"}))
+    run.add(example)
+    assert run.left_out == {"failing": "this network cannot"}
+    assert set(run.levels()) == {"seed", "SSA"}
+    assert run.num_predicted == 1
+    with pytest.raises(ValueError, match="this network cannot"):
+        Run(networks.load(MODEL), chosen).add(example)
 
 
 def test_what_is_said_of_a_stage():
     maps = torch.zeros(1, 2, 1, 4)
     maps[0, 0] = torch.tensor([3.0, 2.0, 5.0, -1.0])  # cosines 1 among three pixels, -1 with the fourth
-    found = quality.describe_stage(maps)
+    found = describe_stage(maps)
     assert found["mean_cosine_min"] == pytest.approx(-0.5, abs=1e-4)
     assert found["mean_cosine_median"] == pytest.approx(0.5, abs=1e-4)
     assert found["negative_cosines"] == pytest.approx(6 / 16)
@@ -147,15 +339,34 @@ def test_what_is_said_of_a_stage():
 
 
 REFUSALS = {
+    "images: expected --images FOLDER or --scenes N": ("--scenes", "2"),
     "masks, boxes: expected one of the two": (),
     "classes: expected a line for every image, got none for 0.png": ("--masks", "{}/masks", "--classes", "{}/boxes"),
+    "classes: expected an index, 'predicted' or a file": ("--masks", "{}/masks", "--classes", "horse"),
     "images: expected images that have a mask or a box, got none": ("--masks", "{}"),
+    "images: expected at least 2, a half to choose": ("--masks", "{}/masks", "--limit", "1"),
+    "masks: expected an object in every mask, got none": ("--masks", "{}/masks", "--object", "7", "--only", "SSA"),
+    "only, without, baseline: expected rows of": ("--masks", "{}/masks", "--only", "CAM"),
 }
 
 
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals(photos, capsys, message):
     (photos / "boxes").write_text("9.png,1\n", "utf-8")
+    given = ["--images", str(photos / "images"), "--model", MODEL]
     with pytest.raises(SystemExit):
-        quality.main(options(photos, *(word.format(photos) for word in REFUSALS[message])))
+        quality.main([*given, *(word.format(photos) for word in REFUSALS[message])])
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_help_names_every_argument(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "--affinity" in capsys.readouterr().out
+
+
+def test_box_truths_follow_the_size_of_the_map():
+    truth = BoxTruth((10, 20), [[2, 1, 6, 4]])
+    cam = np.zeros((20, 40), np.float32)
+    cam[2:8, 4:12] = 1
+    assert (truth.scorer((20, 40))(cam).levels[:, 1:] == 1).all()

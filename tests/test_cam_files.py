@@ -200,9 +200,9 @@ def test_wsolevaluation_accepts_wsol_files(tmp_path: Path) -> None:
     scoremap = np.load(os.path.join(tmp_path, "a.JPEG" + ".npy"))
     assert scoremap.dtype == float  # util.check_scoremap_validity raises TypeError for float32
     assert scoremap.shape == (WSOL_SIZE, WSOL_SIZE)  # the size of its boxes, see tests/inputs/test_wsol_files.py
-    assert scoremap.min() >= 0
-    assert scoremap.max() <= 1
-    assert scoremap[0, 0] == full_size(content(1, (9, 13)))[0, 0, 0]
+    assert (scoremap.min(), scoremap.max()) == (0, 1), "evaluate_wsol: the map must attain values 0.0 and 1.0"
+    whole = full_size(content(1, (9, 13)))[0].astype(np.float64)
+    assert scoremap[0, 0] == (whole[0, 0] - whole.min()) / (whole.max() - whole.min())
 
 
 @pytest.mark.parametrize("format", FORMATS)

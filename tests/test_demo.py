@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ssa_fast import demo
+from ssa_fast.demo import photographs
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scene, make_scenes
 from ssa_fast.demo.train import Recipe, per_class_precision, train
 from ssa_fast.evaluate import component_boxes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ssa_fast.demo import DemoReport
+    from ssa_fast.demo.photographs import PhotosReport
 
 pytestmark = pytest.mark.slow  # scenes and CAMs of the demo are made for all of them
 
@@ -191,3 +193,45 @@ def test_settings_out_of_range_are_refused(given: dict[str, int], message: str, 
     with pytest.raises(ValueError, match=message):
         demo.run(tmp_path / "out", **given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> PhotosReport:
+    return photographs.run(tmp_path_factory.mktemp("photos"), threads=1)
+
+
+def test_photographs_are_recognised(photos: PhotosReport) -> None:
+    first = {sighting.title: sighting.guesses[0][0] for sighting in photos.sightings}
+    assert first == {"cat": "Egyptian cat", "coffee cup": "espresso", "rocket": "drilling platform"}
+    for sighting in photos.sightings:
+        scores = [score for _, score in sighting.guesses]
+        assert scores == sorted(scores, reverse=True)
+        assert 0 < sum(scores) <= 1
+        assert sighting.backbone_ms > 0
+
+
+def test_photographs_are_drawn_and_kept(photos: PhotosReport) -> None:
+    names = ["photos.jpg", "photo-chelsea.png", "photo-coffee.png", "photo-rocket.png"]
+    folder = photos.panels[0].parent
+    assert [path.name for path in photos.panels] == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    for path in photos.panels:
+        with Image.open(path) as image:
+            assert len(image.convert("RGB").resize((64, 64)).getcolors(4096) or ()) > 100
+    assert photos.panels[0].stat().st_size < 300_000, "it opens the README"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=r"photos\.jpg exists"):
+        photographs.run(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_outside_the_mask_a_photograph_is_dimmed_and_grey() -> None:
+    image = Image.new("RGB", (60, 40), (200, 100, 50))
+    cam = torch.zeros(1, 1, 120, 180)
+    cam[..., 90:] = 1.0
+    drawn = np.asarray(photographs.cut_out(image, cam)).astype(int)
+    assert drawn.shape == (40, 60, 3)
+    assert abs(drawn[:, 35:] - (200, 100, 50)).max() <= 1
+    assert np.ptp(drawn[:, :25], axis=2).max() == 0
+    assert drawn[:, :25].max() < 50
+    assert abs(drawn[20, 29] - photographs.OUTLINE).max() <= 20

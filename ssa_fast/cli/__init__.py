@@ -1,4 +1,4 @@
-"""The command line: ``ssa-fast run``, ``convert``, ``demo``, ``explain``, ``models`` and ``bench``."""
+"""The command line: ``ssa-fast run``, ``convert``, ``demo``, ``eval``, ``explain``, ``models`` and ``bench``."""
 
 from __future__ import annotations
 

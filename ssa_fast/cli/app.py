@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import bench, convert, demo, explain, models, run
+from ssa_fast.cli import bench, convert, demo, evaluate, explain, models, run
 
 app = typer.Typer(
     name="ssa-fast",
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("run", epilog=run.EPILOG)(run.command)
 app.command("convert")(convert.command)
 app.command("demo")(demo.command)
+app.add_typer(evaluate.app, name="eval")
 app.command("explain")(explain.command)
 app.command("models")(models.command)
 app.command("bench", add_help_option=False, context_settings=bench.CONTEXT)(bench.command)

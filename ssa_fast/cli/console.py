@@ -73,7 +73,7 @@ def usage_errors(*, debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         line = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in line:
             line += "; pip install 'ssa_fast[app]'"
         err().print(Text("error: ", "bold red").append(line, "default"), soft_wrap=True)
         raise typer.Exit(2) from error

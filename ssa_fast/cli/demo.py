@@ -1,4 +1,4 @@
-"""``ssa-fast demo``: the shipped classifier's seed and polished CAMs on newly generated scenes."""
+"""``ssa-fast demo``: seed and polished CAMs of photographs, and their quality on newly generated scenes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ssa_fast.cli.options import EXECUTION, Debug
 
 if TYPE_CHECKING:
     from ssa_fast.demo import DemoReport
+    from ssa_fast.demo.photographs import PhotosReport
 
+PHOTO_COLUMNS = ("photograph", "what the network sees", "network, ms", "SSA, ms")
 COLUMNS = ("CAM", "mIoU, %", "box accuracy, %", "mask threshold", "box threshold")
 NAMES = {"seed": "seed", "polished": "polished", "default": "SSA(model), no option"}
 
@@ -25,14 +27,40 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace panels that exist.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run the shipped demo network on newly generated scenes; needs no network connection and no data."""
+    """Polish photographs with an ImageNet network, then measure the shipped demo network on newly generated scenes.
+
+    Needs no network connection and no data. The photographs and their network come with the extra photos.
+    """
     with console.usage_errors(debug=debug):
         from ssa_fast import demo
 
-        options: dict[str, Any] = {"images": images, "seed": seed, "threads": threads, "overwrite": overwrite}
+        given: dict[str, Any] = {"images": images, "seed": seed, "threads": threads, "overwrite": overwrite}
+        options = {name: value for name, value in given.items() if value is not None}
+        demo.check(out, **options)
+        missing = demo.photographs.missing_package()
+        if missing is None:
+            with console.err().status("polishing photographs"):
+                photos = demo.photographs.run(out, threads=threads, overwrite=overwrite)
+            _print_photos(photos)
+        else:
+            reason = f"{missing} is not installed; pip install 'ssa_fast[photos]'"
+            console.err().print(f"notice: the demo leaves out its photographs: {reason}", soft_wrap=True)
         with console.err().status("polishing generated scenes"):
-            report = demo.run(out, **{name: value for name, value in options.items() if value is not None})
+            report = demo.run(out, **options)
     _print(report, out)
+
+
+def _print_photos(report: PhotosReport) -> None:
+    rows = []
+    for sighting in report.sightings:
+        guesses = ", ".join(f"{name} {100 * score:.0f} %" for name, score in sighting.guesses)
+        rows.append((sighting.title, guesses, f"{sighting.backbone_ms:.0f}", f"{sighting.polish_ms:.0f}"))
+    screen = console.out()
+    how = f"shorter side {report.side}, seed {report.seed_kind}, {report.threads} threads"
+    title = f"photographs through {report.model} ({how})"
+    screen.print(console.table(title, PHOTO_COLUMNS, rows, right=PHOTO_COLUMNS[2:]))
+    others = len(report.panels) - 1
+    screen.print(f"panels of each first guess: {report.panels[0]} and {others} more beside it\n", soft_wrap=True)
 
 
 def _print(report: DemoReport, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""``ssa-fast models``: list the stages, seed and methods of torchvision's classification networks."""
+"""``ssa-fast models``: list the stages, seed and methods of the networks that are known by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class NetworkRow:
 
 def command(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Classification models.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every classification model of torchvision.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every model of torchvision and of the extra photos.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Inspect networks with random weights: stages with sizes and signs, affinities and why, methods, kind of seed.
@@ -45,23 +47,28 @@ def command(
 
 
 def select_networks(names: Sequence[str] | None, *, everything: bool = False) -> list[str]:
-    """Return ``names`` if torchvision knows them, or all its classifiers."""
-    from torchvision import models
-
+    """Return ``names`` if they are known, or all known models; without the extra ``photos``, a notice says so."""
+    from ssa_fast.models import efficientnet_lite, zoo
     from ssa_fast.models.class_names import suggest
 
     if bool(names) == everything:
         raise ValueError(f"names: expected either names or --all, got {'both; leave one out' if names else 'neither'}")
-    known = models.list_models(module=models)
+    known = zoo.known_models()
     unknown = [name for name in names or () if name not in known]
     if unknown:
         hint = suggest(unknown[0], known) or f"; name others, such as {', '.join(known[:3])}"
-        raise ValueError(f"names: expected models of torchvision, got {unknown[0]!r}{hint}")
+        raise ValueError(
+            f"names: expected models of torchvision or {', '.join(efficientnet_lite.SIDES)}, got {unknown[0]!r}{hint}"
+        )
+    if everything and not efficientnet_lite.can_build():
+        left_out = f"{', '.join(efficientnet_lite.SIDES)} left out, as timm is not installed"
+        console.err().print(f"notice: {left_out}; {efficientnet_lite.HINT}")
+        known = [name for name in known if name not in efficientnet_lite.SIDES]
     return list(names or known)
 
 
 def describe_network(name: str, check: Callable[[nn.Module], None] | None = None) -> NetworkRow:
-    """Build a model of torchvision with random weights, run ``check`` on it, and describe it.
+    """Build a known model with random weights, run ``check`` on it, and describe it.
 
     An exception becomes the row's error. Building the largest models, regnet_y_128gf and vit_h_14, takes a few GB.
     """

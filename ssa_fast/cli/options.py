@@ -23,7 +23,15 @@ def option(group: str, text: str, *names: str, **details: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=group, **details)
 
 
-Model = Annotated[str, option(MODEL, "A torchvision classification model, or 'demo'.", "--model", "-m")]
+Model = Annotated[
+    str,
+    option(
+        MODEL,
+        "A torchvision classification model, 'efficientnet_lite0' (1, 2; extra photos), or 'demo'.",
+        "--model",
+        "-m",
+    ),
+]
 Weights = Annotated[
     str, option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
 ]
@@ -85,6 +93,14 @@ def parse_scales(text: str) -> tuple[float, ...]:
     except ValueError:
         raise ValueError(f"scales: expected numbers separated by commas such as 0.5,1,1.5,2, got {text!r}") from None
     return check_scales(scales)
+
+
+def parse_score(name: str, text: str) -> float | Literal["auto"]:
+    """Return a threshold's text as a number or "auto"; ValueError for anything else."""
+    try:
+        return "auto" if text.strip() == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a number in [0, 1] or 'auto', got {text!r}") from None
 
 
 def _parse_device(text: str) -> torch.device:

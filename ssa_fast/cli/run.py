@@ -14,7 +14,18 @@ from rich import progress as rich_progress
 from rich.text import Text
 
 from ssa_fast.cli import console
-from ssa_fast.cli.options import AffinityText, Debug, Device, Model, Stages, Weights, build, option, parse_scales
+from ssa_fast.cli.options import (
+    AffinityText,
+    Debug,
+    Device,
+    Model,
+    Stages,
+    Weights,
+    build,
+    option,
+    parse_scales,
+    parse_score,
+)
 from ssa_fast.io.images import MAX_PIXELS
 from ssa_fast.io.progress import Pace
 
@@ -69,12 +80,17 @@ def command(
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
     ] = False,
-    background: Annotated[float | None, _masks("Masks: constant background score; default: 0.25.")] = None,
+    refine: Annotated[
+        bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
+    ] = False,
+    background: Annotated[
+        str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: 0.25.")
+    ] = None,
     alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
         float | None, _masks("Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[float, _masks("Boxes: share of the map's maximum.")] = 0.2,
+    box_threshold: Annotated[str, _masks("Boxes: share of the map's maximum, or 'auto': each map's own.")] = "0.2",
     components: Annotated[Literal["largest", "all"], _masks("Boxes: which connected regions.")] = "largest",
     device: Device = "auto",
     batch: Annotated[
@@ -116,7 +132,9 @@ def command(
         from ssa_fast.models import zoo
         from ssa_fast.runs.loader import needs_tiles
 
-        postprocess = PostprocessOptions(background, alpha, ignore, box_threshold, components)
+        score = None if background is None else parse_score("background", background)
+        share = parse_score("box_threshold", box_threshold)
+        postprocess = PostprocessOptions(score, alpha, ignore, share, components)
         parsed: dict[str, Any] = {"bands": parse_bands(bands), "range": parse_range(range)}
         parsed |= {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]

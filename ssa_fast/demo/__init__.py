@@ -1,5 +1,6 @@
-"""A demo without downloads: generated scenes, a classifier trained on them, and SSA applied to it."""
+"""A demo without downloads: photographs and generated scenes, classifiers trained on them, and SSA applied to both."""
 
-from ssa_fast.demo.comparison import DemoReport, Score, run
+from ssa_fast.demo import photographs
+from ssa_fast.demo.comparison import DemoReport, Score, check, run
 
-__all__ = ["DemoReport", "Score", "run"]
+__all__ = ["DemoReport", "Score", "check", "photographs", "run"]

@@ -10,7 +10,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.evaluate.precision import average_precision
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.models.demo_net import WEIGHTS, SceneClassifier, export_weights, load_classifier, preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Recipe:
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
     threads: int = 2
+    seed: int = 0  # of the initial weights, the order of the scenes and their augmentation
 
 
 def _load_scenes(count: int, seed: int) -> tuple[np.ndarray, Tensor]:
@@ -59,15 +63,15 @@ def per_class_precision(model: nn.Module, images: np.ndarray, labels: Tensor, ba
     return {name: average_precision(logits[:, k].numpy(), labels[:, k].numpy()) for k, name in enumerate(CLASSES)}
 
 
-def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
-    """Train on scenes of seed 1, test on those of seed 2, write the weights and return their SHA-256."""
+def fit(make_model: Callable[[], nn.Module], recipe: Recipe = Recipe()) -> nn.Module:
+    """Train a model, from ``preprocess``'s images to logits (B, K), on scenes of seed 1; return it in training mode."""
     start = time.perf_counter()
     torch.set_num_threads(recipe.threads)
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     images, labels = _load_scenes(recipe.scenes, seed=1)
     print(f"{recipe.scenes} scenes generated in {time.perf_counter() - start:.0f} s", flush=True)
-    model = SceneClassifier().to(memory_format=torch.channels_last)
+    model = make_model().to(memory_format=torch.channels_last)
     steps = recipe.scenes // recipe.batch
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     total = recipe.epochs * steps
@@ -86,6 +90,13 @@ def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
             losses.append(loss.item())
         taken = time.perf_counter() - start
         print(f"epoch {epoch + 1}/{recipe.epochs}  loss {np.mean(losses):.4f}  {taken:.0f} s", flush=True)
+    return model
+
+
+def train(path: Path = WEIGHTS, recipe: Recipe = Recipe()) -> str:
+    """Train on scenes of seed 1, test on those of seed 2, write the weights and return their SHA-256."""
+    start = time.perf_counter()
+    model = fit(SceneClassifier, recipe)
     arrays: Any = export_weights(model)
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

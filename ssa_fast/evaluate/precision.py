@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+Convention = Literal["wsol", "exact"]
+PXAP_THRESHOLDS: tuple[float, ...] = tuple(np.arange(0.0, 1.0, 0.001).tolist())
+"""Score steps of ``pixel_average_precision``, those of wsolevaluation's ``cam_curve_interval=.001``."""
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
@@ -35,26 +41,80 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> float:
     return float(np.sum(np.diff(hits, prepend=0) * hits / ranks) / hits[-1])
 
 
-def pixel_average_precision(cams: ArrayLike, masks: ArrayLike, ignore: ArrayLike | None = None) -> float:
+def pixel_average_precision(
+    cams: Iterable[ArrayLike],
+    masks: Iterable[ArrayLike],
+    ignore: Iterable[ArrayLike] | None = None,
+    *,
+    convention: Convention = "wsol",
+    thresholds: Sequence[float] = PXAP_THRESHOLDS,
+) -> float:
     """Return PxAP of Choe et al. (CVPR 2020): the average precision of CAM pixels against true masks.
 
-    All pixels of all maps are ranked together by score, so the maps should share a scale, as min–max scaled ones do.
-    The paper's script uses 1,000 score bins; here every distinct score is a threshold, so nothing is rounded.
+    All pixels of all maps are ranked together by score, so the maps share a scale: min–max scale each to [0, 1].
+    ``convention="wsol"`` gives the figures of wsolevaluation's script: the scores between two neighbouring thresholds
+    are one step. ``convention="exact"`` has a step at every distinct score, and keeps all scores in memory.
 
     Args:
-        cams: ``(N, H, W)`` scores.
-        masks: ``(N, H, W)``, truthy on the object.
-        ignore: ``(N, H, W)``, truthy where a pixel is left out.
+        cams: Per image ``(H, W)`` scores; in [0, 1] with "wsol".
+        masks: Per image ``(H, W)``, truthy on the object.
+        ignore: Per image ``(H, W)``, truthy where a pixel is left out; none by default.
+        convention: "wsol" or "exact".
+        thresholds: Steps of "wsol", ascending from 0, below 1.
 
     Raises:
-        ValueError: As ``average_precision``, or ``ignore`` differs in shape.
+        ValueError: Iterables of different lengths, shapes that differ, NaN, nothing positive, thresholds or scores out
+            of range, or an unknown ``convention``.
     """
-    scores, truth = np.asarray(cams), np.asarray(masks)
-    if ignore is None or scores.shape != truth.shape:
-        return average_precision(scores, truth)
-    ignored = np.asarray(ignore).astype(bool)
-    if ignored.shape != scores.shape:
+    if convention not in ("wsol", "exact"):
+        raise ValueError(f'convention: expected "wsol" or "exact", got {convention!r}; choose one of them')
+    pixels = _counted_pixels(cams, masks, ignore)
+    if convention == "exact":
+        kept = [(np.zeros(0), np.zeros(0, bool)), *pixels]
+        return average_precision(np.concatenate([each for each, _ in kept]), np.concatenate([each for _, each in kept]))
+    return _binned_average_precision(pixels, np.asarray(thresholds, dtype=np.float64))
+
+
+def _counted_pixels(
+    cams: Iterable[ArrayLike], masks: Iterable[ArrayLike], ignore: Iterable[ArrayLike] | None
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Yield scores and truths ``(n,)`` of each map's pixels that count."""
+    groups = zip(cams, masks, strict=True) if ignore is None else zip(cams, masks, ignore, strict=True)
+    for cam, *flags in groups:
+        score = np.asarray(cam, dtype=np.float64)
+        truth, *ignored = (np.asarray(flag).astype(bool) for flag in flags)
+        for name, plane in zip(("masks", "ignore"), (truth, *ignored), strict=False):
+            if plane.shape != score.shape:
+                raise ValueError(
+                    f"{name}: expected the shape of cams, {score.shape}, got {plane.shape}; pass one flag per pixel"
+                )
+        counted = ~ignored[0] if ignored else np.ones_like(truth)
+        if np.isnan(score[counted]).any():
+            raise ValueError("cams: expected numbers, got NaN; ignore those pixels or leave the map out")
+        yield score[counted], truth[counted]
+
+
+def _binned_average_precision(
+    pixels: Iterable[tuple[NDArray[np.float64], NDArray[np.bool_]]], thresholds: NDArray[np.float64]
+) -> float:
+    if not thresholds.size or thresholds[0] != 0 or not (np.diff(thresholds, append=1.0) > 0).all():
         raise ValueError(
-            f"ignore: expected the shape of cams, {scores.shape}, got {ignored.shape}; pass one flag per pixel"
+            f"thresholds: expected numbers that ascend from 0 and stay below 1, got {thresholds.tolist()[:5]}…; "
+            "pass e.g. PXAP_THRESHOLDS"
         )
-    return average_precision(scores[~ignored], truth[~ignored])
+    edges = np.append(thresholds, 1.0)
+    counts = np.zeros((2, len(edges)), np.int64)  # of pixels off and on the object
+    for scores, truth in pixels:
+        if scores.min(initial=0.0) < 0 or scores.max(initial=0.0) > 1:
+            raise ValueError(
+                f"cams: expected scores in [0, 1], got {scores.min()} to {scores.max()}; min–max scale each map first"
+            )
+        bins = np.searchsorted(edges, scores, side="right") - 1
+        counts += np.bincount(bins + truth * len(edges), minlength=counts.size).reshape(counts.shape)
+    negatives, positives = counts[:, ::-1].cumsum(1)
+    if not positives[-1]:
+        raise ValueError("masks: expected at least one pixel on an object, got none; pass masks that are truthy there")
+    # The order of these operations is the script's, so that the last digit is too.
+    gained = np.diff(positives / positives[-1], prepend=0.0)
+    filled = positives + negatives > 0
+    return float(((positives / np.maximum(positives + negatives, 1)) * gained)[filled].sum())

@@ -6,7 +6,7 @@
 | ``psa`` | PSA, SEAM | pickled ``.npy``: {class index: (H, W) float32} |
 | ``irn`` | IRN | pickled ``.npy``: {"keys": (K,), "cam": (K, h, w) at stride 4, "high_res": (K, H, W)} |
 | ``clip-es`` | CLIP-ES | pickled ``.npy``: {"keys": (K,), "attn_highres": (K, H, W) float16} |
-| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64 in [0, 1], one map per image, see ``cam_values.WSOL_SIZE`` |
+| ``wsol`` | wsolevaluation | ``.npy``: (224, 224) float64, 0 to 1, one map per image, see ``cam_values.WSOL_SIZE`` |
 
 Class indices are 0-based without a background in all formats; the other codebases add 1 when they read them.
 """
@@ -26,14 +26,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.io.cam_values import in_unit, nearest_pixels, to_array, to_float16
+from ssa_fast.io.cam_values import in_unit, minmax, nearest_pixels, to_array, to_float16
 from ssa_fast.io.restricted_pickle import Refused, RestrictedUnpickler, pickle_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    *("FORMATS", "PICKLED", "CamFile", "PickleWarning"),
+    *("FORMATS", "PICKLED", "CamFile", "NoCamError", "PickleWarning"),
     *("full_size", "read_cam", "read_image_name", "suffix", "write_cam"),
 ]
 
@@ -59,6 +59,14 @@ PICKLE_WARNING = f"pickled CAM files are used: {PICKLE_RISK}"
 
 class PickleWarning(UserWarning):
     """A pickled file was read or written, as requested."""
+
+
+class NoCamError(ValueError):
+    """An intact file that holds no CAM, because its image has no class."""
+
+
+class _NoCam(Refused):
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +171,7 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
 
     Raises:
         ValueError: A pickle without ``allow_pickle`` or of more than arrays, a damaged file, or another format.
+        NoCamError: A ValueError: the file is intact, but its image has no class.
         OSError: The file cannot be opened.
     """
     if format is not None:
@@ -173,7 +182,8 @@ def read_cam(path: str | Path, *, format: str | None = None, allow_pickle: bool 
     except PickleWarning:  # if the caller turned warnings into errors
         raise
     except Refused as refused:
-        raise ValueError(f"path: {path} {refused}") from None
+        kind = NoCamError if isinstance(refused, _NoCam) else ValueError
+        raise kind(f"path: {path} {refused}") from None
     except Exception as error:  # damaged data raise nearly every exception
         raise ValueError(f"path: {path} is damaged or not a CAM file ({type(error).__name__}: {error})") from error
     if format not in (None, found):
@@ -251,8 +261,8 @@ def _foreign_content(cam: CamFile, format: str) -> np.ndarray:
         if len(high_res) != 1:
             raise ValueError(f"format: 'wsol' files hold one map, got {len(high_res)} classes; choose one of them")
         rows, columns = (nearest_pixels(side) for side in size)
-        # wsolevaluation refuses float32
-        return in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64)
+        # wsolevaluation refuses float32, and asks for maps that reach 0 and 1.
+        return minmax(in_unit(high_res[0], "format: 'wsol'")[rows[:, None], columns].astype(np.float64))
     if cam.classes is None:
         raise ValueError(f"format: {format!r} files need classes, got CAMs without; set classes")
     keys = np.asarray(cam.classes, dtype=np.int64)
@@ -298,7 +308,8 @@ def _parse(held: dict[Any, Any]) -> tuple[str, CamFile]:
     if held and all(_is_index(key) for key in held):
         return "psa", _keyed([int(key) for key in held], np.stack([to_array(plane) for plane in held.values()]))
     found = f"{sorted(map(str, held))[:5]}{'' if held else ', no class: its image has no labels'}"
-    raise Refused(f"holds a dictionary with {found}; expected PSA's, IRN's or CLIP-ES's keys")
+    kind = Refused if held else _NoCam
+    raise kind(f"holds a dictionary with {found}; expected PSA's, IRN's or CLIP-ES's keys")
 
 
 def _is_index(key: object) -> bool:
@@ -308,7 +319,7 @@ def _is_index(key: object) -> bool:
 def _keyed(keys: Any, cams: Any) -> CamFile:
     indices = np.asarray(to_array(keys), dtype=np.int64)
     if len(indices) == 0:
-        raise Refused("holds no class, hence no CAM: its image has no labels")
+        raise _NoCam("holds no class, hence no CAM: its image has no labels")
     maps = np.asarray(to_array(cams), dtype=np.float32)
     if maps.ndim != 3:
         raise Refused(f"holds CAMs of shape {maps.shape}; expected (K, H, W)")
@@ -317,7 +328,7 @@ def _keyed(keys: Any, cams: Any) -> CamFile:
 
 def _checked(cams: np.ndarray, **rest: Any) -> CamFile:
     if len(cams) == 0:
-        raise Refused("holds no class, hence no CAM")
+        raise _NoCam("holds no class, hence no CAM")
     try:
         return CamFile(cams, **rest)
     except ValueError as error:

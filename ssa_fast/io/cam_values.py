@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["WSOL_SIZE", "in_unit", "nearest_pixels", "to_array", "to_float16"]
+__all__ = ["WSOL_SIZE", "in_unit", "minmax", "nearest_pixels", "to_array", "to_float16"]
 
 WSOL_SIZE = 224
 """Side of a ``wsol`` map. wsolevaluation resizes true boxes and masks to it, whatever an image's size, and never a map;
@@ -39,6 +39,12 @@ def in_unit(cams: np.ndarray, what: str) -> np.ndarray:
             f"{what} holds CAMs in [0, 1] only, got {cams.min():g} to {cams.max():g}; rescale them, or use another"
         )
     return cams.clip(0, 1)
+
+
+def minmax(cam: np.ndarray) -> np.ndarray:
+    """Return a map scaled to [0, 1]; one that is constant or holds NaN becomes 0, as wsolevaluation normalises maps."""
+    low, high = cam.min(), cam.max()
+    return (cam - low) / (high - low) if high > low else np.zeros_like(cam)
 
 
 def to_float16(cams: np.ndarray) -> np.ndarray:

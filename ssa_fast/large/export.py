@@ -100,8 +100,11 @@ def write_outputs(
     placement: Placement,
     postprocess: PostprocessOptions,
     report: Callable[[int, int], None],
-) -> tuple[list[Tensor], int]:
-    """Write the three files or none; return boxes (n, 4) per class, and the pixels to which they are exact."""
+) -> tuple[list[Tensor], int, float | None]:
+    """Write the three files or none; return boxes (n, 4) per class, the pixels to which they are exact, and the score.
+
+    The score is the mask's background; one of "auto" is that of the preview, which is complete before the mask.
+    """
     H, W = fused.size
     K = len(names)
     image = Image.fromarray(pyramid.thumbnail(reader, PREVIEW_SIDE))
@@ -119,28 +122,28 @@ def write_outputs(
         def rows(lo: int, hi: int) -> Tensor:
             return _to_uint8(fused.cam(Window(y0 + lo, y0 + hi, x0, x1)))
 
-        return table[_label_map(rows, (K, y1 - y0, x1 - x0), postprocess)]
+        return table[_label_map(rows, (K, y1 - y0, x1 - x0), reduced.options)]
 
     def on_progress(first: int, count: int) -> OnProgress:
         return lambda step: report(round(1000 * (first + count * step.done / step.total)), 1000 * (K + 1))
 
     def write_cams(path: Path) -> None:
         pyramid.write(path, cam_window, shape=(K, H, W), names=names, on_progress=on_progress(0, K), **described)
+        reduced.finish()
 
     def write_mask(path: Path) -> None:
         options: dict[str, Any] = {"kind": "mask", "palette": voc_palette(), **described}
         pyramid.write(path, mask_window, shape=(1, H, W), names=["mask"], on_progress=on_progress(K, 1), **options)
 
     def write_preview(path: Path) -> None:
-        reduced.finish_class()
         cams = reduced.previews
-        labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, postprocess)]
+        labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, reduced.options)]
         strongest = heat(image, cams.amax(dim=0) / 255.0)
         painted = paint(image, labels, np.array(voc_palette(), dtype=np.uint8).reshape(256, 3))
         side_by_side([image, strongest, painted]).save(path, format="PNG", optimize=True)
 
     Transaction({paths.cams: write_cams, paths.mask: write_mask, paths.preview: write_preview}).commit()
-    return reduced.boxes, reduced.factor
+    return reduced.boxes, reduced.factor, reduced.background
 
 
 class _ReducedCams:
@@ -153,6 +156,7 @@ class _ReducedCams:
         self.plane = torch.zeros([-(-side // self.factor) for side in size])  # of the current class
         self.previews = torch.zeros((K, *preview), dtype=torch.uint8)
         self.boxes: list[Tensor] = []
+        self.background: float | None = None  # of the mask, known at the end
 
     def add(self, k: int, values: Tensor, y0: int, x0: int) -> None:
         """Add a window ``(1, h, w)`` of class ``k``; classes come one after the other."""
@@ -169,6 +173,12 @@ class _ReducedCams:
         small = interpolate(self.plane[None, None], self.previews.shape[1:], mode="area")[0, 0]
         self.previews[len(self.boxes)] = _to_uint8(small)
         self.boxes.append(torch.minimum(found * self.factor, torch.tensor([W, H, W, H])))
+
+    def finish(self) -> None:
+        """Finish the last class, and take the mask's background score from the previews if it is "auto"."""
+        self.finish_class()
+        self.background = localize.background_of(self.previews / 255.0, self.options)
+        self.options = self.options.with_background(self.background)
 
 
 def _to_uint8(cam: Tensor) -> Tensor:

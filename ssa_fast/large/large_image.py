@@ -55,6 +55,7 @@ class LargeImageResult:
         seed: (K, h, w) float32 in [0, 1], the CAMs before polishing.
         boxes: Per class (n, 4) float32 x1 y1 x2 y2 in pixels.
         box_precision: Pixels to which the boxes are exact.
+        background: The mask's background score; of "auto" the preview's. None with ``alpha``.
         tile, halo: Pixels of a tile's side, and around it that the network also saw.
         passes: Forwards of the network per tile, on average.
         methods: Stage -> "prototypes" or "pixel_bank".
@@ -77,6 +78,7 @@ class LargeImageResult:
     seed: Tensor
     boxes: list[Tensor]
     box_precision: int
+    background: float | None
     tile: int
     halo: int
     passes: float
@@ -225,7 +227,7 @@ class LargeImageSSA:
             with ExitStack() as banks:
                 gathered = pipeline.gather(class_tensor, means, banks)
                 maps = pipeline.apply(gathered)
-            boxes, box_precision = write_outputs(
+            boxes, box_precision, background = write_outputs(
                 pipeline.fuse(maps),
                 reader,
                 paths,
@@ -247,6 +249,7 @@ class LargeImageSSA:
             seed=minmax(gathered.seed[None])[0].float().cpu(),
             boxes=boxes,
             box_precision=box_precision,
+            background=background,
             tile=tiling.tile,
             halo=tiling.halo,
             passes=tiles.forwards / len(tiles),

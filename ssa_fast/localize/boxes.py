@@ -10,7 +10,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ssa_fast.localize.options import Components, PostprocessOptions, check_components
+from ssa_fast.localize.options import AUTO, Components, PostprocessOptions, check_components
+from ssa_fast.localize.read import read_cams
+from ssa_fast.localize.threshold import BOX_POWER, self_weighted_mean
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -20,7 +22,8 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     """Return the boxes around connected regions above ``box_threshold`` times each map's maximum.
 
     The threshold is exceeded strictly and regions are 8-connected, as in the WSOL evaluation of Choe et al. (CVPR
-    2020). A map that holds NaN, or nothing above 0, has no box.
+    2020). With "auto" each map has its own, ``Σ p^1.75 / Σ p^0.75``: the rule of ``estimate_background`` with a lower
+    power, as boxes take in an object's faint ends. A map that holds NaN, or nothing above 0, has no box.
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), floating.
@@ -38,11 +41,13 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     maps = read_cams(cams)
     options = replace(options or PostprocessOptions(), **overrides)
 
-    def plane_boxes(plane: np.ndarray) -> Tensor:
-        above = (plane > options.box_threshold * plane.max()) & (plane.max() > 0)
-        return torch.from_numpy(component_boxes(above, options.components)).float()
-
-    return [[plane_boxes(plane) for plane in planes] for planes in maps.numpy()]
+    peaks, share = maps.amax(dim=(2, 3)), options.box_threshold
+    levels = self_weighted_mean(maps, BOX_POWER) if share == AUTO else share * peaks
+    above = (maps > levels[..., None, None]) & (peaks > 0)[..., None, None]
+    return [
+        [torch.from_numpy(component_boxes(region, options.components)).float() for region in regions]
+        for regions in above.numpy()
+    ]
 
 
 def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
@@ -80,17 +85,3 @@ def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:
 
     images = zip(read_cams(cams), found, strict=True)
     return [[plane_scores(*pair) for pair in zip(*image, strict=True)] for image in images]
-
-
-def read_cams(cams: Tensor) -> Tensor:
-    """Return CAMs as a float32 CPU tensor (B, K, H, W); raise TypeError or ValueError for anything else."""
-    if not isinstance(cams, Tensor) or not cams.is_floating_point():
-        kind = cams.dtype if isinstance(cams, Tensor) else type(cams).__name__
-        raise TypeError(
-            f"cams: expected a floating-point tensor, got {kind}; convert with torch.as_tensor(...).float()"
-        )
-    if not 2 <= cams.ndim <= 4 or cams.numel() == 0:
-        raise ValueError(
-            f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them"
-        )
-    return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ssa_fast.io.atomic import atomic_write
-from ssa_fast.localize.boxes import read_cams
-from ssa_fast.localize.options import PostprocessOptions
+from ssa_fast.localize.options import AUTO, PostprocessOptions
+from ssa_fast.localize.read import read_cams
+from ssa_fast.localize.threshold import estimate_background
 
 IGNORE = 255
 
@@ -23,7 +24,8 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
 
     Args:
         cams: (B, K, H, W), (K, H, W) or (H, W), in [0, 1].
-        options: ``background`` or ``alpha``, the background's score, and ``ignore``; the rest is for ``boxes``.
+        options: ``background`` (a number, or "auto") or ``alpha``, the background's score, and ``ignore``; the rest is
+            for ``boxes``.
         **overrides: Single fields of the options, for example ``alpha=8, ignore=16``.
 
     Returns:
@@ -42,15 +44,24 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
         raise ValueError(f"cams: expected values in [0, 1], got {low:.3g} to {high:.3g}; rescale them first")
     peak, best = maps.max(dim=1)  # [B, H, W]
 
-    def exceeds(setting: float) -> Tensor:
-        """Return where the CAM exceeds the constant ``setting``, or the score with it as exponent."""
+    def exceeds(setting: float | Tensor) -> Tensor:
+        """Return where the CAM exceeds the score ``setting``, or the score with it as exponent."""
         return peak > (setting if options.alpha is None else (1 - peak) ** setting)
 
-    labels = torch.where(exceeds(options.alpha or options.background_score), best + 1, 0)
+    score = options.alpha or options.background_score
+    labels = torch.where(exceeds(estimate_background(maps)[:, None, None] if score == AUTO else score), best + 1, 0)
     if options.ignore is not None:
         labels[(labels == 0) & exceeds(options.ignore)] = IGNORE
     labels[peak.isnan()] = IGNORE
     return labels.to(torch.uint8)
+
+
+def background_of(cams: Tensor, options: PostprocessOptions) -> float | None:
+    """Return the background score that ``masks`` takes for one image's CAMs (K, H, W); None with ``alpha``."""
+    if options.alpha is not None:
+        return None
+    score = options.background_score
+    return float(estimate_background(cams)) if score == AUTO else score
 
 
 def voc_palette() -> list[int]:

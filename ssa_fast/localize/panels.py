@@ -64,26 +64,32 @@ def side_by_side(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     return row
 
 
-def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()) -> Image.Image:
-    """Return a grid of cells of one size, a title above each column and any label left of its row."""
+def sheet(
+    titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), size: int = 12
+) -> Image.Image:
+    """Return a grid of cells of one size, a title above each column and any label left of its row.
+
+    ``size`` is that of the letters, in pixels.
+    """
+    title_height = TITLE + size - 12
     width, height = rows[0][0].size
     left = SIDE if labels else GAP
-    page = Image.new("RGB", (left + len(titles) * (width + GAP), TITLE + len(rows) * (height + GAP)), PAPER)
+    page = Image.new("RGB", (left + len(titles) * (width + GAP), title_height + len(rows) * (height + GAP)), PAPER)
     for column, title in enumerate(titles):
-        _write(page, title, (left + column * (width + GAP), 3), width)
+        _write(page, title, (left + column * (width + GAP), 3), width, size)
     for line, cells in enumerate(rows):
-        top = TITLE + line * (height + GAP)
+        top = title_height + line * (height + GAP)
         page.paste(side_by_side(cells, GAP), (left, top))
         if labels:
             strip = Image.new("RGB", (height, SIDE - GAP), PAPER)
-            _write(strip, labels[line], (0, 1), height)
+            _write(strip, labels[line], (0, 1), height, size)
             page.paste(strip.rotate(90, expand=True), (4, top))
     return page
 
 
-def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
+def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int, size: int) -> None:
     """Write a line; if it is too wide, cut off its beginning, as module names differ at the end."""
-    pen, face, line = ImageDraw.Draw(page), ImageFont.load_default(12), text
+    pen, face, line = ImageDraw.Draw(page), ImageFont.load_default(size), text
     while pen.textlength(line, font=face) > width and len(text) > 1:
         text = text[1:]
         line = f"…{text}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ssa_fast.models import efficientnet_lite
 from ssa_fast.models.checkpoints import mismatch_message, read_state
 from ssa_fast.models.class_names import outputs_named, suggest
 from ssa_fast.models.class_spec import parse_classes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-__all__ = ["Classifier", "Size", "load", "parse_size"]
+__all__ = ["Classifier", "Size", "build_random", "known_models", "load", "parse_size"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,69 +130,104 @@ def parse_size(text: str | None) -> Size:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+def known_models() -> list[str]:
+    """Return the names of the networks that ``load`` builds, torchvision's and EfficientNet-Lite, without "demo"."""
+    from torchvision import models
+
+    return sorted([*models.list_models(module=models), *efficientnet_lite.SIDES])
+
+
 def load(
     name: str, weights: str = "DEFAULT", *, device: torch.device | str = "cpu", probability: str | None = None
 ) -> Classifier:
     """Load the classifier ``name`` with its weights, ready to run on ``device``.
 
     Args:
-        name: A classification model of torchvision, or "demo" for the network shipped with this package.
-        weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision), "none" for
-            random weights (the same in every run), or a file with a state dict, see ``models.checkpoints``.
+        name: A classification model of torchvision, "efficientnet_lite0" (1, 2) of the extra ``photos``, or "demo" for
+            the network shipped with this package.
+        weights: "DEFAULT" or another member of the model's weights enum (downloaded once, by torchvision; those of
+            EfficientNet-Lite come with the extra), "none" for random weights (the same in every run), or a file with a
+            state dict, see ``models.checkpoints``.
         device: Device of the network.
         probability: Of the scores: "softmax" or "sigmoid"; None: "sigmoid" for the demo network and a single output.
 
     Raises:
         ValueError: An unknown model, weights or probability, a file that does not fit the model, or a failed download.
+        ModuleNotFoundError: EfficientNet-Lite without the extra ``photos``.
     """
     if name == "demo":
-        from ssa_fast.models.demo_net import CLASSES, load_classifier
+        return _load_demo(weights, device, probability)
+    known = known_models()
+    if name not in known:
+        expected = f"'demo', a model of torchvision or {', '.join(efficientnet_lite.SIDES)}"
+        raise ValueError(f"model: expected {expected}, got {name!r}{suggest(name, known)}")
+    classifier = _load_lite(name, weights) if name in efficientnet_lite.SIDES else _load_torchvision(name, weights)
+    for note in classifier.notes:
+        warnings.warn(note, InputWarning, stacklevel=2)
+    model = classifier.model.eval().to(device)
+    return replace(classifier, probability=choose_probability(probability, model, len(classifier.categories)))
 
-        if weights.upper() != "DEFAULT":
-            raise ValueError(
-                f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}"
-            )
-        demo = load_classifier().to(device)
-        kind = choose_probability(probability or "sigmoid", demo, len(CLASSES))
-        return Classifier(name, weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability=kind)
+
+def _load_demo(weights: str, device: torch.device | str, probability: str | None) -> Classifier:
+    from ssa_fast.models.demo_net import CLASSES, load_classifier
+
+    if weights.upper() != "DEFAULT":
+        raise ValueError(f"weights: expected DEFAULT for the demo network, which is shipped trained, got {weights!r}")
+    demo = load_classifier().to(device)
+    kind = choose_probability(probability or "sigmoid", demo, len(CLASSES))
+    return Classifier("demo", weights, demo, CLASSES, (0.5,) * 3, (0.25,) * 3, probability=kind)
+
+
+def _load_torchvision(name: str, weights: str) -> Classifier:
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        raise ValueError(f"model: expected 'demo' or a model of torchvision, got {name!r}{suggest(name, known)}")
     enum = models.get_model_weights(name)
-    categories, notes = tuple(enum["DEFAULT"].meta["categories"]), tuple[str, ...]()
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if weights.lower() == "none":
-        model, origin = build_random(name), "none"
-    elif weights.upper() in enum.__members__:
+    if weights.upper() in enum.__members__:
         chosen = enum[weights.upper()]
-        preset = chosen.transforms()
-        model, origin, categories = _download(name, chosen), chosen.name, tuple(chosen.meta["categories"])
-        mean, std = tuple(preset.mean), tuple(preset.std)
-    elif Path(weights).is_file():
-        model, outputs, notes = _from_file(name, Path(weights))
-        origin = weights
-        for note in notes:
-            warnings.warn(note, InputWarning, stacklevel=2)
-        if outputs != len(categories):
-            categories = tuple(f"class {index}" for index in range(outputs))
+        preset, categories = chosen.transforms(), tuple(chosen.meta["categories"])
+        model, mean, std = _download(name, chosen), tuple(preset.mean), tuple(preset.std)
+        classifier = Classifier(name, chosen.name, model, categories, mean, std)
     else:
-        choices = ", ".join(["DEFAULT", *(member.name for member in enum), "none"])
-        raise ValueError(f"weights: expected {choices} or a file that exists, got {weights!r}")
+        choices = ["DEFAULT", *(member.name for member in enum)]
+        classifier = _random_or_file(name, weights, choices, tuple(enum["DEFAULT"].meta["categories"]))
+    model = classifier.model
     fixed_size = (224, 224) if isinstance(model, models.MaxVit) else next(iter(named_sizes(model)), None)
-    kind = choose_probability(probability, model, len(categories))
-    return Classifier(name, origin, model.eval().to(device), categories, mean, std, fixed_size, kind, notes)
+    return replace(classifier, input_size=fixed_size)
+
+
+def _load_lite(name: str, weights: str) -> Classifier:
+    from torchvision.models import ResNet18_Weights
+
+    shipped = weights.upper() == "DEFAULT"
+    source = str(efficientnet_lite.weights_file(name)) if shipped else weights
+    classifier = _random_or_file(name, source, ["DEFAULT"], tuple(ResNet18_Weights.DEFAULT.meta["categories"]))
+    origin = "DEFAULT" if shipped else classifier.weights
+    return replace(classifier, weights=origin, mean=efficientnet_lite.MEAN, std=efficientnet_lite.STD)
+
+
+def _random_or_file(name: str, weights: str, choices: Sequence[str], categories: tuple[str, ...]) -> Classifier:
+    """Return the network with random weights or those of a file, and ImageNet's normalisation."""
+    if weights.lower() == "none":
+        return Classifier(name, "none", build_random(name), categories)
+    if not Path(weights).is_file():
+        expected = f"{', '.join(choices)}, none or a file that exists"
+        raise ValueError(f"weights: expected {expected}, got {weights!r}")
+    model, outputs, notes = _from_file(name, Path(weights))
+    if outputs != len(categories):
+        categories = tuple(f"class {index}" for index in range(outputs))
+    return Classifier(name, weights, model, categories, notes=notes)
 
 
 def build_random(name: str, **options: Any) -> nn.Module:
-    """Build a torchvision model with random weights, the same in every run; the random state is restored."""
+    """Build a known model with random weights, the same in every run; the random state is restored."""
     from torchvision import models
 
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # their own initialisation takes a minute and brings nothing here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if name in efficientnet_lite.SIDES:
+            return efficientnet_lite.build(name, **options)
         return models.get_model(name, weights=None, **options)
 
 
@@ -210,7 +246,10 @@ def _download(name: str, weights: Any) -> nn.Module:
 def _from_file(name: str, path: Path) -> tuple[nn.Module, int, tuple[str, ...]]:
     """Return the model with the state dict in ``path``, its number of outputs by the file, and notes."""
     model = build_random(name)
-    state, notes = read_state(path, model.state_dict().keys())
+    own = model.state_dict().keys()
+    others = efficientnet_lite.published_names(own) if name in efficientnet_lite.SIDES else {}
+    state, notes = read_state(path, own | others.keys())
+    state = {others.get(key, key): value for key, value in state.items()}
     heads = {key for key, value in model.state_dict().items() if value.shape[:1] == (1000,)}
     outputs = {len(state[key]) for key in heads & state.keys() if state[key].ndim}
     num_classes = outputs.pop() if len(outputs) == 1 else 1000

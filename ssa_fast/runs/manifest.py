@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MANIFEST, RECORDS, BOXES, REPORT, TMP = "run.json", "records", "boxes.json", "report.json", ".tmp"
 
+IMAGE_KEYS = ("width", "height", "output", "background")  # of a record, listed in ``boxes.json``
+
 ImageRecord: TypeAlias = "dict[str, Any]"  # JSON object of one complete image, see ``image_record``
 
 
@@ -133,8 +135,8 @@ class Manifest:
                 if record["output"] not in file_names:
                     continue
                 images += 1
-                keys = ("width", "height", "output")
-                image = {"id": images, "file_name": file_names[record["output"]], **{key: record[key] for key in keys}}
+                image = {"id": images, "file_name": file_names[record["output"]]}
+                image |= {key: record[key] for key in IMAGE_KEYS if record.get(key) is not None}
                 _write_item(file, images, image)
                 categories.update(zip(record["classes"], record["names"], strict=True))
                 for annotation in _annotations(record, images):
@@ -206,7 +208,7 @@ def image_record(
     result: Prediction | LargeImageResult,
     **rest: Any,
 ) -> ImageRecord:
-    """Return the record of an image of ``size`` (H, W, ...); ``rest`` is "scores", "boxes" and "notes"."""
+    """Return the record of an image of ``size`` (H, W, ...); ``rest``: "scores", "boxes", "notes" and "background"."""
     return {
         "output": str(name),
         "file_name": source.file_name,

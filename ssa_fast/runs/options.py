@@ -31,6 +31,7 @@ class RunOptions:
         size: Size at which images enter the network (``zoo.Size``); outputs have the image's own size.
         precision: "float32", or mixed precision in "float16" or "bfloat16"; "auto" is float16 on a GPU.
         postprocess: How CAMs become masks and boxes.
+        refine: Whether CAMs get the image's size and follow its edges, see ``localize.refine``.
         cams, store: Format of the CAM files (see ``cam_files.write_cam``), and the number type of "ssa" files.
         overlays: Whether to draw a panel per image.
         max_pixels, backdrop, bands, range: Of reading, see ``images.read_image``.
@@ -46,6 +47,7 @@ class RunOptions:
     size: Size = None
     precision: str = "auto"
     postprocess: PostprocessOptions = field(default_factory=PostprocessOptions)
+    refine: bool = False
     cams: str = "ssa"
     store: Literal["float16", "uint8"] = "float16"
     overlays: bool = True
@@ -118,6 +120,8 @@ class RunOptions:
         """Raise ValueError if images cannot be processed in tiles with these options."""
         if self.size is not None:
             raise ValueError("size: an image processed in tiles keeps its own size; leave --size out for it.")
+        if self.refine:
+            raise ValueError("refine: an image processed in tiles is not refined; leave --refine out for it")
         if self.cams != "ssa":
             raise ValueError(
                 f"cams: an image processed in tiles gets TIFFs, no {self.cams!r} files; leave --cams out for it, or "

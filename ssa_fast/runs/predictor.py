@@ -28,11 +28,13 @@ class Prediction:
     """The outputs of one image, all on the CPU.
 
     Attributes:
-        cams: (K, h, w) float16 or uint8 (255 times the CAM, rounded), as they are stored, at the size SSA gives.
+        cams: (K, h, w) float16 or uint8 (255 times the CAM, rounded), as they are stored, at the size SSA gives,
+            or with ``refine`` at the image's.
         full: (K, H, W) float32 in [0, 1], the stored CAMs at the image's size; mask and boxes are made from them.
         mask: (H, W) uint8 of ``labels``, 0 background, 255 ignored.
         classes, names, labels: K each: class indices, class names, and values in the mask.
         scores, logits: (K,) float32: the network's probabilities and logits of the classes.
+        background: The mask's background score, None with ``alpha``.
         seed, stages: (K, h, w) float32 each, for overlays; None without overlays.
     """
 
@@ -44,6 +46,7 @@ class Prediction:
     labels: list[int]
     scores: np.ndarray
     logits: np.ndarray
+    background: float | None = None
     seed: Tensor | None = None
     stages: dict[str, Tensor] | None = None
 
@@ -121,16 +124,19 @@ class Predictor:
         none = ValueError("no class was given for it.")
         counts = result.valid.sum(dim=1).tolist()
         return [
-            nan if has_nan[b] else none if not K else self._prediction(result, b, K, rgb.shape[:2], probabilities[b])
+            nan if has_nan[b] else none if not K else self._prediction(result, b, K, rgb, probabilities[b])
             for b, (rgb, K) in enumerate(zip(images, counts, strict=True))
         ]
 
-    def _prediction(self, result: SSAResult, b: int, K: int, size: Sequence[int], probabilities: Tensor) -> Prediction:
+    def _prediction(self, result: SSAResult, b: int, K: int, rgb: np.ndarray, probabilities: Tensor) -> Prediction:
         """Return the prediction of image ``b``, which has K valid classes, the first ones of the result."""
         options, categories, index = self.options, self.classifier.categories, result.classes[b, :K]
         classes = index.tolist()
         labels = [k + 1 for k in (classes if len(categories) <= MAX_LABEL else range(len(classes)))]
-        cams = result.cams[b, :K]
+        cams, size = result.cams[b, :K], rgb.shape[:2]
+        if options.refine:
+            pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0
+            cams = localize.refine(pixels, self._resize(cams, size)[None])[0]
         stored = (cams * 255.0).round().to(torch.uint8) if options.store == "uint8" else cams.half()
         full = self._resize(stored, size)
         label_of = torch.arange(256, dtype=torch.uint8)  # of a position in ``classes`` + 1; 0 and 255 stay
@@ -144,12 +150,13 @@ class Predictor:
             labels=labels,
             scores=probabilities[index].cpu().numpy(),
             logits=result.logits[b, index].float().cpu().numpy(),
+            background=localize.background_of(full, options.postprocess),
             seed=result.seed[b, :K].cpu() if options.overlays else None,
             stages={name: maps[b, :K].cpu() for name, maps in result.stages.items()} if options.overlays else None,
         )
 
     def _resize(self, stored: Tensor, size: Sequence[int]) -> Tensor:
-        """Return stored CAMs (K, h, w) at the image's size, float32 in [0, 1], as ``cam_files`` does."""
+        """Return CAMs (K, h, w) at the image's size, float32 in [0, 1], as ``cam_files`` does."""
         cams = stored.float() / 255.0 if stored.dtype == torch.uint8 else stored.float()
         if cams.shape[-2:] == size:
             return cams

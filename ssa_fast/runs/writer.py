@@ -118,6 +118,7 @@ class Writer:
         if "overlays" in targets:
             writers[targets["overlays"]] = lambda path: draw_panel(job.rgb, prediction, boxes).save(path)
         rest = {"scores": prediction.scores.tolist(), "boxes": [found.tolist() for found in boxes], "notes": job.notes}
+        rest |= {"background": prediction.background}
         record = image_record(job.source, job.name, job.identity, job.rgb.shape, prediction, **rest)
         return Transaction(writers, manifest.tmp_dir), record
 
@@ -213,6 +214,7 @@ def polish_large_image(
     ]
     Transaction.of_files({temporary[kind]: target for kind, target in targets.items()}).commit()
     boxes = [found.tolist() for found in result.boxes]
-    record = image_record(source, name, identity, result.size, result, scores=scores.tolist(), boxes=boxes, notes=notes)
+    rest = {"scores": scores.tolist(), "boxes": boxes, "notes": notes, "background": result.background}
+    record = image_record(source, name, identity, result.size, result, **rest)
     manifest.commit([record])
     return notes

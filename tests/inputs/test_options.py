@@ -58,6 +58,10 @@ PAIRS = [
     ("--memory much", "memory: "),
     ("--precision float8", "precision: expected one of"),
     ("--box-threshold 2", "box_threshold: expected a number"),
+    ("--box-threshold half", "box_threshold: expected a number in .* or 'auto', got 'half'"),
+    ("--background otsu", "background: expected a number in .* or 'auto', got 'otsu'"),
+    ("--background auto --alpha 8", "alpha: expected either background or alpha, got auto and 8.0"),
+    ("--background auto --ignore 1", r"ignore: expected a number in \[0, 1\), got 1.0"),
     ("--affinity phi=none", "phi"),
     ("--device nowhere", "device: expected auto"),
 ]
@@ -90,6 +94,7 @@ def test_pairs_of_options(
         ("--size 64", "size: an image processed in tiles keeps its own size"),
         ("--scales 0.5,1", "scales: images in tiles are seen once"),
         ("--flip", "scales: images in tiles are seen once"),
+        ("--refine", "refine: an image processed in tiles is not refined"),
         ("--seed grad-cam", "seed: images in tiles need the classifier's own CAM"),
         ("--seed layercam", "seed: images in tiles need the classifier's own CAM"),
         ("--classes labels", "classes: 'labels' come from an ImageFolder"),

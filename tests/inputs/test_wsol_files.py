@@ -157,13 +157,16 @@ def test_maps_at_the_images_size_do_not(tmp_path: Path) -> None:
 
 
 def test_maps_of_a_stage_are_sampled_as_their_image_would_be(tmp_path: Path) -> None:
-    """A map is first brought to the image's size as everywhere, then to wsolevaluation's."""
+    """A map is first brought to the image's size as everywhere, then to wsolevaluation's, and scaled as it asks for."""
     maps = torch.rand(1, 1, 10, 13, generator=torch.Generator().manual_seed(0))
     cam = CamFile(maps[0].numpy(), size=(37, 50), align_corners=False)
     write_cam(tmp_path / "a.png.npy", cam, format="wsol")
     whole = interpolate(maps, (37, 50), mode="bilinear", align_corners=False)[0, 0].numpy()
     expected = cv2.resize(whole, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
     np.testing.assert_allclose(load_map(tmp_path, "a.png"), expected, rtol=0, atol=1e-6)
+    write_cam(tmp_path / "b.png.npy", CamFile(np.full((1, 5, 5), 0.5, np.float32), size=(5, 5)), format="wsol")
+    assert not load_map(tmp_path, "b.png").any(), "a constant map becomes 0, as in normalize_scoremap"
 
 
 def test_a_wsol_file_does_not_say_the_images_size(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""``python -m bench measures``: what the measures of ``ssa_fast.evaluate`` cost, against one search per threshold.
+
+Processor time in milliseconds per map or image, the median of interleaved rounds. Box accuracy: 1,000 thresholds on
+maps of 224 x 224 that were enlarged from coarser noise, as CAMs are. The baselines give the same figures by their
+definitions: a search for contours, or a confusion matrix, at every threshold. Beside them what OpenCV's rival costs
+before any box is known: two component trees (regions, holes) of scikit-image.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.morphology import max_tree
+
+from bench import measure
+from ssa_fast.evaluate import box_iou, confusion_matrix, contour_boxes, max_box_acc, threshold_sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SIDE, ROUNDS = 224, 5
+CELLS = (7, 14, 56, SIDE)  # of the coarse map; the last is noise
+THRESHOLDS = np.arange(0, 1, 0.001)
+TRUE_BOX = np.array([[40, 30, 180, 200]])
+VOC, BACKGROUNDS = (375, 500), np.arange(1, 100) / 100
+
+
+def enlarged(cells: int) -> NDArray[np.float64]:
+    """Return a map (224, 224) in [0, 1], enlarged from ``cells`` by ``cells`` numbers."""
+    noise = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(cells), dtype=torch.float64)
+    cam = F.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0, 0].numpy()
+    scaled: NDArray[np.float64] = (cam - cam.min()) / (cam - cam.min()).max()
+    return scaled
+
+
+def search_at_every_threshold(cam: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the best IoU at each threshold, by the definition."""
+    pixels, inside = (255 * cam).astype(np.uint8), np.array([0, 0, 1, 1])
+    masks = (pixels > int(threshold * 255) for threshold in THRESHOLDS)
+    return np.array([box_iou(contour_boxes(mask) + inside, TRUE_BOX + inside).max() for mask in masks])
+
+
+def trees(cam: NDArray[np.float64]) -> None:
+    """Build the trees of regions and of holes."""
+    pixels = (255 * cam).astype(np.uint8)
+    max_tree(pixels, connectivity=2)
+    max_tree(255 - pixels, connectivity=1)
+
+
+def argmax_at_every_threshold(cam: NDArray[np.float32], truth: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the confusion matrices of one image's CAMs, of classes 0, 1, …, by the definition."""
+    counts = []
+    for threshold in BACKGROUNDS:
+        stack = np.concatenate([np.full((1, *truth.shape), threshold, np.float32), cam])
+        counts.append(confusion_matrix(stack.argmax(0), truth, 21))
+    return np.stack(counts)
+
+
+def median_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median processor time of each function, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            begin = time.process_time()
+            function()
+            times[name].append(1000 * (time.process_time() - begin))
+    return {name: round(float(np.median(values)), 1) for name, values in times.items()}
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Yield what each measure costs; raise where a baseline gives another figure."""
+    for cells in CELLS:
+        cam = enlarged(cells)
+        np.testing.assert_array_equal(
+            max_box_acc([cam], [TRUE_BOX], thresholds=THRESHOLDS.tolist()).overlaps[0], search_at_every_threshold(cam)
+        )
+        accuracy = partial(max_box_acc, [cam], [TRUE_BOX], thresholds=THRESHOLDS.tolist())
+        functions: dict[str, Callable[[], object]] = {
+            "wsol": accuracy,
+            "continuous": partial(accuracy, convention="continuous"),
+            "every threshold": partial(search_at_every_threshold, cam),
+            "two trees": partial(trees, cam),
+        }
+        yield {"measure": f"max_box_acc, map of {cells} x {cells}"} | median_ms(functions)
+    rng = np.random.default_rng(0)
+    cams, truth = rng.random((3, *VOC), np.float32), rng.integers(0, 4, VOC).astype(np.uint8)
+    given: Any = ([cams], [[0, 1, 2]], [truth], 21, BACKGROUNDS.tolist())
+    np.testing.assert_array_equal(threshold_sweep(*given).confusions, argmax_at_every_threshold(cams, truth))
+    functions = {
+        "one pass": partial(threshold_sweep, *given),
+        "every threshold": partial(argmax_at_every_threshold, cams, truth),
+    }
+    yield {"measure": "threshold_sweep, 3 classes, 99 thresholds"} | median_ms(functions)
+
+
+def main(save: Path | None) -> int:
+    """Measure and print; with ``save`` keep the figures and the machine as JSON."""
+    found = []
+    for row in rows():
+        found.append(row)
+        figures = "  ".join(f"{name} {value:>7.1f} ms" for name, value in row.items() if name != "measure")
+        print(f"{row['measure']:<42} {figures}", flush=True)
+    print(measure.describe(measure.machine()))
+    if save:
+        measure.save(save, found)
+    return 0

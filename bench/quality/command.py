@@ -1,0 +1,177 @@
+"""``python -m bench quality``: score seeds, peers, SSA with its options and controls against masks or boxes.
+
+The backbone runs once per image, and once more with gradients for each seed that needs them. Thresholds are chosen on
+every other image and the score is that of the images left, both ways round. Masks: mean foreground IoU, beside it the
+average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at IoU 30, 50 and 70 %, each with
+its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020). For both there is also the score
+at the threshold that each map gives by itself, which no truth has chosen (background="auto", box_threshold="auto").
+Intervals are 95 % of a bootstrap over images of the differences, image by image; the thresholds stay those of the whole
+run. Times are of the process's CPU clock, beyond one forward pass, medians over images.
+
+Controls: a blob in the centre, which sees no image, alone and as SSA's seed; and as SSA's seed the map of a class that
+is not in the image. What SSA gains from those it gains by figure and ground, not by knowing the class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import measure
+from bench.quality import examples, networks, report
+from bench.quality.methods import BASELINE, METHODS, SEED, SEEDS, of_text
+from bench.quality.run import Run
+from ssa_fast.io.progress import paced
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bench.quality.examples import Example
+    from bench.quality.methods import Method
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("images").add_argument
+    data("--images", type=Path, metavar="FOLDER")
+    data("--masks", type=Path, metavar="FOLDER", help="masks named as the images; object: above half of the largest")
+    data(
+        "--object", type=_values, default=(), metavar="N,N", help="the masks' values on the object, if they are others"
+    )
+    data("--ignore", type=_values, default=(), metavar="N,N", help="the masks' values where nothing is counted")
+    data(
+        "--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels of the image, as wsolevaluation's"
+    )
+    data("--classes", default="predicted", help="an index, a file of lines name,index, or %(default)r")
+    data("--scenes", type=int, metavar="N", help="N generated scenes instead, with the masks of their classes")
+    data("--scene-boxes", action="store_true", help="with the boxes of the scenes' classes")
+    data("--limit", type=int, metavar="N", help="only N images, evenly spread")
+    data("--title", help="what the images are, for tables (default: the folder's name)")
+    of_networks = parser.add_argument_group("networks and rows").add_argument
+    of_networks("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that "
+        "returns (network, preprocess); or scenes=FILE of python -m bench.quality.scenes; may be repeated")  # fmt: skip
+    of_networks("--weights", default="DEFAULT", help="as for ssa-fast run")
+    of_networks("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
+    of_networks("--only", action="append", default=[], metavar="ROW", help="only such rows, "
+        "patterns with * are understood; may be repeated")  # fmt: skip
+    of_networks("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
+    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: that "
+        "of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
+    of_networks("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
+    of_networks("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
+    results = parser.add_argument_group("results").add_argument
+    results("--baseline", default=BASELINE, metavar="ROW", help="the row to compare with (%(default)s)")
+    results("--goal", metavar="SCORE", help="that the best setting should reach, or +GAIN over the seed")
+    results("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
+    results("--markdown", action="store_true", help="print the table as Markdown, a column per network")
+    results("--save", type=Path, metavar="FILE", help="write the figures and the machine as JSON, after each network")
+    results("--show", type=Path, nargs="+", metavar="FILE", help="print saved figures instead of measuring")
+    return parser
+
+
+def main(given: Sequence[str]) -> int:
+    """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
+    parser = arguments()
+    options = parser.parse_args(given)
+    if options.show:
+        rows = [row for path in options.show for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        _print(rows, markdown=options.markdown)
+        return 0
+    rows = []
+    try:
+        chosen, methods = _examples(options), _methods(options)
+        for name in options.model:
+            run = Run(
+                networks.load(name, options.weights, options.side),
+                methods,
+                optional=frozenset(METHODS) - frozenset(options.only),
+                describe=options.stages,
+            )
+            for example in paced(chosen, f"quality {name}", costs=[1.0] * len(chosen)):
+                run.add(example)
+            rows += [_head(given, options, run), *report.make_rows(run, options.baseline, options.goal)]
+            if options.save:
+                measure.save(options.save, rows)
+    except ValueError as error:
+        parser.error(str(error))
+    _print(rows, markdown=options.markdown)
+    print(measure.describe(measure.machine()))
+    return 0
+
+
+def _values(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _examples(options: argparse.Namespace) -> list[Example]:
+    """Return the images that were asked for."""
+    if (options.scenes is None) == (options.images is None) or not options.model:
+        raise ValueError("images: expected --images FOLDER or --scenes N, and --model NAME; give one of each")
+    if options.scenes is not None:
+        found = examples.from_scenes(options.scenes, boxes=options.scene_boxes)
+    elif (options.masks is None) == (options.boxes is None):
+        raise ValueError("masks, boxes: expected one of the two; give --masks FOLDER or --boxes FILE")
+    elif options.masks is not None:
+        found = examples.from_masks(options.images, options.masks, options.classes, options.object, options.ignore)
+    else:
+        found = examples.from_boxes(options.images, options.boxes, options.classes)
+    if options.limit is not None and options.limit < len(found):
+        found = [found[at * len(found) // options.limit] for at in range(options.limit)]
+    if len(found) < 2:
+        raise ValueError(f"images: expected at least 2, a half to choose thresholds on, got {len(found)}")
+    return found
+
+
+def _methods(options: argparse.Namespace) -> dict[str, Method]:
+    """Return the rows that were asked for, by name."""
+    methods = dict(METHODS)
+    for text in options.affinity:
+        methods[text] = of_text(text, options.seed, options.align_corners)
+    for pattern in [*options.only, *options.without, options.baseline]:
+        if not fnmatch.filter(methods, pattern):
+            raise ValueError(f"only, without, baseline: expected rows of {', '.join(methods)}, got {pattern!r}")
+    kept = {SEED, options.baseline, *options.affinity, *_rows(methods, options.only or ["*"])}
+    kept -= set(_rows(methods, options.without))
+    return {name: method for name, method in methods.items() if name in kept}
+
+
+def _rows(methods: Mapping[str, Method], patterns: Sequence[str]) -> list[str]:
+    return [name for pattern in patterns for name in fnmatch.filter(methods, pattern)]
+
+
+def _head(given: Sequence[str], options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    """Return what the figures of one network are figures of."""
+    asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
+    by_mask = options.masks is not None or (options.scenes is not None and not options.scene_boxes)
+    folder = options.images
+    images = folder.parent.name if folder is not None and folder.name == "images" else getattr(folder, "name", "scenes")
+    return {
+        "model": run.network.name,
+        "command": " ".join(["python -m bench quality", *asked]),
+        "title": options.title or images,
+        "images": run.num_images,
+        "maps": run.num_maps,
+        "rows_tried": len(run.methods),
+        "class_is_predicted": run.num_predicted,
+        "metric": "foreground IoU" if by_mask else "box accuracy at IoU 30/50/70",
+        "forward_cpu_ms": report.rounded(run.forward_ms),
+        "baseline": options.baseline,
+        "left_out": run.left_out,
+    }
+
+
+def _print(rows: Sequence[dict[str, Any]], *, markdown: bool) -> None:
+    if markdown:
+        print(report.markdown(rows))
+        return
+    for row in rows:
+        if "command" in row:
+            print(*(f"{key}: {value}" for key, value in row.items() if value != {}), sep="\n")
+        else:
+            print(report.line(row))

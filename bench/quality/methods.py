@@ -1,0 +1,160 @@
+"""The rows of the table, one entry each: the seeds, what others make of a network, SSA with its options, and controls.
+
+Everything is made by the package's own code, as its users get it: a seed by ``SSA``'s own recipe, a polished map by
+``polish`` of the shared stages (which is what ``SSA`` returns for that seed), and several views by ``SSA`` itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from bench.quality.networks import imported
+from bench.quality.peers import mean_cam, refine_cam
+from ssa_fast import Affinity, polish
+from ssa_fast.localize import refine
+from ssa_fast.ops.resize import minmax, resize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from bench.quality.sample import Sample
+
+Kind: TypeAlias = Literal["peer", "ssa", "control"]
+VIEWS: Mapping[str, Any] = {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True}
+SEED, BLOB, BASELINE = "seed", "centre blob", "SSA"
+
+
+def blob(sample: Sample) -> Tensor:
+    """Return maps (1, K, H, W) that fall off from the centre: the control that sees no image."""
+    y, x = (torch.linspace(-1, 1, side) for side in sample.size)
+    return torch.exp(-(y[:, None] ** 2 + x**2)).expand(1, sample.classes.shape[1], -1, -1)
+
+
+SEEDS: dict[str, Callable[[Sample], Tensor]] = {
+    "auto": lambda sample: sample.model_seed("auto", sample.classes),
+    "grad-cam": lambda sample: sample.model_seed("grad-cam", sample.classes),
+    "layercam": lambda sample: sample.model_seed("layercam", sample.classes),
+    "blob": blob,
+    "wrong": lambda sample: sample.model_seed("auto", sample.wrong),
+    "wrong-layercam": lambda sample: sample.model_seed("layercam", sample.wrong),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    Attributes:
+        run: From a sample and its seed, or from a sample alone, to maps (1, K, h, w) of any size and range.
+        seed: Its key in ``SEEDS``, None if ``run`` takes none.
+        kind: "peer" is what SSA is compared with, "ssa" what it can do, "control" what a fair gain must beat.
+        align_corners: Of the resizing of the maps to the network's input.
+    """
+
+    run: Callable[..., Tensor]
+    seed: str | None
+    kind: Kind
+    align_corners: bool = False
+
+    def make(self, name: str, sample: Sample) -> tuple[Tensor, float]:
+        """Return the maps (1, K, H, W) in [0, 1] at the input's size, and their CPU ms beyond the forward pass."""
+        if self.seed is None:
+            maps, spent = sample.made(name, self.run)
+        else:
+            seed, seed_ms = sample.made(f"seed {self.seed}", SEEDS[self.seed])
+            maps, own_ms = sample.made(name, lambda sample: self.run(sample, seed))
+            spent = seed_ms + own_ms
+        return minmax(resize(maps, sample.size, self.align_corners)), spent
+
+
+def unchanged(sample: Sample, seed: Tensor) -> Tensor:
+    """Return the seed."""
+    return seed
+
+
+def pcm(sample: Sample, seed: Tensor) -> Tensor:
+    """Return PCM's map: the seed polished along the last stage."""
+    maps: Tensor = polish(seed, list(sample.stages.values())[-1])
+    return maps
+
+
+def polished(sample: Sample, seed: Tensor, align_corners: bool = False, affinity: str | None = None) -> Tensor:
+    """Return SSA's map of the seed; ``affinity`` is that of signed stages or, with "all:" before it, of all stages."""
+    chosen = dict(sample.network.ssa().affinities)
+    if affinity is not None:
+        everywhere = affinity.startswith("all:")
+        given = Affinity.parse(affinity.removeprefix("all:"))
+        signed = {name: bool((maps < 0).any()) for name, maps in sample.stages.items()}
+        chosen = {name: given if everywhere or signed[name] else Affinity() for name in chosen}
+    cams: Tensor = polish(
+        seed, sample.stages, affinity=chosen, rescale=True, size=sample.size, align_corners=align_corners
+    )
+    return cams
+
+
+def refined(sample: Sample, seed: Tensor) -> Tensor:
+    """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
+    return refine(sample.pixels(), minmax(polished(sample, seed)))
+
+
+def several_views(sample: Sample, kind: str) -> Tensor:
+    """Return the maps of ``SSA(seed=kind)`` at several scales, flipped and not."""
+    sample.run_network()
+    return sample.network.ssa(seed=kind, align_corners=False, **VIEWS)(sample.images, sample.classes.tolist()).cams
+
+
+def _ssa(seed: str = "auto", kind: Kind = "ssa", **options: Any) -> Method:
+    return Method(partial(polished, **options), seed, kind, options.get("align_corners", False))
+
+
+METHODS: dict[str, Method] = {
+    BLOB: Method(unchanged, "blob", "control"),
+    SEED: Method(unchanged, "auto", "peer"),
+    "Grad-CAM": Method(unchanged, "grad-cam", "peer"),
+    "LayerCAM": Method(unchanged, "layercam", "peer"),
+    "LayerCAM of pytorch-grad-cam": Method(partial(mean_cam, base="LayerCAM"), None, "peer"),
+    "RefineCAM": Method(refine_cam, None, "peer"),
+    "RefineCAM of LayerCAM": Method(partial(refine_cam, base="LayerCAM"), None, "peer"),
+    "PCM, last stage": Method(pcm, "auto", "peer", align_corners=True),
+    BASELINE: _ssa(),
+    "SSA, align_corners=True": _ssa(align_corners=True),
+    "SSA, phi=relu on all stages": _ssa(affinity="all:phi=relu"),
+    "SSA, phi=shifted on all stages": _ssa(affinity="all:phi=shifted"),
+    "SSA, power=2": _ssa(affinity="all:phi=relu,power=2"),
+    "SSA, center": _ssa(affinity="all:phi=relu,center=True"),
+    "SSA, phi=exp": _ssa(affinity="all:phi=exp,temperature=0.2"),
+    "SSA, PAMR": Method(refined, "auto", "ssa"),
+    "SSA, several views": Method(partial(several_views, kind="auto"), None, "ssa"),
+    "SSA of Grad-CAM": _ssa("grad-cam"),
+    "SSA of LayerCAM": _ssa("layercam"),
+    "SSA of LayerCAM, PAMR": Method(refined, "layercam", "ssa"),
+    "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
+    "SSA of a centre blob": _ssa("blob", "control"),
+    "SSA of a wrong class": _ssa("wrong", "control"),
+    "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
+}
+RIVALS = (*(name for name, method in METHODS.items() if method.kind == "peer"), BLOB, "SSA of a centre blob")
+"""Rows that the best setting of SSA is compared with."""
+
+
+def of_text(text: str, seed: str, align_corners: bool) -> Method:
+    """Return the method of an affinity's text, see ``polished``, or of ``module:function``.
+
+    Such a function takes (seed, stages, align_corners=…), a map (1, K, h, w) and the stages by name, and returns maps.
+
+    Raises:
+        ValueError: The text is no affinity.
+    """
+    if ":" in text and not text.startswith("all:"):
+        function = imported(text)
+        return Method(
+            lambda sample, maps: function(maps, sample.stages, align_corners=align_corners), seed, "ssa", align_corners
+        )
+    Affinity.parse(text.removeprefix("all:"))
+    return _ssa(seed, affinity=text, align_corners=align_corners)

@@ -62,8 +62,7 @@ def polish(
         feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages. Any strides.
         affinity: How alike two pixels are; one for all stages, or one per stage (sequence or dict like ``feats``).
         fuse: ``"mean"`` (Σ w·p / Σ w), ``"sum"`` (Σ w·p), ``"max"`` (max of w·p) or ``"product"`` (Π p^w) over stages.
-        weights: One number ≥ 0 per stage, sequence or dict; default 1 each. "auto" is ``min(1, √(H·W) / 14)``: a stage
-            of 7 × 7 pixels counts half, as it says little about where.
+        weights: One number ≥ 0 per stage, sequence or dict; default 1 each.
         rescale: Min–max rescale each stage's CAM to [0, 1], per image and class; a constant one becomes 0. Default:
             only if there are several stages.
         size: ``(H, W)`` of the result. Default: that of the stage with the most pixels.

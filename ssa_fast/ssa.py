@@ -30,7 +30,6 @@ from ssa_fast.validation import (
     check_scales,
     check_weights,
     result_dtype,
-    weights_by_size,
 )
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ class SSA:
         info: All that was found out about the model (``ssa_fast.models.ModelInfo``).
         affinity: As given.
         affinities: The affinity of each stage, by name; the ``repr`` says why.
-        fusion: How the stages are fused (``ssa_fast.validation.FusionOptions``), but for ``weights="auto"``.
-        weights_by_size: Whether the weights are "auto".
+        fusion: How the stages are fused (``ssa_fast.validation.FusionOptions``).
 
     Raises:
         TypeError: An argument of the wrong kind.
@@ -150,11 +148,9 @@ class SSA:
         self.align_corners = bool(align_corners)
         self.stage_names = list(self.info.stages)
         self.affinities = choose_affinities(affinity, self.info.signs)
-        numbers = check_weights(weights, self.info.stages)
-        self.weights_by_size = numbers is None
         self.fusion = FusionOptions(
             fuse=check_fuse(fuse),
-            weights=numbers or (1.0,) * len(self.stage_names),
+            weights=check_weights(weights, self.info.stages),
             rescale=True,
             size=None,
             align_corners=self.align_corners,
@@ -301,14 +297,12 @@ class SSA:
                 )
                 for name in self.stage_names
             }
-            cam, fusion = apply_prior(seed, self.prior), replace(self.fusion, size=size)
-            if self.weights_by_size:
-                fusion = replace(fusion, weights=weights_by_size(features.maps[name] for name in self.stage_names))
+            cam = apply_prior(seed, self.prior)
             if self.info.window is None:
-                polished, fused = polish_each_and_fuse(cam, requests, fusion)
+                polished, fused = polish_each_and_fuse(cam, requests, replace(self.fusion, size=size))
                 return {SEED: seed, **polished, CAMS: fused}
             window = self.info.window(*features.image_size)
-            polished, fused = polish_each_and_fuse(cam, requests, replace(fusion, size=window_size(window)))
+            polished, fused = polish_each_and_fuse(cam, requests, replace(self.fusion, size=window_size(window)))
             maps = {SEED: seed, **polished, CAMS: fused}
             return {
                 name: over_image(each, window, features.image_size, self.align_corners) for name, each in maps.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -26,13 +26,12 @@ Layouts: TypeAlias = "str | Sequence[str | None] | Mapping[str, str | None] | No
 Grids: TypeAlias = "tuple[int, int] | Sequence[tuple[int, int]] | Mapping[str, tuple[int, int]] | None"
 Affinities: TypeAlias = "Affinity | Sequence[Affinity] | Mapping[str, Affinity]"
 Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
-Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | Literal['auto'] | None"
+Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | None"
 
 FUSES = ("mean", "max", "sum", "product")
 METHODS = ("auto", "dense", "prototypes", "second_order", "tiled", "resident")
 BACKENDS = ("auto", "torch", "triton", "reference")
 PRECISIONS = ("default", "high")
-FULL_WEIGHT_SIDE = 14  # of the smallest square stage that counts fully with weights="auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +120,7 @@ def validate(
             raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}")
     fusion = FusionOptions(
         fuse=check_fuse(fuse),
-        weights=check_weights(weights, stages) or weights_by_size(stages.values()),
+        weights=check_weights(weights, stages),
         rescale=len(stages) > 1 if rescale is None else rescale,
         size=None if size is None else check_size("size", size),
         align_corners=align_corners,
@@ -201,25 +200,14 @@ def check_fuse(fuse: str) -> Fuse:
     return fuse  # type: ignore[return-value]
 
 
-def check_weights(weights: Weights, stages: Mapping[str, object]) -> tuple[float, ...] | None:
-    """Return one weight per stage, 1 each by default; None for "auto", which is ``weights_by_size``."""
+def check_weights(weights: Weights, stages: Mapping[str, object]) -> tuple[float, ...]:
+    """Return one weight per stage, 1 each by default."""
     if weights is None:
         return (1.0,) * len(stages)
-    if isinstance(weights, str):
-        if weights != "auto":
-            raise ValueError(
-                f"weights: expected 'auto' or one number per stage, got {weights!r}; leave it out for 1 each"
-            )
-        return None
     numbers = tuple(float(weight) for weight in per_stage("weights", weights, stages, Real).values())
     if not all(weight >= 0 for weight in numbers) or not 0 < sum(numbers) < float("inf"):
         raise ValueError(f"weights: expected finite numbers >= 0, at least one > 0, got {list(numbers)}")
     return numbers
-
-
-def weights_by_size(stages: Iterable[Tensor]) -> tuple[float, ...]:
-    """Return a weight ``min(1, √(H·W) / 14)`` per stage ``(B, C, H, W)``: 1/2 for 7 × 7 pixels, 1 from 14 × 14 on."""
-    return tuple(min(1.0, math.sqrt(stage.shape[2] * stage.shape[3]) / FULL_WEIGHT_SIDE) for stage in stages)
 
 
 def check_size(argument: str, size: object) -> tuple[int, int]:

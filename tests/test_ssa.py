@@ -132,23 +132,6 @@ def test_a_prior_weights_what_is_polished_not_the_seed_that_is_returned(options:
     torch.testing.assert_close(alone.cams, given.cams, **ROUNDING)
 
 
-def test_weights_by_size_are_those_of_each_view() -> None:
-    model = trained()
-    sizes = [(32, 48), (16, 24), (8, 12), (4, 6)]
-    weights = [min(1.0, (height * width) ** 0.5 / 14) for height, width in sizes]
-    assert weights[:2] == [1.0, 1.0] > weights[2:]
-    by_hand = ssa(model, weights=weights)(IMAGES, [0, 2, 3])
-    torch.testing.assert_close(ssa(model, weights="auto")(IMAGES, [0, 2, 3]).cams, by_hand.cams, **ROUNDING)
-    fine = {"scales": (4.0,)}  # no stage below 14 × 14 there
-    by_size, equal = ssa(model, weights="auto", **fine), ssa(model, **fine)
-    torch.testing.assert_close(by_size(IMAGES, [1]).cams, equal(IMAGES, [1]).cams, **ROUNDING)
-    stages = dict(ssa(model).features(IMAGES))
-    seed = torch.rand(2, 1, 4, 6, dtype=torch.float64)
-    torch.testing.assert_close(
-        ssa_fast.polish(seed, stages, weights="auto"), ssa_fast.polish(seed, stages, weights=weights), **ROUNDING
-    )
-
-
 @pytest.mark.parametrize("corners", [True, False])
 def test_scales_are_summed_after_polishing(corners: bool) -> None:
     model = trained()
@@ -358,7 +341,6 @@ def test_nan_images_give_nan_maps() -> None:
         ({"size": (0, 4)}, ValueError, "size: "),
         ({"fuse": "median"}, ValueError, "fuse: .* got 'median'"),
         ({"prior": "blob"}, ValueError, "prior: expected None or one of center, got 'blob'"),
-        ({"weights": "equal"}, ValueError, "weights: expected 'auto' or one number per stage, got 'equal'"),
         ({"weights": [1, 2]}, ValueError, "weights: expected 4, one per stage, got 2"),
         (
             {"affinity": "relu"},

@@ -52,8 +52,6 @@ def check_model(ssa: SSA) -> None:
         )
     if ssa.prior is not None:
         raise ValueError(f"prior: expected SSA with prior=None, got {ssa.prior!r}; weight a seed of your own by it")
-    if ssa.weights_by_size:
-        raise ValueError("weights: expected numbers, got 'auto'; the stages of a large image count alike: leave it out")
     if ssa.info.no_logits is not None:
         raise ValueError(ssa.info.no_logits)
     if ssa.info.in_channels != 3:

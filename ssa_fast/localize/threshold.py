@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 MASK_POWER, BOX_POWER = 1.5, 0.75
-"""Weight of a pixel as a power of its CAM, for masks and for boxes; chosen on half the images of two networks (docs/quality.md)."""
+"""Weight of a pixel as a power of its CAM, for masks and for boxes; chosen on half of the images (docs/quality.md)."""
 
 
 def estimate_background(cams: Tensor, power: float = MASK_POWER) -> Tensor:

@@ -145,13 +145,14 @@ def test_polishing_gains_on_fresh_scenes(report: DemoReport) -> None:
     seed, polished = report.scores["seed"], report.scores["polished"]
     assert polished.miou - seed.miou >= 0.10
     assert polished.box > seed.box
+    assert report.scores["refined"].miou > polished.miou
     assert seed.miou > 0.35, "the baseline must be a reasonable CAM"
     assert report.average_precision > 0.97
 
 
 @pytest.mark.slow
 def test_report_is_complete(report: DemoReport) -> None:
-    assert set(report.scores) == {"seed", "polished", "default", "layer1", "layer2", "layer3", "layer4"}
+    assert set(report.scores) == {"seed", "polished", "refined", "default", "layer1", "layer2", "layer3", "layer4"}
     for score in report.scores.values():
         assert 0 < score.miou < 1
         assert 0 < score.background < 1

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 PHOTO_COLUMNS = ("photograph", "what the network sees", "network, ms", "SSA, ms")
 COLUMNS = ("CAM", "mIoU, %", "box accuracy, %", "mask threshold", "box threshold")
-NAMES = {"seed": "seed", "polished": "polished", "default": "SSA(model), no option"}
+NAMES = {
+    "seed": "seed",
+    "polished": "polished",
+    "refined": "polished, refined (PAMR)",
+    "default": "SSA(model), no option",
+}
 
 
 def command(

@@ -70,7 +70,8 @@ class DemoReport:
         images, seed: Number of reported scenes, and the seed of their generator.
         validation_images, validation_seed: The same of the validation scenes.
         scores: By kind of CAM: ``"seed"`` (the classifier's own CAM), ``"polished"`` (SSA with the demo's options),
-            ``"default"`` (``SSA(model)`` without options), and per stage name that stage alone, which is PCM.
+            ``"refined"`` (the same along the image's edges, ``localize.refine``), ``"default"`` (``SSA(model)`` without
+            options), and per stage name that stage alone, which is PCM.
         average_precision: Of the classifier, mean over classes on the reported scenes, in [0, 1].
         backbone_ms, polish_ms: The classifier's forward pass, and what SSA adds to it, in milliseconds per image.
         threads: CPU threads of torch.
@@ -148,6 +149,10 @@ def _batch(scenes: list[Scene]) -> Tensor:
     return preprocess(np.stack([scene.image for scene in scenes]))
 
 
+def _pixels(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2) / 255.0
+
+
 def _compute_cams(polished: SSA, scenes: list[Scene]) -> tuple[dict[str, Cams], NDArray[np.float32]]:
     """Return each kind of CAM, per scene ``(K, H, W)`` of its classes, and the logits ``(B, N)``."""
     default = SSA(polished.model)
@@ -157,7 +162,8 @@ def _compute_cams(polished: SSA, scenes: list[Scene]) -> tuple[dict[str, Cams], 
         batch = scenes[start : start + BATCH]
         size = batch[0].mask.shape
         ours, plain = (ssa(_batch(batch), classes=ALL_CLASSES) for ssa in (polished, default))
-        maps = {"seed": resize(ours.seed, size, align_corners=False), "polished": ours.cams, "default": plain.cams}
+        maps = {"seed": resize(ours.seed, size, align_corners=False), "polished": ours.cams}
+        maps |= {"refined": ours.refine(_pixels(batch)).cams, "default": plain.cams}
         maps |= {name: resize(stage, size, align_corners=False) for name, stage in plain.stages.items()}
         for kind, values in maps.items():  # rescaled again, because resizing lowers the maxima
             present = [cam[scene.labels] for cam, scene in zip(minmax(values).numpy(), batch, strict=True)]
@@ -198,7 +204,6 @@ def _panel(scenes: list[Scene], cams: Mapping[str, Cams], scores: Mapping[str, S
 
 
 def _overlay(ssa: SSA, scene: Scene, score: Score) -> Image.Image:
-    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255.0
     result = ssa(_batch([scene]), classes=scene.box_classes.tolist())
     options = PostprocessOptions(score.background, box_threshold=score.box_threshold, components="all")
-    return result.overlay(image, names=CLASSES, options=options)[0]
+    return result.overlay(_pixels([scene]), names=CLASSES, options=options)[0]

@@ -29,6 +29,7 @@ REFERENCES = {
     "SSA, align_corners=True": {"align_corners": True},
     "SSA, power=2": {"affinity": Affinity("relu", 2)},
     "SSA, PAMR": {},
+    "SSA of LayerCAM, center prior, PAMR": {"seed": "layercam", "prior": "center"},
     "SSA, center prior": {"prior": "center"},
     "SSA, several views": {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True},
     "SSA of Grad-CAM": {"seed": "grad-cam"},

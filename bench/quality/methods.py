@@ -108,6 +108,11 @@ def polished(
     return cams
 
 
+def refined_seed(sample: Sample, seed: Tensor) -> Tensor:
+    """Return the seed after pixel-adaptive refinement alone."""
+    return refine(sample.pixels(), minmax(resize(seed, sample.size, align_corners=False)))
+
+
 def refined(sample: Sample, seed: Tensor, prior: Prior | None = None) -> Tensor:
     """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
     return refine(sample.pixels(), minmax(polished(sample, seed, prior=prior)))
@@ -128,6 +133,8 @@ METHODS: dict[str, Method] = {
     SEED: Method(unchanged, "auto", "peer"),
     "Grad-CAM": Method(unchanged, "grad-cam", "peer"),
     "LayerCAM": Method(unchanged, "layercam", "peer"),
+    "seed, PAMR": Method(refined_seed, "auto", "peer"),
+    "LayerCAM, PAMR": Method(refined_seed, "layercam", "peer"),
     "LayerCAM of pytorch-grad-cam": Method(partial(mean_cam, base="LayerCAM"), None, "peer"),
     "RefineCAM": Method(refine_cam, None, "peer"),
     "RefineCAM of LayerCAM": Method(partial(refine_cam, base="LayerCAM"), None, "peer"),

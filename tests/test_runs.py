@@ -548,7 +548,7 @@ def test_running_out_of_memory_comes_with_advice(folder: Path, run: Run, ssa: SS
         (dict(classes="5000"), r"^classes: expected an index from 0 to 999"),
         (dict(background=1.5), r"^background: expected a number in \[0, 1\]"),
         (dict(background=0.5, alpha=2.0), r"^alpha: expected either"),
-        (dict(ignore=0.9), r"^ignore: "),
+        (dict(background=0.5, ignore=0.9), r"^ignore: "),
         (dict(box_threshold=-0.1), r"^box_threshold: "),
         (dict(components="some"), r"^components: "),
         (dict(precision="half"), r"^precision: expected one of auto, float32"),

@@ -2,7 +2,7 @@
 
 With the features ``A`` of a layer and the gradient ``G = dy_k / dA`` of a class's logit, the layer's map is
 ``M = relu(sum_c relu(G_c) A_c)``, scaled to ``tanh(2 M / max M)`` as the paper scales its shallow layers. The layers'
-maps are resized to the largest and averaged; the paper takes the maximum, which polishes worse (docs/quality.md).
+maps are resized to the largest and averaged; the paper takes the maximum, which polished worse (docs/seeds.md).
 """
 
 from __future__ import annotations

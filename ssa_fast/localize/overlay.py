@@ -14,6 +14,7 @@ from ssa_fast.localize import panels
 from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import masks, voc_palette
 from ssa_fast.localize.options import PostprocessOptions
+from ssa_fast.localize.read import check_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,17 +145,7 @@ def _draw_boxes(image: Image.Image, row: PanelRow) -> Image.Image:
 
 
 def _check(images: Tensor, cams: Tensor, classes: Tensor, names: Sequence[str] | None) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images: expected a floating-point tensor in [0, 1], got {kind}; divide 8-bit images by 255")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(cams):
-        raise ValueError(
-            f"images: expected ({len(cams)}, 3, H, W), the images of these CAMs, got {tuple(images.shape)}; "
-            "pass the batch that the CAMs were made from, before normalisation"
-        )
-    low, high = images.detach().aminmax()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; undo the normalisation")
+    check_pixels(images, len(cams))
     if names is not None and len(names) <= int(classes.max()):
         raise ValueError(
             f"names: expected a name per output of the model, at least {int(classes.max()) + 1}, got {len(names)}; "

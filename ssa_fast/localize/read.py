@@ -1,4 +1,4 @@
-"""Check and reshape the CAMs that a caller gives."""
+"""Check and reshape the CAMs that a caller gives, and check their images."""
 
 from __future__ import annotations
 
@@ -17,3 +17,18 @@ def read_cams(cams: Tensor) -> Tensor:
             f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them"
         )
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
+
+
+def check_pixels(images: Tensor, count: int) -> None:
+    """Raise TypeError or ValueError unless ``images`` are ``count`` images (B, 3, H, W) or (B, 1, H, W) in [0, 1]."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images: expected a floating-point tensor in [0, 1], got {kind}; divide 8-bit images by 255")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != count or images.numel() == 0:
+        raise ValueError(
+            f"images: expected ({count}, 3, H, W), the images of these CAMs, got {tuple(images.shape)}; "
+            "pass the batch that the CAMs were made from, before normalisation"
+        )
+    low, high = images.detach().aminmax()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; undo the normalisation")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ssa_fast.localize.read import check_pixels
 from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
@@ -103,20 +104,12 @@ def shifts(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _check(images: Tensor, cams: Tensor, dilations: Sequence[int], iterations: int) -> None:
-    for name, value in (("images", images), ("cams", cams)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a floating-point tensor, got {kind}; convert it with .float()")
+    if not isinstance(cams, Tensor) or not cams.is_floating_point():
+        kind = cams.dtype if isinstance(cams, Tensor) else type(cams).__name__
+        raise TypeError(f"cams: expected a floating-point tensor, got {kind}; convert it with .float()")
     if cams.ndim != 4 or cams.numel() == 0:
         raise ValueError(f"cams: expected (B, K, h, w), got {tuple(cams.shape)}; reshape them")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(cams) or images.numel() == 0:
-        raise ValueError(
-            f"images: expected ({len(cams)}, 3, H, W), the images of these CAMs, got {tuple(images.shape)}; "
-            "pass the batch that the CAMs were made from, before normalisation"
-        )
-    low, high = images.detach().aminmax()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; undo the normalisation")
+    check_pixels(images, len(cams))
     if not dilations or any(dilation < 1 for dilation in dilations):
         raise ValueError(f"dilations: expected distances >= 1 in pixels, got {tuple(dilations)}; pass e.g. (1, 2, 4)")
     if iterations < 0:

@@ -29,39 +29,26 @@ COMMANDS = {
     "host": "CPU time and launches per call on a driver that does nothing",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
-OWN = ("run", "aot", "plot", "compare", "large", "throughput", "quality", "host")  # read their own arguments
+OWN = (
+    "run",
+    "aot",
+    "plot",
+    "compare",
+    "large",
+    "throughput",
+    "quality",
+    "host",
+    "gpu",
+    "tune",
+)  # read their own arguments
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("paths", "calibrate", "gpu", "store", "measures", "seeds"):
+    for name in ("paths", "calibrate", "store", "measures", "seeds"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
-    for name, default in (("gpu", None), ("tune", 400.0)):
-        text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
-        made[name].add_argument("--budget", type=float, default=default, help=text)
-        made[name].add_argument(
-            "--dry-run", action="store_true", help="every step on the CPU; no figure means anything"
-        )
-        made[name].add_argument("--only", default="", help="only jobs whose name contains this")
-        made[name].add_argument("--seed", type=int, help="of the random inputs; by default another every time")
-        made[name].add_argument("--commit", default="", help="what to name as the commit where git cannot tell")
-    made["gpu"].add_argument(
-        "suite",
-        nargs="?",
-        choices=("all", "check", "counters", "time"),
-        default="all",
-        help="check: correctness, invariants and compute-sanitizer; counters: Nsight Compute; time: everything timed; "
-        "all (the default): check, then time",
-    )
-    made["gpu"].add_argument("--out", type=Path, help="a folder for gpu-<suite>.json, which is whole at any time")
-    made["tune"].add_argument(
-        "--out",
-        type=Path,
-        help="a folder for the table, whole at any time, and for tune.json with all that was tried (default: the table "
-        "alone, where the package looks for it)",
-    )
     return parser
 
 
@@ -74,16 +61,6 @@ def main(given: list[str] | None = None) -> int:
         return _own(given[0], given[1:])
     options = vars(arguments().parse_args(given))
     command = options.pop("command")
-    if options.get("dry_run"):
-        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
-    if command == "gpu":
-        from bench.gpu import command as gpu
-
-        return gpu.main(**options)
-    if command == "tune":
-        from bench import tune
-
-        return tune.main(**options)
     if command == "calibrate":
         from bench import calibrate
 
@@ -106,6 +83,10 @@ def main(given: list[str] | None = None) -> int:
 
 def _own(command: str, rest: list[str]) -> int:
     """A command that reads its own arguments, ``rest``."""
+    if command in ("gpu", "tune"):
+        import importlib
+
+        return int(importlib.import_module(f"bench.{command}").main(rest))
     if command == "plot":
         from bench import plot
 

@@ -1,4 +1,4 @@
-"""The kernels with the tiles that the package ships, against float64: large problems on a GPU, tiny ones interpreted."""
+"""The kernels with the tiles that the package ships, against float64: large on a GPU, tiny in the interpreter."""
 
 from __future__ import annotations
 

@@ -57,29 +57,13 @@ TESTS = {"shipped": 24, "invariants": 4, "prototypes": 24, "tiled": 24, "residen
 TESTS |= {"moments": 1, "offsets": 2}  # parts that each file of tests is run in, the most important first
 TOOLS = ("memcheck", "racecheck")
 # Cases of test_watched in tests/kernels/test_invariants.py.
-WATCHED = [
-    "prototypes",
-    "prototypes-sliced",
-    "prototypes-shifted",
-    "full",
-    "symmetric",
-    "symmetric-high",
-    "resident",
-    "auto",
-    "fusion",
-]
+WATCHED = ["prototypes", "prototypes-sliced", "prototypes-shifted", "full", "symmetric", "symmetric-high"]
+WATCHED += ["resident", "auto", "fusion"]
 TOOL_S = {"compute-sanitizer": 150.0, "ncu": 75.0}
 FOUND = 9  # exit code by which compute-sanitizer says that it found errors
 # Whole sections of Nsight Compute: the names of single counters depend on the GPU.
-SECTIONS = [
-    "SpeedOfLight",
-    "LaunchStats",
-    "Occupancy",
-    "ComputeWorkloadAnalysis",
-    "MemoryWorkloadAnalysis",
-    "InstructionStats",
-]
-SECTIONS += ["WarpStateStats"]
+SECTIONS = ["SpeedOfLight", "LaunchStats", "Occupancy", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis"]
+SECTIONS += ["InstructionStats", "WarpStateStats"]
 # The two passes of prototypes, the symmetric kernel with what runs before and after it, and the resident kernel.
 PROFILED: dict[str, Problem] = {
     "prototypes": replace(POSITIVE, B=16),

@@ -87,8 +87,7 @@ def main(given: list[str] | None = None) -> int:
     if command == "calibrate":
         from bench import calibrate
 
-        calibrate.main(options["save"])
-        return 0
+        return calibrate.main(["--save", str(options["save"])] if options["save"] else [])
     if command == "store":
         from bench import store
 

@@ -157,14 +157,16 @@ def assert_ends_when_killed(run: subprocess.Popen[bytes], out: Path) -> None:
 
 BENCH = {
     "a compiler's process": "from bench.aot_compile import in_processes; list(in_processes([wait], 1))",
-    "a fork": "from bench.forks import ForkServer; ForkServer().do(job)",
-    "a worker": "from bench.workers import WorkerProcess; WorkerProcess(dry_run=True).do(job)",
+    "a fresh process": "from bench.workers import Workers; Workers(fresh=True).do(job)",
     "a tree's worker": "from bench.workers import Workers; Workers(tree=root).do(job)",
+    "a program": "from bench.workers import run_program; run_program([sys.executable, '-c', waiting])",
 }
 PREPARED = """
+import sys
 from tests.inputs.test_orphans import ROOT as root, wait
 from bench.workers import job
 job = job("tests.inputs.test_orphans:wait", "waits", 3600)
+waiting = "from tests.inputs.test_orphans import wait; wait()"
 """
 
 

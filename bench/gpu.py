@@ -35,7 +35,7 @@ from ssa_fast.ops import gpu_info
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from bench.problem import Problem
+    from bench.problems import Problem
     from bench.workers import Job, Row
 
 SUITES = ("all", "check", "counters", "time")

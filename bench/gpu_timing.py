@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench import baselines, tiles
+from bench import providers, tiles
 from bench.measure import NotHere, first_line, is_out_of_memory, summary, time_interleaved
-from bench.networks import Forward, Network, build
-from bench.problem import SAMPLED, WRONG, Problem, relative_error, sampled_truth, square_error
-from bench.problems import WHOLE
+from bench.problems import (
+    SAMPLED,
+    WHOLE,
+    WRONG,
+    Forward,
+    Problem,
+    build,
+    named,
+    relative_error,
+    sampled_truth,
+    square_error,
+)
 from ssa_fast import polish
 
 if TYPE_CHECKING:
@@ -86,20 +95,20 @@ class Case:
     """
 
     kind: str
-    problem: Problem | Network
+    problem: Problem
     method: str = "auto"
     versus: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
-        if isinstance(self.problem, Problem):
+        if not self.problem.net:
             return f"timing: {'small, ' * (self.kind == 'small')}{self.method} {self.problem.label()}"
         what = {"stages": "four stages", "backbone": "ResNet-50's four stages"}[self.kind]
-        return f"timing: {what}, B={self.problem.B} {self.problem.size}×{self.problem.size} K={self.problem.K}"
+        return f"timing: {what}, B={self.problem.B} {self.problem.H}×{self.problem.W} K={self.problem.K}"
 
     def tiny(self) -> Case:
         """Return the same kind of row for a dry run."""
-        tiny = self.problem.tiny() if isinstance(self.problem, Problem) else replace(self.problem, B=1, size=64)
+        tiny = replace(self.problem, B=1, H=64, W=64) if self.problem.net else self.problem.tiny()
         return replace(self, problem=tiny)
 
 
@@ -143,10 +152,10 @@ MAIN = (
     Case("small", replace(SMALL, C=2048, H=7, W=7, values="randn"), "resident", DENSE),
     Case("small", replace(SMALL, H=14, W=14, values="randn"), "auto", DENSE),
     Case("small", replace(SMALL, values="randn"), "auto", DENSE),
-    Case("stages", Network(1, 20, 224)),
-    Case("stages", Network(1, 20, 512)),
-    Case("backbone", Network(32, 20, 512)),
-    Case("backbone", Network(32, 1, 512)),
+    Case("stages", named("resnet50/224")),
+    Case("stages", named("resnet50/512")),
+    Case("backbone", named("resnet50/512/B32")),
+    Case("backbone", named("resnet50/512/K1/B32")),
 )
 MORE = (
     Case("kernel", replace(POSITIVE, B=2, C=2048), "prototypes", COPY | ALGEBRA),
@@ -211,7 +220,7 @@ class Inputs:
 
     def __init__(self, device: Device, case: Case, seed: int) -> None:
         self.device, self.case, problem = device, case, case.problem
-        if isinstance(problem, Network):
+        if problem.net:
             self.maps, forward = _stages(device, case.kind, problem, seed)
             self.cam = torch.rand(problem.B, problem.K, *self.maps[-1].shape[2:], device=device.device)
             known = partial(polish, self.cam, self.maps, nonnegative=True)
@@ -230,7 +239,7 @@ class Inputs:
     def truth(self) -> Callable[[Tensor], float]:
         """Return what finds an answer's error, at sampled pixels where there is one stage."""
         problem = self.case.problem
-        if isinstance(problem, Network):
+        if problem.net:
             wide = [each.double() for each in self.maps]
             fused = polish(self.cam.double(), wide, nonnegative=True, backend="torch")
             return lambda out: relative_error(out, fused)
@@ -252,7 +261,7 @@ class Inputs:
             target = torch.empty_like(source)
             return Entrant(name, f"{source.nbytes >> 20} MiB", call=lambda: target.copy_(source))
         best = Entrant(name, status="failed", why="no variant was built")
-        variants = baselines.variants(name, self.device, self.case.problem, self.cam, self.f)  # type: ignore[arg-type]
+        variants = providers.PROVIDERS[name].built(self.device, self.case.problem, self.cam, self.f)
         while True:
             tried = Entrant(name)
             try:
@@ -267,9 +276,9 @@ class Inputs:
                 best = tried
 
 
-def _stages(device: Device, kind: str, problem: Network, seed: int) -> tuple[list[Tensor], Callable[[], Tensor] | None]:
+def _stages(device: Device, kind: str, problem: Problem, seed: int) -> tuple[list[Tensor], Callable[[], Tensor] | None]:
     """Return a ResNet-50's four stages in float16, channels last, and its forward if they are to be its own."""
-    dtype, size = torch.float32 if device.dry_run else torch.float16, problem.size
+    dtype, size = torch.float32 if device.dry_run else torch.float16, problem.H
     torch.manual_seed(seed)
     if kind == "backbone":
         torch.backends.cudnn.benchmark = True  # the forward at its best
@@ -343,7 +352,7 @@ def judged(case: Case, found: Mapping[str, Entrant], times: Mapping[str, list[fl
         both = min(map(len, pair))
         return round(float(np.median(pair[0][:both] / pair[1][:both])), 5) if both else None
 
-    if isinstance(problem, Network):  # no goal for the error: rescaling magnifies it by as much as a map is flat
+    if problem.net:  # no goal for the error: rescaling magnifies it by as much as a map is flat
         if case.kind == "stages":
             return []
         graphed = [GOALS["backbone_graph"].row(median("ours, graph", "forward, graph"))] * ("ours, graph" in times)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.problem import Problem
+    from bench.problems import Problem
     from ssa_fast.ops.gpu_info import Gpu
 
 # The host function through which each kernel's tiles are tried.

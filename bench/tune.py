@@ -26,7 +26,7 @@ from bench import measure
 from bench.gpu import DRY_RUN, START_S, Record, options_of, refusal, side_by_side
 from bench.gpu_timing import GOALS
 from bench.measure import Device, poisoned, summary, time_interleaved
-from bench.problem import Problem, relative_error, sampled_truth
+from bench.problems import Problem, relative_error, sampled_truth
 from bench.tiles import MODULES, as_tiles, candidates, polish, tiles
 from bench.workers import Job, Workers, job
 from ssa_fast.ops import tile_tables

@@ -16,16 +16,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import baselines, gpu, gpu_timing, measure, tiles, tune, workers
+from bench import gpu, gpu_timing, measure, providers, tiles, tune, workers
 from bench.gpu_timing import GOALS, Case, Goal
-from bench.problem import Problem, relative_error, sampled_truth, truth
+from bench.problems import Problem, relative_error, sampled_truth, truth
 from ssa_fast.kernels.config import Apply, Gather, Symmetric
 from ssa_fast.ops import gpu_info, tile_tables
 
 H200 = gpu_info.Gpu("NVIDIA H200", "sm_90", 132)
 TINY = Problem(B=1, K=20, C=256, H=28, W=28, h=7, w=7, values="relu").tiny()
 SIGNED = replace(TINY, values="randn")
-BASELINES = [name for name in baselines.BASELINES if name != "KeOps"]  # not installed with any extra
+BASELINES = [
+    each.name for each in [*providers.PEERS, *providers.OTHERS] if each.name != "KeOps"
+]  # not installed with any extra
 CPU = measure.Device(dry_run=True)
 
 
@@ -108,12 +110,15 @@ def test_a_baseline_without_memory_or_right_answer_is_a_result(monkeypatch):
     def without_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
-    def wrong(bench, problem, cam, f):
-        yield "wrong", lambda: baselines.dense_pcm(cam, f.float()) * 2
-        yield "crashes", lambda: 1 / 0
+    def wrong(device, problem, cam, f, variant):
+        return (lambda: providers.dense_pcm(cam, f.float()) * 2) if variant == "wrong" else (lambda: 1 / 0)
 
-    monkeypatch.setitem(baselines.BASELINES, "dense PCM", lambda *given: iter([("eager", without_memory)]))
-    monkeypatch.setitem(baselines.BASELINES, "chunked PCM", wrong)
+    for name, build, variants in (
+        ("dense PCM", lambda *_: without_memory, ("eager",)),
+        ("chunked PCM", wrong, ("wrong", "crashes")),
+    ):
+        planted = replace(providers.PROVIDERS[name], build=build, variants=variants)
+        monkeypatch.setitem(providers.PROVIDERS, name, planted)
     versus = {"dense PCM": "dense_16", "chunked PCM": "chunked_256", "algebra": "algebra_eager"}
     (row,) = gpu_timing.compare(CPU, case=Case("kernel", TINY, "prototypes", versus), seed=1)
     assert row["status"] == "ok"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from bench.problem import Problem, relative_error, truth
+from bench.problems import Problem, relative_error, truth
 from ssa_fast import polish
 from ssa_fast.ops import fusion, gpu_info, triton_backend
 from ssa_fast.validation import FusionOptions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from bench.problem import Problem, relative_error, resized, truth
+from bench.problems import Problem, relative_error, resized, truth
 from ssa_fast import reference
 from ssa_fast.ops import gpu_info
 

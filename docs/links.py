@@ -1,6 +1,6 @@
 """Let pages link to any file of the repository as on GitHub, by ``../PATH``; MkDocs alone knows ``docs/`` only.
 
-Figures and result files become part of the site, so that it can be read offline; other files are linked in the repository.
+Figures and result files become part of the site, so that it can be read offline; others are linked in the repository.
 """
 
 from __future__ import annotations

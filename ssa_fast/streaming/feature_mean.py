@@ -29,7 +29,8 @@ class FeatureMean(_TileSum):
 
     Args:
         C: Channels of the features.
-        layout, grid: Of the features, as in ``Prototypes``.
+        layout: Of the features, as in ``Prototypes``.
+        grid: Of the features, as in ``Prototypes``.
         device: Where the sum is kept; default the CPU.
 
     Attributes:

@@ -46,7 +46,7 @@ def polish(
     """Complete a class activation map along the semantic structure of backbone features.
 
     With one stage this is SEAM's pixel correlation module (PCM, CVPR 2020), without its ``(B, L, L)`` affinity wherever
-    that is large::
+    that is large:
 
         cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)      # (B, K, L)
         x = feats.flatten(2) / (feats.flatten(2).norm(dim=1, keepdim=True) + 1e-5)            # (B, C, L)

@@ -92,8 +92,6 @@ class LargeImageResult:
 class LargeImageSSA:
     """Polishes, exactly, images that are too large for the network or the memory.
 
-    ::
-
         result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
     The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 FENCE = re.compile(r"^( *)(```+)(\w*)")
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 PROGRAMS = ("ssa-fast ", "python -m ", "make ", "pip install ")

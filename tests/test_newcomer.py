@@ -105,17 +105,16 @@ def link(distributions: dict[str, metadata.Distribution], target: Path) -> None:
     """Link the files of distributions into a folder; a folder that others share is made, and its files are linked."""
     owners: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
-        for file in distribution.files or ():
-            owners.setdefault(file.parts[0], set()).add(canonicalize_name(distribution.metadata["Name"]))
+        for top in {file.parts[0] for file in distribution.files or ()}:
+            owners.setdefault(top, set()).add(canonicalize_name(distribution.metadata["Name"]))
     for distribution in distributions.values():
-        for file in distribution.files or ():
-            if file.parts[0] in ("..", "__pycache__"):
+        files = distribution.files or ()
+        whole = {top for top in {file.parts[0] for file in files} if owners[top] <= distributions.keys()}
+        for name in {*whole, *(str(file) for file in files if file.parts[0] not in whole)} - {"..", "__pycache__"}:
+            if name.startswith(("../", "__pycache__/")) or (target / name).exists():
                 continue
-            alone = owners[file.parts[0]] <= distributions.keys()
-            path = Path(file.parts[0]) if alone else Path(file)
-            if not (target / path).exists():
-                (target / path).parent.mkdir(parents=True, exist_ok=True)
-                (target / path).symlink_to(distribution.locate_file(path))
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).symlink_to(distribution.locate_file(name))
 
 
 def fresh_environment(wheel: Path, folder: Path, *, without: str = "") -> Path:

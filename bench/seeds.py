@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench import measure, networks
+from bench import measure
+from bench.problems import build
 from ssa_fast.io.progress import paced
 from ssa_fast.models import inspect_model
 
@@ -44,7 +45,7 @@ def _forward(model: torch.nn.Module, images: Tensor) -> Any:
 def rows(name: str, counts: tuple[int, ...] = (1, 5), size: int = SIZE, rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """Return a row per number of classes and kind of seed that the network has."""
     torch.manual_seed(0)
-    model, images = networks.build(name), torch.randn(1, 3, size, size)
+    model, images = build(name), torch.randn(1, 3, size, size)
     kinds = {kind: inspect_model(model, seed=kind) for kind in ("grad-cam", "layercam")}
     automatic = inspect_model(model)
     if automatic.seed.kind == "cam":

@@ -100,7 +100,7 @@ def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
 
         def in_turn() -> None:
             peer()
-            peers.append(measure.seconds(peer))
+            peers.append(measure.Device().seconds(peer, cold=False))
             ours()
 
         benchmark.pedantic(ours, setup=in_turn, rounds=rounds)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from bench import measure, memory
+from bench import memory
+from bench.measure import NotHere, is_out_of_memory, poisoned, summary
 from ssa_fast.ops import gpu_info
 
+__all__ = ["Device", "NotHere", "is_out_of_memory", "poisoned", "summary"]
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 CYCLES_PER_SECOND = 2e9  # more than any GPU's clock: a pause lasts at least as long as asked
 LONGEST_PAUSE = 4e-3
-
-
-class NotHere(Exception):
-    """Raised for what this device cannot do; its text is the reason."""
 
 
 class Device:
@@ -57,7 +54,9 @@ class Device:
         if cold and not self.dry_run:
             self._flush_cache()
         if not self.on_gpu:
-            return measure.seconds(call)
+            begin = time.perf_counter()
+            call()
+            return time.perf_counter() - begin
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(int(pause * CYCLES_PER_SECOND) + 1)
         start.record()
@@ -178,28 +177,3 @@ class Device:
             # Written once, since pages that never were are all one page of zeros on a CPU.
             self._flush = torch.arange(size // 4, dtype=torch.int32, device=self.device)
         torch.amax(self._flush)
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Fill what ``torch.empty`` and its kin return with NaN, so that unwritten elements fail a check."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, on a GPU or in a CPU's allocator."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def summary(times: list[float]) -> dict[str, float | int]:
-    """Return median and quartiles in µs."""
-    low, middle, high = (float(n) for n in np.percentile(np.array(times) * 1e6, [25, 50, 75]))
-    return {"us": round(middle, 3), "us_quartiles": [round(low, 3), round(high, 3)], "rounds": len(times)}  # type: ignore[dict-item]

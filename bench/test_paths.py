@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench.baselines import dense_pcm
-from bench.measure import peak_extra_memory, seconds
+from bench.measure import Device
+from bench.workers import Workers, job
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import cost_model
 
@@ -142,7 +143,7 @@ def test_growth(
         call = partial(polish, cam, f, affinity=affinity, method=method)
         if side == sides[0] or times > 1:
             call()
-        taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
+        taken = [Device().seconds(call, cold=False) for _ in range(times if side > sides[0] else 9)]
         found.append(float(np.median(taken)))
     exponent = float(np.log(found[1] / found[0]) / np.log(last**2 / 128**2))
     if (
@@ -165,7 +166,7 @@ def _products_exponent(sides: tuple[int, int]) -> float:
     found = []
     for side in sides:
         v, flat = torch.rand(K + 1, side * side), torch.rand(256, side * side)
-        taken = [seconds(lambda v=v, flat=flat: (v @ flat.mT) @ flat) for _ in range(9)]  # type: ignore[misc]
+        taken = [Device().seconds(lambda v=v, flat=flat: (v @ flat.mT) @ flat, cold=False) for _ in range(9)]  # type: ignore[misc]
         found.append(float(np.median(taken)))
     return round(float(np.log(found[1] / found[0]) / np.log(sides[1] ** 2 / sides[0] ** 2)), 3)
 
@@ -182,6 +183,15 @@ def test_second_order_against_tiled(versus: Versus) -> None:
     )
 
 
+def peak(device: Device, *, method: str, draw: str, side: int) -> list[dict[str, Any]]:
+    """Return the bytes that a call takes beyond its inputs, its result included, in a process that is fresh."""
+    torch.relu(torch.rand(512, 512) @ torch.rand(512, 512))  # thread pool and library code are there beforehand
+    polish(torch.rand(1, 2, 8, 8), torch.rand(1, 4, 8, 8))
+    cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
+    _, found = device.peak_bytes(lambda: polish(cam, f, method=method))
+    return [{"status": "ok", "bytes": found}]
+
+
 @pytest.mark.parametrize(
     ("method", "draw", "side"),
     [
@@ -191,8 +201,10 @@ def test_second_order_against_tiled(versus: Versus) -> None:
     ],
 )
 def test_peak_extra_memory(rows: list[dict[str, Any]], method: str, draw: str, side: int) -> None:
-    setup = f"cam, f = torch.rand(1, {K}, {side}, {side}), torch.{draw}(1, 256, {side}, {side})"
-    found = peak_extra_memory(setup, f"polish(cam, f, method={method!r})")
+    with Workers(fresh=True) as workers:
+        (row,) = workers.do(job("bench.test_paths:peak", "peak", 300, method=method, draw=draw, side=side))
+    assert row["status"] == "ok", row
+    found = row["bytes"]
     cam_and_output = 2 * K * side * side * 4
     limit = 256 << 20 if method == "tiled" else 2 * cam_and_output + (16 << 20)
     what = f"{method}, peak extra memory, L={side * side:,}, C=256 (features {side * side * 1024 / 2**20:.0f} MiB)"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.measure import ROOT
 from bench.orphans import die_with
@@ -27,6 +29,8 @@ COMMANDS = {
     "seeds": "what CAM, Grad-CAM and LayerCAM cost beside the forward pass of whole networks",
     "aot": "compile every kernel for GPUs that need not be here, and check what the compiler made of it",
     "host": "CPU time and launches per call on a driver that does nothing",
+    "demo": "what ssa-fast demo finds on its generated scenes, as a file",
+    "tables": "write the figures of README.md and docs/ from the files of bench/results, or check them",
     "compare": "the working tree against a base commit, as ratios in one run",
 }
 OWN = ("run", "aot", "plot", "compare", "large", "throughput", "quality", "host")  # read their own arguments
@@ -36,7 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("paths", "calibrate", "gpu", "store", "measures", "seeds"):
+    for name in ("paths", "calibrate", "gpu", "store"):
         made[name].add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
     for name, default in (("gpu", None), ("tune", 400.0)):
         text = f"seconds to be done in ({default or 'check, time: 540; counters: 105; all: 1080'})"
@@ -70,6 +74,9 @@ def main(given: list[str] | None = None) -> int:
     given = sys.argv[1:] if given is None else given
     if not given or given[0].startswith("-"):
         given = ["run", *given]
+    if given[0] in ("demo", "measures", "seeds", "tables"):
+        module: Any = importlib.import_module(f"bench.{given[0]}")
+        return int(module.main(given[1:]))
     if given[0] in OWN:
         return _own(given[0], given[1:])
     options = vars(arguments().parse_args(given))
@@ -93,14 +100,6 @@ def main(given: list[str] | None = None) -> int:
         from bench import store
 
         return store.main(options["save"])
-    if command == "measures":
-        from bench import measures
-
-        return measures.main(options["save"])
-    if command == "seeds":
-        from bench import seeds
-
-        return seeds.main(options["save"])
     return _paths(options["save"])
 
 

@@ -28,7 +28,10 @@ def main(given: Sequence[str]) -> int:
         {"cam": NAMES.get(kind, f"stage {kind} alone (PCM)"), "miou": score.miou, "box_accuracy": score.box}
         for kind, score in report.scores.items()
     ]
-    of_network = {"average_precision": report.average_precision, "parameters": _parameters()}
+    of_network = {
+        "average_precision": report.average_precision,
+        "parameters": sum(each.numel() for each in load_classifier().parameters()),
+    }
     rows.append(of_network | {"forward_ms": report.backbone_ms, "polish_ms": report.polish_ms})
     for row in rows:
         print(
@@ -36,9 +39,5 @@ def main(given: Sequence[str]) -> int:
         )
     print(measure.describe(measure.machine()))
     if options.save:
-        measure.save(options.save, rows)
+        measure.save(options.save, rows, command=measure.command_line(["demo", *given]))
     return 0
-
-
-def _parameters() -> int:
-    return sum(each.numel() for each in load_classifier().parameters())

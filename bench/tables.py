@@ -1,4 +1,4 @@
-"""``python -m bench tables``: fill in the figures of README.md and docs/ from the files of bench/results, or check them.
+"""``python -m bench tables``: fill in the figures of README.md and docs from the files of bench/results, or check them.
 
 A page says where its figures come from: a file of bench/results, which of its rows, and what of them. In a sentence:
 
@@ -92,15 +92,17 @@ def load(name: str) -> tuple[Row, list[Row]]:
 
 
 def select(name: str, filters: Sequence[str]) -> list[Row]:
-    """Return the rows of a file that agree with every ``field=pattern`` or ``field=pattern;pattern``."""
+    """Return the rows, at least one, of a file that agree with every ``field=pattern`` or ``field=pattern;pattern``."""
     rows = load(name)[1]
     for key, _, wanted in (each.partition("=") for each in filters):
         rows = [row for row in rows if any(fnmatch.fnmatchcase(str(row.get(key)), each) for each in wanted.split(";"))]
+    if not rows:
+        raise Missing(f"rows: none agrees with {' '.join(filters)}")
     return rows
 
 
 def misses(row: Mapping[str, Any]) -> bool:
-    """Return whether a row's figure is beyond its goal: ">= 250", "<= 1.1", 0.9 (at least), or ``goal_us`` (at most)."""
+    """Return whether a figure is beyond its goal: ">= 250", "<= 1.1", 0.9 (at least), or ``goal_us`` (at most)."""
     if "goal_us" in row:
         return bool(row["us"] > row["goal_us"])
     value = next((row[key] for key in ("ratio", "exponent", "mib") if key in row), None)
@@ -160,8 +162,8 @@ def figure(words: str) -> str:
     name, template, *filters = shlex.split(words)
     field = next(part[1] for part in string.Formatter().parse(template) if part[1])
     texts = {render(template, row): pick(row, field) for row in select(name, filters)}
-    if len(texts) < 2:
-        return next(iter(texts), "") or render(template, {})
+    if len(texts) == 1:
+        return next(iter(texts))
     low, high = (edge(texts, key=texts.__getitem__) for edge in (min, max))
     unit = re.search(r"[^\d.]*$", high)
     return f"{low.removesuffix(unit[0]) if unit else low} to {high}"
@@ -170,6 +172,8 @@ def figure(words: str) -> str:
 def block(words: str, template: str | None) -> str:
     """Return a table, made by ``BLOCKS`` or by a template, and below it its files, machines and commands."""
     name, *more = shlex.split(words)
+    if template is None and name not in BLOCKS:
+        raise Missing(f"tables: expected one of {', '.join(BLOCKS)}, or a file and two rows, got {name!r}")
     if template is None:
         return BLOCKS[name](*more)
     heads, cells = ([cell.strip() for cell in line.strip(" |").split("|")] for line in template.split("\n")[1:3])
@@ -248,7 +252,12 @@ def check(pages: Iterable[Path]) -> list[str]:
             wrong.append(str(error))
         wrong += [f"{name}: no file has this figure: …{each}…" for each in loose(text)]
     prose = " ".join(" ".join(texts.values()).split())
-    return [*wrong, *(f"NOT_MEASURED: no page has {phrase!r}" for phrase in NOT_MEASURED if phrase not in prose)]
+    wrong += [f"NOT_MEASURED: no page has {phrase!r}" for phrase in NOT_MEASURED if phrase not in prose]
+    made = sorted(path.stem for path in RESULTS.glob("*.json"))
+    return [
+        *wrong,
+        *(f"FILES: no command makes {name}.json; add it, or delete the file" for name in made if name not in FILES),
+    ]
 
 
 def main(given: Sequence[str]) -> int:

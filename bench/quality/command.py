@@ -26,7 +26,6 @@ import numpy as np
 from bench import measure
 from bench.quality import examples, networks, report
 from bench.quality.methods import BASELINE, METHODS, SEED, SEEDS, of_text
-from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,9 +86,11 @@ def main(given: Sequence[str]) -> int:
         if not options.show:
             chosen, methods = _examples(options), _methods(options)
             for name in options.model:
-                rows += _measured(name, chosen, methods, given, options)
+                rows += _measured(name, chosen, methods, options)
                 if options.save:
-                    measure.save(options.save, rows)
+                    measure.save(
+                        options.save, rows, command=measure.command_line(["quality", *map(shlex.quote, given)])
+                    )
     except ValueError as error:
         parser.error(str(error))
     print(report.markdown(rows) if options.markdown else "\n".join(report.line(row) for row in rows))
@@ -129,24 +130,18 @@ def _methods(options: argparse.Namespace) -> dict[str, Method]:
 
 
 def _measured(
-    name: str,
-    chosen: Sequence[Example],
-    methods: Mapping[str, Method],
-    given: Sequence[str],
-    options: argparse.Namespace,
+    name: str, chosen: Sequence[Example], methods: Mapping[str, Method], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return what the figures of one network are figures of, and its rows."""
     optional = frozenset(METHODS) - frozenset(options.only)
     network = networks.load(name, options.weights, options.side)
     run = report.Run(network, methods, optional=optional, describe=options.stages)
-    for example in paced(chosen, f"quality {name}", costs=[1.0] * len(chosen)):
+    for example in measure.paced(chosen, f"quality {name}"):
         run.add(example)
-    asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
     by_box = options.boxes is not None or options.scene_boxes
     folder = options.images or Path("scenes")
     head = {
         "model": name,
-        "command": shlex.join(["python", "-m", "bench", "quality", *asked]),
         "title": options.title or (folder.parent.name if folder.name == "images" else folder.name),
         "images": len(run.forward_ms),
         "maps": len(run.image),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from ssa_fast.demo.scenes import make_scenes
@@ -19,6 +18,8 @@ from ssa_fast.localize.threshold import BOX_POWER, estimate_background, self_wei
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 SCENES_SEED = 2024  # that of the demo: not used for training, nor for choosing the demo's options
 LEVELS = (0.0, *(10 ** (step / 8 - 4) for step in range(16)), *(step / 100 for step in range(1, 100)))

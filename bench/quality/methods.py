@@ -7,7 +7,6 @@ Methods of others are those of the package pytorch-grad-cam.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,7 +21,7 @@ from ssa_fast.ops.prior import apply_prior
 from ssa_fast.ops.resize import minmax, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 

@@ -46,9 +46,13 @@ HORSES = "--title horses --images horses/images --masks horses/masks --classes 3
 NETS = "--model efficientnet_lite0 --model nets:mobilenet_v1 --model nets:squeezenet"
 FEW = "--without '*several views' --without 'SSA, power=2' --without 'SSA, center' --without 'SSA, phi=exp'"
 FEWER = f"{FEW} --without 'SSA, phi=*' --without '*Grad-CAM' --without 'LayerCAM of *'"
+SHIFTS = " ".join(f"--affinity phi=shifted{each}" for each in ("", ",shift=0.75", ",shift=0.5", ",shift=2", ",power=2"))
+SIGNED = f"--only seed --only 'centre blob' --baseline phi=relu --stages --affinity phi=relu {SHIFTS}"
 FILES = {
     "curve-cpu": "run --suite curve --limit 12 --rounds 5",
+    "curve-shifted-cpu": "run --suite curve --provider auto --provider '*PCM' --provider algebra --limit 12",
     "backbone-cpu": "run --suite backbone --problem '*/224*' --problem '*/512*' --problem '*/1024*' --rounds 7",
+    "backbone-signed-cpu": "run --suite backbone --problem 'swin*' --problem 'conv*' --problem 'eff*' --rounds 7",
     "paths-cpu": "paths",
     "large-cpu": "large",
     "large-signed-cpu": "large --model mobilenet_v2 --affinity phi=relu phi=shifted --sizes 1024 2048 4096",
@@ -65,6 +69,10 @@ FILES = {
     "quality-pairs": "quality --title 'horses beside another class' --images pairs/images --masks pairs/masks "
     f"--classes 339 --limit 164 {FEWER} {NETS}",
     "quality-scenes": f"quality --title 'generated scenes' --scenes 200 {FEW} --model demo --model scenes=relu-1.pt",
+    "affinities-horses": f"quality {HORSES} {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
+    "affinities-ilsvrc": "quality --title ILSVRC --images ilsvrc/images --boxes ilsvrc/boxes.txt --classes "
+    f"ilsvrc/classes.txt {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
+    "affinities-scenes": f"quality --title 'generated scenes' --scenes 200 {SIGNED} --model scenes=silu-1.pt",
 }
 """What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added."""
 MARKER = re.compile(r"(<!--= (.+?) -->)(.*?)(<!--/-->)")
@@ -72,7 +80,21 @@ BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tabl
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 UNIT = r"\s?(?:%|µs|ms|s|KiB|MiB|GiB|KB|MB|GB|TB|images/s|points|IoU)(?!\w)|×(?!\s?\d)"
 FIGURE = re.compile(rf"(?<![\w.])\d[\d,.]*(?:{UNIT})|(?<![\d.,])\d{{2,}}\.\d(?![\d.])")
-NOT_MEASURED = ("95 % of a bootstrap", "IoU 30, 50 and 70 %")
+NOT_MEASURED = (
+    "95 % of a bootstrap",
+    "IoU 30, 50 and 70 %",
+    "took longer than 12 s",  # the limit of a call
+    "≤ 16 MiB of partial prototypes",
+    "≤ 256 MiB of partial sums",
+    "for small stages only (≤ 256 MiB)",
+    "features ≤ 2 MiB per image",
+    "goal of 75 %",
+    "goal of 12 µs",
+    "2 % cut off at each end",
+    "above 1 GiB: size and time",
+    "the affinity matrix alone 16 GiB",
+    "the first 4 % of the network",  # a rule of the note on such a layer
+)
 """Figures with a unit that no run gave: goals, sizes, definitions. An entry that no page has is reported too."""
 
 
@@ -113,9 +135,9 @@ def misses(row: Mapping[str, Any]) -> bool:
 
 
 def pick(row: Any, path: str) -> Any:
-    """Return the field at a path: ``phases/gather``; ``ratios/-1``; ``ahead/seed``, the entry of a list that has it."""
+    """Return the field at a path: ``phases/gather``; ``ratios/-1``; ``ahead/seed``, the entry that has it; ``.``."""
     with suppress(KeyError, IndexError, TypeError, StopIteration):
-        for step in path.split("/"):
+        for step in [] if path == "." else path.split("/"):
             if not isinstance(row, list):
                 row = row[step]
             elif step.lstrip("-").isdigit():
@@ -161,7 +183,12 @@ def figure(words: str) -> str:
     """Return the text of a marker: ``FILE {field:format} field=pattern …``; of several rows, lowest to highest."""
     name, template, *filters = shlex.split(words)
     field = next(part[1] for part in string.Formatter().parse(template) if part[1])
-    texts = {render(template, row): pick(row, field) for row in select(name, filters)}
+    texts = {}
+    for row in select(name, filters):
+        with suppress(Missing):
+            texts[render(template, row)] = pick(row, field)
+    if not texts:
+        raise Missing(f"rows: none has {template}")
     if len(texts) == 1:
         return next(iter(texts))
     low, high = (edge(texts, key=texts.__getitem__) for edge in (min, max))
@@ -223,7 +250,7 @@ def fill(text: str, page: str) -> str:
     def filled(found: re.Match[str]) -> str:
         begin, words, *template, _, end = found.groups()
         try:
-            return f"{begin}{block(words, *template)}\n{end}" if template else f"{begin}{figure(words)}{end}"
+            return f"{begin}\n{block(words, *template)}\n\n{end}" if template else f"{begin}{figure(words)}{end}"
         except (LookupError, ValueError) as error:
             raise Missing(f"{page}: {words}: {error}") from error
 
@@ -280,6 +307,10 @@ def main(given: Sequence[str]) -> int:
         print("\n".join(wrong or ["Every figure is that of its file."]))
         return int(bool(wrong))
     else:
-        for path in pages:
-            path.write_text(fill(path.read_text(encoding="utf-8"), path.name), encoding="utf-8")
+        try:
+            texts = {path: fill(path.read_text(encoding="utf-8"), path.name) for path in pages}
+        except Missing as error:
+            parser.error(str(error))
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
     return 0

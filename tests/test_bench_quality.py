@@ -65,8 +65,7 @@ def table(photos, capsys, *more):
     assert bench.__main__.main(["quality", *words]) == 0
     found = json.loads(file.read_text("utf-8"))["rows"]
     printed = capsys.readouterr().out
-    shown = found if "--markdown" not in words else [row for row in found if "method" in row]
-    assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in shown)
+    assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in found)
     best = {row["priors"]: row for row in found if report.BEST in row}
     named = {row.get("method", row.get("stage", "head")): row for row in found if report.BEST not in row}
     return named | {"best with priors" if priors else "best": row for priors, row in best.items()}
@@ -124,7 +123,7 @@ def test_boxes_classes_limit_and_a_method_of_ones_own(photos, capsys):
 
 
 def test_scenes_have_a_map_per_class(photos, capsys):
-    found = table(photos, capsys, "--scenes", 4, "--model", "demo", *few("SSA"), "--markdown", "--goal", "20")
+    found = table(photos, capsys, "--scenes", 4, "--model", "demo", *few("SSA"), "--goal", "20")
     scenes = examples.from_scenes(4, boxes=True)
     assert found["head"]["maps"] == sum(len(each.truths) for each in scenes) > found["head"]["images"] == 4
     assert found["SSA"]["score"] > found["seed"]["score"]
@@ -149,7 +148,7 @@ def test_a_network_trained_on_scenes_is_read_again(tmp_path, photos, capsys):
 
 def test_saved_figures_are_shown_side_by_side(photos, capsys):
     table(photos, capsys, "--masks", photos / "masks", *few("SSA", "centre blob"), "--model", MODEL)
-    bench.__main__.main(["quality", "--show", str(photos / "out.json"), str(photos / "out.json"), "--markdown"])
+    bench.__main__.main(["quality", "--show", str(photos / "out.json"), str(photos / "out.json")])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.count("|") == 6 for line in lines if line.startswith(("| SSA", "| centre")))
 

@@ -65,7 +65,6 @@ def arguments() -> argparse.ArgumentParser:
     results("--baseline", default=BASELINE, metavar="ROW", help="the row to compare with (%(default)s)")
     results("--goal", metavar="SCORE", help="that the best setting should reach, or +GAIN over the seed")
     results("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
-    results("--markdown", action="store_true", help="print the table as Markdown, a column per network")
     results("--save", type=Path, metavar="FILE", help="write the figures and the machine as JSON, after each network")
     results("--show", type=Path, nargs="+", metavar="FILE", help="print saved figures instead of measuring")
     return parser
@@ -93,7 +92,7 @@ def main(given: Sequence[str]) -> int:
                     )
     except ValueError as error:
         parser.error(str(error))
-    print(report.markdown(rows) if options.markdown else "\n".join(report.line(row) for row in rows))
+    print(report.markdown(rows), "", *report.verdicts(rows), sep="\n")
     if not options.show:
         print(measure.describe(measure.machine()))
     return 0

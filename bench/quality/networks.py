@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import silu
 
 from ssa_fast import SSA, Affinity
 from ssa_fast.demo.train import Recipe, fit
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.models.demo_net import SceneClassifier
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = ("relu", "silu")
 PIXELS, PIXELS_SEED = 512, 0  # drawn for the cosines between pixels
 
 
@@ -167,23 +168,20 @@ def describe_stage(maps: Tensor) -> dict[str, float]:
     }
 
 
-class _Block(demo_net.ResidualBlock):
-    """A residual block with another activation."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: str) -> None:
-        super().__init__(inputs, outputs, stride)
-        self.activation = ACTIVATIONS[activation]()
+class _SignedBlock(demo_net.ResidualBlock):
+    """A residual block with SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.second(self.activation(self.first(x))) + self.shortcut(x))
+        return silu(self.second(silu(self.first(x))) + self.shortcut(x))
 
 
 def build_scenes_network(activation: str) -> SceneClassifier:
-    """Return the demo's architecture with an activation, untrained."""
-    model, widths = demo_net.SceneClassifier(), (24, 32, 64, 96, 128)
-    model.stem[1] = ACTIVATIONS[activation]()
-    for at in range(4):
-        setattr(model, f"layer{at + 1}", _Block(widths[at], widths[at + 1], 2 if at else 1, activation))
+    """Return the demo's architecture, untrained, with "relu" or "silu"."""
+    model = demo_net.SceneClassifier()
+    if activation == "silu":
+        model.stem[1] = nn.SiLU()
+        for block in (model.layer1, model.layer2, model.layer3, model.layer4):
+            block.__class__ = _SignedBlock  # the same parameters
     return model
 
 

@@ -183,27 +183,19 @@ def _signed(row: Row) -> str:
     return f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
-def line(row: Row) -> str:
-    """Return a row as a line of text."""
-    if "metric" in row:
-        return "\n".join(f"{key}: {value}" for key, value in row.items() if value != {})
-    if "stage" in row:
-        return "  ".join(f"{key} {value}" for key, value in row.items() if key != "model")
-    if BEST not in row:
-        others = "".join(f"{row[key]:>7.1f}" for key in ("own_threshold", "precision") if row[key] is not None)
-        return f"{row['method']:<46} {row['score']:>6.2f}  {_signed(row):<24}{others}{row['cpu_ms']:>9.1f} ms"
-    low, high = row["interval"]
-    lines = [
-        f"{_name(row)}, chosen on the other half: {_chosen(row)}",
-        f"  score {row['score']:.1f} [{low:.1f}, {high:.1f}]",
-    ]
-    if "goal" in row:
-        what = f"{row['goal']} over the seed" if row["goal"].startswith("+") else f"at least {row['goal']}"
-        lines.append(f"  goal: {what}: {'reached' if row['reached'] else 'missed'}")
-    for each in row["ahead"]:
-        verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
-        lines.append(f"  {verdict} of {each['of']}: {_signed(each)}")
-    return "\n".join(lines)
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return what Markdown's tables leave out: the best setting against its rivals, and what is said of stages."""
+    lines = []
+    for row in rows:
+        if "stage" in row:
+            lines.append("- " + ", ".join(f"{key} {value}" for key, value in row.items()))
+        if BEST in row:
+            goal = f", goal {row['goal']} {'reached' if row['reached'] else 'missed'}" if "goal" in row else ""
+            lines.append(f"- {row['model']}, {_name(row)}, {_chosen(row)}: {row['score']:.1f} {row['interval']}{goal}")
+        for each in row.get("ahead", ()):
+            verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
+            lines.append(f"  - {verdict} of {each['of']}: {_signed(each)}")
+    return lines
 
 
 def _name(row: Row) -> str:
@@ -224,26 +216,21 @@ def markdown(rows: Sequence[Row]) -> str:
         elif "stage" not in row:
             columns[-1][_name(row)] = row
     names = list(dict.fromkeys(name for column in columns for name in column))
-    lines = [[f"{heads[0]['title']}: {heads[0]['metric']}", *(head["model"] for head in heads)]]
-    lines += [["---"] * (len(heads) + 1), ["", *(f"{head['images']} images, {head['maps']} maps" for head in heads)]]
-    for name in names:
-        cells = [_cell(column.get(name), head["baseline"]) for head, column in zip(heads, columns, strict=True)]
-        lines.append([name, *cells])
-    costs = [
-        ["CPU ms per image beyond the forward pass", *(head["model"] for head in heads)],
-        ["---"] * (len(heads) + 1),
-    ]
+    line, models = ["---"] * (len(heads) + 1), [head["model"] for head in heads]
+    scores = [[f"{heads[0]['title']}: {heads[0]['metric']}", *models], line]
+    scores.append(["", *(f"{head['images']} images, {head['maps']} maps" for head in heads)])
+    costs = [["CPU ms per image beyond the forward pass", *models], line]
     costs.append(["the forward pass", *(f"{head['forward_cpu_ms']:.0f}" for head in heads)])
     for name in names:
-        spent = [column.get(name, {}).get("cpu_ms") for column in columns]
-        if any(each is not None for each in spent):
-            costs.append([name, *("–" if each is None else f"{each:.1f}" for each in spent)])
-    return "\n\n".join("\n".join(f"| {' | '.join(cells)} |" for cells in table) for table in (lines, costs))
+        found = [column.get(name, {}) for column in columns]
+        scores.append([name, *(_cell(row, head["baseline"]) for row, head in zip(found, heads, strict=True))])
+        if any(row.get("cpu_ms") is not None for row in found):
+            costs.append([name, *(f"{row['cpu_ms']:.1f}" if row else "–" for row in found)])
+    return "\n\n".join("\n".join(f"| {' | '.join(cells)} |" for cells in table) for table in (scores, costs))
 
 
-def _cell(row: Row | None, baseline: str) -> str:
-    if row is None:
+def _cell(row: Row, baseline: str) -> str:
+    if not row:
         return "–"
-    if BEST in row:
-        return f"{row['score']:.1f}: {_chosen(row)}"
-    return f"{row['score']:.1f}" + (f" ({_signed(row)})" if row["method"] != baseline else "")
+    more = f": {_chosen(row)}" if BEST in row else f" ({_signed(row)})" if row["method"] != baseline else ""
+    return f"{row['score']:.1f}{more}"

@@ -27,7 +27,8 @@ lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports,
 	$(BIN)/lint-imports
 
 docs: $(FOR_DOCS) ## build the documentation into site/; warnings are errors
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: site/index.html"
 
 bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals (about 3 minutes on two cores)
 	$(BIN)/python -m bench paths

@@ -34,6 +34,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from bench import plot
 from bench.measure import ROOT
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ FILES = {
     "affinities-scenes": f"quality --title 'generated scenes' --scenes 200 {SIGNED} --model scenes=silu-1.pt",
 }
 """What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added."""
-MARKER = re.compile(r"(<!--= (.+?) -->)(.*?)(<!--/-->)")
+MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 UNIT = r"\s?(?:%|µs|ms|s|KiB|MiB|GiB|KB|MB|GB|TB|images/s|points|IoU)(?!\w)|×(?!\s?\d)"
@@ -163,11 +164,9 @@ class _Figures(string.Formatter):
             low, high = value["interval"]
             return f"{value['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
         if format_spec == "ms":
-            unit, scale = (" s", 1000) if value >= 1000 else (" ms", 1) if value >= 1 else (" µs", 1e-3)
-            return self.format_field(value / scale, "3") + unit
+            return plot.in_unit(value, (("µs", 1e-3), ("ms", 1.0), ("s", 1e3)))
         if format_spec == "3":
-            rounded = float(f"{value:.3g}")
-            return f"{rounded:,.{max(0, 2 - int(f'{rounded:e}'.partition('e')[2]))}f}"
+            return plot.number(value)
         if format_spec == "KiB":
             return f"{value / 1024:,.1f} KiB"
         text = str(super().format_field(value, format_spec))
@@ -236,8 +235,6 @@ def _quality(*names: str) -> str:
 
 def _grid(*names: str) -> str:
     """Return the tables of the grid's files: our times beside the best peer's, and the share of whole networks."""
-    from bench import plot
-
     return "\n".join([plot.markdown([RESULTS / f"{name}.json" for name in names]), "", source(*names)])
 
 

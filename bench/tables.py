@@ -75,7 +75,10 @@ FILES = {
     f"ilsvrc/classes.txt {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
     "affinities-scenes": f"quality --title 'generated scenes' --scenes 200 {SIGNED} --model scenes=silu-1.pt",
 }
-"""What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added."""
+"""What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added.
+
+The photographs and the module ``nets`` (networks with the weights of others) are not in this repository: docs/quality.md.
+"""
 MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Scorer: TypeAlias = Callable[[NDArray[np.float32]], "Scores"]
+
 SCENES_SEED = 2024  # that of the demo: not used for training, nor for choosing the demo's options
 LEVELS = (0.0, *(10 ** (step / 8 - 4) for step in range(16)), *(step / 100 for step in range(1, 100)))
 """Thresholds of a map in [0, 1]: dense near 0, because a product of maps has most of its values there."""
@@ -55,16 +57,15 @@ class MaskTruth:
 
     def labels(self, size: tuple[int, int]) -> NDArray[np.int64]:
         """Return 1 on the object, 0 beside it, ``IGNORE`` where nothing is counted, at ``size`` (H, W)."""
-        image = Image.fromarray(self.mask) if isinstance(self.mask, np.ndarray) else Image.open(self.mask)
-        with image:
-            named = self.values or self.ignored
-            image = image if image.mode == "P" and named else image.convert("L")
+        named = self.values or self.ignored
+        with Image.fromarray(self.mask) if isinstance(self.mask, np.ndarray) else Image.open(self.mask) as image:
+            numbers = image if image.mode == "P" and named else image.convert("L")
             resampling = Image.Resampling.NEAREST if named else Image.Resampling.BILINEAR
-            found = np.asarray(image.resize(size[::-1], resampling))
+            found = np.asarray(numbers.resize(size[::-1], resampling))
         on = np.isin(found, self.values) if self.values else found > found.max() / 2
         return np.where(np.isin(found, self.ignored), IGNORE, on).astype(np.int64)
 
-    def scorer(self, size: tuple[int, int]) -> Callable[[NDArray[np.float32]], Scores]:
+    def scorer(self, size: tuple[int, int]) -> Scorer:
         """Return the function that scores a map of ``size`` (H, W); ValueError if nothing of the object is counted."""
         truth = self.labels(size)
         counted, positive = truth != IGNORE, truth == 1
@@ -92,7 +93,7 @@ class BoxTruth:
     size: tuple[int, int]
     boxes: list[list[float]]
 
-    def scorer(self, size: tuple[int, int]) -> Callable[[NDArray[np.float32]], Scores]:
+    def scorer(self, size: tuple[int, int]) -> Scorer:
         """Return the function that scores a map of ``size`` (H, W), in wsolevaluation's convention."""
         boxes = resize_boxes(self.boxes, self.size, size)
 

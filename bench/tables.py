@@ -77,7 +77,7 @@ FILES = {
 }
 """What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added.
 
-The photographs and the module ``nets`` (networks with the weights of others) are not in this repository: docs/quality.md.
+The photographs and the module ``nets`` (networks with weights of others) are not in this repository: docs/quality.md.
 """
 MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     from bench import aot_compile as aot
     from bench import aot_stages, aot_targets
-    from bench.pace import paced
+    from bench.measure import paced
 
     stages = aot_stages.sides(options.stages, options.sizes)
     listed = aot_stages.cases(stages, options.dtypes, options.classes, options.batch)

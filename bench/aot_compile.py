@@ -35,7 +35,7 @@ except ImportError:  # Triton before 3.4
 
 from bench.aot_ir import Loop, assembly_loops
 from bench.aot_targets import TARGETS
-from bench.orphans import die_with
+from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:

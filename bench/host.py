@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench import empty_driver, measure
-from bench.pace import paced
+from bench.measure import paced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

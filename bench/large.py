@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from bench import measure
-from bench.orphans import die_with
+from bench.workers import die_with
 from ssa_fast import SSA, Affinity
 from ssa_fast.demo.scenes import CLASSES, SIZE, make_scenes
 from ssa_fast.io.progress import paced

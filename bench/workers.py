@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from bench.measure import ROOT, Device, NotHere, is_out_of_memory
-from bench.measure import first_line as first_line
+from bench.measure import ROOT, Device, NotHere, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +62,6 @@ class Job:
     def part(self) -> str:
         return self.name.partition(": ")[0]
 
-    def __getitem__(self, name: str) -> Any:  # until bench/gpu and bench/tune.py have moved
-        return getattr(self, name)
-
     def lost(self, status: str, why: str) -> list[Row]:
         """Return the row that stands for those that the job did not return."""
         return [{"part": self.part, "what": self.name, "status": status, "why": why}]
@@ -75,7 +71,7 @@ def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
     return Job(function, name, limit, arguments)
 
 
-def perform(task: Job, device: Any) -> list[Row]:
+def perform(task: Job, device: Device) -> list[Row]:
     """Return the job's rows; an error becomes a row that says so."""
     module, _, name = task.function.partition(":")
     try:
@@ -373,10 +369,3 @@ def assert_unmixed(tree: Path) -> None:
 
 def _package_modules() -> dict[str, Any]:
     return {name: each for name, each in sys.modules.items() if name.partition(".")[0] == "ssa_fast"}
-
-
-def __getattr__(name: str) -> Any:
-    """Names of ``bench.legacy``, until their users have moved."""
-    from bench import legacy
-
-    return getattr(legacy, name)

@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.demo-installed
 FOR_ALL := $(VENV)/.installed
+FOR_DOCS := $(VENV)/.docs-installed
 FAST := not slow and not interpreter and not distributed and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast lint bench models clean help
+.PHONY: demo test test-fast lint docs bench models clean help
 .DELETE_ON_ERROR:
 
 demo: $(FOR_DEMO) ## polish photographs and generated scenes, print what they gain, write panels to demo-out/
@@ -25,6 +26,10 @@ lint: $(FOR_ALL) ## check formatting, style, types and the direction of imports,
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(FOR_DOCS) ## build the documentation into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: site/index.html"
+
 bench: $(FOR_ALL) ## time every method against dense PyTorch, and check the goals (about 3 minutes on two cores)
 	$(BIN)/python -m bench paths
 
@@ -32,14 +37,15 @@ models: $(FOR_DEMO) ## run SSA on every classifier known by name: stages, method
 	$(BIN)/python -m tests.sweep_models --all
 
 clean: ## remove the virtual environment and what was built
-	rm -rf $(VENV) demo-out build *.egg-info
+	rm -rf $(VENV) demo-out site build *.egg-info
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(FOR_DEMO): EXTRA := app,photos
 $(FOR_ALL): EXTRA := dev
-$(FOR_DEMO) $(FOR_ALL): pyproject.toml
+$(FOR_DOCS): EXTRA := docs
+$(FOR_DEMO) $(FOR_ALL) $(FOR_DOCS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRA)]"
 	touch $@

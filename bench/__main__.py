@@ -21,6 +21,7 @@ COMMANDS = {
     "aot": ("aot", "compile every kernel for GPUs that need not be here, and check what the compiler made of it"),
     "host": ("host", "CPU time and launches per call on a driver that does nothing"),
     "compare": ("compare", "the working tree against a base commit, as ratios in one run"),
+    "demo": ("demo", "what ssa-fast demo finds on its generated scenes, as a file"),
     "tables": ("tables", "write the figures of README and docs from the files in bench/results"),
 }
 

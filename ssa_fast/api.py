@@ -46,7 +46,7 @@ def polish(
     """Complete a class activation map along the semantic structure of backbone features.
 
     With one stage this is SEAM's pixel correlation module (PCM, CVPR 2020), without its ``(B, L, L)`` affinity wherever
-    that is large::
+    that is large:
 
         cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)      # (B, K, L)
         x = feats.flatten(2) / (feats.flatten(2).norm(dim=1, keepdim=True) + 1e-5)            # (B, C, L)
@@ -163,7 +163,8 @@ def correlation(
             ``size`` is given, pixels of an image of that size.
         size: ``(H, W)`` of the image in whose pixels ``point`` is given.
         affinity: φ and centring, one or one per stage; ``steps`` and ``sum_eps`` are not used.
-        layout, grid: As in ``polish``; a grid that is not given has the ratio of ``size``, else is square.
+        layout: As in ``polish``.
+        grid: As in ``polish``; one that is not given has the ratio of ``size``, else is square.
 
     Returns:
         ``(B, H, W)`` (``(H, W)`` for an unbatched stage), float32 or float64, NumPy for NumPy; for several stages a

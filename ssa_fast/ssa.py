@@ -78,7 +78,8 @@ class SSA:
         flip: Also use the horizontally flipped image at each scale; its CAMs are flipped back.
         prior: "center" weights the seed by ``exp(−x² − y²)`` before it is polished, ``x`` and ``y`` from −1 to 1
             between the edges: an assumption about photographs, no evidence of the class. None assumes nothing.
-        fuse, weights: How the stages are fused, see ``ssa_fast.polish``.
+        fuse: How the stages are fused, see ``ssa_fast.polish``.
+        weights: Of the stages when they are fused, see ``ssa_fast.polish``.
         align_corners: Of the bilinear resizing of seeds and CAMs. False aligns pixels by their centres, which is more
             accurate on photographs (docs/quality.md); True is PCM's and ``polish``'s.
         size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).

@@ -60,7 +60,9 @@ class PolishCams:
     CPUs; outside Ray, a GPU is used if there is one.
 
     Args:
-        model, weights, probability: See ``models.zoo.load``.
+        model: See ``models.zoo.load``.
+        weights: See ``models.zoo.load``.
+        probability: See ``models.zoo.load``.
         ssa: Options of ``SSA`` by name, except ``size``, which is "stage" to keep "cams" small.
         options: The options of ``runs.RunOptions`` listed in ``OPTIONS``. Images with more than ``large_above`` pixels
             at the network's input get an "error": nothing is processed in tiles here.
@@ -163,7 +165,9 @@ def polish_images(
 
     Args:
         paths: Files, folders and globs, see ``io.datasets.find_images``; valid on every node, as each reads its own.
-        batch_size, concurrency, num_gpus: Images per batch, number of actors, and GPUs per actor.
+        batch_size: Images per batch.
+        concurrency: Number of actors.
+        num_gpus: GPUs per actor.
         options: Arguments of ``PolishCams``.
 
     Raises:

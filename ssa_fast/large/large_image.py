@@ -92,8 +92,6 @@ class LargeImageResult:
 class LargeImageSSA:
     """Polishes, exactly, images that are too large for the network or the memory.
 
-    ::
-
         result = LargeImageSSA(ssa)("slide.tif", classes=[3], out="cams.tif")
 
     The image is cut into tiles, padded by the model's receptive field, which the first call measures by tracing a NaN
@@ -113,8 +111,11 @@ class LargeImageSSA:
         disk: Bytes that cached features may take; "auto" is half of what is free, 0 none.
         scratch: Folder for them; default beside the outputs.
         stride: Where pixels are stored, store every stride-th only: an approximation, see ``PixelBank``.
-        mean, std: Of the normalisation of pixels in [0, 1], for R, G and B; default ImageNet's.
-        bands, range, backdrop: How samples become RGB, see ``ssa_fast.io.images.read_image``.
+        mean: What is subtracted from R, G and B in [0, 1]; default ImageNet's.
+        std: What they are then divided by; default ImageNet's.
+        bands: Of the file, read as RGB, see ``ssa_fast.io.images.read_image``.
+        range: The values that become 0 and 255, see ``read_image``.
+        backdrop: RGB colour behind transparent parts.
 
     Raises:
         ValueError: An option out of range, or an ``ssa`` that cannot be run in tiles, with what to do instead.

@@ -154,7 +154,7 @@ RATES = {
 
 
 def cost(method: str, problem: Problem, backend: str = "torch") -> Cost:
-    """Return the cost of one of ``METHODS`` on a backend; the formulas are those of the README's table."""
+    """Return the cost of one of ``METHODS`` on a backend; the formulas are those of docs/method.md."""
     return _triton_cost(method, problem) if backend == "triton" else _torch_cost(method, problem)
 
 

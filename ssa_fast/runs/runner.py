@@ -64,7 +64,8 @@ def run(
     processes, with the same ``out`` for all of them.
 
     Args:
-        paths, split: See ``datasets.find_images``; or the images from ``list_images``.
+        paths: See ``datasets.find_images``; or the images from ``list_images``.
+        split: See ``datasets.find_images``.
         ssa: Built on ``classifier.model``; ``size="stage"`` keeps CAM files small.
         out: The output folder.
         classifier: The network with its preprocessing and class names.

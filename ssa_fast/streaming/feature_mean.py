@@ -19,8 +19,6 @@ BLOCK_ELEMENTS = 1 << 16  # summed at once: PyTorch first copies them to float64
 class FeatureMean(_TileSum):
     """Mean feature of one image, summed in float64 tile by tile, in any order, by any number of processes.
 
-    ::
-
         mean = FeatureMean(C)
         for feats in tiles:
             mean.add(feats)
@@ -29,7 +27,8 @@ class FeatureMean(_TileSum):
 
     Args:
         C: Channels of the features.
-        layout, grid: Of the features, as in ``Prototypes``.
+        layout: Of the features, as in ``Prototypes``.
+        grid: Of the features, as in ``Prototypes``.
         device: Where the sum is kept; default the CPU.
 
     Attributes:

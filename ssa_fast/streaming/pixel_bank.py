@@ -40,7 +40,8 @@ class PixelBank(_Accumulator):
         K: CAM classes.
         C: Channels of the features.
         affinity: Any, of one step.
-        layout, grid: Of the features, as in ``Prototypes``.
+        layout: Of the features, as in ``Prototypes``.
+        grid: Of the features, as in ``Prototypes``.
         stride: Store only every stride-th pixel in both directions. **An approximation** (``exact`` is False): the
             mean over all pixels becomes the mean over a grid of them. On smooth generated features of 64×64 pixels the
             polished CAM moved by 0.8 % of its range with 2, and by 3.6 % with 4 (tests/test_streaming.py).

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 class Prototypes(_Accumulator):
     """One image's class prototypes, summed tile by tile; exact for features of any sign under the shifted cosine.
 
-    ::
-
         prototypes = Prototypes(K, C, affinity=Affinity(phi="shifted"))
         for cam, feats in tiles:                 # any tiling, any order
             prototypes.add(cam, feats)

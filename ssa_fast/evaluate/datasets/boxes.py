@@ -117,8 +117,10 @@ def evaluate_boxes(
     """Return MaxBoxAcc, MaxBoxAccV2, GT-known, top-1 and top-5 localisation as wsolevaluation prints them.
 
     Args:
-        dataset, cams: What to compare: the map of each image's true class, at 224 x 224, with its boxes.
-        thresholds, ious: See ``max_box_acc``.
+        dataset: The images with their true boxes.
+        cams: Their CAM files, of which the true class's map is compared at 224 x 224.
+        thresholds: See ``max_box_acc``.
+        ious: See ``max_box_acc``.
         predictions: Image -> its predicted classes, best first; or CAM files of a run with ``--classes top5``. None:
             what ``cams`` themselves say, if they are of predicted classes.
         missing: What an image without a CAM of its true class is, see ``Missing``.

@@ -36,8 +36,8 @@ def read_folder(
 
     Args:
         root: A folder with both.
-        images, masks: Their folders, in ``root`` or anywhere; pairs share their path without suffix. Without the
-            images only panels lack something.
+        images: Their folder, in ``root`` or anywhere; without it only panels lack something.
+        masks: Their folder; a pair shares its path without suffix.
         classes: Names, as a list, as "cat,dog", or a file with one per line: masks are label maps, 0 background,
             ``k + 1`` for the k-th name, 255 not counted. None: masks show figure and ground, and what exceeds half of a
             mask's maximum is the object.

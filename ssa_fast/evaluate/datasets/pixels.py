@@ -94,7 +94,8 @@ def evaluate_pixels(
     """Return PxAP as wsolevaluation prints it, and the pixel IoU at every threshold.
 
     Args:
-        dataset, cams: What to compare: the map of each image's true class, at 224 x 224, with its objects' masks.
+        dataset: The images with their objects' masks.
+        cams: Their CAM files, of which the true class's map is compared at 224 x 224.
         thresholds: Of the IoU.
         missing: What an image without a CAM of its true class is, see ``Missing``.
         progress: Whether to show on stderr how far it is.

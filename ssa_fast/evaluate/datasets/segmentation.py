@@ -183,8 +183,10 @@ def evaluate_segmentation(
     The numbers are those of ``threshold_sweep`` over the whole dataset.
 
     Args:
-        dataset, cams: What to compare. Smaller CAMs are resized bilinearly to the truth's size.
-        thresholds, absent: See ``threshold_sweep``.
+        dataset: The images with their label maps.
+        cams: Their CAM files. Smaller CAMs are resized bilinearly to the truth's size.
+        thresholds: See ``threshold_sweep``.
+        absent: See ``threshold_sweep``.
         match: How classes are matched, see ``Match``.
         missing: What an image without a CAM file is, see ``Missing``.
         progress: Whether to show on stderr how far it is.

@@ -48,7 +48,9 @@ def read_openimages(
     """List a split of OpenImages from wsolevaluation's metadata: masks of objects and of what is not counted.
 
     Args:
-        root, split, images: See ``read_imagenet``; image_sizes.txt is not read.
+        root: See ``read_imagenet``; image_sizes.txt is not read.
+        split: See ``read_imagenet``.
+        images: See ``read_imagenet``.
         masks: The folder that the masks' paths are relative to; default: ``root``.
 
     Raises:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import providers
-from bench.measure import Device, ratios, time_interleaved
+from bench.measure import Device, Times, ratios, time_interleaved
 from bench.problems import FORMATS, named
 from bench.providers import dense_pcm
 from bench.workers import Workers, job
@@ -208,6 +208,12 @@ def test_peak_extra_memory(gate: Gate, method: str, draw: str, side: int) -> Non
     gate(what, "mib", found / MIB, at_most=limit / MIB)
 
 
+def milliseconds(ours: Times, peer: Times) -> dict[str, float]:
+    return {
+        f"{name}_ms": round(float(np.median(each.warm)) * 1e3, 3) for name, each in (("ours", ours), ("peer", peer))
+    }
+
+
 @pytest.mark.parametrize(("k", "goal"), [(K, 0.05), (1, 0.03)])
 @pytest.mark.parametrize(
     "size", [pytest.param(size, marks=pytest.mark.work(20 * 1.64e5 * size**2)) for size in (224, 512, 1024)]
@@ -224,7 +230,7 @@ def test_share_of_the_backbone(gate: Gate, size: int, k: int, goal: float) -> No
     found = ratios(times["ours"].warm, times["forward"].warm)
     assert found, times
     what = f"polish and fuse of four stages at {size}, K={k}, share of ResNet-50's forward ({layout})"
-    gate(what, "share", found["p50"], at_most=goal)
+    gate(what, "share", found["p50"], at_most=goal, **milliseconds(times["ours"], times["forward"]))
 
 
 @pytest.mark.parametrize("size", [224, 512])
@@ -245,7 +251,7 @@ def test_prototypes_against_their_compiled_algebra(gate: Gate, size: int) -> Non
     assert again
     band = min(max(1 - again["p20"], again["p80"] - 1, 0), 0.1)
     what = f"ours vs the algebra compiled, resnet50/{size}/layer1, A/A ±{band:.1%}"
-    gate(what, "ratio", found["p50"], at_least=1 - band)
+    gate(what, "ratio", found["p50"], at_least=1 - band, **milliseconds(times["auto"], times["peer"]))
 
 
 @pytest.fixture(scope="module")

@@ -241,7 +241,7 @@ def work(problem, device):
 
 
 def plant(name, build, variants=("a",), ours=False):
-    return Provider(name, build, work, providers.never, variants, ours=ours)
+    return Provider(name, build, work, variants=variants, ours=ours)
 
 
 def build_wrong(device, problem, cam, f, variant):

@@ -1,16 +1,16 @@
-"""The ``versus`` fixture: ours against a peer in interleaved rounds, and the table of all ratios at the end."""
+"""Fixtures of the gated suites: ``gate`` holds a figure against its goal, ``versus`` times ours beside a peer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
 import torch
 
 from bench import measure
-from bench.baselines import dense_pcm
+from bench.providers import dense_pcm
 from ssa_fast import Affinity
 from ssa_fast.io.progress import Pace
 from ssa_fast.ops import cost_model
@@ -19,27 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_benchmark.fixture import BenchmarkFixture
-    from torch import Tensor
+
+    Gate: TypeAlias = Callable[..., None]
+    Versus: TypeAlias = Callable[..., None]
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 PACE = pytest.StashKey[tuple[Pace, dict[str, float], list[float]]]()  # the work of each test, and of those done
-
-
-class Versus(Protocol):
-    def __call__(
-        self,
-        ours: Callable[[], Tensor],
-        peer: Callable[[], object],
-        *,
-        label: str,
-        at_least: float,
-        same: bool = True,
-        rounds: int = 7,
-    ) -> None: ...
+UNITS = {"ratio": "×", "mib": " MiB", "exponent": "", "share": " of the forward"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--save", type=Path, default=None, help="write the ratios and the machine to this JSON file")
+    parser.addoption("--save", type=Path, default=None, help="write the figures and the machine to this JSON file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,8 +44,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not work or reporter is None or session.config.option.collectonly:
         return
     cam, f = torch.rand(1, 20, 56, 56), torch.rand(1, 256, 56, 56)
-    problem = cost_model.Problem(1, 20, 256, 56 * 56, Affinity(), None)
-    flops = cost_model.cost("dense", problem).flops
+    flops = cost_model.cost("dense", cost_model.Problem(1, 20, 256, 56 * 56, Affinity(), None)).flops
     seconds = sum(work.values()) * measure.median_seconds(lambda: dense_pcm(cam, f)) / flops
     session.config.stash[PACE] = Pace("paths", seconds, say=reporter.write_line), work, []
 
@@ -69,13 +58,22 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """Where a benchmark puts what it found."""
-    return request.config.stash[ROWS]
+def gate(request: pytest.FixtureRequest) -> Gate:
+    """Keep a figure with its goal, ``at_least`` or ``at_most``; the test fails where it is missed."""
+    rows = request.config.stash[ROWS]
+
+    def judge(
+        what: str, figure: str, value: float, *, at_least: float = -np.inf, at_most: float = np.inf, **more: Any
+    ) -> None:
+        goal = f">= {at_least:.4g}" if at_least > -np.inf else f"<= {at_most:.4g}" if at_most < np.inf else "none"
+        rows.append({"what": what, **more, figure: round(value, 4), "goal": goal})
+        assert at_least <= value <= at_most, f"{what}: {value:.4g}{UNITS[figure]}, the goal is {goal}"
+
+    return judge
 
 
 @pytest.fixture
-def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
+def versus(benchmark: BenchmarkFixture, gate: Gate) -> Versus:
     """Time ``ours`` with pytest-benchmark and ``peer`` in turn; the ratio is the median of the rounds' ratios.
 
     Both are warm: the second of two calls counts, since what the peer does to caches and allocator is not ours. What a
@@ -84,7 +82,7 @@ def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
     """
 
     def run(
-        ours: Callable[[], Tensor],
+        ours: Callable[[], Any],
         peer: Callable[[], Any],
         *,
         label: str,
@@ -100,40 +98,29 @@ def versus(benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> Versus:
 
         def in_turn() -> None:
             peer()
-            peers.append(measure.seconds(peer))
+            peers.append(measure.Device().seconds(peer, cold=False))
             ours()
 
         benchmark.pedantic(ours, setup=in_turn, rounds=rounds)
         assert benchmark.stats is not None
         mine = np.array(benchmark.stats["data"])
-        ratio = float(np.median(np.array(peers) / mine))
-        row = {
-            "what": label,
-            "ours_ms": round(float(np.median(mine)) * 1e3, 3),
-            "peer_ms": round(float(np.median(peers)) * 1e3, 3),
-            "ratio": round(ratio, 3),
-            "goal": f">= {at_least:.4g}",
-        }
-        benchmark.extra_info.update(row)
-        rows.append(row)
-        assert ratio >= at_least, f"{label}: {ratio:.3f}×, the goal is {at_least:.4g}×"
+        times = {"ours_ms": round(np.median(mine) * 1e3, 3), "peer_ms": round(np.median(peers) * 1e3, 3)}
+        gate(label, "ratio", float(np.median(np.array(peers) / mine)), at_least=at_least, **times)
 
     return run
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
-    if not rows:
+    if not (rows := config.stash[ROWS]):
         return
-    terminalreporter.section("ratios in this run")
+    terminalreporter.section("figures of this run")
     for row in rows:
-        if "exponent" in row:
-            measured = f"{row['exponent']:>9.3f}"
-        else:
-            measured = f"{row['ratio']:>8.3g}×" if "ratio" in row else f"{row['mib']:>6.1f} MiB"
-        times = f"{row['ours_ms']:.2f} ms, peer {row['peer_ms']:.2f} ms" if "ratio" in row else ""
-        terminalreporter.write_line(f"{measured}  (goal {row['goal']:>9})  {row['what']}  {times}")
+        figure = next(each for each in UNITS if each in row)
+        times = f"{row['ours_ms']:.2f} ms, peer {row['peer_ms']:.2f} ms" if "peer_ms" in row else ""
+        terminalreporter.write_line(
+            f"{row[figure]:>9.4g}{UNITS[figure]}  (goal {row['goal']:>9})  {row['what']}  {times}"
+        )
     terminalreporter.write_line(measure.describe(measure.machine()))
     if path := config.getoption("--save"):
-        measure.save(path, rows)
+        measure.save(path, rows, command="python -m bench paths")
         terminalreporter.write_line(f"saved to {path}")

@@ -1,80 +1,333 @@
-"""Measuring on a CPU: interleaved rounds, peak memory of a fresh process, and what machine it was."""
+"""Measure calls on a CPU or a GPU: time in interleaved rounds, peak memory, and on what machine that was."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import random
+import resource
+import shutil
 import subprocess
-import sys
 import time
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from bench.orphans import die_with
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from ssa_fast.ops.gpu_info import Gpu
+
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
+CYCLES_PER_SECOND = 2e9  # more than any GPU's clock: a pause lasts at least as long as asked
+LONGEST_PAUSE = 4e-3
+MARGIN = 512 << 20  # bytes of the machine's memory left to everybody else
+SLOW_S = 10.0  # a call that takes longer is made in one round
+ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"  # of nvidia-smi
+_CGROUP = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+class NotHere(Exception):
+    """Raised for what this device or machine cannot do; its text is the reason."""
 
 
-def median_seconds(function: Callable[[], object], *, budget: float = 0.4, most: int = 15) -> float:
-    """Median of as many calls as ``budget`` seconds allow, at least 3 and at most ``most``, after one to warm up."""
-    function()
-    first = seconds(function)
-    return float(np.median([first, *(seconds(function) for _ in range(int(min(max(budget / first, 2), most))))]))
+class Device:
+    """Time calls and watch their memory on one device; a dry run is on the CPU and its figures mean nothing.
 
-
-def peak_extra_memory(setup: str, call: str) -> int:
-    """Bytes of resident memory that ``call`` takes at its peak beyond what ``setup`` left, result included.
-
-    Both are Python source, run in a fresh process: there the allocator has no freed memory to hide the growth in.
-    Reads Linux's ``VmHWM``, so the library's own buffers count too.
+    Times of a GPU are those of the device alone: the device pauses before each call for as long as the host needs to
+    enqueue it. ``eager_seconds`` is the host's view.
     """
-    code = (
-        "import torch, ssa_fast\n"
-        "def status(key):\n"
-        "    return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024\n"
-        "polish, Affinity = ssa_fast.polish, ssa_fast.Affinity\n"
-        # The thread pool and the library's code are there before the first call, whatever it is.
-        "torch.relu(torch.rand(512, 512) @ torch.rand(512, 512))\n"
-        "polish(torch.rand(1, 2, 8, 8), torch.rand(1, 4, 8, 8))\n"
-        f"{setup}\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"
-        "before = status('VmRSS')\n"
-        f"result = {call}\n"
-        "print(status('VmHWM') - before)\n"
-    )
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-        preexec_fn=partial(die_with, os.getpid()),
-    )
-    if done.returncode:
-        raise RuntimeError(f"the process measured failed:\n{done.stderr}")
-    return int(done.stdout)
+
+    def __init__(self, kind: str = "cpu", dry_run: bool = False) -> None:
+        self.dry_run = dry_run
+        on_cpu = dry_run or kind == "cpu"
+        self.device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+        self._flushed: torch.Tensor | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def gpu(self) -> Gpu:
+        from ssa_fast.ops import gpu_info  # not above: a worker may take the package from another tree
+
+        found, why = gpu_info.query(self.device)
+        if found is None:
+            raise NotHere(why)
+        return found
+
+    def synchronize(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object], pause: float = 0.0, cold: bool = True) -> float:
+        """Return the time of one call, on a cold cache or on what the call before left there."""
+        if cold and not self.dry_run:
+            self._flush_cache()
+        if not self.on_gpu:
+            begin = time.perf_counter()
+            call()
+            return time.perf_counter() - begin
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(int(pause * CYCLES_PER_SECOND) + 1)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def pause(self, call: Callable[[], object]) -> float:
+        """Return how long the GPU is to wait so that a call is enqueued when it goes on."""
+        if not self.on_gpu:
+            return 0.0
+        times = []
+        for _ in range(3):
+            self.synchronize()
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        self.synchronize()
+        return min(1.5 * min(times) + 2e-5, LONGEST_PAUSE)
+
+    def eager_seconds(self, call: Callable[[], object], calls: int = 300) -> float:
+        """Return the wall time of one of many calls made without waiting, caches warm; the best of 5 runs."""
+        calls = 2 if self.dry_run else calls
+        times = []
+        for _ in range(2 if self.dry_run else 5):
+            self.synchronize()
+            begin = time.perf_counter()
+            for _ in range(calls):
+                call()
+            self.synchronize()
+            times.append((time.perf_counter() - begin) / calls)
+        return min(times)
+
+    def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Capture ``call`` in a CUDA graph; return its replay, and the result that a replay writes anew."""
+        if not self.on_gpu:
+            raise NotHere("a CPU captures no CUDA graph")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+        return graph.replay, result
+
+    def peak_bytes(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Call; return the result, and the bytes held at the peak beyond those before, the result included.
+
+        On a CPU the growth of the process's resident memory counts, the libraries' own buffers too: it should be a
+        fresh process, whose allocator has no freed memory to hide the growth in. None where the system does not tell.
+        """
+        self.clean()
+        if self.on_gpu:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            result = call()
+            self.synchronize()
+            return result, torch.cuda.max_memory_allocated() - before
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # glibc: give freed memory back, now and from now on
+            libc.mallopt(_M_MMAP_THRESHOLD, 65536)
+            libc.malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        except OSError:
+            return call(), None
+        before = _sizes("/proc/self/status")["VmRSS"]
+        result = call()
+        return result, max(_sizes("/proc/self/status")["VmHWM"] - before, 0)  # threads count pages themselves first
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can still be taken without the system ending a process for it."""
+        if self.on_gpu:
+            return torch.cuda.mem_get_info(self.device)[0]
+        found = _sizes("/proc/meminfo")["MemAvailable"]
+        for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory.usage_in_bytes")):
+            path = _CGROUP / most
+            if path.is_file() and (text := path.read_text().strip()) != "max":
+                stat = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
+                held = int(path.with_name(used).read_text()) - int(stat.get("inactive_file", 0))
+                found = min(found, int(text) - held)
+        return max(found - MARGIN, 0)
+
+    def limit_memory(self) -> None:
+        """Make an allocation of this process beyond what is free raise an error; a GPU does so by itself."""
+        if not self.on_gpu:
+            most = _sizes("/proc/self/status")["VmData"] + self.free_bytes()
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+    def clean(self) -> None:
+        """Free what is not referenced."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def beyond_cache(self) -> int:
+        """Return the size in bytes of a buffer that fills the last cache several times."""
+        if self.on_gpu:
+            return max(4 * getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0), 256 << 20)
+        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+        last = max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
+        return min(max(2 * last, 64 << 20), 1 << 30)
+
+    def _flush_cache(self) -> None:
+        """Read a buffer larger than the cache: a written one's lines would be written back within the timed call."""
+        if self._flushed is None:
+            # Written once, since pages that never were are all one page of zeros on a CPU.
+            self._flushed = torch.arange(self.beyond_cache() // 4, dtype=torch.int32, device=self.device)
+        torch.amax(self._flushed)
 
 
-def machine() -> dict[str, Any]:
-    """What a figure has to stand beside: processor, cores, memory, versions, commit."""
-    return {
+@dataclass
+class Times:
+    """Seconds of one call, round by round; ``why`` says how the call failed, if it did."""
+
+    cold: list[float] = field(default_factory=list)
+    warm: list[float] = field(default_factory=list)
+    status: str = "ok"
+    why: str = ""
+
+
+def time_interleaved(
+    device: Device,
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    cold: int = 31,
+    warm: int = 0,
+    least: int = 5,
+    budget: float = 1.5,
+    seed: int = 0,
+) -> dict[str, Times]:
+    """Time every call once a round, in a shuffled order, so that what changes on the machine changes for all.
+
+    At most ``cold`` rounds are on a flushed cache; ``warm`` ones take the second of two calls. A call takes part in
+    ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``SLOW_S`` is made
+    once. Rounds of the same index are of the same moment. A call that fails is out.
+    """
+    cold, warm, least = (min(cold, 2), min(warm, 2), 2) if device.dry_run else (cold, warm, least)
+    found = {name: Times() for name in calls}
+    spent, pauses = dict.fromkeys(calls, 0.0), dict.fromkeys(calls, 0.0)
+    order = random.Random(seed)
+
+    def turn_of(name: str, turn: int) -> None:
+        call, times = calls[name], found[name]
+        if turn < 0:  # whatever comes first: compilation, thread pool, pages
+            seconds = device.seconds(call, cold=cold > 0)
+            if seconds > SLOW_S:
+                times.cold, times.warm, spent[name] = [seconds][:cold], [seconds][:warm], float("inf")
+            else:
+                pauses[name] = device.pause(call)
+            return
+        if turn < cold:
+            times.cold.append(device.seconds(call, pauses[name]))
+        elif warm:
+            call()
+        if turn < warm:
+            times.warm.append(device.seconds(call, pauses[name], cold=False))
+
+    for turn in range(-1, max(cold, warm)):
+        for name in order.sample(list(calls), len(calls)):
+            enough = spent[name] > budget / len(calls) and turn >= least
+            if found[name].status != "ok" or enough or spent[name] == float("inf"):
+                continue
+            begin = time.perf_counter()
+            try:
+                turn_of(name, turn)
+            except Exception as error:
+                found[name].status = "out of memory" if is_out_of_memory(error) else "failed"
+                found[name].why = first_line(error)
+            spent[name] += (time.perf_counter() - begin) if turn >= 0 else 0.0
+    return found
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what ``torch.empty`` and its kin return with NaN, so that unwritten elements fail a check."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU or in a CPU's allocator."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error in one line of bounded length, with its type."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def percentiles(values: Sequence[float], digits: int = 4) -> dict[str, float] | None:
+    """Return p20, p50 and p80; None of nothing."""
+    if not len(values):
+        return None
+    return {f"p{each}": round(float(np.percentile(values, each)), digits) for each in (20, 50, 80)}
+
+
+def ratios(mine: Sequence[float], base: Sequence[float]) -> dict[str, float] | None:
+    """Return the percentiles of ``mine / base`` over the rounds that both took part in."""
+    both = min(len(mine), len(base))
+    return percentiles(np.array(mine[:both]) / np.array(base[:both]), 5)  # type: ignore[arg-type]
+
+
+def summary(times: Sequence[float]) -> dict[str, Any]:
+    """Return median and quartiles in µs."""
+    low, middle, high = (round(float(n), 3) for n in np.percentile(np.array(times) * 1e6, [25, 50, 75]))
+    return {"us": middle, "us_quartiles": [low, high], "rounds": len(times)}
+
+
+def median_seconds(call: Callable[[], object], *, budget: float = 0.4, most: int = 15) -> float:
+    """Return the median of as many warm calls on the CPU as ``budget`` seconds allow, 3 to ``most``."""
+    cpu = Device()
+    call()
+    first = cpu.seconds(call, cold=False)
+    more = int(min(max(budget / first, 2), most))
+    return float(np.median([first, *(cpu.seconds(call, cold=False) for _ in range(more))]))
+
+
+def paced(items: Sequence[T], what: str) -> Iterable[T]:
+    """Return ``items``, which show their progress where the tree at hand has the package's ``paced``."""
+    try:
+        from ssa_fast.io.progress import paced
+    except ImportError:
+        return items
+    return paced(items, what, costs=[1.0] * len(items))
+
+
+def machine(device: Device | None = None, commit: str = "") -> dict[str, Any]:
+    """Return what a figure has to stand beside: processor, memory, GPU, versions, commit.
+
+    ``commit`` is what to say where git cannot tell.
+    """
+    found: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -82,29 +335,57 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git_commit() or commit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+    if device is None or not device.on_gpu:
+        return found
+    properties = torch.cuda.get_device_properties(device.device)
+    if importlib.util.find_spec("triton"):
+        found |= {"triton": importlib.metadata.version("triton")}
+    found |= {"cuda": torch.version.cuda, "hip": torch.version.hip, "gpu": properties.name, "arch": device.gpu.arch}
+    found |= {
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(getattr(properties, "L2_cache_size", 0) / 2**20, 1),
+    }
+    said = _output("nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader").splitlines()
+    return found | {"nvidia_smi": dict(zip(ASKED.split(","), (said or [""])[0].split(", "), strict=False))}
 
 
-def describe(found: dict[str, Any]) -> str:
-    """One line for people."""
+def describe(found: Mapping[str, Any]) -> str:
+    """Return a machine in one line for people."""
     return (
         f"{found['cpu']}, {found['threads']} threads on {found['cores']} cores, {found['memory_gib']} GiB, "
         f"torch {found['torch']}, Python {found['python']}, commit {found['commit']}, {found['date']}"
+        + (f", {found['gpu']}" if found.get("gpu") else "")
     )
 
 
-def save(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows and machine as JSON, whole or not at all."""
+def command_line(given: Sequence[str]) -> str:
+    """Return the command with its arguments, less where its output goes."""
+    words = list(given)
+    for name in ("--save", "--out"):
+        if name in words:
+            at = words.index(name)
+            del words[at : at + 2]
+    return " ".join(["python -m bench", *(word for word in words if not word.startswith(("--save=", "--out=")))])
+
+
+def save(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, command: str = "", settings: Any = None, **more: Any
+) -> None:
+    """Write ``{"command", "machine", "settings", "rows"}`` and what is ``more`` as JSON, whole or not at all."""
+    found = {"command": command, "machine": more.pop("machine", None) or machine(), "settings": settings or {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps({**found, **more, "rows": list(rows)}, indent=1, ensure_ascii=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _cpu_name() -> str:
-    """The processor's model with what tells generations apart: vendors' virtual machines often name only the family."""
+    """Return the processor's model with what tells generations apart: virtual machines often name only the family."""
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
@@ -115,6 +396,21 @@ def _cpu_name() -> str:
     return f"{name} (family {found.get('cpu family')}, model {found.get('model')})"
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stdout.strip()
+def _git_commit() -> str:
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    return commit + ("+changes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
+
+
+def _output(*command: str) -> str:
+    """Return what a program prints; empty where it is missing or refuses."""
+    if not shutil.which(command[0]):
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _sizes(path: str) -> dict[str, int]:
+    """Return the sizes in bytes that a file of ``/proc`` lists in kB."""
+    with open(path, encoding="utf-8") as file:
+        pairs = [line.split() for line in file]
+    return {pair[0].rstrip(":"): int(pair[1]) * 1024 for pair in pairs if pair[2:] == ["kB"]}

@@ -1,15 +1,16 @@
 """``python -m bench measures``: what the measures of ``ssa_fast.evaluate`` cost, against one search per threshold.
 
-Processor time in milliseconds per map or image, the median of interleaved rounds. Box accuracy: 1,000 thresholds on
-maps of 224 x 224 that were enlarged from coarser noise, as CAMs are. The baselines give the same figures by their
-definitions: a search for contours, or a confusion matrix, at every threshold. Beside them what OpenCV's rival costs
-before any box is known: two component trees (regions, holes) of scikit-image.
+Milliseconds per map or image, medians of interleaved rounds. Box accuracy: 1,000 thresholds on maps of 224 x 224 that
+were enlarged from coarser noise, as CAMs are. The baselines give the same figures by their definitions: a search for
+contours, or a confusion matrix, at every threshold. Beside them what OpenCV's rival costs before any box is known: two
+component trees (regions, holes) of scikit-image.
 """
 
 from __future__ import annotations
 
-import time
+import argparse
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,7 @@ from bench import measure
 from ssa_fast.evaluate import box_iou, confusion_matrix, contour_boxes, max_box_acc, threshold_sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,7 +37,7 @@ def enlarged(cells: int) -> NDArray[np.float64]:
     """Return a map (224, 224) in [0, 1], enlarged from ``cells`` by ``cells`` numbers."""
     noise = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(cells), dtype=torch.float64)
     cam = F.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0, 0].numpy()
-    scaled: NDArray[np.float64] = (cam - cam.min()) / (cam - cam.min()).max()
+    scaled: NDArray[np.float64] = (cam - cam.min()) / np.ptp(cam)
     return scaled
 
 
@@ -57,58 +57,46 @@ def trees(cam: NDArray[np.float64]) -> None:
 
 def argmax_at_every_threshold(cam: NDArray[np.float32], truth: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the confusion matrices of one image's CAMs, of classes 0, 1, …, by the definition."""
-    counts = []
-    for threshold in BACKGROUNDS:
-        stack = np.concatenate([np.full((1, *truth.shape), threshold, np.float32), cam])
-        counts.append(confusion_matrix(stack.argmax(0), truth, 21))
-    return np.stack(counts)
+    padded = (np.concatenate([np.full((1, *truth.shape), each, np.float32), cam]) for each in BACKGROUNDS)
+    return np.stack([confusion_matrix(stack.argmax(0), truth, 21) for stack in padded])
 
 
-def median_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median processor time of each function, run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(ROUNDS):
-        for name, function in functions.items():
-            begin = time.process_time()
-            function()
-            times[name].append(1000 * (time.process_time() - begin))
-    return {name: round(float(np.median(values)), 1) for name, values in times.items()}
+def _median_ms(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    times = measure.time_interleaved(measure.Device(), calls, cold=0, warm=ROUNDS, least=ROUNDS)
+    return {name: round(1000 * float(np.median(each.warm)), 1) for name, each in times.items()}
 
 
 def rows() -> Iterator[dict[str, Any]]:
     """Yield what each measure costs; raise where a baseline gives another figure."""
     for cells in CELLS:
         cam = enlarged(cells)
-        np.testing.assert_array_equal(
-            max_box_acc([cam], [TRUE_BOX], thresholds=THRESHOLDS.tolist()).overlaps[0], search_at_every_threshold(cam)
-        )
         accuracy = partial(max_box_acc, [cam], [TRUE_BOX], thresholds=THRESHOLDS.tolist())
-        functions: dict[str, Callable[[], object]] = {
+        np.testing.assert_array_equal(accuracy().overlaps[0], search_at_every_threshold(cam))
+        calls: dict[str, Callable[[], object]] = {
             "wsol": accuracy,
             "continuous": partial(accuracy, convention="continuous"),
             "every threshold": partial(search_at_every_threshold, cam),
             "two trees": partial(trees, cam),
         }
-        yield {"measure": f"max_box_acc, map of {cells} x {cells}"} | median_ms(functions)
+        yield {"measure": f"max_box_acc, map of {cells} x {cells}"} | _median_ms(calls)
     rng = np.random.default_rng(0)
     cams, truth = rng.random((3, *VOC), np.float32), rng.integers(0, 4, VOC).astype(np.uint8)
-    given: Any = ([cams], [[0, 1, 2]], [truth], 21, BACKGROUNDS.tolist())
-    np.testing.assert_array_equal(threshold_sweep(*given).confusions, argmax_at_every_threshold(cams, truth))
-    functions = {
-        "one pass": partial(threshold_sweep, *given),
-        "every threshold": partial(argmax_at_every_threshold, cams, truth),
-    }
-    yield {"measure": "threshold_sweep, 3 classes, 99 thresholds"} | median_ms(functions)
+    sweep: Any = partial(threshold_sweep, [cams], [[0, 1, 2]], [truth], 21, BACKGROUNDS.tolist())
+    np.testing.assert_array_equal(sweep().confusions, argmax_at_every_threshold(cams, truth))
+    calls = {"one pass": sweep, "every threshold": partial(argmax_at_every_threshold, cams, truth)}
+    yield {"measure": "threshold_sweep, 3 classes, 99 thresholds"} | _median_ms(calls)
 
 
-def main(save: Path | None) -> int:
-    """Measure and print; with ``save`` keep the figures and the machine as JSON."""
-    found = []
+def main(given: Sequence[str]) -> int:
+    """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench measures", description=__doc__)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
+    options, found = parser.parse_args(given), []
     for row in rows():
         found.append(row)
         figures = "  ".join(f"{name} {value:>7.1f} ms" for name, value in row.items() if name != "measure")
         print(f"{row['measure']:<42} {figures}", flush=True)
     print(measure.describe(measure.machine()))
-    if save:
-        measure.save(save, found)
+    if options.save:
+        measure.save(options.save, found, command=measure.command_line(["measures", *given]))
     return 0

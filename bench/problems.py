@@ -1,4 +1,4 @@
-"""The problems of the grid by name: stages of ResNet-50 and whole networks, and the suites they come in.
+"""Problems to polish, by sizes or by name, their inputs, and the truth in float64.
 
 resnet50/512/layer1            features ≥ 0 of an input of 512×512, K = 20 classes, one image, float32
 resnet50/512/layer1/K1000/B32  other numbers of classes and images
@@ -11,141 +11,364 @@ swin_t/512                     another; its stages are signed, as are those of c
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import re
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from bench.networks import Network
-from bench.problem import Problem
+import torch
+import torch.nn.functional as F
+
+from bench.measure import NotHere, first_line
+from ssa_fast import Affinity, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Sequence
 
-Named: TypeAlias = "Problem | Network"
+    from torch import Tensor
 
-# Channels and the step between pixels of each stage.
+WRONG = 0.05  # relative error beyond which an answer is no answer
+SAMPLED = 128  # target pixels that the answer to a large problem is checked at
+CROPPED = 1024  # pixels to which larger images are cropped where a forward is checked in float64
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+CALIBRATED = (4, 3, 224, 224)  # images that set the normalisations' statistics: smaller ones are mostly border
+
+# Channels of each stage and the step between its pixels.
 STAGES = {"layer1": (256, 4), "layer2": (512, 8), "layer3": (1024, 16), "layer4": (2048, 32)}
-PYRAMID = {"features.1": (96, 4), "features.3": (192, 8), "features.5": (384, 16), "features.7": (768, 32)}
-WHOLE = {
-    "resnet50": STAGES,
-    "swin_t": PYRAMID,
-    "convnext_tiny": PYRAMID,
-    "efficientnet_b0": {
-        "features.2": (24, 4),
-        "features.3": (40, 8),
-        "features.5": (112, 16),
-        "features.8": (1280, 32),
-    },
-}
 NETS = {"resnet50": STAGES, "resnet50-d8": STAGES | {"layer3": (1024, 8), "layer4": (2048, 8)}}
+_PYRAMID = {"features.1": (96, 4), "features.3": (192, 8), "features.5": (384, 16), "features.7": (768, 32)}
+_EFFICIENT = {"features.2": (24, 4), "features.3": (40, 8), "features.5": (112, 16), "features.8": (1280, 32)}
+WHOLE = {"resnet50": STAGES, "swin_t": _PYRAMID, "convnext_tiny": _PYRAMID, "efficientnet_b0": _EFFICIENT}
 KINDS = {
     "signed": {"values": "randn"},
     "shifted": {"values": "randn", "affinity": "phi=shifted"},
     "centred": {"affinity": "center"},
     "nhwc": {"layout": "nhwc"},
 }
-SIZES = (224, 512, 1024, 2048, 4096)
+_NAME = re.compile(rf"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/({'|'.join(KINDS)}))?")
 EXPECTED = (
     f"<net>/<size>[/K<k>][/B<b>] with a net of {', '.join(WHOLE)}, or <net>/<size>/<stage>[/K<k>][/B<b>]"
     f"[/{'|'.join(KINDS)}] with a net of {', '.join(NETS)} and a stage of {', '.join(STAGES)}; a size divisible by 32"
 )
-_NAME = re.compile(r"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/(signed|shifted|centred|nhwc))?")
-LIMITS = {"small": 20.0, "curve": 120.0, "backbone": 120.0, "full": 120.0}
 
 
-class Label(NamedTuple):
-    """What a name says."""
+@dataclass(frozen=True)
+class Problem:
+    """``(B, C, H, W)`` features of a dtype, layout and kind of values, and a ``(B, K, h, w)`` CAM; or a network.
 
-    net: str
-    size: int
-    stage: str = ""
-    K: int = 20
-    B: int = 1
-    kind: str = ""
+    Attributes:
+        h, w: Size of the CAM; 0: that of the stage.
+        layout: ``"nchw"``, ``"nhwc"``, ``"sliced"`` (rows with gaps), ``"repeated"`` (one image for all).
+        values: ``"rand"``: uniform in [0, 1); ``"relu"``: ReLU of normal numbers; ``"randn"``: normal numbers;
+            ``"mixed"``: uniform with every second image signed; ``"nan"``: that with a NaN in the last image;
+            ``"zeros"``: uniform with some pixels' features zero.
+        affinity: As ``Affinity.parse`` reads it.
+        net: One of torchvision's, whose images have ``C, H, W`` and whose stages are polished and fused.
+    """
 
-    def __str__(self) -> str:
-        words = [self.net, str(self.size), self.stage, f"K{self.K}" * (self.K != 20), f"B{self.B}" * (self.B != 1)]
-        return "/".join(filter(None, [*words, self.kind]))
+    B: int
+    K: int
+    C: int
+    H: int
+    W: int
+    h: int = 0
+    w: int = 0
+    dtype: str = "float16"
+    layout: str = "nchw"
+    values: str = "rand"
+    affinity: str = ""
+    precision: str = "default"
+    align_corners: bool = True
+    scale: float = 1.0
+    cam_scale: float = 1.0
+    net: str = ""
 
-    def curve(self) -> Label:
-        """The same for every size."""
-        return self._replace(size=0)
+    @property
+    def L(self) -> int:
+        return self.H * self.W
+
+    @property
+    def phi(self) -> Affinity:
+        return Affinity.parse(self.affinity)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether all features are ≥ 0, before any centring."""
+        return self.values in ("rand", "relu", "zeros")
+
+    @property
+    def feature_bytes(self) -> int:
+        return self.B * self.C * self.L * self.torch_dtype.itemsize
+
+    def label(self) -> str:
+        """Return what tells this problem from others, in one line."""
+        words = [f"B={self.B} K={self.K} C={self.C} L={self.H}×{self.W} {self.dtype}"]
+        words += [self.layout] if self.layout != "nchw" else []
+        words += [self.values, self.affinity, self.precision if self.precision != "default" else ""]
+        words += [f"cam {self.h}×{self.w}" if self.h else "", "" if self.align_corners else "align_corners=False"]
+        words += [f"features×{self.scale:g}" if self.scale != 1 else ""]
+        words += [f"cam×{self.cam_scale:g}" if self.cam_scale != 1 else ""]
+        return " ".join(word for word in words if word)
+
+    def row(self) -> dict[str, Any]:
+        """Return the sizes and kinds that a row says its problem has."""
+        keys = ("B", "K", "C", "H", "W", "L", "dtype", "layout", "values", "affinity")
+        return {key: getattr(self, key) for key in keys}
+
+    def tiny(self) -> Problem:
+        """Return the same kind of problem, small enough for Triton's interpreter."""
+
+        def side(size: int) -> int:
+            return size if size < 4 else 5 + size % 3
+
+        return replace(
+            self,
+            B=min(self.B, 3 if self.values in ("mixed", "nan") else 2),
+            K=self.K if self.K < 3 else 17 if self.K >= 70 else 3,
+            C=min(self.C, 20),
+            H=side(self.H),
+            W=side(self.W + 1) if self.W > 1 else 1,
+            h=min(self.h, 3),
+            w=min(self.w, 3),
+        )
+
+    def draw(self, device: torch.device, seed: int) -> tuple[Tensor, Any]:
+        """Return a CAM (float32) and features, or a ``Forward``, fresh from ``seed``."""
+        generator = torch.Generator(device).manual_seed(seed)
+        make: dict[str, Any] = {"device": device, "generator": generator}
+        cam = torch.rand(self.B, self.K, self.h or self.H, self.w or self.W, **make) * self.cam_scale
+        shape = (self.B, self.C, self.H, self.W)
+        # float32 first: drawn in half, uniform numbers round to 1.
+        f = (torch.randn if self.values in ("relu", "randn") else torch.rand)(*shape, **make)
+        if self.net:
+            torch.manual_seed(seed)
+            return cam, Forward(build(self.net).to(device), f)
+        if self.values == "relu":
+            f = f.relu_()
+        if self.values in ("mixed", "nan"):
+            f[1::2] -= 0.5
+        if self.values == "nan":
+            f[-1, self.C // 2, self.H // 2, self.W // 2] = float("nan")
+        if self.values == "zeros":
+            f.flatten(2)[:, :, ::3] = 0
+        return cam, self._laid_out(f.mul_(self.scale).to(self.torch_dtype))
+
+    def _laid_out(self, f: Tensor) -> Tensor:
+        if self.layout == "nhwc":
+            return f.contiguous(memory_format=torch.channels_last)
+        if self.layout == "sliced":  # rows with gaps, and an offset that is not aligned
+            base = f.new_full((self.B, self.C + 3, self.H + 2, self.W + 5), float("nan"))
+            view = base[:, 3:, 1:-1, 2:-3]
+            view.copy_(f)
+            return view
+        return f[:1].expand_as(f) if self.layout == "repeated" else f
+
+    def as_arguments(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def parse(name: str) -> Label:
-    """A name taken apart.
+def named(name: str) -> Problem:
+    """Return the problem of a name.
 
     Raises:
-        ValueError: it names no problem; says what would.
+        ValueError: It names no problem; says what would.
     """
-    found = _NAME.fullmatch(name)
-    if found:
-        net, size, stage, K, B, kind = found.groups()
-        label = Label(net, int(size), stage or "", int(K or 20), int(B or 1), kind or "")
-        known = label.net in NETS and label.stage in STAGES
-        if not label.stage:
-            known = label.net in WHOLE and not label.kind
-        if known and label.K and label.B and label.size and label.size % 32 == 0:
-            return label
+    if found := _NAME.fullmatch(name):
+        net, side, stage, *numbers, kind = found.groups()
+        size, K, B = int(side), int(numbers[0] or 20), int(numbers[1] or 1)
+        if K and B and size and size % 32 == 0:
+            if net in WHOLE and not stage and not kind:
+                end = size // 32
+                return Problem(B, K, 3, size, size, end, end, dtype="float32", layout="", net=net)
+            if net in NETS and stage in STAGES:
+                C, step = NETS[net][stage]
+                side, end = size // step, size // NETS[net]["layer4"][1]
+                given: dict[str, Any] = {"dtype": "float32", "values": "relu"} | KINDS.get(kind, {})
+                return Problem(B, K, C, side, side, end, end, **given)
     raise ValueError(f"problem: expected {EXPECTED}, got {name!r}; --list prints those of a suite")
 
 
-def problem(name: str) -> Named:
-    """The problem of a name; raises what ``parse`` raises."""
-    label = parse(name)
-    if not label.stage:
-        return Network(label.B, label.K, label.size, label.net)
-    C, step = NETS[label.net][label.stage]
-    side, end = label.size // step, label.size // NETS[label.net]["layer4"][1]
-    given: dict[str, str] = {"dtype": "float32", "values": "relu"} | KINDS.get(label.kind, {})
-    return Problem(label.B, label.K, C, side, side, end, end, **given)  # type: ignore[arg-type]
+def curve(name: str) -> str:
+    """Return what the names of a problem at all sizes share."""
+    return re.sub(r"/\d+", "", name, count=1)
 
 
-def suite(name: str) -> list[str]:
-    """The names of a suite, those of a curve in ascending order of size."""
-    return list(dict.fromkeys(str(label) for label in _SUITES[name]()))
+def _names(net: str, stages: Sequence[str], tails: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Return names, those of a curve in ascending order of size."""
+    words = [(net, str(size), stage, tail) for stage in stages for tail in tails for size in sizes]
+    return ["/".join(filter(None, each)) for each in words]
 
 
-def _small() -> Iterator[Label]:
-    yield Label("resnet50", 224, "layer1")
-    yield Label("resnet50", 512, "layer1")
-    yield Label("resnet50", 224, "layer1", kind="signed")
-    yield Label("resnet50", 512, "layer1", kind="signed")
-    yield Label("resnet50-d8", 224, "layer4", kind="centred")
-    yield Label("resnet50", 512, "layer4")
-    yield Label("resnet50", 224)
-    yield Label("resnet50", 512)
+_SIGNS = ("", "signed", "centred")
+_CURVE = _names("resnet50", ["layer1"], ["", "signed", "shifted"], [224, 512, 1024, 2048, 4096])
+_BACKBONE = [
+    *_names("resnet50", [""], ["", "K1"], [224, 512, 1024, 4096]),
+    *(name for net in WHOLE if net != "resnet50" for name in _names(net, [""], [""], [512, 1024])),
+]
+SUITES = {
+    "small": [
+        *_names("resnet50", ["layer1"], ["", "signed"], [224, 512]),
+        *("resnet50-d8/224/layer4/centred", "resnet50/512/layer4", "resnet50/224", "resnet50/512"),
+    ],
+    "curve": _CURVE,
+    "backbone": _BACKBONE,
+    "full": [
+        *_CURVE,
+        *_names("resnet50", [*STAGES], _SIGNS, [224, 512, 1024, 4096]),
+        *_names("resnet50-d8", ["layer3", "layer4"], _SIGNS, [224, 512, 1024, 4096]),
+        *_names("resnet50", [*STAGES], ["K1", "K1/signed", "K1000", "K1000/signed", "B32", "B32/signed"], [224, 512]),
+        *_names("resnet50", [*STAGES], ["nhwc"], [512]),
+        *_BACKBONE,
+    ],
+}
 
 
-def _curve() -> Iterator[Label]:
-    for kind in ("", "signed", "shifted"):
-        for size in SIZES:
-            yield Label("resnet50", size, "layer1", kind=kind)
+# The truth.
 
 
-def _backbone() -> Iterator[Label]:
-    for size in (224, 512, 1024, 4096):
-        for K in (20, 1):
-            yield Label("resnet50", size, K=K)
-    for net in ("swin_t", "convnext_tiny", "efficientnet_b0"):
-        yield from (Label(net, size) for size in (512, 1024))
+def resized(problem: Problem, cam: Tensor) -> Tensor:
+    """Return the CAM at the stage's size in float64, ``(B, K, L)``."""
+    size = (problem.H, problem.W)
+    cam = cam.double()
+    if tuple(cam.shape[2:]) != size:
+        cam = F.interpolate(cam, size, mode="bilinear", align_corners=problem.align_corners)
+    return cam.flatten(2)
 
 
-def _full() -> Iterator[Label]:
-    yield from _curve()
-    sizes = (224, 512, 1024, 4096)
-    for stage in STAGES:
-        for kind in ("", "signed", "centred"):
-            yield from (Label("resnet50", size, stage, kind=kind) for size in sizes)
-    for stage in ("layer3", "layer4"):
-        for kind in ("", "signed", "centred"):
-            yield from (Label("resnet50-d8", size, stage, kind=kind) for size in sizes)
-    for stage in STAGES:
-        for K, B in ((1, 1), (1000, 1), (20, 32)):
-            for kind in ("", "signed"):
-                yield from (Label("resnet50", size, stage, K, B, kind) for size in (224, 512))
-    yield from (Label("resnet50", 512, stage, kind="nhwc") for stage in STAGES)
-    yield from _backbone()
+def truth(problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
+    """Return the reference in float64, ``(B, K, L)``; one image at a time, for its L×L matrix."""
+    rows = resized(problem, cam)
+    each = [
+        reference.polish_stage(rows[b : b + 1], f[b : b + 1].double().flatten(2), problem.phi) for b in range(problem.B)
+    ]
+    return torch.cat(each)
 
 
-_SUITES = {"small": _small, "curve": _curve, "backbone": _backbone, "full": _full}
-SUITES = tuple(_SUITES)
+def sampled_truth(problem: Problem, cam: Tensor, f: Tensor, at: Tensor, sources: int = 1 << 16) -> Tensor:
+    """Return the reference in float64 at the target pixels ``at`` of the last image, ``(K, len(at))``, for one step.
+
+    The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in float64 is held.
+    """
+    affinity = replace(problem.phi, center=False)  # the mean is that of all pixels, not of a part's
+    assert affinity.steps == 1
+    flat = f[-1].flatten(1)
+    rows = resized(problem, cam[-1:])[0]
+    parts = [slice(start, start + sources) for start in range(0, problem.L, sources)]
+    mean = flat.new_zeros(problem.C, 1, dtype=torch.float64)
+    if problem.phi.center:
+        for part in parts:
+            mean += flat[:, part].double().sum(dim=1, keepdim=True) / problem.L
+    x_j = reference.unit_features(flat[None, :, at].double() - mean, affinity)[0]
+    numerator = rows.new_zeros(problem.K, len(at))
+    denominator = rows.new_zeros(1, len(at))
+    for part in parts:
+        x_i = reference.unit_features(flat[None, :, part].double() - mean, affinity)[0]
+        a = reference.phi(x_i.mT @ x_j, affinity)  # [sources, len(at)]
+        numerator += rows[:, part] @ a
+        denominator += a.sum(dim=0, keepdim=True)
+    return numerator / reference.denominator(denominator, affinity)
+
+
+def sampled(problem: Problem, seed: int) -> Tensor:
+    """Return indices of the target pixels that an answer is checked at."""
+    return torch.randint(problem.L, (min(SAMPLED, problem.L),), generator=torch.Generator().manual_seed(seed))
+
+
+def square_error(f: Tensor, at: Tensor, square: Tensor) -> float:
+    """Return the error of xᵀx ``(L, L)`` of the unit features of ``f`` ``(1, C, H, W)``, in the rows ``at``."""
+    x = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype).double()
+    return relative_error(square[at], x[:, at].mT @ x)
+
+
+def relative_error(out: Tensor, right: Tensor) -> float:
+    """Return max|out − right| / max|right|; infinite where one is NaN or infinite and the other is not the same."""
+    out = out.double()
+    if out.shape != right.shape:
+        return float("inf")
+    finite = right.isfinite()
+    if not (torch.equal(out.isnan(), right.isnan()) and torch.equal(out.isfinite(), finite)):
+        return float("inf")
+    if not bool(finite.any()):
+        return 0.0
+    largest = float(right[finite].abs().max())
+    error = float((out - right)[finite].abs().max())
+    return error / largest if largest else (0.0 if error == 0.0 else float("inf"))
+
+
+# Whole networks.
+
+
+def missing_torchvision() -> list[str]:
+    return [] if importlib.util.find_spec("torchvision") else ["torchvision is not installed: pip install torchvision"]
+
+
+def build(name: str) -> torch.nn.Module:
+    """Return one of torchvision's networks, with random weights, for inference."""
+    for reason in missing_torchvision():
+        raise NotHere(reason)
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError, AttributeError) as error:  # a build that does not go with this PyTorch
+        raise NotHere(f"torchvision does not load: {first_line(error)}") from None
+    net: torch.nn.Module = getattr(models, name)(weights=None).eval()
+    return net
+
+
+class Forward:
+    """A network and its images, as functions of the memory format, with the affinities that ``SSA`` takes."""
+
+    def __init__(self, net: torch.nn.Module, images: Tensor) -> None:
+        from ssa_fast.models import inspect_model
+        from ssa_fast.models.stage_affinity import choose_affinities
+
+        self.net, self.images = net, images
+        info = inspect_model(net)  # before calibration, whose statistics are not those of its random image
+        calibrate(net, torch.rand(CALIBRATED, device=images.device).to(images.dtype))
+        self.affinities = list(choose_affinities("auto", info.signs).values())
+        self._refs = info.stages
+
+    def run(self, layout: str) -> Callable[[], Tensor]:
+        """Return the forward to its logits in a memory format."""
+        images = self._in(layout)
+
+        def forward() -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = self.net(images)
+                return logits
+
+        return forward
+
+    def stages(self, layout: str) -> list[Tensor]:
+        """Return the stages' maps, as a forward in this format leaves them."""
+        from ssa_fast.models.extract import extract_features
+
+        return list(extract_features(self.net, self._in(layout), self._refs).maps.values())
+
+    def truth(self) -> Tensor:
+        """Return the logits of the images, cropped, in float64."""
+        return self.cropped(copy.deepcopy(self.net).double(), torch.float64)
+
+    def cropped(self, net: torch.nn.Module, dtype: torch.dtype) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = net(self.images[:, :, :CROPPED, :CROPPED].to(dtype))
+            return logits
+
+    def _in(self, layout: str) -> Tensor:
+        self.net.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+        return self.images.contiguous(memory_format=FORMATS[layout])
+
+
+def calibrate(net: torch.nn.Module, images: Tensor) -> None:
+    """Give the normalisations statistics of their own, without which random weights leave float16's range."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(images)
+    net.eval()

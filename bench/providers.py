@@ -1,35 +1,40 @@
-"""Who takes part in the grid: ours by method and backend, and what people use instead.
+"""Who takes part: ours by method and backend, and what people use instead. One entry each.
 
-A provider says why it cannot do a problem, builds its variants (the fastest counts), and counts its own work.
+A provider says what it builds, why it cannot do a problem, and how much it computes. All start from the CAM at its own
+size and features as a network leaves them; of several variants the fastest that is right counts.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import baselines, networks
-from bench.networks import FORMATS, Network
-from bench.problems import WHOLE
+import torch
+import torch.nn.functional as F
+
+from bench.problems import FORMATS, WHOLE, missing_torchvision
 from ssa_fast import polish
 from ssa_fast.ops import cost_model, dispatch, gpu_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from bench.baselines import Variants
-    from bench.problem import Problem
-    from bench.problems import Named
-    from bench.stand import Device
+    from bench.measure import Device
+    from bench.problems import Problem
 
-Reasons: TypeAlias = "list[str]"
 FLOAT = 4  # bytes
+# FlexAttention's own choice of blocks first; the small ones are for channels that its default has no room for.
+FLEX_BLOCKS: dict[str, dict[str, int]] = {"default": {}} | {
+    f"{m}×{n}": {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+    for m, n, warps, stages in ((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1))
+}
 
 
 class Workload(NamedTuple):
@@ -42,255 +47,348 @@ class Workload(NamedTuple):
 
 @dataclass(frozen=True)
 class Provider:
-    """One contestant. ``build``, ``reasons`` and ``work`` are functions of a module, so that it can be sent about.
+    """One contestant; its functions are a module's own, so that it can be sent to another process.
 
-    ``answer``: what it computes, ``"polished"``, ``"square"`` (xᵀx), ``"logits"`` or ``"fused"``, and with what it is
-    hence compared. ``compiles``: its first call takes long. ``holds``: its closure holds more than the inputs.
-    ``follows``: another provider, whose variant it takes.
+    Attributes:
+        build: Makes the call of a variant from a device, problem, CAM and features.
+        work: Counts a call's work; None of what is not counted.
+        reasons: Why it cannot do a problem on a device; empty if it can.
+        variants: Names of the variants, or what returns them.
+        answer: What it computes: ``"polished"``, ``"square"`` (xᵀx), ``"logits"`` or ``"fused"``.
+        compiles: Whether its first call takes long.
+        follows: Another provider, whose variant it takes and in whose time its own is a share.
     """
 
     name: str
-    build: Callable[[Device, Any, Tensor, Any], Variants]
-    reasons: Callable[[Any, Device], Reasons]
-    work: Callable[[Any, Device], Workload | None]
-    ours: bool = False
+    build: Callable[[Device, Any, Tensor, Any, str], Callable[[], Tensor]]
+    work: Callable[[Problem, Device], Workload | None]
+    reasons: Callable[[Problem, Device], list[str]]
+    variants: tuple[str, ...] | Callable[[Problem, Device], tuple[str, ...]] = ("eager",)
     answer: str = "polished"
+    ours: bool = False
     compiles: bool = False
-    holds: bool = False
     follows: str = ""
 
+    def names(self, problem: Problem, device: Device) -> tuple[str, ...]:
+        return self.variants(problem, device) if callable(self.variants) else self.variants
 
-def of(problem: Named, stand: Device) -> list[Provider]:
-    """The providers of a kind of problem on a device, ours first."""
-    if isinstance(problem, Network):
-        return NETWORK
-    if not stand.on_gpu:
-        return [*AUTO, *(_way(method, "torch") for method in dispatch.TORCH_METHODS), *PEERS]
-    kernels = [_way(method, "triton") for method in dispatch.TRITON_METHODS]
-    both = [_way(method, "torch", both=method in dispatch.TRITON_METHODS) for method in dispatch.TORCH_METHODS]
-    return [*AUTO, *kernels, *both, *PEERS]
-
-
-def counted(problem: Problem, stand: Device) -> cost_model.Problem:
-    """The problem as the dispatcher sees it."""
-    gpu, no_gpu = gpu_info.query(stand.device)
-    return cost_model.Problem(
-        problem.B,
-        problem.K,
-        problem.C,
-        problem.L,
-        problem.phi,
-        positive(problem),
-        device=stand.device.type,
-        dtype=problem.dtype,
-        precision=problem.precision,
-        gpu=gpu,
-        no_gpu=no_gpu,
-    )
-
-
-def positive(problem: Problem) -> bool:
-    """Whether all features are ≥ 0, before any centring."""
-    return problem.values in ("rand", "relu", "zeros")
-
-
-def none(problem: Named, stand: Device) -> Reasons:
-    return []
+    def built(
+        self, device: Device, problem: Problem, cam: Tensor, f: Any
+    ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """Yield every variant with its call, each built when asked for, so that a failure leaves the others."""
+        for variant in self.names(problem, device):
+            yield variant, self.build(device, problem, cam, f, variant)
 
 
 # Ours.
 
 
-def build_auto(stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """The public call with nothing promised: it reads the features' sign and chooses."""
-    chosen = dispatch.plan(counted(problem, stand))
-    yield f"{chosen.method}, {chosen.backend}", lambda: polish(cam, f, affinity=problem.phi)
+def counted(problem: Problem, device: Device) -> cost_model.Problem:
+    """Return the problem as the dispatcher sees it."""
+    gpu, no_gpu = gpu_info.query(device.device)
+    sizes = problem.B, problem.K, problem.C, problem.L
+    given: dict[str, Any] = {"device": device.device.type, "dtype": problem.dtype, "precision": problem.precision}
+    return cost_model.Problem(*sizes, problem.phi, problem.nonnegative, gpu=gpu, no_gpu=no_gpu, **given)
 
 
-def work_auto(problem: Problem, stand: Device) -> Workload:
-    chosen = dispatch.plan(counted(problem, stand))
-    return work_way(chosen.method, chosen.backend, problem, stand)
+def never(problem: Problem, device: Device) -> list[str]:
+    return []
 
 
-def build_way(method: str, backend: str, stand: Device, problem: Problem, cam: Tensor, f: Tensor) -> Variants:
-    """One method on one backend, with the features' sign promised."""
-    sign = positive(problem)
-    yield backend, lambda: polish(cam, f, affinity=problem.phi, method=method, backend=backend, nonnegative=sign)
+def build_auto(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Make the public call with nothing promised: it reads the features' sign and chooses."""
+    return lambda: polish(cam, f, affinity=problem.phi)
 
 
-def reasons_way(method: str, backend: str, problem: Problem, stand: Device) -> Reasons:
-    return dispatch.not_supported_reasons(method, backend, counted(problem, stand))
+def name_auto(problem: Problem, device: Device) -> tuple[str, ...]:
+    chosen = dispatch.plan(counted(problem, device))
+    return (f"{chosen.method}, {chosen.backend}",)
 
 
-def work_way(method: str, backend: str, problem: Problem, stand: Device) -> Workload:
-    """The dispatcher's count; of prototypes the least, which is two reads of the features and the CAM in and out."""
-    given = counted(problem, stand)
-    cost = cost_model.cost(method, given, backend)
-    if method != "prototypes":
-        return Workload(cost.flops, cost.bytes_moved, cost.extra_memory)
-    flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
-    maps = 2 * problem.B * problem.K * problem.L * FLOAT
-    return Workload(flops, 2 * problem.feature_bytes + maps, cost.extra_memory)
+def work_auto(problem: Problem, device: Device) -> Workload:
+    chosen = dispatch.plan(counted(problem, device))
+    return work_method(chosen.method, chosen.backend, problem, device)
 
 
-def _way(method: str, backend: str, both: bool = False) -> Provider:
-    """A method on a backend; named after the method, or after both where its kernels already have that name."""
-    return Provider(
-        f"{method} in PyTorch" if both else method,
-        functools.partial(build_way, method, backend),
-        functools.partial(reasons_way, method, backend),
-        functools.partial(work_way, method, backend),
-        ours=True,
+def build_method(
+    method: str, backend: str, device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str
+) -> Callable[[], Tensor]:
+    """Make the call of one method on one backend, with the features' sign promised."""
+    given: dict[str, Any] = {"method": method, "backend": backend, "nonnegative": problem.nonnegative}
+    return lambda: polish(cam, f, affinity=problem.phi, **given)
+
+
+def reasons_method(method: str, backend: str, problem: Problem, device: Device) -> list[str]:
+    return dispatch.not_supported_reasons(method, backend, counted(problem, device))
+
+
+def work_method(method: str, backend: str, problem: Problem, device: Device) -> Workload:
+    """Return the dispatcher's count; of prototypes the least: two reads of the features, and the CAM in and out."""
+    cost = cost_model.cost(method, counted(problem, device), backend)
+    if method == "prototypes":
+        return algebra_work(problem, device, reads=2)._replace(held=cost.extra_memory)
+    return Workload(cost.flops, cost.bytes_moved, cost.extra_memory)
+
+
+def _method(method: str, backend: str, name: str) -> Provider:
+    build, work, reasons = (
+        functools.partial(each, method, backend) for each in (build_method, work_method, reasons_method)
     )
+    return Provider(name, build, work, reasons, (backend,), ours=True)  # type: ignore[arg-type]
 
 
-AUTO = [Provider(name, build_auto, none, work_auto, ours=True) for name in ("auto", "auto again")]
+AUTO = [Provider(name, build_auto, work_auto, never, name_auto, ours=True) for name in ("auto", "auto again")]
+METHODS = [_method(name, "torch", name) for name in dispatch.TORCH_METHODS]
+KERNELS = [_method(name, "triton", name) for name in dispatch.TRITON_METHODS]
+SPELT = [_method(name, "torch", f"{name} in PyTorch") for name in dispatch.TRITON_METHODS if name != "resident"]
 
 
-# Theirs.
+# Theirs: what each computes.
 
 
-def no_compiler(problem: Named, stand: Device) -> Reasons:
-    """What torch.compile lacks here."""
-    if stand.on_gpu:
+def dense_pcm(cam: Tensor, f: Tensor) -> Tensor:
+    """Polish ``(B, K, h, w)`` by ``(B, C, H, W)`` with SEAM's pixel correlation module as users run it."""
+    B, _, H, W = f.shape
+    cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).view(B, -1, H * W)
+    f = f.reshape(B, -1, H * W)
+    f = f / (torch.norm(f, dim=1, keepdim=True) + 1e-5)
+    affinity = F.relu(torch.matmul(f.transpose(1, 2), f), inplace=True)
+    affinity = affinity / (torch.sum(affinity, dim=1, keepdim=True) + 1e-5)
+    return torch.matmul(cam, affinity).view(B, -1, H, W)
+
+
+def chunked_pcm(cam: Tensor, f: Tensor, chunk: int) -> Tensor:
+    """Polish as ``dense_pcm`` does, with at most ``L×chunk`` affinities at a time."""
+    B, _, H, W = f.shape
+    cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)
+    f = f.flatten(2)
+    f = f / (torch.norm(f, dim=1, keepdim=True) + 1e-5)
+    rows = torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1)
+    sums = [rows @ F.relu(f.mT @ f[:, :, at : at + chunk], inplace=True) for at in range(0, H * W, chunk)]
+    summed = torch.cat(sums, dim=2)
+    return (summed[:, :-1] / (summed[:, -1:] + 1e-5)).view(B, -1, H, W)
+
+
+def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
+    """Polish by prototypes as one would write them: two products with the features in their own dtype.
+
+    v is divided by √L, which keeps the sums of float16 features finite.
+    """
+    B, _, H, W = f.shape
+    cam = F.interpolate(cam, (H, W), mode="bilinear", align_corners=True).flatten(2)
+    flat = f.flatten(2)
+    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float32) + 1e-5  # [B, 1, L]
+    shrink = (H * W) ** -0.5
+    v = torch.cat([cam, torch.ones_like(cam[:, :1])], dim=1) / norm * shrink
+    means = v.to(f.dtype) @ flat.mT  # [B, K + 1, C]
+    summed = (means @ flat).float() / norm
+    return (summed[:, :-1] / (summed[:, -1:] + 1e-5 * shrink)).view(B, -1, H, W)
+
+
+def centred(problem: Problem, f: Tensor) -> Tensor:
+    """Return features as the affinity takes them: less their image's mean where it centres."""
+    return f - f.mean(dim=(2, 3), keepdim=True) if problem.phi.center else f
+
+
+def compiled(device: Device, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch.compiler.reset()  # a function compiled too often is run uncompiled, without a word
+    return torch.compile(function, dynamic=False, backend="eager" if device.dry_run else "inductor")
+
+
+def dense(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Run PCM as its users do; in the features' dtype, unless the variant is ``"float32"``."""
+    f = f.float() if variant == "float32" else f
+    cam = cam.to(f.dtype)
+
+    def run(cam: Tensor, f: Tensor) -> Tensor:
+        return dense_pcm(cam, centred(problem, f))
+
+    return functools.partial(compiled(device, run) if variant == "compiled" else run, cam, f)
+
+
+def chunked(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    cam = cam.to(f.dtype)
+    return lambda: chunked_pcm(cam, centred(problem, f), int(variant))
+
+
+def algebra(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Run the prototypes' own algebra in PyTorch."""
+    run = compiled(device, prototypes_algebra) if variant == "compiled" else prototypes_algebra
+    return functools.partial(run, cam, f)
+
+
+def flex(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Run FlexAttention with q = k = x, v = cam, score log relu(x_iᵀx_j): its softmax is PCM's division."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def log_relu(score: Tensor, *_: Any) -> Tensor:
+        return torch.log(torch.relu(score))
+
+    cam, options = cam.to(f.dtype), FLEX_BLOCKS[variant] or None
+    attend: Any = flex_attention if device.dry_run else compiled(device, flex_attention)  # type: ignore[arg-type]
+
+    def run() -> Tensor:
+        v = F.interpolate(cam, f.shape[2:], mode="bilinear", align_corners=True).flatten(2)
+        v = F.pad(v, (0, 0, 0, -problem.K % 16)).mT[:, None].contiguous()  # [B, 1, L, K padded]
+        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT[:, None].contiguous()  # [B, 1, L, C]
+        return attend(x, x, v, score_mod=log_relu, scale=1.0, kernel_options=options)[:, 0, :, : problem.K].mT
+
+    return run
+
+
+def flex_blocks(problem: Problem, device: Device) -> tuple[str, ...]:
+    return tuple(FLEX_BLOCKS) if device.on_gpu else ("default",)
+
+
+def keops(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Run PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
+    LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
+    size = (problem.H, problem.W)
+
+    def run() -> Tensor:
+        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT.contiguous()  # [B, L, C]
+        rows = F.interpolate(cam, size, mode="bilinear", align_corners=True).flatten(2)
+        v = F.pad(rows, (0, 0, 0, 1), value=1.0).mT.contiguous().to(f.dtype)  # [B, L, K + 1]
+        x_j, x_i, v_i = LazyTensor(x[:, :, None]), LazyTensor(x[:, None]), LazyTensor(v[:, None])
+        summed = ((x_j | x_i).relu() * v_i).sum(dim=2)
+        return (summed[..., :-1] / (summed[..., -1:] + 1e-5)).mT.unflatten(2, size)
+
+    return run
+
+
+def product(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
+    """Compute xᵀx alone with PyTorch, in either layout, from unit features made beforehand."""
+    x = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
+    tall = x.mT.contiguous() if variant == "rows" else x.mT
+    return lambda: torch.mm(tall, tall.mT)
+
+
+def backbone(device: Device, problem: Problem, cam: Tensor, net: Any, variant: str) -> Callable[[], Tensor]:
+    run: Callable[[], Tensor] = net.run(variant)
+    return run
+
+
+def polish_and_fuse(device: Device, problem: Problem, cam: Tensor, net: Any, variant: str) -> Callable[[], Tensor]:
+    """Polish the stages as they come of the forward, with the affinities of ``SSA``, at default options."""
+    return functools.partial(polish, cam, net.stages(variant), affinity=net.affinities)
+
+
+# Theirs: what stands in the way.
+
+
+def no_compiler(problem: Problem, device: Device) -> list[str]:
+    """Return what torch.compile lacks here."""
+    if device.on_gpu:
         return [] if importlib.util.find_spec("triton") else ["torch.compile needs the package triton on a GPU"]
-    known = (os.environ.get("CXX"), "g++", "clang++")
-    if any(name and shutil.which(name) for name in known):
+    if any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++")):
         return []
     return ["torch.compile needs a C++ compiler on a CPU and there is none: install g++ or clang++, or name one in CXX"]
 
 
-def not_pcm(problem: Problem, stand: Device) -> Reasons:
-    """Why PCM's arithmetic is not the problem's."""
+def not_pcm(problem: Problem, device: Device) -> list[str]:
+    """Return why PCM's arithmetic is not the problem's."""
     return [] if problem.phi.phi == "relu" else [f"it computes PCM's ReLU, and the problem is φ = {problem.phi.phi}"]
 
 
-def no_compiled_pcm(problem: Problem, stand: Device) -> Reasons:
-    return not_pcm(problem, stand) + no_compiler(problem, stand)
+def not_compiled_pcm(problem: Problem, device: Device) -> list[str]:
+    return not_pcm(problem, device) + no_compiler(problem, device)
 
 
-def no_algebra(problem: Problem, stand: Device) -> Reasons:
-    if not_pcm(problem, stand):
-        return not_pcm(problem, stand)
-    if problem.phi.center or not positive(problem):
-        return ["the algebra holds where no cosine is negative, and these features are signed"]
-    return []
+def no_algebra(problem: Problem, device: Device) -> list[str]:
+    if not problem.phi.center and problem.nonnegative:
+        return not_pcm(problem, device)
+    return ["the algebra holds where no cosine is negative, and these features are signed"]
 
 
-def no_compiled_algebra(problem: Problem, stand: Device) -> Reasons:
-    return no_algebra(problem, stand) + no_compiler(problem, stand)
+def no_compiled_algebra(problem: Problem, device: Device) -> list[str]:
+    return no_algebra(problem, device) + no_compiler(problem, device)
 
 
-def no_keops(problem: Problem, stand: Device) -> Reasons:
-    found = importlib.util.find_spec("pykeops")
-    return not_pcm(problem, stand) + ([] if found else ["pykeops is not installed: pip install pykeops"])
+def no_keops(problem: Problem, device: Device) -> list[str]:
+    missing = [] if importlib.util.find_spec("pykeops") else ["pykeops is not installed: pip install pykeops"]
+    return not_pcm(problem, device) + missing
 
 
-def no_product(problem: Problem, stand: Device) -> Reasons:
+def not_one_image(problem: Problem, device: Device) -> list[str]:
     return ["it is the product of one image"] if problem.B > 1 else []
 
 
-def _sizes(problem: Problem) -> tuple[int, int, int]:
-    """Bytes of the affinities of all pairs, of the features, and of the CAM in and out."""
+def no_network(problem: Problem, device: Device) -> list[str]:
+    return missing_torchvision()
+
+
+# Theirs: how much it is.
+
+
+def pairs_work(reads_square: int, reads_features: int, squares: int, features: int, problem: Problem, _: Device) -> Any:
+    """Count the product of all pairs and its application: how often affinities and features pass, and are held."""
     B, L = problem.B, problem.L
-    return B * L * L * FLOAT, problem.feature_bytes, 2 * B * problem.K * L * FLOAT
+    square, each, maps = B * L * L * FLOAT, problem.feature_bytes, 2 * B * problem.K * L * FLOAT
+    traffic = reads_square * square + reads_features * each + maps
+    return Workload(2 * B * L**2 * (problem.C + problem.K), traffic, squares * square + features * each)
 
 
-def work_dense(problem: Problem, stand: Device) -> Workload:
-    """Seven passes over the affinities: written; read and written by the ReLU; summed; divided; multiplied."""
-    square, features, maps = _sizes(problem)
-    return Workload(_pairs(problem), 7 * square + 4 * features + maps, 2 * square)
+def algebra_work(problem: Problem, device: Device, reads: int = 3) -> Workload:
+    """Count two products with the features, read for their norms, for the prototypes and for the result."""
+    maps = 2 * problem.B * problem.K * problem.L * FLOAT
+    flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
+    return Workload(flops, reads * problem.feature_bytes + maps, maps)
 
 
-def work_fused(problem: Problem, stand: Device) -> Workload:
-    """The least a compiler can leave of that: the affinities written, read twice and written once."""
-    square, features, maps = _sizes(problem)
-    return Workload(_pairs(problem), 4 * square + 2 * features + maps, square)
+def product_work(problem: Problem, device: Device) -> Workload:
+    square = problem.L**2 * problem.torch_dtype.itemsize
+    return Workload(2 * problem.L**2 * problem.C, square + problem.feature_bytes, square)
 
 
-def work_chunked(problem: Problem, stand: Device) -> Workload:
-    """Four passes over the affinities: written, read and written by the ReLU, multiplied."""
-    square, features, maps = _sizes(problem)
-    return Workload(_pairs(problem), 4 * square + 4 * features + maps, 2 * features)
-
-
-def work_streamed(problem: Problem, stand: Device) -> Workload:
-    """No affinity in memory; the features normalised and read."""
-    _, features, maps = _sizes(problem)
-    return Workload(_pairs(problem), 3 * features + maps, features)
-
-
-def work_algebra(problem: Problem, stand: Device) -> Workload:
-    """The features read for their norms, for the prototypes and for the result."""
-    _, features, maps = _sizes(problem)
-    return Workload(4 * problem.B * problem.L * problem.C * (problem.K + 1), 3 * features + maps, maps)
-
-
-def work_product(problem: Problem, stand: Device) -> Workload:
-    square, features, _ = _sizes(problem)
-    return Workload(2 * problem.B * problem.L**2 * problem.C, square + features, square)
-
-
-def _pairs(problem: Problem) -> int:
-    """Operations of the product of all pairs and of its application to the CAM."""
-    return 2 * problem.B * problem.L**2 * (problem.C + problem.K)
-
-
-PEERS = [
-    Provider("dense PCM", baselines.dense, not_pcm, work_dense),
-    Provider("dense PCM compiled", baselines.dense_compiled, no_compiled_pcm, work_fused, compiles=True),
-    Provider("chunked PCM", baselines.chunked, not_pcm, work_chunked),
-    Provider("algebra", baselines.algebra, no_algebra, work_algebra),
-    Provider("algebra compiled", baselines.algebra_compiled, no_compiled_algebra, work_algebra, compiles=True),
-    Provider("FlexAttention", baselines.flex, no_compiled_pcm, work_streamed, compiles=True),
-    Provider("KeOps", baselines.keops, no_keops, work_streamed, compiles=True),
-    Provider("xᵀx", baselines.product, no_product, work_product, answer="square", holds=True),
-]
-
-
-# Whole networks.
-
-
-def build_backbone(stand: Device, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
-    for layout in FORMATS:
-        yield layout, net.run(layout)
-
-
-def build_polished(stand: Device, problem: Network, cam: Tensor, net: networks.Forward) -> Variants:
-    """The four stages as they come of the forward, with the affinities of ``SSA``, at default options."""
-
-    def run(stages: list[Tensor]) -> Tensor:
-        found: Tensor = polish(cam, stages, affinity=net.affinities)
-        return found
-
-    for layout in FORMATS:
-        yield layout, functools.partial(run, net.stages(layout))
-
-
-def no_network(problem: Network, stand: Device) -> Reasons:
-    return networks.missing()
-
-
-def work_backbone(problem: Network, stand: Device) -> Workload | None:
-    """Convolutions have short cuts; their operations are not counted."""
-    return None
-
-
-def work_polished(problem: Network, stand: Device) -> Workload:
-    """Two reads of the stages' features and prototypes' products; maps and fusion are left out, as smaller."""
-    numbers = problem.B * sum(C * (problem.size // step) ** 2 for C, step in WHOLE[problem.net].values())
+def stages_work(problem: Problem, device: Device) -> Workload:
+    """Count two reads of the stages' features and the prototypes' products; maps and fusion are smaller."""
+    numbers = problem.B * sum(C * (problem.H // step) ** 2 for C, step in WHOLE[problem.net].values())
     return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
 
 
+def not_counted(problem: Problem, device: Device) -> None:
+    """Convolutions have short cuts."""
+
+
+# Affinities: written; read and written by the ReLU; summed; divided; multiplied: seven passes.
+DENSE = functools.partial(pairs_work, 7, 4, 2, 0)
+# The least a compiler can leave of that: written, read twice and written once.
+FUSED = functools.partial(pairs_work, 4, 2, 1, 0)
+CHUNKED = functools.partial(pairs_work, 4, 4, 0, 2)  # written, read and written by the ReLU, multiplied
+STREAMED = functools.partial(pairs_work, 0, 3, 0, 1)  # no affinity in memory; features normalised and read
+
+PEERS = [
+    Provider("dense PCM", dense, DENSE, not_pcm),
+    Provider("dense PCM compiled", dense, FUSED, not_compiled_pcm, ("compiled",), compiles=True),
+    Provider("chunked PCM", chunked, CHUNKED, not_pcm, ("1024", "2048", "4096")),
+    Provider("algebra", algebra, algebra_work, no_algebra),
+    Provider("algebra compiled", algebra, algebra_work, no_compiled_algebra, ("compiled",), compiles=True),
+    Provider("FlexAttention", flex, STREAMED, not_compiled_pcm, flex_blocks, compiles=True),
+    Provider("KeOps", keops, STREAMED, no_keops, ("LazyTensor",), compiles=True),
+    Provider("xᵀx", product, product_work, not_one_image, ("rows", "columns"), answer="square"),
+]
+OTHERS = [Provider("dense PCM float32", dense, DENSE, not_pcm, ("float32",))]  # the grid's features are float32
 NETWORK = [
-    Provider("backbone", build_backbone, no_network, work_backbone, answer="logits"),
+    Provider("backbone", backbone, not_counted, no_network, (*FORMATS,), answer="logits"),
     Provider(
         "polish and fuse",
-        build_polished,
+        polish_and_fuse,
+        stages_work,
         no_network,
-        work_polished,
-        ours=True,
+        (*FORMATS,),
         answer="fused",
+        ours=True,
         follows="backbone",
     ),
 ]
+PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, *OTHERS, *NETWORK]}
+
+
+def of(problem: Problem, device: Device) -> list[Provider]:
+    """Return the providers of a problem; ours twice, whose difference is what the machine's noise is."""
+    if problem.net:
+        return NETWORK
+    if not device.on_gpu:
+        return [*AUTO, *METHODS, *PEERS]
+    spelt = [each for each in METHODS if each.name not in dispatch.TRITON_METHODS]
+    return [*AUTO, *KERNELS, *SPELT, *spelt, *PEERS]

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from bench.baselines import dense_pcm
-from bench.measure import peak_extra_memory, seconds
+from bench import providers
+from bench.measure import Device, ratios, time_interleaved
+from bench.problems import FORMATS, named
+from bench.providers import dense_pcm
+from bench.workers import Workers, job
 from ssa_fast import Affinity, polish
 from ssa_fast.ops import cost_model
 
 if TYPE_CHECKING:
-    from bench.conftest import Versus
+    from bench.conftest import Gate, Versus
 
 K = 20
 SHIFTED = Affinity("shifted")
+MIB = 1 << 20
 FEW = 3  # rounds of a dense product of 16,384², which takes seconds
 
 
@@ -133,41 +137,35 @@ def test_tiled_against_the_product_alone(versus: Versus) -> None:
         ),
     ],
 )
-def test_growth(
-    rows: list[dict[str, Any]], method: str, draw: str, affinity: Affinity, last: int, goal: float, times: int
-) -> None:
-    sides, found = (128, last), []
-    for side in sides:
+def test_growth(gate: Gate, method: str, draw: str, affinity: Affinity, last: int, goal: float, times: int) -> None:
+    def prepared(side: int) -> Any:
         cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
-        call = partial(polish, cam, f, affinity=affinity, method=method)
-        if side == sides[0] or times > 1:
-            call()
-        taken = [seconds(call) for _ in range(times if side > sides[0] else 9)]
-        found.append(float(np.median(taken)))
-    exponent = float(np.log(found[1] / found[0]) / np.log(last**2 / 128**2))
-    if (
-        method == "prototypes"
-    ):  # what memory costs beyond the caches is not the method's: its products alone, for comparison
-        rows.append(
-            {
-                "what": f"the products of prototypes alone, exponent, to {last**2:,}",
-                "exponent": _products_exponent(sides),
-                "goal": "none",
-            }
-        )
+        return partial(polish, cam, f, affinity=affinity, method=method)
+
+    exponent, first = _exponent(prepared, last, times)
+    if method == "prototypes":  # what memory costs beyond the caches is not the method's: its products alone, beside it
+        found, _ = _exponent(_products, last, times)
+        gate(f"the products of prototypes alone, exponent, to {last**2:,}", "exponent", found)
     name = method if affinity.phi == "relu" else f"{method} ({affinity.phi} cosine, signed)"
-    what = f"{name}, exponent of time in L, C=256, from 16,384 pixels ({found[0] * 1e3:.3g} ms) to {last**2:,}"
-    rows.append({"what": what, "exponent": round(exponent, 3), "goal": f"<= {goal}"})
-    assert exponent <= goal, f"{what}: {exponent:.3f}, the goal is {goal}"
+    what = f"{name}, exponent of time in L, C=256, from 16,384 pixels ({first * 1e3:.3g} ms) to {last**2:,}"
+    gate(what, "exponent", exponent, at_most=goal)
 
 
-def _products_exponent(sides: tuple[int, int]) -> float:
+def _products(side: int) -> Any:
+    v, flat = torch.rand(K + 1, side * side), torch.rand(256, side * side)
+    return lambda: (v @ flat.mT) @ flat
+
+
+def _exponent(prepared: Any, last: int, times: int) -> tuple[float, float]:
+    """Return e of time = L^e from 128² pixels to ``last``², and the seconds of the former."""
     found = []
-    for side in sides:
-        v, flat = torch.rand(K + 1, side * side), torch.rand(256, side * side)
-        taken = [seconds(lambda v=v, flat=flat: (v @ flat.mT) @ flat) for _ in range(9)]  # type: ignore[misc]
+    for side in (128, last):
+        call = prepared(side)
+        if side < last or times > 1:
+            call()
+        taken = [Device().seconds(call, cold=False) for _ in range(times if side == last else 9)]
         found.append(float(np.median(taken)))
-    return round(float(np.log(found[1] / found[0]) / np.log(sides[1] ** 2 / sides[0] ** 2)), 3)
+    return float(np.log(found[1] / found[0]) / np.log(last**2 / 128**2)), found[0]
 
 
 @work(flops("second_order", 128, K=3, affinity=Affinity(power=2)), flops("tiled", 128, K=3), rounds=FEW)
@@ -182,6 +180,15 @@ def test_second_order_against_tiled(versus: Versus) -> None:
     )
 
 
+def peak(device: Device, *, method: str, draw: str, side: int) -> list[dict[str, Any]]:
+    """Return the bytes that a call takes beyond its inputs, its result included, in a process that is fresh."""
+    torch.relu(torch.rand(512, 512) @ torch.rand(512, 512))  # thread pool and library code are there beforehand
+    polish(torch.rand(1, 2, 8, 8), torch.rand(1, 4, 8, 8))
+    cam, f = torch.rand(1, K, side, side), getattr(torch, draw)(1, 256, side, side)
+    _, found = device.peak_bytes(lambda: polish(cam, f, method=method))
+    return [{"status": "ok", "bytes": found}]
+
+
 @pytest.mark.parametrize(
     ("method", "draw", "side"),
     [
@@ -190,11 +197,67 @@ def test_second_order_against_tiled(versus: Versus) -> None:
         pytest.param("tiled", "randn", 256, marks=pytest.mark.work(flops("tiled", 256))),
     ],
 )
-def test_peak_extra_memory(rows: list[dict[str, Any]], method: str, draw: str, side: int) -> None:
-    setup = f"cam, f = torch.rand(1, {K}, {side}, {side}), torch.{draw}(1, 256, {side}, {side})"
-    found = peak_extra_memory(setup, f"polish(cam, f, method={method!r})")
+def test_peak_extra_memory(gate: Gate, method: str, draw: str, side: int) -> None:
+    with Workers(fresh=True) as workers:
+        (row,) = workers.do(job("bench.test_paths:peak", "peak", 300, method=method, draw=draw, side=side))
+    assert row["status"] == "ok", row
+    found = row["bytes"]
     cam_and_output = 2 * K * side * side * 4
     limit = 256 << 20 if method == "tiled" else 2 * cam_and_output + (16 << 20)
     what = f"{method}, peak extra memory, L={side * side:,}, C=256 (features {side * side * 1024 / 2**20:.0f} MiB)"
-    rows.append({"what": what, "mib": round(found / 2**20, 1), "goal": f"<= {limit / 2**20:.0f}"})
-    assert found <= limit, f"{what}: {found:,} bytes, the limit is {limit:,}"
+    gate(what, "mib", found / MIB, at_most=limit / MIB)
+
+
+@pytest.mark.parametrize(("k", "goal"), [(K, 0.05), (1, 0.03)])
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=pytest.mark.work(20 * 1.64e5 * size**2)) for size in (224, 512, 1024)]
+)
+def test_share_of_the_backbone(gate: Gate, size: int, k: int, goal: float) -> None:
+    """Four stages polished, fused and resized to the image, their signs known as ``SSA`` knows them."""
+    pytest.importorskip("torchvision", reason="needs torchvision's ResNet-50")
+    cpu, problem = Device(), named(f"resnet50/{size}/K{k}")
+    cam, net = problem.draw(cpu.device, 0)
+    layout = min(FORMATS, key=lambda each: min(cpu.seconds(net.run(each), cold=False) for _ in range(2)))
+    given: dict[str, Any] = {"affinity": net.affinities, "nonnegative": True, "size": (size, size)}
+    calls = {"forward": net.run(layout), "ours": partial(polish, cam, net.stages(layout), **given)}
+    times = time_interleaved(cpu, calls, cold=0, warm=15, least=5, budget=4.0)
+    found = ratios(times["ours"].warm, times["forward"].warm)
+    assert found, times
+    what = f"polish and fuse of four stages at {size}, K={k}, share of ResNet-50's forward ({layout})"
+    gate(what, "share", found["p50"], at_most=goal)
+
+
+@pytest.mark.parametrize("size", [224, 512])
+def test_prototypes_against_their_compiled_algebra(gate: Gate, size: int) -> None:
+    """Never behind, beyond what two runs of ours differ by."""
+    cpu, problem = Device(), named(f"resnet50/{size}/layer1")
+    peer = providers.PROVIDERS["algebra compiled"]
+    if reasons := peer.reasons(problem, cpu):
+        pytest.skip("; ".join(reasons))
+    cam, f = problem.draw(cpu.device, 0)
+    given = cpu, problem, cam, f
+    calls = {each: providers.PROVIDERS[each].build(*given, "") for each in ("auto", "auto again")}
+    calls["peer"] = peer.build(*given, "compiled")
+    torch.testing.assert_close(calls["auto"](), calls["peer"](), rtol=1e-4, atol=1e-5)
+    times = time_interleaved(cpu, calls, cold=0, warm=101, least=31, budget=9.0)
+    again, found = (ratios(times[each].warm, times["auto"].warm) for each in ("auto again", "peer"))
+    assert found, times
+    assert again
+    band = min(max(1 - again["p20"], again["p80"] - 1, 0), 0.1)
+    what = f"ours vs the algebra compiled, resnet50/{size}/layer1, A/A ±{band:.1%}"
+    gate(what, "ratio", found["p50"], at_least=1 - band)
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, Any]]:
+    """One row per number of classes, of whole runs beside reading the files and the forward alone."""
+    pytest.importorskip("torchvision", reason="needs torchvision's ResNet-50")
+    from bench import throughput
+
+    return throughput.rows("resnet50", 16, 3)
+
+
+@pytest.mark.parametrize("classes", ["predicted", pytest.param("top5", marks=pytest.mark.work(2 * 2 * 4 * 16 * 8.2e9))])
+def test_runs_against_the_backbone(gate: Gate, runs: list[dict[str, Any]], classes: str) -> None:
+    (row,) = (row for row in runs if row["classes"] == classes)
+    gate(f"a run over 16 images, classes={classes}, vs the backbone alone", "ratio", row["ratio"], at_least=0.9)

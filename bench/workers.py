@@ -1,208 +1,200 @@
-"""Run jobs in processes of their own: a kernel that crashes or hangs costs its own row, not the run.
+"""Run jobs in processes of their own: a call that crashes, hangs or takes all memory costs its own row, not the run.
 
-A job is plain data, ``{"name", "function", "arguments", "limit"}``, where ``function`` is ``"module:name"`` of a
-function ``(device, **arguments)`` that returns rows. A worker does one job after another; one that dies, or exceeds a
-job's limit, is replaced. Workers end when the process that started them ends, however that comes about.
+Processes are forked from a server that has imported PyTorch and computed nothing, so each costs milliseconds and is
+fresh. They end when the process that asked for them ends, however that comes about, with all that they started.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.machinery import PathFinder
+from multiprocessing import reduction, util
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bench.orphans import die_with
+import torch
+
+from bench.measure import ROOT, Device, NotHere, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
     from multiprocessing.connection import Connection
 
 Row: TypeAlias = "dict[str, Any]"
-Job: TypeAlias = "dict[str, Any]"
-SHOWN = 300  # characters of an error
-GRACE = 5.0  # seconds that a job under way has when the time is up
-_CONTEXT = multiprocessing.get_context("spawn")
+GRACE_S = 5.0  # that a job under way has when the time is up
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["numpy", "torch"])
 STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
 
 
-def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
-    return {"name": name, "function": function, "arguments": arguments, "limit": limit}
+@dataclass(frozen=True)
+class Job:
+    """Call ``function``, ``"module:name"``, with a ``Device`` and the arguments; it returns rows.
 
-
-def perform(task: Job, device: Any) -> list[Row]:
-    """Return the job's rows; an error becomes a row that says so."""
-    from bench.stand import NotHere, is_out_of_memory
-
-    module, _, name = task["function"].partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)(device, **task["arguments"])
-    except NotHere as reason:
-        return [lost(task, "skipped", str(reason))]
-    except Exception as error:
-        if is_out_of_memory(error):
-            return [lost(task, "out of memory", first_line(error))]
-        return [lost(task, "failed", first_line(error)) | {"traceback": traceback.format_exc()[-3000:]}]
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error in one line of bounded length, with its type."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:SHOWN]
-
-
-def ended(task: Job, code: int | None, output: str) -> Row:
-    """Return the row of a job whose process ended before the job did."""
-    if code == -signal.SIGALRM:
-        return lost(task, "over budget", "a call took longer than its limit")
-    if code == -signal.SIGKILL:
-        return lost(task, "out of memory", "the system killed the process")
-    return lost(task, "failed", f"the process died with exit code {code}: {' '.join(output.split())[-SHOWN:]}")
-
-
-def lost(task: Job, status: str, why: str) -> Row:
-    return {"part": part_of(task), "what": task["name"], "status": status, "why": why}
-
-
-def part_of(task: Job) -> str:
-    return str(task["name"]).partition(": ")[0]
-
-
-class Pool:
-    """Worker processes that are kept from one list of jobs to the next, since each takes seconds to start.
-
-    A dry run has none: its jobs run in this process.
+    Attributes:
+        name: Says what it is in its rows, ``"<part>: <what>"``.
+        limit: Seconds after which its process is killed.
     """
 
-    def __init__(self, dry_run: bool = False) -> None:
-        self._dry_run = dry_run
-        self._workers: list[_Worker] = []
+    function: str
+    name: str
+    limit: float
+    arguments: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, jobs: Sequence[Job], *, count: int, until: float, report: Callable[[Job, list[Row]], None]) -> None:
-        """Do the jobs in order, ``count`` at a time, and report each job's rows as they come.
+    @property
+    def part(self) -> str:
+        return self.name.partition(": ")[0]
+
+    def lost(self, status: str, why: str) -> list[Row]:
+        """Return the row that stands for those that the job did not return."""
+        return [{"part": self.part, "what": self.name, "status": status, "why": why}]
+
+
+def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
+    return Job(function, name, limit, arguments)
+
+
+def perform(task: Job, device: Device) -> list[Row]:
+    """Return the job's rows; an error becomes a row that says so."""
+    module, _, name = task.function.partition(":")
+    try:
+        found: list[Row] = getattr(importlib.import_module(module), name)(device, **task.arguments)
+        return found
+    except NotHere as reason:
+        return task.lost("skipped", str(reason))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return task.lost("out of memory", first_line(error))
+        (row,) = task.lost("failed", first_line(error))
+        return [row | {"traceback": traceback.format_exc()[-3000:]}]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker is like.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: PyTorch's on the processor; by default its own choice.
+        tree: Folder whose ``ssa_fast`` and ``kernels`` are imported in place of this tree's.
+        environment: Variables to set; None takes one away. For what is read after the start of the process.
+        clean: Whether what is not referenced is freed after each job, which takes 0.1 s.
+    """
+
+    device: str = "cpu"
+    dry_run: bool = False
+    threads: int | None = None
+    tree: Path | None = None
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    clean: bool = True
+
+
+class Workers:
+    """Processes that do jobs, one after the other or several side by side.
+
+    A process is kept for the next job until a job ends it, or is ``fresh`` for every job. Use as a context manager.
+    """
+
+    def __init__(self, *, fresh: bool = False, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self._fresh = fresh
+        self._processes: list[_Process] = []
+        atexit.register(self.end)
+
+    def do(self, task: Job) -> list[Row]:
+        """Return the rows of one job, however it ends."""
+        return next(rows for _, rows in self.run([task]))
+
+    def run(
+        self, jobs: Sequence[Job], *, count: int = 1, until: float = float("inf")
+    ) -> Iterator[tuple[Job, list[Row]]]:
+        """Do the jobs in order, ``count`` at a time; yield each with its rows as they come.
 
         Args:
-            count: 0 stands for this process.
-            until: A time of ``time.monotonic``; what is not begun then is reported as "not reached", and what is under
-                way has ``GRACE`` seconds more.
+            jobs: What to do.
+            count: 0 stands for this process, for a dry run.
+            until: A time of ``time.monotonic``: what is not begun then is "not reached", and what is under way has
+                ``GRACE_S`` more.
         """
-        if count == 0:
-            _run_here(jobs, until, report, self._dry_run)
-            return
-        waiting = list(jobs)
-        while waiting or any(worker.task for worker in self._workers):
+        waiting, here = list(jobs), Device(self.settings.device, self.settings.dry_run) if count == 0 else None
+        while waiting or any(each.task for each in self._processes):
             if time.monotonic() > until:
-                while waiting:
-                    task = waiting.pop(0)
-                    report(task, [lost(task, "not reached", "the time was up")])
-            for worker in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
-                worker.end()
-                self._workers.remove(worker)
-            while len(self._workers) < min(count, len(waiting)):
-                self._workers.append(_Worker(self._dry_run))
-            free = count - sum(worker.task is not None for worker in self._workers)
-            for worker in self._workers:
-                if waiting and free > 0 and worker.task is None:
-                    worker.begin(waiting.pop(0), until)
-                    free -= 1
-            _collect(self._workers, report)
+                yield from ((task, task.lost("not reached", "the time was up")) for task in waiting)
+                waiting = []
+            elif here:
+                task = waiting.pop(0)
+                yield task, perform(task, here)
+                continue
+            for each in [each for each in self._processes if not each.task and not each.process.is_alive()]:
+                each.end()
+                self._processes.remove(each)
+            while len(self._processes) < min(count, len(waiting)):
+                self._processes.append(_Process(self.settings))
+            free = count - sum(each.task is not None for each in self._processes)
+            for each in [each for each in self._processes if not each.task][:free]:
+                if waiting:
+                    each.begin(waiting.pop(0), until)
+            busy = [each for each in self._processes if each.task]
+            wait([handle for each in busy for handle in (each.pipe, each.process.sentinel)], timeout=0.5)
+            for each in busy:
+                if (rows := each.rows()) is not None:
+                    task, each.task = each.task, None  # type: ignore[assignment]
+                    if self._fresh:
+                        each.end()
+                    yield task, rows
 
     def end(self) -> None:
-        """Kill the workers."""
-        for worker in self._workers:
-            worker.process.kill()  # all of them before any is waited for
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+        """Kill the processes and what they started."""
+        for each in self._processes:
+            each.kill()  # all of them before any is waited for
+        for each in self._processes:
+            each.end()
+        self._processes.clear()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
 
 
-def _run_here(jobs: Sequence[Job], until: float, report: Callable[[Job, list[Row]], None], dry_run: bool) -> None:
-    from bench.stand import Device
-
-    device = Device(dry_run)
-    for task in jobs:
-        late = time.monotonic() > until
-        report(task, [lost(task, "not reached", "the time was up")] if late else perform(task, device))
-
-
-def _collect(pool: list[_Worker], report: Callable[[Job, list[Row]], None]) -> None:
-    """Wait until something happens, and report every job that is over."""
-    busy = [worker for worker in pool if worker.task]
-    wait([handle for worker in busy for handle in (worker.pipe, worker.process.sentinel)], timeout=0.5)
-    for worker in busy:
-        task = worker.task
-        assert task is not None
-        if (rows := worker.rows()) is None:
-            continue
-        worker.task = None
-        report(task, rows)
-
-
-class WorkerProcess:
-    """Do one job after another in one process, which is replaced when a job ends it."""
-
-    def __init__(self, dry_run: bool = False) -> None:
-        self._dry_run = dry_run
-        self._worker: _Worker | None = None
-
-    def do(self, task: Job) -> list[Row]:
-        """Return the job's rows, however it ends."""
-        if self._worker is None or not self._worker.process.is_alive():
-            self.end()
-            self._worker = _Worker(self._dry_run)
-        found: list[Row] = []
-        self._worker.begin(task, float("inf"))
-        while self._worker.task:
-            _collect([self._worker], lambda _, rows: found.extend(rows))
-        return found
-
-    hold = do  # what a job caches is there for the next
-
-    def end(self) -> None:
-        if self._worker:
-            self._worker.end()
-            self._worker = None
-
-
-@dataclass
-class _Worker:
+class _Process:
     """One process and the job it has."""
 
-    dry_run: bool
-    task: Job | None = None
-    deadline: float = 0.0
-    cut: bool = False  # whether the run ends before the job's own limit
-
-    def __post_init__(self) -> None:
-        self.log = Path(tempfile.mkstemp(prefix="bench-worker-", suffix=".log")[1])
+    def __init__(self, settings: Settings) -> None:
+        self.task: Job | None = None
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
         self.pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=serve, args=(theirs, self.dry_run, str(self.log), os.getpid()))
+        given = theirs, _Output(self.output.fileno()), settings, util.get_temp_dir()
+        self.process = _CONTEXT.Process(target=_serve, args=given)
         self.process.start()
         theirs.close()
 
     def begin(self, task: Job, until: float) -> None:
         now = time.monotonic()
-        self.task, self.deadline = task, now + task["limit"]
-        self.cut = self.deadline > max(until, now) + GRACE
+        self.task, self.deadline = task, now + task.limit
+        self.cut = self.deadline > max(until, now) + GRACE_S  # whether the run ends before the job's own limit
         if self.cut:
-            self.deadline = max(until, now) + GRACE
-        try:
+            self.deadline = max(until, now) + GRACE_S
+        with contextlib.suppress(OSError):  # it died idle, which rows() sees
             self.pipe.send(task)
-        except OSError:
-            self.deadline = 0.0  # died idle: seen by rows()
 
     def rows(self) -> list[Row] | None:
         """Return the job's rows, or None while it is under way."""
@@ -210,43 +202,170 @@ class _Worker:
         try:
             if self.pipe.poll():
                 answer: list[Row] = self.pipe.recv()
-                if any(word in str(answer).lower() for word in STICKY):
-                    self.process.kill()  # a CUDA context that met such an error answers every later call with it
-                    self.process.join(10)
+                if self.process.is_alive() and any(word in str(answer).lower() for word in STICKY):
+                    self.kill()  # a CUDA context that met such an error answers every later call with it
                 return answer
         except (EOFError, OSError):
             self.process.join(5)
         if not self.process.is_alive():
-            return [ended(self.task, self.process.exitcode, self.log.read_text(encoding="utf-8", errors="replace"))]
+            return self._died(self.task)
         if time.monotonic() > self.deadline:
-            self.process.kill()
-            self.process.join(10)
+            self.kill()
             if self.cut:
-                return [lost(self.task, "not reached", "the time was up while it ran")]
-            return [lost(self.task, "timed out", f"killed after {self.task['limit']:g} s")]
+                return self.task.lost("not reached", "the time was up while it ran")
+            return self.task.lost("over budget", f"the whole of it took longer than {self.task.limit:g} s")
         return None
 
-    def end(self) -> None:
-        self.process.kill()
+    def _died(self, task: Job) -> list[Row]:
+        code = self.process.exitcode
+        if code == -signal.SIGALRM:
+            return task.lost("over budget", "a call took longer than its limit")
+        if code == -signal.SIGKILL:
+            return task.lost("out of memory", "the system killed the process")
+        self.output.seek(0)
+        said = " ".join(self.output.read().decode(errors="replace").split())[-300:]
+        return task.lost("failed", f"the process died with exit code {code}: {said}")
+
+    def kill(self) -> None:
+        try:
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # before it leads a group of its own
+            self.process.kill()
         self.process.join(10)
+
+    def end(self) -> None:
+        self.kill()
         self.pipe.close()
-        self.log.unlink(missing_ok=True)
+        self.output.close()
 
 
-def serve(pipe: Connection, dry_run: bool, log: str, parent: int) -> None:
-    """Take jobs from the pipe and send their rows back; all other output goes to ``log``."""
-    die_with(parent)
+class _Output:
+    """A file descriptor that is sent along to a process."""
+
+    def __init__(self, fileno: int) -> None:
+        self.fileno = fileno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.fileno),)
+
+
+def _received(duplicate: Any) -> _Output:
+    return _Output(duplicate.detach())
+
+
+def _serve(pipe: Connection, output: _Output, settings: Settings, folder: str) -> None:
+    """Take jobs from the pipe and send their rows back, until the parent ends."""
+    os.setsid()  # a group of its own, with what it starts
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    for stream in (1, 2):
+        os.dup2(output.fileno, stream)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # many workers compile side by side already
-    handle = os.open(log, os.O_WRONLY | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    from bench.stand import Device
-
-    device = Device(dry_run)
+    for name, value in settings.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.tree:
+        import_from(settings.tree)
+    device = Device(settings.device, settings.dry_run)
     while True:
         try:
             task = pipe.recv()
         except EOFError:
             return
-        pipe.send(perform(task, device))
-        device.clean()
+        device.limit_memory()
+        found = perform(task, device)
+        if settings.tree:
+            assert_unmixed(settings.tree)
+        pipe.send(found)
+        if settings.clean:
+            device.clean()
+
+
+def _end_with_parent(folder: str) -> None:
+    """Wait for the end of the process that asked for this one; remove its folder, where the server's socket is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends; for ``preexec_fn`` of a program."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def run_program(
+    command: Sequence[str | Path], limit: float | None = None, **environment: str
+) -> tuple[int | None, str]:
+    """Run a program in the repository, which ends with this process; return its exit code and its output.
+
+    The code is None where it was killed after ``limit`` seconds.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        cwd=ROOT,
+        start_new_session=True,  # what it starts has to end with it
+        preexec_fn=partial(die_with, os.getpid()),
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return None, output
+    return process.returncode, output
+
+
+class TreeFinder:
+    """Finds ``ssa_fast`` and all that is in it under one tree, and nowhere else.
+
+    It stands before every other finder: that of an editable install would answer for ``ssa_fast.kernels`` whatever tree
+    the rest came from. A module that the tree lacks does not exist.
+    """
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        first, *rest = name.split(".")
+        if first != "ssa_fast":
+            return None
+        parts = rest if rest[:1] == ["kernels"] else [first, *rest]
+        spec = PathFinder.find_spec(name, [str(self.tree.joinpath(*parts[:-1]))])
+        if spec is None:
+            raise ModuleNotFoundError(f"no module named {name!r} in this tree", name=name)
+        return spec
+
+
+def import_from(tree: Path) -> Any:
+    """Import ``ssa_fast`` of ``tree`` in a process that has not imported any yet."""
+    if already := _package_modules():
+        raise RuntimeError(f"expected a process without ssa_fast, found {min(already)} imported")
+    sys.meta_path.insert(0, TreeFinder(tree))
+    package = importlib.import_module("ssa_fast")
+    assert_unmixed(tree)
+    return package
+
+
+def assert_unmixed(tree: Path) -> None:
+    """Raise RuntimeError if a module of the package was loaded from anywhere but ``tree``."""
+    for name, module in _package_modules().items():
+        places = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", []))
+        if not places or not all(Path(place).resolve().is_relative_to(tree.resolve()) for place in places):
+            raise RuntimeError(f"{name}: expected it from the tree {tree}, it came from {places or 'nowhere'}")
+
+
+def _package_modules() -> dict[str, Any]:
+    return {name: each for name, each in sys.modules.items() if name.partition(".")[0] == "ssa_fast"}

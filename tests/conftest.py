@@ -1,4 +1,8 @@
-"""Fix the seed of every test and the threads, and ask for Triton's interpreter before Triton is first imported."""
+"""Choose the device, fix the seed of every test and the threads.
+
+``pytest --device cuda tests/kernels`` runs the kernels compiled, on the GPU at hand; by default Triton interprets them.
+``--shard 2/12`` runs every twelfth test, so that several processes compile side by side.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,44 @@ import os
 
 # Threads wait for each other: beside one busy process the suite took three times as long with two of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose the device and a part of the tests."""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the kernel tests run")
+    parser.addoption("--shard", default="1/1", metavar="I/N", help="of N parts of the tests, run number I")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Decide on Triton's interpreter, which Triton asks about when it is imported."""
+    config.addinivalue_line("markers", "cuda: needs a GPU, and --device cuda")
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: expected a GPU, but PyTorch sees none; leave the option out")
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs another device, and keep one part of the tests."""
+    on_gpu = config.getoption("--device") == "cuda"
+    for item in items:
+        if item.get_closest_marker("cuda") and not on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run it with --device cuda"))
+        if item.get_closest_marker("interpreter") and on_gpu:
+            item.add_marker(pytest.mark.skip(reason="looks into Triton's interpreter: run it without --device cuda"))
+    number, count = map(int, config.getoption("--shard").split("/"))
+    items[:] = items[number - 1 :: count]
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of ``--device``."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True)

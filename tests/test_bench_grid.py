@@ -1,11 +1,11 @@
-"""Test the grid of ``python -m bench``: names, providers, the ways in which a provider ends, and the files written."""
+"""Test the grid of ``python -m bench``: names, providers, the ways in which a provider ends, workers, and files."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import mmap
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -16,18 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import baselines, command, forks, grid, memory, problems, providers, roofline, table, trial, workers
-from bench.networks import Network
-from bench.problem import Problem, relative_error, sampled_truth, truth
+from bench import __main__, grid, measure, problems, providers, workers
+from bench.measure import Device, Times, time_interleaved
+from bench.problems import Problem, relative_error, sampled_truth, truth
 from bench.providers import Provider, Workload
-from bench.stand import Device
+from bench.workers import Workers, job
 
-CPU = Device(device="cpu")
-KINDS = ("", "/signed", "/shifted", "/centred", "/nhwc", "/K3/B2")
+CPU = Device()
 TINY_CEILINGS = (1 << 16, 64)
-HANGS = 600  # seconds after which a test that waits fails
 FOREVER = 3600  # seconds that no test takes
-
 ROW = {
     *("problem", "B", "K", "C", "H", "W", "L", "dtype", "layout", "values", "affinity", "provider", "ours", "variant"),
     *("status", "why", "error", "warm_ms", "cold_ms", "rounds", "ratio", "peak_extra_mib", "share", "bound"),
@@ -43,24 +40,20 @@ ROW = {
         ("resnet50/512/layer1", Problem(1, 20, 256, 128, 128, 16, 16, "float32", values="relu")),
         ("resnet50/224/layer4/K1000/B32", Problem(32, 1000, 2048, 7, 7, 7, 7, "float32", values="relu")),
         ("resnet50/1024/layer2/signed", Problem(1, 20, 512, 128, 128, 32, 32, "float32", values="randn")),
-        ("resnet50-d8/512/layer3/K1", Problem(1, 1, 1024, 64, 64, 64, 64, "float32", values="relu")),
         (
             "resnet50-d8/512/layer4/B2/centred",
             Problem(2, 20, 2048, 64, 64, 64, 64, "float32", values="relu", affinity="center"),
         ),
         ("resnet50/32/layer1/nhwc", Problem(1, 20, 256, 8, 8, 1, 1, "float32", layout="nhwc", values="relu")),
-        ("resnet50/4096", Network(1, 20, 4096)),
-        ("efficientnet_b0/512", Network(1, 20, 512, "efficientnet_b0")),
-        ("resnet50/96/K1/B4", Network(4, 1, 96)),
+        ("resnet50/96/K1/B4", Problem(4, 1, 3, 96, 96, 3, 3, "float32", layout="", net="resnet50")),
+        (
+            "efficientnet_b0/512",
+            Problem(1, 20, 3, 512, 512, 16, 16, "float32", layout="", net="efficientnet_b0"),
+        ),
     ],
 )
 def test_a_name_says_a_problem(name, found):
-    assert problems.problem(name) == found
-    assert str(problems.parse(name)) == name
-
-
-def test_defaults_need_not_be_named():
-    assert str(problems.parse("resnet50/224/layer1/K20/B1")) == "resnet50/224/layer1"
+    assert problems.named(name) == found
 
 
 @pytest.mark.parametrize(
@@ -68,110 +61,95 @@ def test_defaults_need_not_be_named():
     [
         *("", "resnet50", "resnet50/100/layer1", "resnet50/0/layer1", "resnet50/224/layer5", "vgg/224/layer1"),
         *("resnet50/224/layer1/K0", "resnet50/224/layer1/B0", "resnet50/224/layer1/B2/K2", "resnet50-d8/224"),
-        *("swin_t/512/features.1", "swin_t/512/layer1", "swin_t/512/signed"),
-        *("resnet50/224/signed", "resnet50/224/layer1/signed/nhwc", " resnet50/224/layer1"),
+        *("swin_t/512/layer1", "swin_t/512/signed", "resnet50/224/layer1/signed/nhwc", " resnet50/224/layer1"),
     ],
 )
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match=r"^problem: expected <net>/<size>.* got '"):
-        problems.parse(name)
+        problems.named(name)
 
 
 @pytest.mark.parametrize("suite", problems.SUITES)
-def test_suites(suite):
-    names = problems.suite(suite)
-    assert len(names) == len(set(names)) > 3
-    assert all(str(problems.parse(name)) == name and problems.problem(name) for name in names)
+def test_a_curve_of_a_suite_ascends(suite):
     sizes = {}
-    for name in names:  # a curve that ended at one size has ended at all larger ones
-        label = problems.parse(name)
-        sizes.setdefault(label.curve(), []).append(label.size)
+    for name in grid.chosen(suite, []):  # one that ended at one size has ended at all larger ones
+        sizes.setdefault(problems.curve(name), []).append(problems.named(name).L)
     assert all(each == sorted(each) for each in sizes.values())
 
 
 def test_what_the_suites_hold():
-    curve = problems.suite("curve")
-    assert [problems.parse(name).size for name in curve] == [224, 512, 1024, 2048, 4096] * 3
-    labels = [problems.parse(name) for name in problems.suite("full")]
-    assert {label.stage for label in labels} == {"", *problems.STAGES}
-    assert {label.kind for label in labels} == {"", *problems.KINDS}
-    assert {label.net for label in labels} == {*problems.NETS, *problems.WHOLE}
-    assert {label.K for label in labels} == {1, 20, 1000}
-    assert {label.B for label in labels} == {1, 32}
+    every = [problems.named(name) for name in problems.SUITES["full"]]
+    assert {each.K for each in every} == {1, 20, 1000}
+    assert {each.B for each in every} == {1, 32}
+    assert {each.net for each in every} == {"", *problems.WHOLE}
+    assert {each.values for each in every if not each.net} == {"relu", "randn"}
+    assert {"phi=shifted", "center"} < {each.affinity for each in every}
+    assert problems.SUITES["curve"][:2] == ["resnet50/224/layer1", "resnet50/512/layer1"]
 
 
 def test_problems_are_chosen_by_pattern():
-    assert command.chosen(None, []) == problems.suite("small")
-    found = command.chosen("curve", ["*/signed", "resnet50/32/layer1"])
-    assert found == [*(name for name in problems.suite("curve") if "signed" in name), "resnet50/32/layer1"]
-    with pytest.raises(ValueError, match="got 'vgg"):
-        command.chosen(None, ["vgg*"])
+    assert grid.chosen(None, []) == problems.SUITES["small"]
+    found = grid.chosen("curve", ["*/signed", "resnet50/32/layer1"])
+    assert found == [*(name for name in problems.SUITES["curve"] if "signed" in name), "resnet50/32/layer1"]
 
 
 def test_auto_and_what_is_followed_are_chosen_along():
-    stage, network = (problems.problem(name) for name in ("resnet50/64/layer1", "resnet50/64"))
-    assert [each.name for each in command.selected(providers.of(stage, CPU), ["xᵀx"])] == ["auto", "xᵀx"]
-    assert [each.name for each in command.selected(providers.of(network, CPU), ["polish*"])] == [
-        "backbone",
-        "polish and fuse",
-    ]
-    assert command.selected(providers.of(network, CPU), ["auto"]) == []
+    stage, network = (problems.named(name) for name in ("resnet50/64/layer1", "resnet50/64"))
+    assert [each.name for each in grid.selected(providers.of(stage, CPU), ["xᵀx"])] == ["auto", "xᵀx"]
+    found = [each.name for each in grid.selected(providers.of(network, CPU), ["polish*"])]
+    assert found == ["backbone", "polish and fuse"]
+    assert grid.selected(providers.of(network, CPU), ["auto"]) == []
 
 
 # Providers.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["", "/signed", "/shifted", "/centred", "/nhwc", "/K3/B2"])
 def test_every_provider_is_right_or_says_why_not(kind):
-    problem = problems.problem(f"resnet50/32/layer1{kind}")
-    dry_run = Device(dry_run=True)  # torch.compile without a compiler
+    problem, dry_run = problems.named(f"resnet50/32/layer1{kind}"), Device(dry_run=True)  # dry: no compiler
     cam, f = problem.draw(CPU.device, 3)
-    right = truth(problem, cam, f)
-    names = [each.name for each in providers.of(problem, dry_run)]
-    assert names[:2] == ["auto", "auto again"]
-    assert {*baselines.BASELINES} - {"dense PCM float32"} <= {*names}
+    right, refused = truth(problem, cam, f), set()
+    assert [each.name for each in providers.of(problem, dry_run)][:2] == ["auto", "auto again"]
     for provider in providers.of(problem, dry_run):
-        reasons = provider.reasons(problem, dry_run)
-        assert all(isinstance(reason, str) and reason for reason in reasons)
-        if reasons:
+        if reasons := provider.reasons(problem, dry_run):
+            assert all(isinstance(reason, str) and reason for reason in reasons)
+            refused.add(provider.name)
             continue
-        found = list(provider.build(dry_run, problem, cam, f))
-        assert len({variant for variant, _ in found}) == len(found) > 0
-        for variant, call in found:
-            out = call()
+        assert min(provider.work(problem, dry_run)) >= 0
+        for variant, call in provider.built(dry_run, problem, cam, f):
             if provider.answer == "square":
-                x = torch.nn.functional.normalize(f[0].flatten(1).double(), dim=0)
-                error = relative_error(out, x.mT @ x)
+                error = problems.square_error(f, torch.arange(64), call())
             else:
-                error = relative_error(out.flatten(2), right)
+                error = relative_error(call().flatten(2), right)
             assert error < 1e-5, f"{provider.name}, {variant}"
-        work = provider.work(problem, dry_run)
-        assert min(work) > 0
-    refused = {each.name for each in providers.of(problem, dry_run) if each.reasons(problem, dry_run)}
     assert ("algebra" in refused) == (kind in ("/signed", "/shifted", "/centred"))
     assert ("dense PCM" in refused) == (kind == "/shifted")
     assert ("xᵀx" in refused) == (kind == "/K3/B2")
 
 
 def test_providers_of_a_gpu():
-    problem = problems.problem("resnet50/64/layer1")
-
     class Gpu(Device):
         on_gpu = True
 
-    names = [each.name for each in providers.of(problem, Gpu(device="cpu"))]
+    names = [each.name for each in providers.of(problems.named("resnet50/64/layer1"), Gpu())]
     assert len(names) == len(set(names))
     assert {"resident", "prototypes", "prototypes in PyTorch", "tiled", "tiled in PyTorch", "second_order"} <= {*names}
+    assert len(providers.PROVIDERS["FlexAttention"].names(problems.named("resnet50/64/layer1"), Gpu())) == 5
 
 
 def test_a_compiler_is_needed(monkeypatch):
-    problem = problems.problem("resnet50/64/layer1")
+    problem = problems.named("resnet50/64/layer1")
     assert providers.no_compiler(problem, CPU) == []
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     (reason,) = providers.no_compiler(problem, CPU)
     assert "g++" in reason
+
+
+def test_providers_can_be_sent_about():
+    for each in providers.PROVIDERS.values():
+        assert pickle.loads(pickle.dumps(each)).name == each.name
 
 
 def test_the_truth_of_centred_features():
@@ -184,32 +162,25 @@ def test_the_truth_of_centred_features():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", problems.WHOLE)
 def test_whole_networks(name):
-    problem = problems.problem(f"{name}/64/K2")
+    problem = problems.named(f"{name}/64/K2")
     cam, net = problem.draw(CPU.device, 3)
     assert all(affinity.any_sign is (name != "resnet50") for affinity in net.affinities)
-    forward, fused = providers.NETWORK
-    layouts = dict(forward.build(CPU, problem, cam, net))
-    logits = [call() for call in layouts.values()]
-    assert relative_error(logits[0], logits[1].double()) < 1e-3
-    for layout, call in fused.build(CPU, problem, cam, net):
-        assert layout in layouts
-        assert call().shape == (1, 2, 16, 16)
+    forward, fused = providers.of(problem, CPU)
+    for layout, call in forward.built(CPU, problem, cam, net):
+        assert relative_error(call(), net.truth()) < 1e-3, layout
+    assert all(call().shape == (1, 2, 16, 16) for _, call in fused.built(CPU, problem, cam, net))
     shapes = [tuple(stage.shape[1:]) for stage in net.stages("contiguous")]
     assert shapes == [(C, 64 // step, 64 // step) for C, step in problems.WHOLE[name].values()]
 
 
-# Results that are predicted.
-
-
-def fresh(**more):
-    given = {"stand": CPU, "place": None, "seed": 1, "limit_s": 20.0, "rounds": 2}
-    return grid.Grid(**given, ceilings={"copy_gb_s": 10.0, "product_gflop_s": 100.0}, **more)
+# What is predicted, and figures.
 
 
 def test_the_hopeless_is_not_begun():
-    name = "resnet50/4096/layer1/signed"
-    wanted = [each for each in providers.PEERS if each.name in ("dense PCM", "chunked PCM", "algebra")]
-    dense, chunked, algebra = fresh().rows(name, wanted)
+    settings = {"seed": 1, "limit_s": 20.0, "rounds": 2}
+    fresh = grid.Grid(CPU, None, settings, {"copy_gb_s": 10.0, "product_gflop_s": 100.0})
+    wanted = [providers.PROVIDERS[name] for name in ("dense PCM", "chunked PCM", "algebra")]
+    dense, chunked, algebra = fresh.rows("resnet50/4096/layer1/signed", wanted)
     assert dense["status"] == "out of memory"
     assert dense["why"].startswith("predicted: it would hold 8 TiB and ")
     assert chunked["status"] == "over budget"
@@ -219,9 +190,9 @@ def test_the_hopeless_is_not_begun():
 
 
 def test_ratios_are_of_the_rounds_of_both():
-    assert grid.ratios([2.0, 4.0, 6.0], [1.0, 1.0])["p50"] == 3.0
-    assert grid.ratios([], [1.0]) is None
-    assert grid.quantiles(list(range(101)), 1) == {"p20": 20.0, "p50": 50.0, "p80": 80.0}
+    assert measure.ratios([2.0, 4.0, 6.0], [1.0, 1.0])["p50"] == 3.0
+    assert measure.ratios([], [1.0]) is None
+    assert measure.percentiles(list(range(101)), 1) == {"p20": 20.0, "p50": 50.0, "p80": 80.0}
 
 
 def test_shares_are_of_the_ceiling_that_binds():
@@ -229,77 +200,70 @@ def test_shares_are_of_the_ceiling_that_binds():
     assert grid.share(Workload(10**11, 10**9, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "product"}
     assert grid.share(Workload(10**9, 10**10, 0), ceilings, 2000.0) == {"share": 0.5, "bound": "copy"}
     assert grid.share(None, ceilings, 1.0) == {"share": None, "bound": ""}
+    assert grid.share(Workload(1, 1, 0), ceilings | {"product_gflop_s": None}, 1.0) == {"share": None, "bound": ""}
+    assert grid.giga_per_second(2 * 64**3, 2.0) == 2.621e-4  # slow, but not 0
+    assert grid.giga_per_second(10**9, 0.0) is None
+    assert [grid.number(value) for value in (None, 0, 0.01234, 123.4, 4567.8)] == ["", "0.00", "0.012", "123", "4,568"]
 
 
-def test_a_ceiling_that_was_not_measured_is_missing():
-    assert roofline.giga_per_second(2 * 64**3, [3.0, 2.0]) == 2.621e-4  # slow, but not 0
-    assert roofline.giga_per_second(10**9, [0.0]) is None
-    missing = {"copy_gb_s": 10.0, "product_gflop_s": None}
-    assert grid.share(Workload(10**11, 10**9, 0), missing, 2000.0) == {"share": None, "bound": ""}
-    assert grid.seconds_at(None, 1e15) is None
-    settings = {"limit_s": 1, "seed": 2}
-    machine = {
-        "cpu": "x",
-        "cores": 2,
-        "threads": 2,
-        "memory_gib": 8,
-        "torch": "2",
-        "python": "3",
-        "commit": "",
-        "date": "",
-    }
-    assert "copy 10 GB/s, float32 product – GFLOP/s" in [*table.head(machine, missing, settings)][1]
+class Clock(Device):
+    """A device on which calls take as long as they say."""
+
+    def seconds(self, call, pause=0.0, cold=True):
+        return call() if cold else call() / 2
 
 
-def test_slow_calls_take_part_in_fewer_rounds():
-    provider = providers.PEERS[0]
-    rounds = [trial.Variant(provider, 0, seconds).rounds(15) for seconds in (1e-4, 0.3, 1.5, 9.0, 11.0)]
-    assert rounds == [15, 5, 3, 3, 1]
+def test_rounds(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def takes(seconds):
+        def call():
+            now[0] += seconds
+            return seconds
+
+        return call
+
+    calls = {"quick": takes(1e-3), "slow": takes(2.0), "once": takes(11.0), "broken": lambda: 1 / 0}
+    found = time_interleaved(Clock(), calls, cold=5, warm=15, least=3, budget=12.0)
+    assert [len(found[name].warm) for name in calls] == [15, 3, 1, 0]
+    assert [len(found[name].cold) for name in calls] == [5, 3, 1, 0]
+    assert found["quick"].warm[0] == found["quick"].cold[0] / 2
+    assert (found["slow"].status, found["broken"].status) == ("ok", "failed")
+    assert found["broken"].why == "ZeroDivisionError: division by zero"
 
 
 # Complete runs, with planted providers: functions of this module, which the processes import by name.
 
 
-def plant(name, build, ours=False):
-    return Provider(name, build, providers.none, _work, ours=ours)
-
-
-def _work(problem, stand):
+def work(problem, device):
     return Workload(1000, 1000, 0)
 
 
-def build_wrong(stand, problem, cam, f):
-    yield "twice as much", lambda: 2 * baselines.dense_pcm(cam, f)
+def plant(name, build, variants=("a",), ours=False):
+    return Provider(name, build, work, providers.never, variants, ours=ours)
 
 
-def build_hungry(stand, problem, cam, f):
-    bound, _ = resource.getrlimit(resource.RLIMIT_DATA)  # set by the fork; untouched pages take no memory
-    gib = bound // 2**30 + 1
-    yield "hungry", lambda: [torch.empty(1 << 28) for _ in range(gib)]
+def build_wrong(device, problem, cam, f, variant):
+    return lambda: 2 * providers.dense_pcm(cam, f)
 
 
-def build_sleeper(stand, problem, cam, f):
-    yield "sleeper", lambda: time.sleep(FOREVER)
-    yield "another", lambda: time.sleep(FOREVER)
+def build_hungry(device, problem, cam, f, variant):
+    bound, _ = resource.getrlimit(resource.RLIMIT_DATA)  # set by the worker; untouched pages take no memory
+    return lambda: [torch.empty(1 << 28) for _ in range(bound // 2**30 + 1)]
 
 
-def build_late(stand, problem, cam, f):
+def build_late(device, problem, cam, f, variant):
     """End as a call that takes longer than its limit does, without the wait."""
-    yield "late", lambda: os.kill(os.getpid(), signal.SIGALRM)
-    yield "another", lambda: os.kill(os.getpid(), signal.SIGALRM)
+    return lambda: os.kill(os.getpid(), signal.SIGALRM)
 
 
-def build_killed(stand, problem, cam, f):
-    yield "killed", lambda: os.kill(os.getpid(), signal.SIGKILL)
+def build_killed(device, problem, cam, f, variant):
+    return lambda: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build_broken(stand, problem, cam, f):
-    yield "broken", lambda: 1 / 0
-    yield "works", lambda: baselines.dense_pcm(cam, f)
-
-
-def build_all_broken(stand, problem, cam, f):
-    yield "broken", lambda: 1 / 0
+def build_broken(device, problem, cam, f, variant):
+    return (lambda: 1 / 0) if variant == "broken" else lambda: providers.dense_pcm(cam, f)
 
 
 ENDS = {
@@ -307,38 +271,18 @@ ENDS = {
     "hungry": (build_hungry, "out of memory", "allocate"),
     "late": (build_late, "over budget", f"a call took longer than {FOREVER} s"),
     "killed": (build_killed, "out of memory", "the system killed the process"),
-    "all broken": (build_all_broken, "failed", "ZeroDivisionError"),
 }
 
 
-def planted(problem, stand):
-    return [*providers.AUTO, *(plant(name, build) for name, (build, _, _) in ENDS.items()), plant("ok", build_broken)]
-
-
-class Here:
-    """Do jobs in this process, for tests that need no other."""
-
-    def do(self, task):
-        return workers.perform(task, CPU)
-
-    hold = do
-
-    def end(self):
-        trial.inputs.cache_clear()
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.setattr(command, "ForkServer", Here)
-    monkeypatch.setattr(memory, "settle", lambda: None)
-    monkeypatch.setattr(memory, "beyond_cache", lambda: 1 << 16)
-    monkeypatch.setattr(CPU, "_flush", None)
+def planted(problem, device):
+    ends = [plant(name, build) for name, (build, _, _) in ENDS.items()]
+    return [*providers.AUTO, *ends, plant("ok", build_broken, ("broken", "works"))]
 
 
 def ran(tmp_path, *given, providers_of=providers.of):
     path = tmp_path / "grid.json"
     given = [*given, "--save", str(path), "--rounds", "2", "--seed", "5", "--limit", str(FOREVER)]
-    code = command.main(given, providers_of, TINY_CEILINGS)
+    code = grid.main(given, providers_of, TINY_CEILINGS)
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
@@ -348,21 +292,17 @@ def test_every_end_is_a_result_and_a_curve_ends_once(tmp_path, capsys):
     code, saved = ran(tmp_path, *(f"--problem={name}" for name in names), providers_of=planted)
     printed = capsys.readouterr()
     assert code == 0, printed.err  # only peers went wrong
-    first, second = ([row for row in saved["rows"] if row["problem"] == name] for name in names)
+    first, second = ({row["provider"]: row for row in saved["rows"] if row["problem"] == name} for name in names)
     for name, (_, status, why) in ENDS.items():
-        row, later = (next(row for row in rows if row["provider"] == name) for rows in (first, second))
+        row, later = first[name], second[name]
         assert row["status"] == status, row
         assert why in row["why"], row
         assert row["warm_ms"] is row["cold_ms"] is row["ratio"] is None
-        assert row["rounds"] == 0
         assert f"{name:19} {status}: " in printed.out
-        if status in grid.ENDED:
-            assert (later["status"], later["why"]) == (status, "already so at L=256")
-        else:
-            assert later["status"] == row["status"]
-            assert later["why"] != "already so at L=256"
+        expected = (status, "already so at L=256") if status in grid.ENDED else (status, row["why"])
+        assert (later["status"], later["why"]) == expected
     for rows in (first, second):
-        alive = {row["provider"]: row for row in rows if row["status"] == "ok"}
+        alive = {name: row for name, row in rows.items() if row["status"] == "ok"}
         assert [*alive] == ["auto", "auto again", "ok"]
         assert alive["ok"]["variant"] == "works"
         assert alive["auto"]["ratio"] is None
@@ -371,17 +311,16 @@ def test_every_end_is_a_result_and_a_curve_ends_once(tmp_path, capsys):
             assert row["warm_ms"]["p20"] <= row["warm_ms"]["p50"] <= row["warm_ms"]["p80"]
             assert row["error"] < 1e-5
         assert alive["auto again"]["ratio"]["p50"] > 0
-    assert next(row for row in first if row["provider"] == "wrong")["error"] == pytest.approx(1.0, abs=1e-3)
-    assert all(len(line) <= table.WIDTH for line in printed.out.splitlines()[1:])
+    assert all(len(line) <= 120 for line in printed.out.splitlines()[1:])
+
+
+def wrong_of_ours(problem, device):
+    return [*providers.AUTO, plant("mine", build_wrong, ours=True)]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("here")
 def test_a_wrong_answer_of_ours_fails_the_run(tmp_path, capsys):
-    def mine(problem, stand):
-        return [*providers.AUTO, plant("mine", build_wrong, ours=True)]
-
-    code, saved = ran(tmp_path, "--problem", "resnet50/32/layer1", providers_of=mine)
+    code, saved = ran(tmp_path, "--problem", "resnet50/32/layer1", providers_of=wrong_of_ours)
     assert code == 1
     row = saved["rows"][-1]
     assert (row["provider"], row["status"], row["warm_ms"]) == ("mine", "wrong", None)
@@ -389,76 +328,49 @@ def test_a_wrong_answer_of_ours_fails_the_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("here")
 def test_what_is_written(tmp_path, capsys):
     given = ["--problem", "resnet50/64/layer1", "--problem", "resnet50/64"]
     given += [f"--provider={name}" for name in ("auto*", "prototypes", "second_order", "chunked PCM", "xᵀx", "polish*")]
     code, saved = ran(tmp_path, *given)
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    assert [*saved] == ["command", "machine", "ceilings", "settings", "rows"]
+    assert code == 0, capsys.readouterr().err
+    assert {*saved} == {"command", "machine", "settings", "ceilings", "rows"}
     assert saved["command"].startswith("python -m bench --problem resnet50/64/layer1")
     assert str(tmp_path) not in json.dumps(saved)
     assert saved["settings"] == {"suite": "", "rounds": 2, "limit_s": FOREVER, "seed": 5, "device": "cpu"}
     assert {"cpu", "cores", "threads", "memory_gib", "torch", "commit"} <= saved["machine"].keys()
-    assert [*saved["ceilings"]] == ["copy_gb_s", "product_gflop_s"]
     assert all(value > 0 for value in saved["ceilings"].values())
     rows = {row["provider"]: row for row in saved["rows"]}
-    assert [*rows] == [
-        *("auto", "auto again", "prototypes", "second_order", "chunked PCM", "xᵀx", "backbone", "polish and fuse")
-    ]
+    ours = ["auto", "auto again", "prototypes", "second_order", "polish and fuse"]
+    assert [*rows] == [*ours[:4], "chunked PCM", "xᵀx", "backbone", "polish and fuse"]
+    assert [name for name, row in rows.items() if row["ours"]] == ours
+    assert rows["auto"]["variant"].endswith(", torch")
     fused = rows.pop("polish and fuse")
     assert fused.keys() == ROW | {"share_of_backbone"}
     assert [*fused["share_of_backbone"]] == ["p20", "p50", "p80"]
     assert fused["variant"] == rows["backbone"]["variant"]
-    assert (fused["H"], fused["W"], fused["C"]) == (64, 64, 3)
     assert all(row.keys() == ROW for row in rows.values())
-    assert [row["ours"] for row in rows.values()] == [True, True, True, True, False, False, False]
     assert rows.pop("second_order")["status"] == "unsupported"
     for row in rows.values():
         assert (row["status"], row["why"]) == ("ok", ""), row
         assert 0 <= row["error"] < 1e-3
         assert row["peak_extra_mib"] >= 0
-    product = rows["xᵀx"]
-    assert product["bound"] in ("product", "copy")
-    assert product["share"] > 0
-
-
-@pytest.mark.slow
-def test_a_call_longer_than_its_limit_ends_its_process():
-    problem = problems.problem("resnet50/32/layer1")
-    given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "at": 0, "seed": 1, "right": None}
-    server = forks.ForkServer()
-    try:
-        (row,) = server.do(workers.job("bench.trial:check", "x", FOREVER, limit_s=0.05, **given))
-        assert (row["status"], row["why"]) == ("over budget", "a call took longer than its limit")
-        (row,) = server.do(workers.job(f"{__name__}:sleeps", "x", 0.05))
-        assert (row["status"], row["why"]) == ("over budget", "the whole of it took longer than 0.05 s")
-    finally:
-        server.end()
-
-
-def test_memory_is_what_the_process_grew_by(monkeypatch):
-    readings = iter([{"VmRSS": 500, "VmHWM": 900}, {"VmRSS": 600, "VmHWM": 1700}, {"VmRSS": 500}, {"VmHWM": 400}])
-    monkeypatch.setattr(memory, "_lines", lambda path: next(readings))
-    monkeypatch.setattr(memory.Path, "write_text", lambda path, text: None)
-    assert memory.watched(lambda: "result") == ("result", 1200)
-    assert memory.watched(lambda: "result") == ("result", 0)
+    assert rows["xᵀx"]["bound"] in ("product", "copy")
+    assert rows["xᵀx"]["share"] > 0
 
 
 FILLED = 64 << 20
 
 
-def build_filling(stand, problem, cam, f):
+def build_filling(device, problem, cam, f, variant):
     def call():
         with mmap.mmap(-1, FILLED) as pages:
             pages.write(b"1" * FILLED)
-        return baselines.dense_pcm(cam, f)
+        return providers.dense_pcm(cam, f)
 
-    yield "fills", call
+    return call
 
 
-def with_filling(problem, stand):
+def with_filling(problem, device):
     return [*providers.AUTO, plant("fills", build_filling)]
 
 
@@ -475,11 +387,9 @@ def test_memory_given_back_counts_at_its_peak(tmp_path):
     assert auto["peak_extra_mib"] <= uncounted + 4
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_a_budget_that_ends_is_told(tmp_path, capsys):
-    code, saved = ran(tmp_path, "--problem", "resnet50/64/layer1", "--budget", "0")
-    assert code == 3
-    assert saved is None
+    assert ran(tmp_path, "--problem", "resnet50/64/layer1", "--budget", "0") == (3, None)
     assert "ended before: resnet50/64/layer1." in capsys.readouterr().err
 
 
@@ -493,103 +403,154 @@ def test_a_budget_that_ends_is_told(tmp_path, capsys):
 )
 def test_wrong_usage(given, told, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.main(given)
+        grid.main([*given])
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
 
 
 def test_what_there_is_can_be_listed(capsys):
-    assert command.main(["--suite", "curve", "--list"]) == 0
+    assert __main__.main(["--suite", "curve", "--list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["resnet50/224/layer1", "1", "20", "256", "3,136", "56×56"]
     assert any(line.split()[:1] == ["algebra"] and "5 of 15" in line for line in printed)
 
 
-def pid_and_sleep(stand, problem, cam, f):
+def test_commands(capsys):
+    assert __main__.main(["nothing"]) == 2
+    assert "expected a command of run, paths, " in capsys.readouterr().err
+    folder = Path(grid.__file__).parent
+    for module, text in __main__.COMMANDS.values():
+        assert (folder / f"{module}.py").exists() or (folder / module / "__init__.py").exists(), text
+
+
+def pid_and_sleep(device, problem, cam, f, variant):
     def call():
         Path(os.environ["GRID_PID"]).write_text(str(os.getpid()))
         time.sleep(FOREVER)
 
-    yield "sleeps", call
+    return call
 
 
-def then_for_ever(problem, stand):
+def then_for_ever(problem, device):
     return [*providers.AUTO, *([plant("sleeper", pid_and_sleep)] if problem.H > 8 else [])]
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_keeps_what_it_has(tmp_path):
-    path, pid = tmp_path / "grid.json", tmp_path / "pid"
+def test_a_run_that_is_killed_keeps_what_it_has_and_leaves_nothing_else(tmp_path):
+    path, pid, scratch = tmp_path / "grid.json", tmp_path / "pid", tmp_path / "scratch"
+    scratch.mkdir()
     given = ["--problem=resnet50/32/layer1", "--problem=resnet50/64/layer1", f"--save={path}", "--rounds=2"]
     given.append(f"--limit={FOREVER}")
-    code = f"from tests.test_bench_grid import *; command.main({given}, then_for_ever, TINY_CEILINGS)"
+    code = f"from tests.test_bench_grid import *; grid.main({given}, then_for_ever, TINY_CEILINGS)"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=os.environ | {"GRID_PID": str(pid)},
+        env=os.environ | {"GRID_PID": str(pid), "TMPDIR": str(scratch)},
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + HANGS
-    while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < until:
+    while not (pid.exists() and pid.read_text()) and process.poll() is None:
         time.sleep(0.05)
     sleeper = int(pid.read_text())
     process.kill()
     process.wait()
-    saved = json.loads(path.read_text())
-    assert [row["problem"] for row in saved["rows"]] == ["resnet50/32/layer1"] * 2
-    until = time.monotonic() + HANGS
-    while _runs(sleeper) and time.monotonic() < until:
+    assert [row["problem"] for row in json.loads(path.read_text())["rows"]] == ["resnet50/32/layer1"] * 2
+    status = Path(f"/proc/{sleeper}/status")
+    while status.exists() and "State:\tZ" not in status.read_text():  # a hang fails the test by its own limit
         time.sleep(0.05)
-    assert not _runs(sleeper)
+    assert not [each for each in scratch.rglob("*") if each.is_file() and each.suffix == ".log"]
+    assert not list(scratch.glob("pymp-*"))
 
 
-def _runs(pid):
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
+# Workers.
 
 
-# Executors.
+def works(device, number=0):
+    print("said")
+    return [{"status": "ok", "number": number, "pid": os.getpid(), "x": os.environ.get("X")}]
 
 
-def works(_, number):
-    return [{"status": "ok", "number": number, "pid": os.getpid()}]
-
-
-def dies(_):
+def dies(device):
+    print("last words", flush=True)
     os._exit(7)
 
 
-def sleeps(_):
+def sleeps(device):
     time.sleep(FOREVER)
 
 
+def not_here(device):
+    raise measure.NotHere("for a reason")
+
+
+HERE = __name__
+
+
 @pytest.mark.slow
-def test_a_lone_worker_is_replaced():
-    place = workers.WorkerProcess(dry_run=True)
-    try:
-        first, second = (place.do(workers.job(f"{__name__}:works", "x", HANGS, number=n))[0] for n in (1, 2))
+def test_a_worker_is_kept_until_a_job_ends_it_or_is_fresh(capfd):
+    with Workers(environment={"X": "1"}) as kept, Workers(fresh=True) as fresh:
+        first, second = (kept.do(job(f"{HERE}:works", "x", FOREVER, number=n))[0] for n in (1, 2))
         assert first["pid"] == second["pid"] != os.getpid()
-        (row,) = place.do(workers.job(f"{__name__}:dies", "x", HANGS))
-        assert row["status"] == "failed"
-        assert "exit code 7" in row["why"]
-        assert place.do(workers.job(f"{__name__}:works", "x", HANGS, number=3))[0]["pid"] != first["pid"]
-    finally:
-        place.end()
+        assert first["x"] == "1"
+        (row,) = kept.do(job(f"{HERE}:dies", "part: x", FOREVER))
+        assert (row["part"], row["status"]) == ("part", "failed")
+        assert row["why"] == "the process died with exit code 7: said said last words"
+        assert kept.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] != first["pid"]
+        assert len({fresh.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] for _ in range(2)}) == 2
+        (row,) = kept.do(job(f"{HERE}:sleeps", "x", 0.05))
+        assert (row["status"], row["why"]) == ("over budget", "the whole of it took longer than 0.05 s")
+        (row,) = kept.do(job(f"{HERE}:not_here", "x", FOREVER))
+        assert (row["status"], row["why"]) == ("skipped", "for a reason")
+    assert capfd.readouterr().out == ""
 
 
-def test_how_a_process_ended():
-    task = workers.job("x:y", "x", 1)
-    found = [workers.ended(task, code, "said")["status"] for code in (-signal.SIGALRM, -signal.SIGKILL, 1)]
-    assert found == ["over budget", "out of memory", "failed"]
+@pytest.mark.slow
+def test_a_call_longer_than_its_limit_ends_its_process():
+    problem = problems.named("resnet50/32/layer1")
+    given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "variant": "a", "seed": 1, "right": None}
+    with Workers() as own:
+        (row,) = own.do(job("bench.grid:check", "x", FOREVER, limit_s=0.05, **given))
+    assert (row["status"], row["why"]) == ("over budget", "a call took longer than its limit")
 
 
-def test_providers_can_be_sent_about():
-    import pickle
+def build_sleeper(device, problem, cam, f, variant):
+    return lambda: time.sleep(FOREVER)
 
-    for name in ("resnet50/64/layer1", "resnet50/64"):
-        for each in providers.of(problems.problem(name), CPU):
-            again = pickle.loads(pickle.dumps(each))
-            assert dataclasses.replace(again, build=None, reasons=None, work=None) == dataclasses.replace(
-                each, build=None, reasons=None, work=None
-            )
+
+@pytest.mark.slow
+def test_jobs_side_by_side_and_until_the_time_is_up():
+    with Workers() as own:
+        tasks = [job(f"{HERE}:works", "x", FOREVER, number=n) for n in range(5)]
+        found = [rows[0] for _, rows in own.run(tasks, count=2)]
+        assert sorted(row["number"] for row in found) == [*range(5)]
+        assert len({row["pid"] for row in found}) == 2
+        late = [rows[0]["status"] for _, rows in own.run(tasks, until=time.monotonic() - 1)]
+        assert late == ["not reached"] * 5
+        here = [rows[0]["pid"] for _, rows in own.run(tasks, count=0)]
+        assert here == [os.getpid()] * 5
+        cut = [rows[0]["why"] for _, rows in own.run([job(f"{HERE}:sleeps", "x", FOREVER)], until=time.monotonic() + 1)]
+        assert cut == ["the time was up while it ran"]
+
+
+def test_memory_is_what_the_process_grew_by(monkeypatch):
+    readings = iter([{"VmRSS": 500}, {"VmHWM": 1700}, {"VmRSS": 500}, {"VmHWM": 400}])
+    monkeypatch.setattr(measure, "_sizes", lambda path: next(readings))
+    monkeypatch.setattr(measure.Path, "write_text", lambda path, text: None)
+    assert CPU.peak_bytes(lambda: "result") == ("result", 1200)
+    assert CPU.peak_bytes(lambda: "result") == ("result", 0)
+
+
+def test_what_is_saved_is_whole_and_names_its_command(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    command = measure.command_line(["large", "--save", str(path), "--sizes", "4096", f"--out={tmp_path}"])
+    measure.save(path, [{"a": 1}], command=command, settings={"b": 2}, machine={"cpu": "x"}, ceilings={})
+    found = json.loads(path.read_text())
+    assert found == {
+        "command": "python -m bench large --sizes 4096",
+        "machine": {"cpu": "x"},
+        "settings": {"b": 2},
+        "ceilings": {},
+        "rows": [{"a": 1}],
+    }
+    assert [each.name for each in path.parent.iterdir()] == ["file.json"]
+    assert (Times().status, workers.job("x:y", "a: b", 1).part) == ("ok", "a")

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 import bench.__main__
 from bench import quality
-from bench.quality import command, examples, methods, networks, report, scenes
-from bench.quality.run import Run
-from bench.quality.statistics import Folds
-from bench.quality.truths import LEVELS, BoxTruth, MaskTruth
+from bench.quality import command, examples, methods, networks, report
+from bench.quality.examples import LEVELS, BoxTruth, MaskTruth
+from bench.quality.report import Run
 from tests.networks import Pyramid
 
 SIDE, COUNT = 64, 6
@@ -66,8 +65,7 @@ def table(photos, capsys, *more):
     assert bench.__main__.main(["quality", *words]) == 0
     found = json.loads(file.read_text("utf-8"))["rows"]
     printed = capsys.readouterr().out
-    shown = found if "--markdown" not in words else [row for row in found if "method" in row]
-    assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in shown)
+    assert all(str(row.get("method", row.get("stage", row.get("metric", "best")))) in printed for row in found)
     best = {row["priors"]: row for row in found if report.BEST in row}
     named = {row.get("method", row.get("stage", "head")): row for row in found if report.BEST not in row}
     return named | {"best with priors" if priors else "best": row for priors, row in best.items()}
@@ -97,8 +95,9 @@ def test_affinities_of_masks(photos, capsys, seed):
     more = ("--masks", photos / "masks", "--seed", seed, "--baseline", "phi=relu", "--stages", *few("centre blob"))
     found = table(photos, capsys, *more, *(word for row in rows for word in ("--affinity", row)))
     assert found["head"]["images"] == COUNT
-    assert "--masks" in found["head"]["command"]
-    assert "out.json" not in found["head"]["command"]
+    command_line = json.loads((photos / "out.json").read_text("utf-8"))["command"]
+    assert "--masks" in command_line
+    assert "out.json" not in command_line
     assert [row["signed"] for row in found.values() if "stage" in row] == [1.0, 1.0, 0.0, 0.0]
     baseline, ours = found["phi=relu"], found[shifted]
     assert [baseline["difference"], *baseline["interval"]] == [0, 0, 0]
@@ -118,19 +117,20 @@ def test_boxes_classes_limit_and_a_method_of_ones_own(photos, capsys):
     over_seed = found["best"]["ahead"][0]
     assert over_seed["of"] == "seed"
     assert found["best"]["reached"] == (over_seed["difference"] >= 8 and over_seed["interval"][0] > 0)
-    chosen = examples.from_boxes(photos / "images", photos / "boxes.txt", str(photos / "classes.txt"))
-    assert [each.classes for each in chosen] == [(index % 5,) for index in range(COUNT)]
+    boxes = examples.boxes(photos / "boxes.txt")
+    chosen = examples.from_folder(photos / "images", str(photos / "classes.txt"), boxes)
+    assert [list(each.truths) for each in chosen] == [[index % 5] for index in range(COUNT)]
 
 
 def test_scenes_have_a_map_per_class(photos, capsys):
-    found = table(photos, capsys, "--scenes", 4, "--model", "demo", *few("SSA"), "--markdown", "--goal", "20")
+    found = table(photos, capsys, "--scenes", 4, "--model", "demo", *few("SSA"), "--goal", "20")
     scenes = examples.from_scenes(4, boxes=True)
-    assert found["head"]["maps"] == sum(len(each.classes) for each in scenes) > found["head"]["images"] == 4
+    assert found["head"]["maps"] == sum(len(each.truths) for each in scenes) > found["head"]["images"] == 4
     assert found["SSA"]["score"] > found["seed"]["score"]
     assert found["best"]["reached"] is (found["best"]["score"] >= 20)
     for masked, boxed in zip(examples.from_scenes(4, boxes=False), scenes, strict=True):
-        for mask, box in zip(masked.truths, boxed.truths, strict=True):
-            truth = mask._labels((128, 128))
+        for mask, box in zip(masked.truths.values(), boxed.truths.values(), strict=True):
+            truth = mask.labels((128, 128))
             assert (box.scorer((128, 128))(truth.astype(np.float32)).levels[:, 1:] == 1).all()
             assert mask.scorer((128, 128))(truth.astype(np.float32)).precision == 1
 
@@ -138,7 +138,7 @@ def test_scenes_have_a_map_per_class(photos, capsys):
 @pytest.mark.slow
 def test_a_network_trained_on_scenes_is_read_again(tmp_path, photos, capsys):
     threads = torch.get_num_threads()
-    scenes.train("silu", 1, tmp_path / "net.pt", scenes=8, epochs=1, batch=4, threads=threads)
+    networks.train_on_scenes("silu", 1, tmp_path / "net.pt", scenes=8, epochs=1, batch=4, threads=threads)
     found = table(photos, capsys, "--scenes", 2, "--model", f"scenes={tmp_path / 'net.pt'}", "--stages", *few("SSA"))
     assert [row["signed"] for row in found.values() if "stage" in row] == [1.0] * 4
     torch.save({}, tmp_path / "other.pt")
@@ -148,7 +148,7 @@ def test_a_network_trained_on_scenes_is_read_again(tmp_path, photos, capsys):
 
 def test_saved_figures_are_shown_side_by_side(photos, capsys):
     table(photos, capsys, "--masks", photos / "masks", *few("SSA", "centre blob"), "--model", MODEL)
-    bench.__main__.main(["quality", "--show", str(photos / "out.json"), str(photos / "out.json"), "--markdown"])
+    bench.__main__.main(["quality", "--show", str(photos / "out.json"), str(photos / "out.json")])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.count("|") == 6 for line in lines if line.startswith(("| SSA", "| centre")))
 
@@ -158,12 +158,11 @@ def test_a_perfect_map_scores_1_and_an_empty_one_0(photos, size):
     mask = np.array(Image.open(photos / "masks/0.png")).astype(np.float32)
     mask = F.adaptive_max_pool2d(torch.from_numpy(mask)[None], size)[0].numpy()
     found = [
-        *examples.from_boxes(photos / "images", photos / "boxes.txt", "3"),
-        *examples.from_masks(photos / "images", photos / "masks", "3"),
+        *examples.from_folder(photos / "images", "3", examples.boxes(photos / "boxes.txt")),
+        *examples.from_folder(photos / "images", "3", examples.masks(photos / "masks")),
     ]
     for example in (found[0], found[COUNT]):
-        assert example.classes == (3,)
-        score = example.truths[0].scorer(size)
+        score = example.truths[3].scorer(size)
         assert (score(mask).levels[0] > (0.999 if size == (SIDE, SIDE) else 0.8)).all()
         assert (score(np.zeros(size, np.float32)).levels[:, 1:] == 0).all()
 
@@ -175,8 +174,8 @@ def test_values_of_a_mask_that_are_object_or_not_counted(photos):
     palette.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
     palette.save(photos / "palette.png")
     for mask in (labels, photos / "palette.png"):
-        truth = MaskTruth(mask, frozenset({1}), frozenset({3}))
-        assert truth._labels((1, 4)).tolist() == [[1, 0, 255, 255]]
+        truth = MaskTruth(mask, (1,), (3,))
+        assert truth.labels((1, 4)).tolist() == [[1, 0, 255, 255]]
         found = truth.scorer((1, 4))(np.array([[0.5, 0.2, 1.0, 1.0]], np.float32))
         assert found.levels[0, LEVELS.index(0.1)] == 0.5
         assert found.levels[0, LEVELS.index(0.3)] == found.precision == 1
@@ -193,28 +192,28 @@ def test_scores_at_the_threshold_that_a_map_gives_by_itself():
 
 
 def test_thresholds_and_the_best_row_come_from_the_other_half():
-    folds = Folds(np.arange(4))
+    image = np.arange(4)
     scores = np.zeros((4, 2, 3))
     scores[::2, :, 0], scores[1::2, :, 2] = 1.0, 1.0  # each half is best at a threshold that is worst for the other
-    assert (folds.held_out(scores) == 0).all()
+    assert (report.held_out(image, scores) == 0).all()
     scores[1::2, 0, 0] = 2.0  # of criterion 0 alone
-    np.testing.assert_array_equal(folds.held_out(scores), [0.5, 1.0, 0.5, 1.0])
+    np.testing.assert_array_equal(report.held_out(image, scores), [0.5, 1.0, 0.5, 1.0])
     even, odd = np.zeros((4, 1, 1)), np.zeros((4, 1, 1))
     even[::2], odd[1::2] = 1.0, 0.9
-    best, names = folds.best({"even": even, "odd": odd})
-    assert names == ("odd", "even")
+    best, names = report.best_of(image, {"even": even, "odd": odd})
+    assert names == ["odd", "even"]
     assert (best == 0).all()
-    assert (Folds(np.array([0, 0, 1])).held_out(np.ones((3, 1, 1))) == 1).all()
+    assert (report.held_out(np.array([0, 0, 1]), np.ones((3, 1, 1))) == 1).all()
 
 
 def test_intervals_draw_images_with_all_their_maps():
     image = np.repeat(np.arange(200), 3)
     values = np.random.default_rng(1).normal(size=200)[image]  # the same for all maps of an image
-    low, high = Folds(image).intervals(np.stack([values, 0 * values]))[0]
+    low, high = report.intervals(image, np.stack([values, 0 * values]))[0]
     expected = 1.96 * values.std() / np.sqrt(200)
     assert high - values.mean() == pytest.approx(expected, rel=0.15)
     assert values.mean() - low == pytest.approx(expected, rel=0.15)
-    assert (Folds(image).intervals(np.zeros((1, 600))) == 0).all()
+    assert (report.intervals(image, np.zeros((1, 600))) == 0).all()
 
 
 def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):
@@ -222,12 +221,12 @@ def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):
         raise ValueError("this network cannot")
 
     chosen = {name: methods.METHODS[name] for name in ("seed", "SSA")} | {"failing": methods.Method(fail, None, "peer")}
-    example = examples.from_masks(photos / "images", photos / "masks", "predicted")[0]
+    example = examples.from_folder(photos / "images", "predicted", examples.masks(photos / "masks"))[0]
     run = Run(networks.load(MODEL), chosen, optional=frozenset({"failing"}))
     run.add(example)
     assert run.left_out == {"failing": "this network cannot"}
-    assert set(run.levels()) == {"seed", "SSA"}
-    assert run.num_predicted == 1
+    assert set(run.scores) == {"seed", "SSA"}
+    assert run.right == [True]
     with pytest.raises(ValueError, match="this network cannot"):
         Run(networks.load(MODEL), chosen).add(example)
 

@@ -9,8 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from bench.quality import methods, networks
-from bench.quality.sample import Sample
-from bench.quality.stages import describe_stage
+from bench.quality.networks import Sample, describe_stage
 from ssa_fast import SSA, Affinity
 from ssa_fast.ops.resize import minmax
 from tests.test_bench_quality import MODEL, SIDE
@@ -104,7 +103,7 @@ def test_what_a_seed_shares_is_made_once(monkeypatch):
 def test_costs_are_beyond_one_forward_pass(monkeypatch):
     """A row costs its seed and its own work; of one that runs the network itself a forward pass is taken off."""
     clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 43.0])  # s: begin and end of what is made
-    monkeypatch.setattr("bench.quality.sample.time.process_time", lambda: next(clock))
+    monkeypatch.setattr("bench.quality.networks.time.process_time", lambda: next(clock))
     sample = load_sample()
     spent = {}
     with torch.no_grad():

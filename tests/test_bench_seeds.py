@@ -23,7 +23,7 @@ def test_rows_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         (kind, K) for K in (1, 2) for kind in ("cam", "grad-cam", "layercam")
     ]
     assert {row["seed"] for row in made[1]} == {"grad-cam", "layercam"}
-    assert all(row["forward_cpu_ms"] > 0 for rows in made for row in rows)
+    assert all(row["forward_ms"] > 0 for rows in made for row in rows)
     monkeypatch.setattr(seeds, "NETWORKS", ("a",))
     monkeypatch.setattr(seeds, "rows", lambda name: made[0])
     assert bench.__main__.main(["seeds", "--save", str(tmp_path / "a.json")]) == 0

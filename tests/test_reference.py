@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bench.baselines import dense_pcm
+from bench.providers import dense_pcm
 from ssa_fast import Affinity, polish, reference
 
 

@@ -1,8 +1,7 @@
 """``python -m bench quality``: how well seeds, peers, SSA and its options fit true masks or boxes.
 
-The rooms: ``examples`` (images and their truths), ``truths`` (the score of one map), ``networks``, ``sample`` (an image
-in a network), ``methods`` (all rows, in one table), ``run``, ``statistics`` (folds and intervals), ``report``,
-``command``.
+``examples``: images with their truths, and the score of a map; ``networks``: the networks, and one image in one;
+``methods``: all rows, in one table; ``report``: scores, halves, intervals and what is printed; ``command``.
 """
 
 from bench.quality.command import main

@@ -17,14 +17,15 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bench import measure
 from bench.quality import examples, networks, report
 from bench.quality.methods import BASELINE, METHODS, SEED, SEEDS, of_text
-from bench.quality.run import Run
-from ssa_fast.io.progress import paced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,72 +42,60 @@ def arguments() -> argparse.ArgumentParser:
     data = parser.add_argument_group("images").add_argument
     data("--images", type=Path, metavar="FOLDER")
     data("--masks", type=Path, metavar="FOLDER", help="masks named as the images; object: above half of the largest")
-    data(
-        "--object", type=_values, default=(), metavar="N,N", help="the masks' values on the object, if they are others"
-    )
+    data("--object", type=_values, default=(), metavar="N,N", help="the masks' values on the object, if others")
     data("--ignore", type=_values, default=(), metavar="N,N", help="the masks' values where nothing is counted")
-    data(
-        "--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels of the image, as wsolevaluation's"
-    )
+    data("--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels, as wsolevaluation's")
     data("--classes", default="predicted", help="an index, a file of lines name,index, or %(default)r")
     data("--scenes", type=int, metavar="N", help="N generated scenes instead, with the masks of their classes")
     data("--scene-boxes", action="store_true", help="with the boxes of the scenes' classes")
     data("--limit", type=int, metavar="N", help="only N images, evenly spread")
     data("--title", help="what the images are, for tables (default: the folder's name)")
-    of_networks = parser.add_argument_group("networks and rows").add_argument
-    of_networks("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that "
-        "returns (network, preprocess); or scenes=FILE of python -m bench.quality.scenes; may be repeated")  # fmt: skip
-    of_networks("--weights", default="DEFAULT", help="as for ssa-fast run")
-    of_networks("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
-    of_networks("--only", action="append", default=[], metavar="ROW", help="only such rows, "
-        "patterns with * are understood; may be repeated")  # fmt: skip
-    of_networks("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
-    of_networks("--affinity", action="append", default=[], metavar="TEXT", help="one more row, may be repeated: that "
-        "of signed stages; after 'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
-    of_networks("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
-    of_networks("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
+    rows = parser.add_argument_group("networks and rows; all but --weights, --side may be repeated").add_argument
+    rows("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that returns "
+        "(network, preprocess); or scenes=FILE of python -m bench.quality.networks")  # fmt: skip
+    rows("--weights", default="DEFAULT", help="as for ssa-fast run")
+    rows("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
+    rows("--only", action="append", default=[], metavar="ROW", help="only such rows; * matches anything")
+    rows("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
+    rows("--affinity", action="append", default=[], metavar="TEXT", help="one more row: that of signed stages; after "
+        "'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
+    rows("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
+    rows("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
     results = parser.add_argument_group("results").add_argument
     results("--baseline", default=BASELINE, metavar="ROW", help="the row to compare with (%(default)s)")
     results("--goal", metavar="SCORE", help="that the best setting should reach, or +GAIN over the seed")
     results("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
-    results("--markdown", action="store_true", help="print the table as Markdown, a column per network")
     results("--save", type=Path, metavar="FILE", help="write the figures and the machine as JSON, after each network")
     results("--show", type=Path, nargs="+", metavar="FILE", help="print saved figures instead of measuring")
     return parser
+
+
+def _values(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def main(given: Sequence[str]) -> int:
     """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
     parser = arguments()
     options = parser.parse_args(given)
-    if options.show:
-        rows = [row for path in options.show for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-        _print(rows, markdown=options.markdown)
-        return 0
-    rows = []
+    rows: list[dict[str, Any]] = []
+    for path in options.show or ():
+        rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
     try:
-        chosen, methods = _examples(options), _methods(options)
-        for name in options.model:
-            run = Run(
-                networks.load(name, options.weights, options.side),
-                methods,
-                optional=frozenset(METHODS) - frozenset(options.only),
-                describe=options.stages,
-            )
-            for example in paced(chosen, f"quality {name}", costs=[1.0] * len(chosen)):
-                run.add(example)
-            rows += [_head(given, options, run), *report.make_rows(run, options.baseline, options.goal)]
-            if options.save:
-                measure.save(options.save, rows)
+        if not options.show:
+            chosen, methods = _examples(options), _methods(options)
+            for name in options.model:
+                rows += _measured(name, chosen, methods, options)
+                if options.save:
+                    measure.save(
+                        options.save, rows, command=measure.command_line(["quality", *map(shlex.quote, given)])
+                    )
     except ValueError as error:
         parser.error(str(error))
-    _print(rows, markdown=options.markdown)
-    print(measure.describe(measure.machine()))
+    print(report.markdown(rows), "", *report.verdicts(rows), sep="\n")
+    if not options.show:
+        print(measure.describe(measure.machine()))
     return 0
-
-
-def _values(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def _examples(options: argparse.Namespace) -> list[Example]:
@@ -117,10 +106,9 @@ def _examples(options: argparse.Namespace) -> list[Example]:
         found = examples.from_scenes(options.scenes, boxes=options.scene_boxes)
     elif (options.masks is None) == (options.boxes is None):
         raise ValueError("masks, boxes: expected one of the two; give --masks FOLDER or --boxes FILE")
-    elif options.masks is not None:
-        found = examples.from_masks(options.images, options.masks, options.classes, options.object, options.ignore)
     else:
-        found = examples.from_boxes(options.images, options.boxes, options.classes)
+        masked = options.masks and examples.masks(options.masks, options.object, options.ignore)
+        found = examples.from_folder(options.images, options.classes, masked or examples.boxes(options.boxes))
     if options.limit is not None and options.limit < len(found):
         found = [found[at * len(found) // options.limit] for at in range(options.limit)]
     if len(found) < 2:
@@ -130,48 +118,37 @@ def _examples(options: argparse.Namespace) -> list[Example]:
 
 def _methods(options: argparse.Namespace) -> dict[str, Method]:
     """Return the rows that were asked for, by name."""
-    methods = dict(METHODS)
-    for text in options.affinity:
-        methods[text] = of_text(text, options.seed, options.align_corners)
+    methods = METHODS | {text: of_text(text, options.seed, options.align_corners) for text in options.affinity}
     for pattern in [*options.only, *options.without, options.baseline]:
         if not fnmatch.filter(methods, pattern):
             raise ValueError(f"only, without, baseline: expected rows of {', '.join(methods)}, got {pattern!r}")
-    kept = {SEED, options.baseline, *options.affinity, *_rows(methods, options.only or ["*"])}
-    kept -= set(_rows(methods, options.without))
+    kept = {SEED, options.baseline, *options.affinity}
+    kept |= {name for pattern in options.only or ["*"] for name in fnmatch.filter(methods, pattern)}
+    kept -= {name for pattern in options.without for name in fnmatch.filter(methods, pattern)}
     return {name: method for name, method in methods.items() if name in kept}
 
 
-def _rows(methods: Mapping[str, Method], patterns: Sequence[str]) -> list[str]:
-    return [name for pattern in patterns for name in fnmatch.filter(methods, pattern)]
-
-
-def _head(given: Sequence[str], options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    """Return what the figures of one network are figures of."""
-    asked = [word for word in given if word != str(options.save) and not word.startswith("--save")]
-    by_mask = options.masks is not None or (options.scenes is not None and not options.scene_boxes)
-    folder = options.images
-    images = folder.parent.name if folder is not None and folder.name == "images" else getattr(folder, "name", "scenes")
-    return {
-        "model": run.network.name,
-        "command": " ".join(["python -m bench quality", *asked]),
-        "title": options.title or images,
-        "images": run.num_images,
-        "maps": run.num_maps,
+def _measured(
+    name: str, chosen: Sequence[Example], methods: Mapping[str, Method], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return what the figures of one network are figures of, and its rows."""
+    optional = frozenset(METHODS) - frozenset(options.only)
+    network = networks.load(name, options.weights, options.side)
+    run = report.Run(network, methods, optional=optional, describe=options.stages)
+    for example in measure.paced(chosen, f"quality {name}"):
+        run.add(example)
+    by_box = options.boxes is not None or options.scene_boxes
+    folder = options.images or Path("scenes")
+    head = {
+        "model": name,
+        "title": options.title or (folder.parent.name if folder.name == "images" else folder.name),
+        "images": len(run.forward_ms),
+        "maps": len(run.image),
         "rows_tried": len(run.methods),
-        "class_is_predicted": run.num_predicted,
-        "metric": "foreground IoU" if by_mask else "box accuracy at IoU 30/50/70",
-        "forward_cpu_ms": report.rounded(run.forward_ms),
+        "class_is_predicted": sum(run.right),
+        "metric": "box accuracy at IoU 30/50/70" if by_box else "foreground IoU",
+        "forward_cpu_ms": report.rounded(np.median(run.forward_ms)),
         "baseline": options.baseline,
         "left_out": run.left_out,
     }
-
-
-def _print(rows: Sequence[dict[str, Any]], *, markdown: bool) -> None:
-    if markdown:
-        print(report.markdown(rows))
-        return
-    for row in rows:
-        if "command" in row:
-            print(*(f"{key}: {value}" for key, value in row.items() if value != {}), sep="\n")
-        else:
-            print(report.line(row))
+    return [head, *run.rows(options.baseline, options.goal)]

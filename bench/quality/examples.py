@@ -1,25 +1,111 @@
-"""Images with the classes and truths on which maps are scored: from folders, or generated scenes."""
+"""Images with their classes and truths, from folders or generated scenes, and the score of a map against a truth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
 
-from bench.quality.truths import BoxTruth, MaskTruth
 from ssa_fast.demo.scenes import make_scenes
+from ssa_fast.evaluate import average_precision, max_box_acc, threshold_sweep
+from ssa_fast.evaluate.boxes import IOUS, resize_boxes
+from ssa_fast.evaluate.segmentation import IGNORE
+from ssa_fast.localize.threshold import BOX_POWER, estimate_background, self_weighted_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from bench.quality.truths import Truth
+    Scorer: TypeAlias = Callable[[NDArray[np.float32]], "Scores"]
 
 SCENES_SEED = 2024  # that of the demo: not used for training, nor for choosing the demo's options
+LEVELS = (0.0, *(10 ** (step / 8 - 4) for step in range(16)), *(step / 100 for step in range(1, 100)))
+"""Thresholds of a map in [0, 1]: dense near 0, because a product of maps has most of its values there."""
+
+
+class Scores(NamedTuple):
+    """Scores of one map.
+
+    Attributes:
+        levels: (criteria, ``LEVELS``) in [0, 1]: IoUs with the mask, or whether a box reaches each required IoU.
+        own: The same, averaged over the criteria, at the threshold that the map gives by itself ("auto").
+        precision: Average precision of the map's pixels, which takes no threshold; NaN for boxes.
+    """
+
+    levels: NDArray[np.float64]
+    own: float
+    precision: float = float("nan")
+
+
+@dataclass(frozen=True)
+class MaskTruth:
+    """A mask of one class, as a file or an array (H, W).
+
+    Attributes:
+        values: The mask's values on the object; empty: those above half of its largest value.
+        ignored: The mask's values where nothing is counted.
+    """
+
+    mask: Path | NDArray[np.uint8]
+    values: Sequence[int] = ()
+    ignored: Sequence[int] = ()
+
+    def labels(self, size: tuple[int, int]) -> NDArray[np.int64]:
+        """Return 1 on the object, 0 beside it, ``IGNORE`` where nothing is counted, at ``size`` (H, W)."""
+        named = self.values or self.ignored
+        with Image.fromarray(self.mask) if isinstance(self.mask, np.ndarray) else Image.open(self.mask) as image:
+            numbers = image if image.mode == "P" and named else image.convert("L")
+            resampling = Image.Resampling.NEAREST if named else Image.Resampling.BILINEAR
+            found = np.asarray(numbers.resize(size[::-1], resampling))
+        on = np.isin(found, self.values) if self.values else found > found.max() / 2
+        return np.where(np.isin(found, self.ignored), IGNORE, on).astype(np.int64)
+
+    def scorer(self, size: tuple[int, int]) -> Scorer:
+        """Return the function that scores a map of ``size`` (H, W); ValueError if nothing of the object is counted."""
+        truth = self.labels(size)
+        counted, positive = truth != IGNORE, truth == 1
+        if not positive.any():
+            raise ValueError(
+                f"masks: expected an object in every mask, got none in {self.mask}; leave the image out, or name the "
+                "object's values with --object"
+            )
+
+        def score(cam: NDArray[np.float32]) -> Scores:
+            own = float(estimate_background(torch.from_numpy(cam)))
+            levels = sorted({*LEVELS, own})
+            counts = threshold_sweep([cam[None]], [[0]], [truth], 2, levels).confusions
+            ious = counts[:, 1, 1] / (counts[:, 1, :].sum(1) + counts[:, 0, 1])
+            at = np.searchsorted(levels, [*LEVELS, own])
+            return Scores(ious[None, at[:-1]], float(ious[at[-1]]), average_precision(cam[counted], positive[counted]))
+
+        return score
+
+
+@dataclass(frozen=True)
+class BoxTruth:
+    """Boxes ``x0, y0, x1, y1``, far edges inside, in pixels of an image of ``size`` (H, W)."""
+
+    size: tuple[int, int]
+    boxes: list[list[float]]
+
+    def scorer(self, size: tuple[int, int]) -> Scorer:
+        """Return the function that scores a map of ``size`` (H, W), in wsolevaluation's convention."""
+        boxes = resize_boxes(self.boxes, self.size, size)
+
+        def score(cam: NDArray[np.float32]) -> Scores:
+            own = float(self_weighted_mean(torch.from_numpy(cam), BOX_POWER))
+            found = max_box_acc([cam], [boxes], thresholds=(*LEVELS, own), ious=IOUS).accuracies
+            return Scores(found[:, :-1], float(found[:, -1].mean()))
+
+        return score
+
+
+Truth: TypeAlias = MaskTruth | BoxTruth
 
 
 @dataclass(frozen=True)
@@ -27,8 +113,7 @@ class Example:
     """One image, as a file or an array (H, W, 3), with a truth per class; class None stands for the predicted one."""
 
     image: Path | NDArray[np.uint8]
-    classes: tuple[int | None, ...]
-    truths: tuple[Truth, ...]
+    truths: dict[int | None, Truth]
 
     def read(self) -> Image.Image:
         """Return the image as RGB."""
@@ -38,88 +123,66 @@ class Example:
             return image.convert("RGB")
 
 
-def from_masks(
-    images: Path, masks: Path, classes: str, values: Sequence[int] = (), ignored: Sequence[int] = ()
-) -> list[Example]:
-    """List the images that have a mask of the same name, by name; see ``MaskTruth`` for ``values`` and ``ignored``.
+def from_folder(images: Path, classes: str, find_truth: Callable[[Path], Truth | None]) -> list[Example]:
+    """List the images that have a truth, by name; subfolders are searched too.
 
     Args:
-        images, masks: Folders; images are searched for in subfolders too.
+        images: The folder.
         classes: A class index for all, a file of lines ``name,index``, or "predicted".
+        find_truth: ``masks(…)`` or ``boxes(…)``.
 
     Raises:
-        ValueError: An image without a class, or no image with a mask.
+        ValueError: An image without a class, or no image with a truth.
     """
-    find, of_object, uncounted = _class_finder(classes), frozenset(values), frozenset(ignored)
-    truths = {path.stem: path for path in sorted(masks.iterdir()) if path.is_file()}
-    return _checked(
-        images,
-        [
-            Example(path, (find(path),), (MaskTruth(truths[path.stem], of_object, uncounted),))
-            for path in _files(images)
-            if path.stem in truths
-        ],
-    )
-
-
-def from_boxes(images: Path, boxes: Path, classes: str) -> list[Example]:
-    """List the images that have boxes in the file ``boxes``, by name.
-
-    Its lines are ``name,x0,y0,x1,y1`` in pixels of the image, one per box, as wsolevaluation's; folders before a name
-    are ignored. Arguments and errors are otherwise those of ``from_masks``.
-    """
-    find = _class_finder(classes)
-    corners: dict[str, list[list[float]]] = {}
-    for name, box in _lines(boxes):
-        corners.setdefault(name, []).append([float(edge) for edge in box])
+    known = None
+    if classes != "predicted" and not classes.isdecimal():
+        if not Path(classes).is_file():
+            raise ValueError(f"classes: expected an index, 'predicted' or a file of lines name,index, got {classes!r}")
+        known = {name: int(fields[0]) for name, fields in _lines(Path(classes))}
     found = []
-    for path in _files(images):
-        if path.name in corners:
-            with Image.open(path) as image:
-                truth = BoxTruth((image.height, image.width), corners[path.name])
-            found.append(Example(path, (find(path),), (truth,)))
-    return _checked(images, found)
+    for path in sorted(path for path in images.rglob("*") if path.is_file()):
+        if (truth := find_truth(path)) is None:
+            continue
+        if known is not None and path.name not in known:
+            raise ValueError(f"classes: expected a line for every image, got none for {path.name} in {classes}")
+        index = known[path.name] if known else int(classes) if classes.isdecimal() else None
+        found.append(Example(path, {index: truth}))
+    if not found:
+        raise ValueError(f"images: expected images that have a mask or a box, got none in {images}; names must agree")
+    return found
+
+
+def masks(folder: Path, values: Sequence[int] = (), ignored: Sequence[int] = ()) -> Callable[[Path], Truth | None]:
+    """Return the function from an image to the mask of the same name, see ``MaskTruth``."""
+    files = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    return lambda image: MaskTruth(files[image.stem], values, ignored) if image.stem in files else None
+
+
+def boxes(file: Path) -> Callable[[Path], Truth | None]:
+    """Return the function from an image to its boxes in a file of lines ``name,x0,y0,x1,y1``, as wsolevaluation's."""
+    corners: dict[str, list[list[float]]] = {}
+    for name, box in _lines(file):
+        corners.setdefault(name, []).append([float(edge) for edge in box])
+
+    def find(path: Path) -> Truth | None:
+        if path.name not in corners:
+            return None
+        with Image.open(path) as image:
+            return BoxTruth((image.height, image.width), corners[path.name])
+
+    return find
 
 
 def from_scenes(count: int, *, boxes: bool) -> list[Example]:
     """Return generated scenes with a mask, or a box, per class that is seen in them."""
     found = []
     for scene in make_scenes(count, SCENES_SEED):
-        truths: dict[int, Truth] = {}
+        truths: dict[int | None, Truth] = {}
         for index, (x0, y0, x1, y1) in zip(scene.box_classes.tolist(), scene.boxes.tolist(), strict=True):
-            masked = MaskTruth(scene.mask, frozenset({index + 1}))
-            truths[index] = BoxTruth(scene.mask.shape, [[x0, y0, x1 - 1, y1 - 1]]) if boxes else masked
-        if truths:
-            found.append(Example(scene.image, tuple(truths), tuple(truths.values())))
-    return found
-
-
-def _files(images: Path) -> list[Path]:
-    return sorted(path for path in images.rglob("*") if path.is_file())
-
-
-def _checked(images: Path, found: list[Example]) -> list[Example]:
-    if not found:
-        raise ValueError(f"images: expected images that have a mask or a box, got none in {images}; names must agree")
-    return found
-
-
-def _class_finder(classes: str) -> Callable[[Path], int | None]:
-    """Return the function from an image to its class, None for the predicted one."""
-    if classes == "predicted":
-        return lambda image: None
-    if classes.isdecimal():
-        return lambda image: int(classes)
-    if not Path(classes).is_file():
-        raise ValueError(f"classes: expected an index, 'predicted' or a file of lines name,index, got {classes!r}")
-    indices = {name: fields[0] for name, fields in _lines(Path(classes))}
-
-    def find(image: Path) -> int:
-        if image.name not in indices:
-            raise ValueError(f"classes: expected a line for every image, got none for {image.name} in {classes}")
-        return int(indices[image.name])
-
-    return find
+            box = BoxTruth(scene.mask.shape, [[x0, y0, x1 - 1, y1 - 1]])
+            truths[index] = box if boxes else MaskTruth(scene.mask, (index + 1,))
+        found.append(Example(scene.image, truths))
+    return [example for example in found if example.truths]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:

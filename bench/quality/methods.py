@@ -2,6 +2,7 @@
 
 Everything is made by the package's own code, as its users get it: a seed by ``SSA``'s own recipe, a polished map by
 ``polish`` of the shared stages (which is what ``SSA`` returns for that seed), and several views by ``SSA`` itself.
+Methods of others are those of the package pytorch-grad-cam.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from bench.quality.networks import imported
-from bench.quality.peers import mean_cam, refine_cam
 from ssa_fast import Affinity, polish
 from ssa_fast.localize import refine
 from ssa_fast.ops.prior import apply_prior
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.quality.sample import Sample
+    from bench.quality.networks import Sample
     from ssa_fast.ops.prior import Prior
 
 Kind: TypeAlias = Literal["peer", "ssa", "prior", "control"]
@@ -88,11 +89,7 @@ def pcm(sample: Sample, seed: Tensor) -> Tensor:
 
 
 def polished(
-    sample: Sample,
-    seed: Tensor,
-    align_corners: bool = False,
-    affinity: str | None = None,
-    prior: Prior | None = None,
+    sample: Sample, seed: Tensor, align_corners: bool = False, affinity: str | None = None, prior: Prior | None = None
 ) -> Tensor:
     """Return SSA's map of the seed; ``affinity`` is that of signed stages or, with "all:" before it, of all stages."""
     chosen = dict(sample.network.ssa().affinities)
@@ -101,10 +98,8 @@ def polished(
         given = Affinity.parse(affinity.removeprefix("all:"))
         signed = {name: bool((maps < 0).any()) for name, maps in sample.stages.items()}
         chosen = {name: given if everywhere or signed[name] else Affinity() for name in chosen}
-    weighted = apply_prior(seed, prior)
-    cams: Tensor = polish(
-        weighted, sample.stages, affinity=chosen, rescale=True, size=sample.size, align_corners=align_corners
-    )
+    options: dict[str, Any] = {"rescale": True, "size": sample.size, "align_corners": align_corners}
+    cams: Tensor = polish(apply_prior(seed, prior), sample.stages, affinity=chosen, **options)
     return cams
 
 
@@ -124,8 +119,37 @@ def several_views(sample: Sample, kind: str) -> Tensor:
     return sample.network.ssa(seed=kind, align_corners=False, **VIEWS)(sample.images, sample.classes.tolist()).cams
 
 
+def others(sample: Sample, base: str, *, product: bool) -> Tensor:
+    """Return the mean of the stages' maps by a class of pytorch-grad-cam, or their product, RefineCAM (1, K, H, W).
+
+    The package's ``RefineCAM`` runs the network once per stage; here its base method records all stages in one run per
+    class, which gives the same maps sooner. ModuleNotFoundError if the package is not installed.
+    """
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    class Product(getattr(pytorch_grad_cam, base)):  # type: ignore[misc]
+        def aggregate_multi_layers(self, cam_per_target_layer: list[Any]) -> Any:
+            return scale_cam_image(np.prod([scale_cam_image(layer[:, 0]) for layer in cam_per_target_layer], axis=0))
+
+    sample.run_network()
+    model, stages = sample.network.model, sample.network.ssa().info.stages
+    layers, last = [model.get_submodule(name) for name in stages], list(stages.values())[-1]
+    method = Product if product else getattr(pytorch_grad_cam, base)
+    with method(model, layers, partial(last.layout.view, image_size=sample.size)) as cam:
+        image = sample.images.clone().requires_grad_()  # the recorder's hooks need a graph, as parameters are frozen
+        with torch.enable_grad():
+            maps = [cam(image, [ClassifierOutputTarget(index)])[0] for index in sample.classes[0].tolist()]
+    return torch.stack([torch.from_numpy(each).float() for each in maps])[None]
+
+
 def _ssa(seed: str = "auto", kind: Kind = "ssa", **options: Any) -> Method:
     return Method(partial(polished, **options), seed, kind, options.get("align_corners", False))
+
+
+def _pamr(seed: str, kind: Kind = "ssa", prior: Prior | None = None) -> Method:
+    return Method(partial(refined, prior=prior), seed, kind)
 
 
 METHODS: dict[str, Method] = {
@@ -135,9 +159,9 @@ METHODS: dict[str, Method] = {
     "LayerCAM": Method(unchanged, "layercam", "peer"),
     "seed, PAMR": Method(refined_seed, "auto", "peer"),
     "LayerCAM, PAMR": Method(refined_seed, "layercam", "peer"),
-    "LayerCAM of pytorch-grad-cam": Method(partial(mean_cam, base="LayerCAM"), None, "peer"),
-    "RefineCAM": Method(refine_cam, None, "peer"),
-    "RefineCAM of LayerCAM": Method(partial(refine_cam, base="LayerCAM"), None, "peer"),
+    "LayerCAM of pytorch-grad-cam": Method(partial(others, base="LayerCAM", product=False), None, "peer"),
+    "RefineCAM": Method(partial(others, base="GradCAMPlusPlus", product=True), None, "peer"),
+    "RefineCAM of LayerCAM": Method(partial(others, base="LayerCAM", product=True), None, "peer"),
     "PCM, last stage": Method(pcm, "auto", "peer", align_corners=True),
     BASELINE: _ssa(),
     "SSA, align_corners=True": _ssa(align_corners=True),
@@ -146,23 +170,21 @@ METHODS: dict[str, Method] = {
     "SSA, power=2": _ssa(affinity="all:phi=relu,power=2"),
     "SSA, center": _ssa(affinity="all:phi=relu,center=True"),
     "SSA, phi=exp": _ssa(affinity="all:phi=exp,temperature=0.2"),
-    "SSA, PAMR": Method(refined, "auto", "ssa"),
+    "SSA, PAMR": _pamr("auto"),
     "SSA, several views": Method(partial(several_views, kind="auto"), None, "ssa"),
     "SSA of Grad-CAM": _ssa("grad-cam"),
     "SSA of LayerCAM": _ssa("layercam"),
-    "SSA of LayerCAM, PAMR": Method(refined, "layercam", "ssa"),
+    "SSA of LayerCAM, PAMR": _pamr("layercam"),
     "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
     "SSA, center prior": _ssa("auto", "prior", prior="center"),
     "SSA of LayerCAM, center prior": _ssa("layercam", "prior", prior="center"),
-    "SSA of LayerCAM, center prior, PAMR": Method(partial(refined, prior="center"), "layercam", "prior"),
+    "SSA of LayerCAM, center prior, PAMR": _pamr("layercam", "prior", "center"),
     "SSA of a centre blob": _ssa("blob", "control"),
-    "SSA of a centre blob, PAMR": Method(refined, "blob", "control"),
+    "SSA of a centre blob, PAMR": _pamr("blob", "control"),
     "SSA of a wrong class": _ssa("wrong", "control"),
     "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
     "SSA of a wrong class's LayerCAM, center prior": _ssa("wrong-layercam", "control", prior="center"),
-    "SSA of a wrong class's LayerCAM, center prior, PAMR": Method(
-        partial(refined, prior="center"), "wrong-layercam", "control"
-    ),
+    "SSA of a wrong class's LayerCAM, center prior, PAMR": _pamr("wrong-layercam", "control", "center"),
 }
 RIVALS = (
     *(name for name, method in METHODS.items() if method.kind == "peer"),
@@ -182,9 +204,7 @@ def of_text(text: str, seed: str, align_corners: bool) -> Method:
         ValueError: The text is no affinity.
     """
     if ":" in text and not text.startswith("all:"):
-        function = imported(text)
-        return Method(
-            lambda sample, maps: function(maps, sample.stages, align_corners=align_corners), seed, "ssa", align_corners
-        )
+        run = partial(imported(text), align_corners=align_corners)
+        return Method(lambda sample, maps: run(maps, sample.stages), seed, "ssa", align_corners)
     Affinity.parse(text.removeprefix("all:"))
     return _ssa(seed, affinity=text, align_corners=align_corners)

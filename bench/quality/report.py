@@ -1,62 +1,164 @@
-"""What a run has found, as rows for JSON, as lines and as Markdown."""
+"""Scores of every method in one network; halves, the best row and intervals over images; rows for JSON and people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from bench.quality.methods import RIVALS, SEED
+from bench.quality.networks import Sample, describe_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from bench.quality.run import Run
-    from bench.quality.statistics import Array
+    from bench.quality.examples import Example, Scores
+    from bench.quality.methods import Method
+    from bench.quality.networks import Network
 
+Array = NDArray[np.float64]
 Row = dict[str, Any]
 BEST = "best setting"
+RESAMPLES, RESAMPLE_SEED, CHUNK = 4000, 0, 100
 
 
-def make_rows(run: Run, baseline: str, goal: str | None) -> list[Row]:
-    """Return a row per method, those of the best setting, and one per stage; scores in percent, times in ms.
+class Run:
+    """Scores and times of every method in one network, image by image; even images are one half, odd ones the other.
 
-    The best setting is the SSA row that is best on one half of the images; its score is that on the other, both ways
-    round, so it is not helped by the number of rows that were tried. It is chosen without priors, then with them.
+    Attributes:
+        network: The network.
+        methods: Name -> method, without those left out.
+        left_out: Name -> why the network or the installation cannot have the method.
+        scores, times: Name -> scores of each map; CPU milliseconds beyond the forward pass for each image.
+        stages: Name of a stage -> its figures (``describe_stage``) for each image, if they are wanted.
+        image: The number of each map's image, from 0.
+        forward_ms, right: For each image, the forward pass, and whether a class with a map is the predicted one.
     """
-    folds, levels = run.folds(), run.levels()
-    held = {name: 100 * folds.held_out(scores) for name, scores in levels.items()}
-    reference = held[baseline if baseline in held else SEED]
-    differences = np.stack([scores - reference for scores in held.values()])
-    rows: list[Row] = []
-    for (name, scores), difference, interval in zip(
-        held.items(), differences, folds.intervals(differences), strict=True
-    ):
-        row = {"method": name, "kind": run.methods[name].kind, "score": scores.mean(), "difference": difference.mean()}
-        row |= {"interval": interval.tolist(), "halves": [difference[half].mean() for half in folds.halves()]}
-        row |= {"own_threshold": 100 * run.mean(name, "own")}
-        precision = 100 * run.mean(name, "precision")
-        rows.append(row | {"precision": precision if np.isfinite(precision) else None, "cpu_ms": run.cpu_ms(name)})
-    for kinds in (("ssa",), ("ssa", "prior")):
-        own = {name: scores for name, scores in levels.items() if run.methods[name].kind in kinds}
-        if any(run.methods[name].kind == kinds[-1] for name in own):
-            best, names = folds.best(own)
-            rows.append(_best_row(run, 100 * best, names, held, goal) | {"priors": "prior" in kinds})
-    for name, figures in run.stages.items():
-        row = {"stage": name} | {key: np.mean([each[key] for each in figures]) for key in figures[0]}
-        rows.append(row | {"mean_cosine_min": min(each["mean_cosine_min"] for each in figures)})  # of all images
-    return [{"model": run.network.name} | {key: rounded(value) for key, value in row.items()} for row in rows]
+
+    def __init__(
+        self,
+        network: Network,
+        methods: Mapping[str, Method],
+        *,
+        optional: frozenset[str] = frozenset(),
+        describe: bool = False,
+    ) -> None:
+        """Take the methods; those named in ``optional`` are left out if they fail on the first image."""
+        self.network, self.methods, self._optional, self._describe = network, dict(methods), optional, describe
+        self.left_out: dict[str, str] = {}
+        self.scores: dict[str, list[Scores]] = {name: [] for name in methods}
+        self.times: dict[str, list[float]] = {name: [] for name in methods}
+        self.stages: dict[str, list[dict[str, float]]] = {}
+        self.image: list[int] = []
+        self.forward_ms: list[float] = []
+        self.right: list[bool] = []
+
+    @torch.no_grad()
+    def add(self, example: Example) -> None:
+        """Score one image with every method."""
+        sample = Sample(self.network, example.read(), example.truths)
+        scorers = [truth.scorer(sample.size) for truth in example.truths.values()]
+        for name, method in list(self.methods.items()):
+            try:
+                maps, spent = method.make(name, sample)
+            except (ValueError, ModuleNotFoundError) as error:
+                if self.image or name not in self._optional:
+                    raise
+                self.left_out[name] = str(error)
+                del self.methods[name], self.scores[name], self.times[name]
+                continue
+            self.times[name].append(spent)
+            self.scores[name] += [score(cam) for score, cam in zip(scorers, maps[0].float().numpy(), strict=True)]
+        if self._describe:
+            for name, features in sample.stages.items():
+                self.stages.setdefault(name, []).append(describe_stage(features))
+        self.image += [len(self.forward_ms)] * len(scorers)
+        self.forward_ms.append(sample.forward_ms)
+        self.right.append(sample.predicted in sample.classes[0])
+
+    def rows(self, baseline: str, goal: str | None) -> list[Row]:
+        """Return a row per method, those of the best setting, and one per stage; scores in percent, times in ms.
+
+        The best setting is the SSA row that is best on one half of the images; its score is that on the other, both
+        ways round, so it is not helped by the number of rows that were tried. Without priors, then with them.
+        """
+        image = np.array(self.image)
+        levels = {name: 100 * np.stack([each.levels for each in found]) for name, found in self.scores.items()}
+        held = {name: held_out(image, scores) for name, scores in levels.items()}
+        reference = held[baseline if baseline in held else SEED]
+        differences = np.stack([scores - reference for scores in held.values()])
+        rows: list[Row] = []
+        for name, difference, interval in zip(held, differences, intervals(image, differences), strict=True):
+            own, precision = (100 * np.mean([getattr(each, key) for each in self.scores[name]]) for key in OTHERS)
+            row = {"method": name, "kind": self.methods[name].kind, "score": held[name].mean()}
+            row |= {"difference": difference.mean(), "interval": interval.tolist()}
+            row |= {"halves": [difference[half].mean() for half in halves(image)], "own_threshold": own}
+            row |= {"precision": precision if np.isfinite(precision) else None, "cpu_ms": np.median(self.times[name])}
+            rows.append(row)
+        for kinds in (("ssa",), ("ssa", "prior")):
+            ours = {name: scores for name, scores in levels.items() if self.methods[name].kind in kinds}
+            if any(self.methods[name].kind == kinds[-1] for name in ours):
+                rows.append(_best_row(image, ours, held, goal) | {"priors": "prior" in kinds})
+        for name, figures in self.stages.items():
+            row = {"stage": name} | {key: np.mean([each[key] for each in figures]) for key in figures[0]}
+            rows.append(row | {"mean_cosine_min": min(each["mean_cosine_min"] for each in figures)})  # of all images
+        return [{"model": self.network.name} | {key: rounded(value) for key, value in row.items()} for row in rows]
 
 
-def _best_row(run: Run, best: Array, names: Sequence[str], held: dict[str, Array], goal: str | None) -> Row:
+OTHERS = ("own", "precision")  # scores without a chosen threshold, see ``Scores``
+
+
+def halves(image: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return flags of the maps in each half, from the number of each map's image."""
+    return image % 2 == 0, image % 2 == 1
+
+
+def held_out(image: NDArray[np.int64], scores: Array) -> Array:
+    """Return (maps,) from (maps, criteria, thresholds): each at the thresholds best on the other half."""
+    found = np.empty(len(scores))
+    for tested, chosen in zip(halves(image), halves(image)[::-1], strict=True):
+        best = scores[chosen].mean(0).argmax(1)  # [criteria]
+        found[tested] = np.take_along_axis(scores[tested], best[None, :, None], 2).mean((1, 2))
+    return found
+
+
+def best_of(image: NDArray[np.int64], scores: Mapping[str, Array]) -> tuple[Array, list[str]]:
+    """Return the held-out scores (maps,) of the row that is best on the other half, and that row for each half."""
+    found, names = np.empty(len(image)), []
+    for tested, chosen in zip(halves(image), halves(image)[::-1], strict=True):
+        names.append(max(scores, key=lambda each, chosen=chosen: scores[each][chosen].mean(0).max(1).mean()))  # type: ignore[misc]
+        found[tested] = held_out(image, scores[names[-1]])[tested]
+    return found, names
+
+
+def intervals(image: NDArray[np.int64], values: Array) -> Array:
+    """Return the 95 % intervals (rows, 2) of the means over maps of ``values`` (rows, maps), by the bootstrap.
+
+    Images are drawn, with all their maps; the thresholds stay those of the whole run.
+    """
+    count = int(image.max()) + 1
+    maps = np.bincount(image, minlength=count)
+    sums = np.stack([np.bincount(image, row, count) for row in values], 1)  # [images, rows]
+    generator, means = np.random.default_rng(RESAMPLE_SEED), []
+    for _ in range(RESAMPLES // CHUNK):
+        drawn = generator.integers(count, size=(CHUNK, count))
+        times = np.stack([np.bincount(each, minlength=count) for each in drawn])  # [CHUNK, images]
+        means.append(times @ sums / (times @ maps)[:, None])
+    return np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).T
+
+
+def _best_row(image: NDArray[np.int64], ours: Mapping[str, Array], held: Mapping[str, Array], goal: str | None) -> Row:
+    best, names = best_of(image, ours)
     rivals = [name for name in RIVALS if name in held]
     over = np.stack([best] + [best - held[name] for name in rivals])
-    intervals = run.folds().intervals(over).tolist()
+    bounds = intervals(image, over).tolist()
     ahead = [
         {"of": name, "difference": difference.mean(), "interval": interval}
-        for name, difference, interval in zip(rivals, over[1:], intervals[1:], strict=True)
+        for name, difference, interval in zip(rivals, over[1:], bounds[1:], strict=True)
     ]
-    row: Row = {BEST: list(names), "score": best.mean(), "interval": intervals[0], "ahead": ahead}
+    row: Row = {BEST: names, "score": best.mean(), "interval": bounds[0], "ahead": ahead}
     if goal is None:
         return row
     gain = next((each for each in ahead if each["of"] == SEED), None)
@@ -76,80 +178,59 @@ def rounded(value: Any) -> Any:
     return round(float(value), 3) if isinstance(value, float | np.floating) else value
 
 
-def _signed(difference: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-
-
-def line(row: Row) -> str:
-    """Return a row as a line of text."""
-    if "stage" in row:
-        return "  ".join(f"{key} {value}" for key, value in row.items() if key != "model")
-    if BEST in row:
-        return "\n".join(_best_lines(row))
-    others = "".join(f"{row[key]:>7.1f}" for key in ("own_threshold", "precision") if row[key] is not None)
-    difference = _signed(row["difference"], row["interval"])
-    return f"{row['method']:<46} {row['score']:>6.2f}  {difference:<24}{others}{row['cpu_ms']:>9.1f} ms"
-
-
-def _best_name(row: Row) -> str:
-    return f"{BEST} with priors" if row.get("priors") else BEST
-
-
-def _best_lines(row: Row) -> list[str]:
+def _signed(row: Row) -> str:
     low, high = row["interval"]
-    lines = [f"{_best_name(row)}, chosen on the other half: {' / '.join(dict.fromkeys(row[BEST]))}"]
-    lines.append(f"  score {row['score']:.1f} [{low:.1f}, {high:.1f}]")
-    if "goal" in row:
-        what = f"{row['goal']} over the seed" if row["goal"].startswith("+") else f"at least {row['goal']}"
-        lines.append(f"  goal: {what}: {'reached' if row['reached'] else 'missed'}")
-    for each in row["ahead"]:
-        verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
-        lines.append(f"  {verdict} of {each['of']}: {_signed(each['difference'], each['interval'])}")
+    return f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return what Markdown's tables leave out: the best setting against its rivals, and what is said of stages."""
+    lines = []
+    for row in rows:
+        if "stage" in row:
+            lines.append("- " + ", ".join(f"{key} {value}" for key, value in row.items()))
+        if BEST in row:
+            goal = f", goal {row['goal']} {'reached' if row['reached'] else 'missed'}" if "goal" in row else ""
+            lines.append(f"- {row['model']}, {_name(row)}, {_chosen(row)}: {row['score']:.1f} {row['interval']}{goal}")
+        for each in row.get("ahead", ()):
+            verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
+            lines.append(f"  - {verdict} of {each['of']}: {_signed(each)}")
     return lines
 
 
+def _name(row: Row) -> str:
+    return row["method"] if "method" in row else f"{BEST} with priors" if row.get("priors") else BEST
+
+
+def _chosen(row: Row) -> str:
+    return " / ".join(dict.fromkeys(row[BEST]))
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """Return a table of all heads' methods as Markdown: a column per model, scores and differences; then the costs."""
-    heads = [row for row in rows if "command" in row]
-    columns = [_column(rows[at + 1 :]) for at, row in enumerate(rows) if "command" in row]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    titles = [f"{head['title']}, {head['model']}" for head in heads]
-    counts = [f"{head['images']} images, {head['maps']} maps" for head in heads]
-    parts = ["| map | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    parts.append("| | " + " | ".join(counts) + " |")
-    for name in names:
-        cells = [_cell(column.get(name), head["baseline"]) for head, column in zip(heads, columns, strict=True)]
-        parts.append(f"| {name} | " + " | ".join(cells) + " |")
-    parts += ["", "| CPU ms per image beyond the forward pass | " + " | ".join(titles) + " |"]
-    parts.append("|---" * (len(titles) + 1) + "|")
-    parts.append("| the forward pass | " + " | ".join(f"{head['forward_cpu_ms']:.0f}" for head in heads) + " |")
-    for name in names:
-        spent = [column[name].get("cpu_ms") if name in column else None for column in columns]
-        if any(each is not None for each in spent):
-            cells = ["–" if each is None else f"{each:.1f}" for each in spent]
-            parts.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(parts)
-
-
-def _column(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return the rows before the next head, by method."""
-    found: dict[str, Row] = {}
+    """Return all heads' methods as Markdown: a column per model, scores and differences; then the costs."""
+    heads = [row for row in rows if "metric" in row]
+    columns: list[dict[str, Row]] = []
     for row in rows:
-        if "command" in row:
-            break
-        if "method" in row:
-            found[row["method"]] = row
-        elif BEST in row:
-            found[_best_name(row)] = row
-    return found
+        if "metric" in row:
+            columns.append({})
+        elif "stage" not in row:
+            columns[-1][_name(row)] = row
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    line, models = ["---"] * (len(heads) + 1), [head["model"] for head in heads]
+    scores = [[f"{heads[0]['title']}: {heads[0]['metric']}", *models], line]
+    scores.append(["", *(f"{head['images']} images, {head['maps']} maps" for head in heads)])
+    costs = [["CPU ms per image beyond the forward pass", *models], line]
+    costs.append(["the forward pass", *(f"{head['forward_cpu_ms']:.0f}" for head in heads)])
+    for name in names:
+        found = [column.get(name, {}) for column in columns]
+        scores.append([name, *(_cell(row, head["baseline"]) for row, head in zip(found, heads, strict=True))])
+        if any(row.get("cpu_ms") is not None for row in found):
+            costs.append([name, *(f"{row['cpu_ms']:.1f}" if row else "–" for row in found)])
+    return "\n\n".join("\n".join(f"| {' | '.join(cells)} |" for cells in table) for table in (scores, costs))
 
 
-def _cell(row: Row | None, baseline: str) -> str:
-    if row is None:
+def _cell(row: Row, baseline: str) -> str:
+    if not row:
         return "–"
-    if BEST in row:
-        return f"{row['score']:.1f}: {' / '.join(dict.fromkeys(row[BEST]))}"
-    if row["method"] == baseline:
-        return f"{row['score']:.1f}"
-    return f"{row['score']:.1f} ({_signed(row['difference'], row['interval'])})"
+    more = f": {_chosen(row)}" if BEST in row else f" ({_signed(row)})" if row["method"] != baseline else ""
+    return f"{row['score']:.1f}{more}"

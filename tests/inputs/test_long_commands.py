@@ -120,15 +120,12 @@ def test_models_is_paced(clock: Clock, capsys: pytest.CaptureFixture[str], monke
     assert "inspecting networks: about 3 min in all" in capsys.readouterr().err
 
 
-def test_calibrate_counts_its_problems_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import calibrate, measure
+def test_calibrate_counts_its_problems_beforehand() -> None:
+    from bench import calibrate
 
-    monkeypatch.setattr(measure, "median_seconds", lambda call: 1.0)
-    costs = calibrate.expected_seconds()
-    assert len(costs) == len(list(calibrate.problems()))
-    assert sum(costs) > 60, "seconds, if two calls take two"
-    monkeypatch.setattr(measure, "median_seconds", lambda call: 2.0)
-    assert sum(calibrate.expected_seconds()) == pytest.approx(2 * sum(costs), rel=0.1), "this machine's speed counts"
+    costs = [calibrate.expected_seconds(problem) for problem in calibrate.problems()]
+    assert 60 < sum(costs) < 3600, "seconds"
+    assert costs[0] < costs[-1]
 
 
 class _Items:

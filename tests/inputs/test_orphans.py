@@ -157,13 +157,13 @@ def assert_ends_when_killed(run: subprocess.Popen[bytes], out: Path) -> None:
 
 BENCH = {
     "a compiler's process": "from bench.aot_compile import in_processes; list(in_processes([wait], 1))",
-    "a fork": "from bench.forks import ForkServer; ForkServer().do(job)",
-    "a worker": "from bench.workers import WorkerProcess; WorkerProcess(dry_run=True).do(job)",
-    "a tree's worker": "from bench.guard.worker import Device, Worker; Worker(root, Device('cpu', 1)).answer(Waits())",
-    "a tree's program": "from bench.guard.gates import _told; _told(root, ('-c', waiting))",
+    "a fresh process": "from bench.workers import Workers; Workers(fresh=True).do(job)",
+    "a tree's worker": "from bench.workers import Workers; Workers(tree=root).do(job)",
+    "a program": "from bench.workers import run_program; run_program([sys.executable, '-c', waiting])",
 }
 PREPARED = """
-from tests.inputs.test_orphans import ROOT as root, Waits, wait
+import sys
+from tests.inputs.test_orphans import ROOT as root, wait
 from bench.workers import job
 job = job("tests.inputs.test_orphans:wait", "waits", 3600)
 waiting = "from tests.inputs.test_orphans import wait; wait()"
@@ -176,13 +176,6 @@ def wait(*_: object) -> None:
     unfinished.write_text(str(os.getpid()))
     unfinished.rename(os.environ["ORPHAN"])
     time.sleep(3600)
-
-
-class Waits:
-    """A case of ``bench compare`` that does not end."""
-
-    name = "waits"
-    answer = wait
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks that start processes need Linux's /proc")

@@ -1,4 +1,7 @@
-"""Fixtures of the kernel tests: uninitialized memory is NaN, and outputs have guard bands."""
+"""Fixtures of the kernel tests: uninitialized memory is NaN, and outputs have guard bands.
+
+With ``--device cuda`` every tensor that a test makes is on the GPU, and the kernels are compiled.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,41 @@ HERE = Path(__file__).parent
 COMPILED = "test_aot.py"  # compiles in processes of its own; every other test here runs in Triton's interpreter
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder ``interpreter``, those that compile ``slow``."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder ``slow`` if they compile, else ``interpreter`` where no GPU runs them."""
     for item in items:
         if item.path.parent == HERE:
-            item.add_marker(pytest.mark.slow if item.path.name == COMPILED else pytest.mark.interpreter)
+            if item.path.name == COMPILED:
+                item.add_marker(pytest.mark.slow)
+            elif config.getoption("--device") == "cpu":
+                item.add_marker(pytest.mark.interpreter)
 
 
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
+def _on_device(device: torch.device) -> Iterator[None]:
+    """Make the device the one where tensors are made."""
+    torch.set_default_device(device if device.type != "cpu" else None)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(device: torch.device) -> Iterator[None]:
     """Fill the memory of ``torch.empty`` with NaN, so that an element that no program wrote cannot pass."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")  # cuBLAS would ask for a setting
+    assert torch.empty(3, device=device).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
-def guarded() -> Iterator[Callable[..., Tensor]]:
+def guarded(device: torch.device) -> Iterator[Callable[..., Tensor]]:
     """Return a function that makes a contiguous float32 output of NaN between two guard bands."""
     buffers = []
 
     def make(*shape: int) -> Tensor:
         numel = torch.Size(shape).numel()
-        buffer = torch.full((numel + 2 * GUARD,), BAND)
+        buffer = torch.full((numel + 2 * GUARD,), BAND, device=device)
         buffers.append(buffer)
         return buffer[GUARD : GUARD + numel].view(shape).fill_(float("nan"))
 

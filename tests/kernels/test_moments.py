@@ -11,7 +11,7 @@ moments = pytest.importorskip("ssa_fast.kernels.moments", reason="needs Triton")
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 30), (130, 257)], ids=str)
 def test_peaks_are_exact_and_means_are_near(monkeypatch, size):
     monkeypatch.setattr(moments, "PART", 2048)  # so that the largest plane has parts of several blocks
-    cam = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    cam = torch.randn(2, 3, *size)
     cam[1, 2] = 0.0
     signed = torch.full((4, 2), 7, dtype=torch.int32)
     found = moments.find_moments(cam, mean=True, signed=signed)

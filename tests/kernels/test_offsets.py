@@ -13,9 +13,11 @@ FAR = (1 << 31) + 64  # elements between neighbors
 
 
 @pytest.fixture(scope="module")
-def memory():
-    """Reserve 8 GiB of addresses; only pages that a test writes take memory."""
-    return torch.from_numpy(np.empty(2 * FAR, dtype=np.float16))
+def memory(device):
+    """Reserve 8 GiB; on a CPU only pages that a test writes take memory."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(2 * FAR, dtype=np.float16))
+    return torch.empty(2 * FAR, dtype=torch.float16, device=device)
 
 
 @pytest.mark.parametrize("far", ["image", "channel", "row"])

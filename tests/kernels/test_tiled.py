@@ -1,4 +1,4 @@
-"""The quadratic kernels in Triton's interpreter, against the reference.
+"""The quadratic kernels against the reference.
 
 This includes bfloat16, since its features become float16 before ``tl.dot``.
 """
@@ -328,6 +328,7 @@ def _plain(function: Any) -> Callable[..., Any]:
     return types.FunctionType(function.fn.__code__, {"tl": Numbers})
 
 
+@pytest.mark.interpreter
 def test_symmetric_computes_half_the_cosines(polish: Polish, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the tiles of cosines computed out of 8 × 8: 36 with one block per band, 40 with two."""
     from triton.runtime.interpreter import InterpreterBuilder

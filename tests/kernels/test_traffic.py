@@ -12,6 +12,7 @@ from ssa_fast import Affinity
 from ssa_fast.kernels.config import Apply, Full, Gather, Prepare, Resident, Symmetric
 
 traffic = pytest.importorskip("bench.traffic", reason="needs Triton")
+pytestmark = pytest.mark.interpreter
 
 if TYPE_CHECKING:
     from torch import Tensor

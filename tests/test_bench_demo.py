@@ -1,0 +1,31 @@
+"""Test that ``python -m bench demo`` keeps what ``ssa-fast demo`` finds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import bench.__main__
+from ssa_fast import demo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_scores_and_times_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"seed": demo.Score(0.525, 0.654, 0.3, 0.4), "layer1": demo.Score(0.567, 0.623, 0.3, 0.4)}
+    report = demo.DemoReport(7, 2024, 100, 3, scores, 0.998, 1.9, 1.3, 2, [], 60.0)
+    monkeypatch.setattr(demo, "run", lambda out, images: report if images == 7 else None)
+    assert bench.__main__.main(["demo", "--images", "7", "--save", str(tmp_path / "a.json")]) == 0
+    saved = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert saved["rows"][:2] == [
+        {"cam": "seed", "miou": 0.525, "box_accuracy": 0.654},
+        {"cam": "stage layer1 alone (PCM)", "miou": 0.567, "box_accuracy": 0.623},
+    ]
+    assert saved["rows"][2]["polish_ms"] == 1.3
+    assert saved["command"] == "python -m bench demo --images 7"
+    assert "miou 0.525" in capsys.readouterr().out

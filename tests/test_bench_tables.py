@@ -1,0 +1,181 @@
+"""Test ``python -m bench tables``: figures come from files, a changed one is found, and so is one without a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import bench.__main__
+from bench import tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MACHINE = {"cpu": "A CPU", "threads": 1, "torch": "2.6.0", "commit": "abc1234", "date": "2026-11-26"}
+SEEDS = [
+    {"network": "one", "K": 1, "seed": "cam", "share": 0.013},
+    {"network": "one", "K": 1, "seed": "layercam", "share": 0.97},
+    {
+        "network": "two",
+        "K": 1,
+        "seed": "layercam",
+        "share": 0.61,
+        "ahead": [{"of": "cam", "difference": -2.0, "interval": [-3, 1]}],
+    },
+]
+PAGE = """\
+# Costs
+
+LayerCAM takes <!--= seeds {share:.0%} seed=layercam -->?<!--/--> of a forward pass, on
+`one` <!--= seeds {share:.1%} network=one seed=layercam -->?<!--/-->,
+ahead by <!--= seeds {ahead/cam} network=two -->?<!--/-->.
+
+<!-- tables: seeds K=1
+| network   | {seed}      |
+| {network} | {share:.0%} |
+-->
+<!-- /tables -->
+"""
+FILLED = """\
+| network | cam | layercam |
+| --- | --- | --- |
+| one | 1 % | 97 % |
+| two | – | 61 % |
+
+`bench/results/seeds.json`: A CPU, 1 thread, torch 2.6.0, commit abc1234, 2026-11-26; `python -m bench seeds`
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the repository, with a file, a page and the command that made the file."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# Nothing measured\n", "utf-8")
+    (tmp_path / "docs" / "costs.md").write_text(PAGE, "utf-8")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "FILES", {"seeds": "seeds"})
+    monkeypatch.setattr(tables, "NOT_MEASURED", ())
+    save(tmp_path, SEEDS)
+    return tmp_path
+
+
+def save(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "seeds.json").write_text(json.dumps({"machine": MACHINE, "rows": rows}), "utf-8")
+
+
+def run(*words: str) -> int:
+    return bench.__main__.main(["tables", *words])
+
+
+def test_the_pages_of_this_repository_say_what_the_files_say() -> None:
+    assert not tables.check([tables.ROOT / "README.md", *(tables.ROOT / "docs").glob("*.md")])
+
+
+def test_pages_are_filled_in_and_a_changed_figure_is_found(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--check") == 1
+    assert run() == 0
+    filled = (results / "docs" / "costs.md").read_text("utf-8")
+    assert "takes <!--= seeds {share:.0%} seed=layercam -->61 to 97 %<!--/--> of" in filled
+    assert "`one` <!--= seeds {share:.1%} network=one seed=layercam -->97.0 %<!--/-->" in filled
+    assert "by <!--= seeds {ahead/cam} network=two -->−2.0 [−3.0, +1.0]<!--/-->." in filled
+    assert FILLED in filled
+    capsys.readouterr()
+    assert run("--check") == 0
+    save(results, [row | {"share": row["share"] + 0.1} for row in SEEDS])
+    assert run("--check") == 1
+    printed = capsys.readouterr().out
+    assert "-| two | – | 61 % |" in printed
+    assert "+| two | – | 71 % |" in printed
+    assert (results / "docs" / "costs.md").read_text("utf-8") == filled
+    (results / "docs" / "costs.md").write_text(filled.replace("61 to 97 %", "60 to 97 %"), "utf-8")
+    save(results, SEEDS)
+    assert run("--check") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It takes 15.5 ms", "15.5 ms"),
+        ("at 226× the speed", "226×"),
+        ("scores 66.1 and", "66.1"),
+        ("5 images/s, 3,100 MiB", "5 images/s"),
+        ("16 % of it", "16 %"),
+        ("an image of 224 × 224 and 512×512 pixels, torch 2.14.1, 0.5", ""),
+        ("`--sleep 12 ms`, [a](b-12 s.png), <!-- 3 ms -->", ""),
+        ("```sh\nsleep 12 s\n```", ""),
+        ("the goal is 250× here", ""),
+    ],
+)
+def test_figures_without_a_file_are_found(text: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "NOT_MEASURED", ("the goal is 250×",))
+    loose = tables.loose(f"Before.\n\n{text}.\n")
+    assert (found in loose[0]) if found else not loose
+
+
+def test_what_is_checked_beside_the_figures(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "NOT_MEASURED", ("9 % of nothing",))
+    (results / "other.json").write_text('{"rows": []}', "utf-8")
+    run()
+    assert tables.check([results / "docs" / "costs.md"]) == [
+        "NOT_MEASURED: no page has '9 % of nothing'",
+        "FILES: no command makes other.json; add it, or delete the file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a <!--= other {share} -->?<!--/-->", "file: expected one of seeds, got 'other'"),
+        ("a <!--= seeds {shares} -->?<!--/-->", "rows: none has {shares}"),
+        ("a <!--= seeds {share} seed=none -->?<!--/-->", "rows: none agrees with seed=none"),
+        ("a\n  <!--= seeds {share} -->?<!--/-->", "a marker must not begin a line"),
+        ("<!-- tables: other -->\n<!-- /tables -->", "tables: expected one of"),
+        ("<!-- tables: seeds\n| a |\n| {b} |\n-->\n<!-- /tables -->", "rows: none has all of these fields"),
+    ],
+)
+def test_a_marker_that_names_nothing_is_an_error(results: Path, text: str, message: str) -> None:
+    with pytest.raises(tables.Missing, match=re.escape(message)):
+        tables.fill(text, "page.md")
+
+
+@pytest.mark.parametrize(
+    ("row", "missed"),
+    [
+        ({"ratio": 202.4, "goal": ">= 250"}, True),
+        ({"ratio": 260.0, "goal": ">= 250"}, False),
+        ({"exponent": 1.2, "goal": "<= 1.1"}, True),
+        ({"exponent": 1.2, "goal": "none"}, False),
+        ({"mib": 9.0, "goal": "<= 21"}, False),
+        ({"ratio": 0.845, "goal": 0.9}, True),
+        ({"us": 41.0, "goal_us": 40}, True),
+        ({"seconds": 3.0}, False),
+    ],
+)
+def test_missed_goals(row: dict[str, Any], missed: bool) -> None:
+    assert tables.misses(row) == missed
+
+
+def test_figures_inside_sentences_survive_markdown(results: Path) -> None:
+    markdown = pytest.importorskip("markdown")
+    html = markdown.markdown(tables.fill(PAGE, "page.md"), extensions=["tables"])
+    paragraph = html.split("<p>")[1].split("</p>")[0]
+    assert "61 to 97 %" in paragraph
+    assert "&lt;!--" not in html
+    assert "<td>61 %</td>" in html
+
+
+def test_commands_are_printed_and_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(
+        tables.subprocess, "run", lambda words, **_: made.append(words) or type("Done", (), {"returncode": 0})
+    )
+    assert run("--commands") == 0
+    assert capsys.readouterr().out == "python -m bench seeds --save bench/results/seeds.json\n"
+    assert run("--remeasure", "seeds") == 0
+    assert made[0][1:] == ["-m", "bench", "seeds", "--save", str(results / "seeds.json")]

@@ -177,6 +177,13 @@ def test_the_package_is_the_installed_one(programs: Path, tmp_path: Path) -> Non
         assert run(tmp_path, programs / "python", "-c", f"import {hidden}").returncode == 1, hidden
 
 
+def test_the_release_would_pass_its_smoke_test(programs: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/smoke.py", tmp_path)
+    done = run(tmp_path, programs / "python", "smoke.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("works")
+
+
 def test_a_missing_requirement_is_found(wheel: Path, tmp_path: Path) -> None:
     """Were timm not in the extra, the snippet would end with its name."""
     programs = fresh_environment(wheel, tmp_path / "fresh", without="timm")

@@ -187,6 +187,9 @@ def check_bench(arguments: list[str], monkeypatch: pytest.MonkeyPatch, *, whole:
     """Let ``python -m bench`` parse the arguments, and stop it there."""
     from bench import __main__ as bench
 
+    if arguments == ["help"]:
+        return
+
     def stop(self: argparse.ArgumentParser, given: Any = None, namespace: Any = None) -> NoReturn:
         _, unknown = self.parse_known_args(given, namespace)
         if unknown:

@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import shutil
 import subprocess
 import time
@@ -369,7 +370,8 @@ def command_line(given: Sequence[str]) -> str:
         if name in words:
             at = words.index(name)
             del words[at : at + 2]
-    return " ".join(["python -m bench", *(word for word in words if not word.startswith(("--save=", "--out=")))])
+    kept = (word for word in words if not word.startswith(("--save=", "--out=")))
+    return shlex.join(["python", "-m", "bench", *kept])
 
 
 def save(

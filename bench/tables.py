@@ -224,7 +224,7 @@ def source(*names: str) -> str:
     lines = []
     for name in names:
         head, _ = load(name)
-        made = head.get("command") or f"python -m bench {FILES[name]}" if name in FILES else ""
+        made = head.get("command", f"python -m bench {FILES[name]}" if name in FILES else "")
         lines.append(f"`bench/results/{name}.json`: {render('{machine}', head)}" + (f"; `{made}`" if made else ""))
     return "  \n".join(lines)
 

@@ -86,9 +86,7 @@ def main(given: Sequence[str]) -> int:
             for name in options.model:
                 rows += _measured(name, chosen, methods, options)
                 if options.save:
-                    measure.save(
-                        options.save, rows, command=measure.command_line(["quality", *given])
-                    )
+                    measure.save(options.save, rows, command=measure.command_line(["quality", *given]))
     except ValueError as error:
         parser.error(str(error))
     print(report.markdown(rows), "", *report.verdicts(rows), sep="\n")

@@ -79,6 +79,7 @@ FILES = {
 
 The photographs and the module ``nets`` (networks with weights of others) are not in this repository: docs/quality.md.
 """
+PICTURES = "plot bench/results/curve-cpu.json bench/results/backbone-cpu.json --out bench/results"
 MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
@@ -224,7 +225,7 @@ def source(*names: str) -> str:
     lines = []
     for name in names:
         head, _ = load(name)
-        made = head.get("command") or f"python -m bench {FILES[name]}" if name in FILES else ""
+        made = head.get("command", f"python -m bench {FILES[name]}" if name in FILES else "")
         lines.append(f"`bench/results/{name}.json`: {render('{machine}', head)}" + (f"; `{made}`" if made else ""))
     return "  \n".join(lines)
 
@@ -299,6 +300,7 @@ def main(given: Sequence[str]) -> int:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     if options.commands:
         print("\n".join(f"python -m bench {text} --save bench/results/{name}.json" for name, text in FILES.items()))
+        print(f"python -m bench {PICTURES}")
     elif options.remeasure:
         words = [*shlex.split(FILES[options.remeasure]), "--save", str(RESULTS / f"{options.remeasure}.json")]
         return subprocess.run([sys.executable, "-m", "bench", *words], cwd=ROOT, check=False).returncode

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +86,7 @@ def main(given: Sequence[str]) -> int:
             for name in options.model:
                 rows += _measured(name, chosen, methods, options)
                 if options.save:
-                    measure.save(
-                        options.save, rows, command=measure.command_line(["quality", *map(shlex.quote, given)])
-                    )
+                    measure.save(options.save, rows, command=measure.command_line(["quality", *given]))
     except ValueError as error:
         parser.error(str(error))
     print(report.markdown(rows), "", *report.verdicts(rows), sep="\n")

@@ -120,7 +120,9 @@ def test_what_is_checked_beside_the_figures(results: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tables, "NOT_MEASURED", ("9 % of nothing",))
     (results / "other.json").write_text('{"rows": []}', "utf-8")
     run()
-    assert tables.check([results / "docs" / "costs.md"]) == [
+    (results / "README.md").write_text("It takes 12 ms.\n", "utf-8")
+    assert tables.check([results / "README.md", results / "docs" / "costs.md"]) == [
+        "README.md: no file has this figure: …It takes 12 ms.…",
         "NOT_MEASURED: no page has '9 % of nothing'",
         "FILES: no command makes other.json; add it, or delete the file",
     ]

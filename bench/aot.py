@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time for what people polish; report what limits it, and predict its time.
 
-Each distinct specialization is compiled once. A time is a prediction of ``bench.aot_predict``'s model, for an H100;
-none has been measured.
+Each distinct specialization is compiled once. A time is a prediction of ``bench.aot_model``, for an H100; none has been
+measured. PyTorch's own kernels between launches count as a launch and their start.
 """
 
 from __future__ import annotations
@@ -11,101 +11,102 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from bench import measure
+from bench.aot_targets import DEFAULT_TARGETS, TARGETS
+from ssa_fast.ops import tile_tables
+from ssa_fast.ops.cost_model import H100
 
-    from bench.aot_compile import Row
-    from bench.aot_stages import Case
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.aot_cases import Case
+    from bench.aot_compile import Launch, Recorded, Row
+    from bench.aot_model import Kernel, Numbers
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "kernels" / "aot-golden.json"
 PREDICTED = "sm_90"  # the architecture whose rates the model has
+CUBLAS = 619e12  # FLOP/s of cuBLAS's xᵀx at 16,384 × 256 in float16, estimated
+LARGE, SMALL = 30e6, 1024  # bytes of features from which bandwidth counts; pixels up to which launches do
+SHARE, MOST = 0.75, 12e-6  # goals: of two reads of large features; seconds of a small stage
+OTHER = H100.launch + H100.start / H100.clock  # seconds of one of PyTorch's own small kernels
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line."""
-    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
-    from bench import aot_stages, aot_targets
+    from bench import aot_cases
 
-    parser = argparse.ArgumentParser(prog="python -m bench aot", description=__doc__)
-    parser.add_argument("--target", nargs="+", metavar="ARCH", help="e.g. sm_90 gfx942; default: all but variants")
+    parser = argparse.ArgumentParser(prog="python -m bench aot", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--target", nargs="+", metavar="ARCH", default=DEFAULT_TARGETS, help="e.g. sm_90 gfx942")
     parser.add_argument("--stages", nargs="+", metavar="NET", default=["resnet50"], help="torchvision's networks")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 512], help="sides of the images")
-    parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=aot_stages.DTYPES, help="of the features")
+    parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=aot_cases.DTYPES, help="of the features")
     parser.add_argument("--classes", nargs="+", type=int, default=[20], help="CAM classes")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], help="images per call")
     parser.add_argument("--all", action="store_true", help="every network, size, dtype and number of classes")
     parser.add_argument("--kernel", nargs="+", metavar="NAME", default=[], help="only kernels of these names: no times")
     parser.add_argument("--table", type=Path, metavar="FILE", help="compile this tile table, not the shipped ones")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--save", "--json", type=Path, metavar="FILE", help="also write the rows to a JSON file")
     parser.add_argument("--golden", action="store_true", help="rewrite the numbers that the tests compare with")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
     options = parser.parse_args(arguments)
-
-    options.target = options.target or aot_targets.DEFAULT_TARGETS
-    if unknown := [name for name in options.target if name not in aot_targets.TARGETS]:
-        parser.error(f"--target: expected some of {', '.join(aot_targets.TARGETS)}, got {unknown[0]!r}")
-    networks = aot_stages.networks()
-    if unknown := [name for name in options.stages if name not in networks]:
-        parser.error(f"--stages: expected some of torchvision's networks, got {unknown[0]!r}")
+    for name, known in (("target", TARGETS), ("stages", aot_cases.networks())):
+        if unknown := [each for each in getattr(options, name) if each not in known]:
+            parser.error(f"--{name}: expected some of {', '.join(known)}, got {unknown[0]!r}")
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0 if every kernel passes, else 1."""
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
     options = parse_arguments(arguments)
-    from bench import aot_compile as aot
-    from bench import aot_stages, aot_targets
-    from bench.measure import paced
+    from bench import aot_cases, aot_compile
 
-    stages = aot_stages.sides(options.stages, options.sizes)
-    listed = aot_stages.cases(stages, options.dtypes, options.classes, options.batch)
-    cases = list(aot_stages.all_cases() if options.all else listed)
-    start = time.monotonic()
-    rows: list[Row] = []
-    aot.warm_up()
-    missing = {name: aot_targets.not_compiled_reason(name) for name in options.target}
+    stages = aot_cases.sides(options.stages, options.sizes)
+    listed = aot_cases.cases(stages, options.dtypes, options.classes, options.batch)
+    cases = list(aot_cases.all_cases() if options.all else listed)
+    start, rows = time.monotonic(), list["Row"]()
+    aot_compile.warm_up()
+    missing = {name: TARGETS[name].not_compiled_reason(aot_compile.VERSION) for name in options.target}
     for name, reason in missing.items():
         if reason:
             print(f"{name}: skipped, {reason}\n", flush=True)  # before a process is forked
-    chosen = [name for name in options.target if not missing[name]]
-    for name in paced(chosen, "aot"):
+    for name in measure.paced([name for name in options.target if not missing[name]], "aot"):
         # In a process of its own, since what the kernels' modules learn of the active GPU stays cached.
-        tables = [options.table] if options.table else aot.find_tables(name)
-        for _, found in aot.in_processes([partial(report_target, name, cases, table, options) for table in tables], 1):
+        tables = [options.table] if options.table else aot_compile.find_tables(name)
+        tasks = [partial(report_target, name, cases, table, options) for table in tables]
+        for _, found in aot_compile.in_processes(tasks, 1):
             if found is None:
                 raise RuntimeError(f"{name}: the process that compiles for it died")
             rows += found
     failed = [row for row in rows if row.problems]
     seconds = time.monotonic() - start
-    print(f"Triton {aot_targets.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
+    print(f"Triton {aot_compile.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
     for row in failed:
         print(f"{row.target} {row.label} ({row.uses} launches): {'; '.join(row.problems)}")
-    if options.json:
+    if options.save:
         kept = [{name: value for name, value in asdict(row).items() if name != "ttir"} for row in rows]
-        options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        measure.save(options.save, kept, command=measure.command_line(["aot", *arguments]))
     if options.golden:
-        write_golden(rows, aot_targets.VERSION)
+        write_golden(rows, aot_compile.VERSION)
     return 1 if failed else 0
 
 
-def report_target(name: str, cases: list[Case], table: Path, options: argparse.Namespace, result: Connection) -> None:
-    """Compile for a target, print its tables and send its rows."""
-    from bench import aot_report
-
-    report = aot_report.compile_target(name, cases, table, options.jobs, options.kernel)
-    print(f"{name}, {table.stem}\n{aot_report.format_kernels(report)}\n", flush=True)
+def report_target(name: str, cases: Sequence[Case], table: Path, options: argparse.Namespace) -> list[Row]:
+    """Compile for a target, print its tables and return its rows."""
+    report = compile_target(name, cases, table, options.jobs, options.kernel)
+    print(f"{name}, {table.stem}\n{format_kernels(report)}\n", flush=True)
     if name == PREDICTED and not options.all and not options.kernel:
-        print(f"{aot_report.format_stages(report)}\n{aot_report.format_goals(report)}\n", flush=True)
+        print(f"{format_stages(report)}\n{format_goals(report)}\n", flush=True)
         report.fill_predicted()
-    result.send([replace(row, ttir="") for row in report.rows.values()])
+    return [replace(row, ttir="") for row in report.rows.values()]
 
 
-def write_golden(rows: list[Row], version: str) -> None:
+def write_golden(rows: Sequence[Row], version: str) -> None:
     """Write the numbers of each row by target and label, one row per line, the predictions and Triton's version."""
     targets: dict[str, dict[str, Any]] = {}
     predicted: dict[str, float] = {}
@@ -113,17 +114,146 @@ def write_golden(rows: list[Row], version: str) -> None:
         targets.setdefault(row.target, {})[row.label] = row.numbers
         for case, seconds in row.predicted.items():
             predicted[case] = predicted.get(case, 0.0) + 1e6 * seconds
-    tables = {**targets, "predicted microseconds": {case: round(each, 1) for case, each in predicted.items()}}
-    parts = {}
-    for name, numbers in tables.items():
-        lines = ",\n".join(
-            f"    {json.dumps(label, ensure_ascii=False)}: {json.dumps(n)}" for label, n in numbers.items()
-        )
-        parts[name] = f'  "{name}": {{\n{lines}\n  }}'
-    last = parts.pop("predicted microseconds").strip()
-    text = f'{{\n"triton": "{version}",\n"targets": {{\n' + ",\n".join(parts.values()) + f"\n}},\n{last}\n}}\n"
-    GOLDEN.write_text(text, encoding="utf-8")
+
+    def lines(name: str, numbers: dict[str, Any]) -> str:
+        pairs = (f"    {json.dumps(label, ensure_ascii=False)}: {json.dumps(n)}" for label, n in numbers.items())
+        return f'"{name}": {{\n' + ",\n".join(pairs) + "\n  }"
+
+    each = ",\n".join(f"  {lines(name, numbers)}" for name, numbers in targets.items())
+    last = lines("predicted microseconds", {case: round(each, 1) for case, each in predicted.items()})
+    GOLDEN.write_text(f'{{\n"triton": "{version}",\n"targets": {{\n{each}\n}},\n{last}\n}}\n', encoding="utf-8")
+
+
+@dataclass
+class Report:
+    """What one target compiled with one table."""
+
+    target: str
+    recorded: dict[Case, Recorded]
+    rows: dict[tuple[str, ...], Row]
+    _kernels: dict[tuple[str, ...], Kernel] = field(default_factory=dict)
+
+    def numbers(self, launch: Launch) -> Numbers | None:
+        """Return what a launch does and its predicted time; None if its kernel did not compile."""
+        from bench.aot_model import Kernel, predict
+
+        row = self.rows[launch.key]
+        if not row.ttir:
+            return None
+        if launch.key not in self._kernels:
+            self._kernels[launch.key] = Kernel(row.ttir)
+        return predict(self._kernels[launch.key], row, launch, TARGETS[self.target])
+
+    def fill_predicted(self) -> None:
+        """Write the predicted times of each row's launches into it."""
+        for case, recorded in self.recorded.items():
+            for launch in recorded.launches:
+                if numbers := self.numbers(launch):
+                    predicted = self.rows[launch.key].predicted
+                    predicted[str(case)] = predicted.get(str(case), 0.0) + numbers.seconds
+
+    def seconds(self, case: Case) -> float:
+        """Return the predicted time of a case in a CUDA graph."""
+        recorded = self.recorded[case]
+        times = [numbers.seconds for launch in recorded.launches if (numbers := self.numbers(launch))]
+        return sum(times) + recorded.others * OTHER
+
+
+def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int, kernels: Sequence[str] = ()) -> Report:
+    """Record what the cases and the fusion launch on a target, and compile it, or of it the ``kernels`` named."""
+    from bench import aot_cases, aot_compile
+
+    aot_compile.activate(TARGETS[name])
+    table = tile_tables.entries(tile_tables.read(path), path)
+    cases = [*cases, *aot_cases.entry_cases(table, cases)]
+    recorded = {case: aot_compile.record(aot_cases.call(case, table, TARGETS[name].num_sms)) for case in cases}
+    others = [aot_compile.record(call) for call in aot_cases.fusion_calls()]
+    launches = [launch for each in (*recorded.values(), *others) for launch in each.launches]
+    if kernels:
+        launches = [launch for launch in launches if any(each in launch.key[0] for each in kernels)]
+    return Report(name, recorded, aot_compile.compile_distinct(name, launches, jobs))
+
+
+def _format(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    padded = [[*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]] for line in lines]
+    return "\n".join("  ".join(line) for line in padded)
+
+
+def format_kernels(report: Report) -> str:
+    """Return the rows of a target as a table, with the problems of each row below it."""
+    head = ["kernel", "uses", "regs", "spill", "local", "shared", "per SM", "loop", "matrix", "tiles; compiled for"]
+    lines = [head]
+    for row in report.rows.values():
+        matrix = " ".join(f"{name}×{count}" for name, count in row.matrix.items()) or "–"
+        loop = max(row.loops, key=lambda loop: (loop.matrix, loop.instructions), default=None)
+        inner = f"{loop.instructions}, {loop.matrix} matrix" if loop else "–"
+        per_sm = TARGETS[report.target].occupancy(row.registers, row.shared, row.warps)
+        sizes = map(str, (row.uses, row.registers, row.spilled, row.local, row.shared, per_sm))
+        lines.append([row.kernel, *sizes, inner, matrix, f"{row.config}; {row.what}"])
+        lines += [[""] * (len(head) - 1) + [f"^ {problem}"] for problem in row.problems]
+    return _format(lines)
+
+
+def limit(case: Case) -> float:
+    """Return the least time that an H100 could take: features read twice, or each pair's products once."""
+    memory = H100.bytes_per_clock * H100.num_sms * H100.clock
+    if case.method == "prototypes":
+        return case.form.affinity.steps * (2 + case.form.affinity.center) * case.features_bytes / memory
+    flops = case.B * (case.H * case.W) ** 2 * (case.C + 2 * (case.K + 1))
+    return flops / (H100.flops_per_clock * H100.num_sms * H100.clock) + case.features_bytes / memory
+
+
+def format_stages(report: Report) -> str:
+    """Return each case's launches with what they do, and their predicted time."""
+    head = [
+        "predicted, not measured",
+        "programs",
+        "per SM",
+        "waves",
+        "loop",
+        "loaded MB",
+        "stored MB",
+        "bound by",
+        "µs",
+    ]
+    lines = [head]
+    for case, recorded in report.recorded.items():
+        seconds = report.seconds(case)
+        share = f"{seconds * 1e6:.1f}, {limit(case) / seconds:.0%} of the limit"
+        lines.append([str(case), "", "", "", "", f"{case.features_bytes / 1e6:.2f}", "", "", share])
+        for launch in recorded.launches:
+            if n := report.numbers(launch):
+                cells = [f"  {launch.key[0]}", str(n.programs), str(n.per_sm), f"{n.waves:.2f}"]
+                cells += [f"{n.instructions}, {n.matrix} matrix", f"{n.loaded / 1e6:.2f}", f"{n.stored / 1e6:.2f}"]
+                lines.append([*cells, n.bound, f"{n.seconds * 1e6:.1f}"])
+        if recorded.others:
+            lines.append([f"  {recorded.others} of PyTorch's", *[""] * 7, f"{recorded.others * OTHER * 1e6:.1f}"])
+    return _format(lines)
+
+
+def format_goals(report: Report) -> str:
+    """Return how the predictions compare with the goals, for float16, 20 classes and φ = relu of a known sign."""
+    from bench.aot_cases import RELU
+
+    def verdict(met: bool, goal: str) -> str:
+        return f"{'met' if met else 'MISSED'}: {goal}"
+
+    lines = [["goal, predicted", "", ""]]
+    for case in report.recorded:
+        if (case.form, case.dtype, case.K) != (RELU, "float16", 20):
+            continue
+        seconds = report.seconds(case)
+        if case.method == "prototypes" and case.features_bytes >= LARGE:
+            share = limit(case) / seconds
+            lines.append([str(case), f"{share:.0%} of two reads", verdict(share >= SHARE, f">= {SHARE:.0%}")])
+        elif case.method == "prototypes" and case.H * case.W <= SMALL and case.B == 1:
+            lines.append([str(case), f"{seconds * 1e6:.1f} µs", verdict(seconds <= MOST, f"<= {MOST * 1e6:.0f} µs")])
+        elif case.method == "tiled" and (case.C, case.H, case.W) == (256, 128, 128):
+            ratio = seconds * CUBLAS / (2 * (case.H * case.W) ** 2 * case.C)
+            lines.append([str(case), f"{ratio:.2f}× cuBLAS's xᵀx", verdict(ratio <= 1, "<= 1, stretch 0.65")])
+    return _format(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

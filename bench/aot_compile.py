@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import triton
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -33,17 +34,15 @@ try:
 except ImportError:  # Triton before 3.4
     from triton.compiler.compiler import triton_key
 
-from bench.aot_ir import Loop, assembly_loops
-from bench.aot_targets import TARGETS
+from bench.aot_model import Loop, assembly_loops
+from bench.aot_targets import TARGETS, Target
 from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from multiprocessing.connection import Connection
 
-    from triton.backends.compiler import GPUTarget
-
+VERSION = triton.__version__.split("+")[0]
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfmac?_f32_\w+)")
 LOCAL = re.compile(r"\b(?:ld|st)\.local\b")
@@ -103,7 +102,7 @@ class Recorded(NamedTuple):
     others: int
 
 
-def activate(target: GPUTarget) -> None:
+def activate(target: Target) -> None:
     """Make ``target`` the active GPU of this process, for good.
 
     Raises:
@@ -111,8 +110,9 @@ def activate(target: GPUTarget) -> None:
     """
     if gpu_info.interpreting():
         raise RuntimeError("TRITON_INTERPRET is set, but interpreted kernels cannot be compiled; unset it")
+    gpu = GPUTarget(target.backend, target.arch, 32 if target.backend == "cuda" else 64)
     no_gpu = SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device=None: 0
+        get_current_target=lambda: gpu, get_current_device=lambda: 0, get_current_stream=lambda device=None: 0
     )
     driver.set_active(no_gpu)
     torch.version.hip = "0" if target.backend == "hip" else None
@@ -194,7 +194,8 @@ def describe(launch: Launch) -> tuple[str, str]:
 
 def compile_rows(name: str, launches: Iterable[tuple[Launch, int]]) -> list[Row]:
     """Compile launches, each with the number of its uses, for target ``name``; return a row for each."""
-    activate(TARGETS[name].gpu)
+    warnings.simplefilter("ignore")
+    activate(TARGETS[name])
     rows = []
     for launch, uses in launches:
         warps = launch.arguments.get("num_warps", 4)
@@ -223,10 +224,10 @@ def _name_parameters(ttir: str, launch: Launch) -> str:
 def inspect_binary(binary: Any, row: Row) -> None:
     """Fill ``row`` with the compiler's numbers and the problems they show."""
     target, assembly = TARGETS[row.target], binary.asm
-    text = assembly["ptx" if target.gpu.backend == "cuda" else "amdgcn"]
+    text = assembly["ptx" if target.backend == "cuda" else "amdgcn"]
     row.shared, row.ttir = binary.metadata.shared, assembly["ttir"]
     row.matrix = dict(sorted(Counter(MATRIX.findall(text)).items()))
-    if target.gpu.backend == "cuda":
+    if target.backend == "cuda":
         usage, sass = _read_cubin(assembly["cubin"])
         row.registers, row.spilled, row.local = usage["REG"], usage["STACK"] + usage["LOCAL"], len(LOCAL.findall(text))
         row.outside, row.loops = assembly_loops(sass)
@@ -271,45 +272,40 @@ def warm_up() -> None:
     torch.linalg.vector_norm(torch.empty(1, 1, device="meta"), ord=math.inf, dim=1)
 
 
-def compile_distinct(name: str, launches: Iterable[Launch], jobs: int) -> dict[tuple[str, ...], Row]:
+def compile_distinct(name: str, launches: Sequence[Launch], jobs: int) -> dict[tuple[str, ...], Row]:
     """Compile each distinct specialization once, in ``jobs`` processes; return its row by its key."""
-    uses: Counter[tuple[str, ...]] = Counter()
-    first: dict[tuple[str, ...], Launch] = {}
-    for launch in launches:
-        uses[launch.key] += 1
-        first.setdefault(launch.key, launch)
-    keys = list(first)
-    shares = [keys[at :: max(1, -(-len(keys) // SHARE))] for at in range(max(1, -(-len(keys) // SHARE)))]
-    tasks = [partial(_compile_task, name, [(first[key], uses[key]) for key in share]) for share in shares]
+    uses = Counter(launch.key for launch in launches)
+    first = {launch.key: launch for launch in reversed(launches)}
+    count = -(-len(uses) // SHARE)
+    shares = [list(uses)[at::count] for at in range(count)]
+    tasks = [partial(compile_rows, name, [(first[key], uses[key]) for key in share]) for share in shares]
     rows: dict[tuple[str, ...], Row] = {}
     for number, found in in_processes(tasks, jobs):
         dead = [
             Row(name, key[0], *describe(first[key]), problems=["the compiling process died"]) for key in shares[number]
         ]
         rows |= dict(zip(shares[number], found or dead, strict=True))
-    return {key: rows[key] for key in keys}
+    return {key: rows[key] for key in uses}
 
 
-def _compile_task(name: str, launches: list[tuple[Launch, int]], result: Connection) -> None:
-    warnings.simplefilter("ignore")
-    result.send(compile_rows(name, launches))
+def in_processes(tasks: Sequence[Callable[[], Any]], jobs: int) -> Iterator[tuple[int, Any]]:
+    """Call each task in a forked process, which has what this one recorded; yield ``(number, result)``.
 
-
-def _child(task: Callable[[Connection], None], result: Connection, parent: int) -> None:
-    die_with(parent)
-    task(result)
-
-
-def in_processes(tasks: Sequence[Callable[[Connection], None]], jobs: int) -> Iterator[tuple[int, Any]]:
-    """Run each task in a forked process; yield ``(number, result)``, None for a process that died."""
+    The result of a process that died is None.
+    """
     context = multiprocessing.get_context("fork")
-    waiting = list(enumerate(tasks))[::-1]
-    running: dict[Any, Any] = {}
+    waiting, running = list(enumerate(tasks))[::-1], dict[Any, Any]()
+    parent = os.getpid()
+
+    def child(task: Callable[[], Any], pipe: Any) -> None:
+        die_with(parent)
+        pipe.send(task())
+
     while waiting or running:
         while waiting and len(running) < jobs:
             number, task = waiting.pop()
             receiving, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(task, sender, os.getpid()))
+            process = context.Process(target=child, args=(task, sender))
             process.start()
             sender.close()
             running[receiving] = number, process

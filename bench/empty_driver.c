@@ -1,4 +1,4 @@
-/* A libcuda that says yes to everything and launches nothing, as an H100; see empty_driver.py. */
+/* A libcuda that says yes to everything and launches nothing, as an H100; see host.py. */
 #include "cuda.h"
 #undef cuDevicePrimaryCtxRetain
 #undef cuCtxGetCurrent

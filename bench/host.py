@@ -1,100 +1,137 @@
 """``python -m bench host``: CPU time per call before a GPU has anything to do, and kernels launched per call.
 
-Kernels are compiled for an H100 and launched on a driver that does nothing (``bench.empty_driver``), on one core, with
-tensors in the CPU's memory: what is timed is PyTorch's and Triton's host code and ours, and not CUDA's. Each call is
-also timed without replaying the launches of the call before it, in interleaved rounds. Exit code 1 if a goal is missed.
+Triton's real JIT, compiler and launcher run on a CUDA driver that does nothing (``empty_driver.c``): kernels are
+compiled for an H100, bound and launched, but compute nothing. On one core, with tensors in the CPU's memory, what is
+timed is PyTorch's and Triton's host code and ours, and not CUDA's. Each call is also timed without replaying the
+launches of the call before it, in turns. Exit code 1 if a goal is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import empty_driver, measure
-from bench.measure import paced
+from bench import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+H100 = ("NVIDIA H100 80GB HBM3", "sm_90", 132)
 RESNET50 = ((256, 128), (512, 64), (1024, 32), (2048, 16))  # channels and side of its stages at 512 pixels
 CALLS, ROUNDS = 100, 25
 ONE, FOUR = 40.0, 150.0  # µs
+# Calls of ``polish`` with float16 features, K = 20 and a CAM of 16 × 16: stages, options and the goal.
+CASES: dict[str, tuple[tuple[tuple[int, int], ...], dict[str, Any], float]] = {
+    "one stage, prototypes": (RESNET50[2:3], {"method": "prototypes", "nonnegative": True}, ONE),
+    "one stage, sign unknown": (RESNET50[:1], {}, ONE),
+    "one stage, resident": (RESNET50[2:3], {"method": "resident"}, ONE),
+    "one stage, tiled": (RESNET50[1:2], {"method": "tiled"}, ONE),
+    "four stages fused": (RESNET50, {"nonnegative": True}, FOUR),
+    "four stages fused, sign unknown": (RESNET50, {}, FOUR),
+}
+_library: ctypes.CDLL | None = None
 
 
-@dataclass(frozen=True)
-class Case:
-    """A call of ``polish`` with float16 features, K = 20 and a CAM of 16 × 16."""
-
-    name: str
-    stages: tuple[tuple[int, int], ...]
-    options: dict[str, Any]
-    goal_us: float
+def no_compiler() -> str:
+    """Return why the driver cannot be compiled; empty if it can."""
+    return "" if shutil.which("gcc") or shutil.which("clang") else "needs a C compiler (gcc or clang), and found none"
 
 
-CASES = (
-    Case("one stage, prototypes", RESNET50[2:3], {"method": "prototypes", "nonnegative": True}, ONE),
-    Case("one stage, sign unknown", RESNET50[:1], {}, ONE),
-    Case("one stage, resident", RESNET50[2:3], {"method": "resident"}, ONE),
-    Case("one stage, tiled", RESNET50[1:2], {"method": "tiled"}, ONE),
-    Case("four stages fused", RESNET50, {"nonnegative": True}, FOUR),
-    Case("four stages fused, sign unknown", RESNET50, {}, FOUR),
-)
+def install_empty_driver() -> Any:
+    """Make Triton and ssa_fast take this process's CPU tensors for an H100's; return Triton's driver.
+
+    Call it before Triton has launched anything, in a process that does nothing else.
+    """
+    global _library
+    found, compiler = importlib.util.find_spec("triton"), shutil.which("gcc") or shutil.which("clang")
+    assert found is not None
+    assert found.origin is not None
+    assert compiler is not None, no_compiler()
+    include = Path(found.origin).parent / "backends" / "nvidia" / "include"
+    folder = tempfile.mkdtemp(prefix="empty-driver-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "libcuda.so.1"
+    options: list[str | Path] = ["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", f"-I{include}", "-o", library]
+    subprocess.run([compiler, *options, Path(__file__).with_name("empty_driver.c")], check=True)
+    (Path(folder) / "libcuda.so").symlink_to(library)  # the name to link with
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_LIBCUDA_PATH"] = folder
+    _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    from triton.backends.nvidia.driver import CudaDriver
+    from triton.runtime import driver
+
+    from ssa_fast.ops import gpu_info
+
+    empty = CudaDriver()
+    empty.get_current_device = lambda: 0
+    empty.get_current_stream = lambda device=None: 0
+    empty.get_device_capability = lambda device=None: (9, 0)
+    driver.set_active(empty)
+    gpu_info.query = lambda device: (gpu_info.Gpu(*H100), "")  # type: ignore[assignment]
+    return empty
 
 
-@dataclass(frozen=True)
-class Row:
-    """One case: launches per call, and the least CPU time per call, in µs."""
-
-    case: str
-    launches: int
-    us: float
-    anew_us: float | None
-    goal_us: float
+def launches() -> int:
+    """Return how many kernels were launched so far."""
+    assert _library is not None, "install the driver first"
+    return ctypes.c_ulonglong.in_dll(_library, "empty_driver_launches").value
 
 
-def call_of(case: Case) -> Callable[[], Any]:
-    """Return the call that is timed."""
+def measured(name: str) -> dict[str, Any]:
+    """Call a case until it is warm, count its launches, and time it; µs are the least CPU time per call."""
     from ssa_fast import polish
 
+    sizes, options, goal = CASES[name]
     cam = torch.rand(1, 20, 16, 16)
-    stages = [torch.rand(1, C, side, side).half() for C, side in case.stages]
+    stages = [torch.rand(1, C, side, side).half() for C, side in sizes]
     feats = stages if len(stages) > 1 else stages[0]
-    return lambda: polish(cam, feats, backend="triton", **case.options)
 
+    def call() -> None:
+        polish(cam, feats, backend="triton", **options)
 
-def measured(case: Case) -> Row:
-    """Call a case until it is warm, count its launches, and time it."""
-    call = call_of(case)
     call()
-    before = empty_driver.launches()
+    before = launches()
     call()
-    launches = empty_driver.launches() - before
+    count = launches() - before
     replayed, anew = [], []
     for _ in range(ROUNDS):
         replayed.append(cpu_us(call, CALLS))
         with nothing_replayed() as possible:
             anew += [cpu_us(call, CALLS // 10)] if possible else []
-    return Row(case.name, launches, min(replayed), min(anew, default=None), case.goal_us)
+    times = {"us": min(replayed), "anew_us": min(anew, default=None)}
+    return {"case": name, "launches": count} | times | {"goal_us": goal}
+
+
+def cpu_us(call: Callable[[], Any], calls: int) -> float:
+    """Return the CPU time of one of ``calls`` calls, in µs."""
+    begin = time.process_time()
+    for _ in range(calls):
+        call()
+    return (time.process_time() - begin) / calls * 1e6
 
 
 @contextmanager
 def nothing_replayed() -> Iterator[bool]:
     """Let every call decide and launch anew; yield whether this tree of the package replays at all."""
-    if importlib.util.find_spec("ssa_fast.ops.launch_plan") is None:
+    try:
+        from ssa_fast.ops import launch_plan
+    except ImportError:
         yield False
         return
-    from ssa_fast.ops import launch_plan
-
     key_of = launch_plan.call_key
     launch_plan.call_key = lambda *_: None
     try:
@@ -112,25 +149,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, HUGE)
 
 
-def cpu_us(call: Callable[[], Any], calls: int) -> float:
-    """Return the CPU time of one of ``calls`` calls, in µs."""
-    begin = time.process_time()
-    for _ in range(calls):
-        call()
-    return (time.process_time() - begin) / calls * 1e6
-
-
-def main(given: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0 if every goal is met, 1 if not, 2 if nothing can be measured here."""
     parser = argparse.ArgumentParser(prog="python -m bench host", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--case", default="", help="only the cases whose name contains this")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     missing = "" if importlib.util.find_spec("triton") else "needs Triton, which is not installed"
-    if missing := missing or empty_driver.no_compiler():
+    if missing := missing or no_compiler():
         print(f"python -m bench host {missing}", file=sys.stderr)
         return 2
-    empty_driver.install()
+    install_empty_driver()
     keep_freed_memory()
     import triton
 
@@ -139,17 +168,12 @@ def main(given: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "no tiles were measured")
     print(f"{'case':<34} {'launches':>8} {'µs':>7} {'goal':>6}  not replayed")
     rows = []
-    cases = [case for case in CASES if options.case in case.name]
-    for case in paced(cases, "host"):
-        row = measured(case)
-        rows.append(asdict(row))
-        anew = f"{row.anew_us:.0f} µs, {row.anew_us / row.us:.1f}×" if row.anew_us else "–"
-        print(f"{row.case:<34} {row.launches:>8} {row.us:>7.1f} {row.goal_us:>6.0f}  {anew}", flush=True)
+    for name in measure.paced([name for name in CASES if options.case in name], "host"):
+        row = measured(name)
+        rows.append(row)
+        anew = f"{row['anew_us']:.0f} µs, {row['anew_us'] / row['us']:.1f}×" if row["anew_us"] else "–"
+        print(f"{name:<34} {row['launches']:>8} {row['us']:>7.1f} {row['goal_us']:>6.0f}  {anew}", flush=True)
     print(f"Triton {triton.__version__}, {measure.describe(measure.machine())}")
     if options.save:
-        measure.save(options.save, rows)
+        measure.save(options.save, rows, command=measure.command_line(["host", *arguments]))
     return int(any(row["us"] > row["goal_us"] for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,9 +168,6 @@ class Problem:
             view.copy_(f)
             return view
         return f[:1].expand_as(f) if self.layout == "repeated" else f
-
-    def as_arguments(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def named(name: str) -> Problem:

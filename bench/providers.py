@@ -52,7 +52,7 @@ class Provider:
     Attributes:
         build: Makes the call of a variant from a device, problem, CAM and features.
         work: Counts a call's work; None of what is not counted.
-        reasons: Why it cannot do a problem on a device; empty if it can.
+        limits: Functions that say why it cannot do a problem on a device; empty if it can.
         variants: Names of the variants, or what returns them.
         answer: What it computes: ``"polished"``, ``"square"`` (xᵀx), ``"logits"`` or ``"fused"``.
         compiles: Whether its first call takes long.
@@ -62,12 +62,16 @@ class Provider:
     name: str
     build: Callable[[Device, Any, Tensor, Any, str], Callable[[], Tensor]]
     work: Callable[[Problem, Device], Workload | None]
-    reasons: Callable[[Problem, Device], list[str]]
+    limits: tuple[Callable[[Problem, Device], list[str]], ...] = ()
     variants: tuple[str, ...] | Callable[[Problem, Device], tuple[str, ...]] = ("eager",)
     answer: str = "polished"
     ours: bool = False
     compiles: bool = False
     follows: str = ""
+
+    def reasons(self, problem: Problem, device: Device) -> list[str]:
+        """Return why it cannot do the problem here."""
+        return [reason for limit in self.limits for reason in limit(problem, device)]
 
     def names(self, problem: Problem, device: Device) -> tuple[str, ...]:
         return self.variants(problem, device) if callable(self.variants) else self.variants
@@ -91,56 +95,45 @@ def counted(problem: Problem, device: Device) -> cost_model.Problem:
     return cost_model.Problem(*sizes, problem.phi, problem.nonnegative, gpu=gpu, no_gpu=no_gpu, **given)
 
 
-def never(problem: Problem, device: Device) -> list[str]:
-    return []
-
-
-def build_auto(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    """Make the public call with nothing promised: it reads the features' sign and chooses."""
-    return lambda: polish(cam, f, affinity=problem.phi)
-
-
-def name_auto(problem: Problem, device: Device) -> tuple[str, ...]:
-    chosen = dispatch.plan(counted(problem, device))
-    return (f"{chosen.method}, {chosen.backend}",)
-
-
-def work_auto(problem: Problem, device: Device) -> Workload:
-    chosen = dispatch.plan(counted(problem, device))
-    return work_method(chosen.method, chosen.backend, problem, device)
-
-
-def build_method(
+def build_ours(
     method: str, backend: str, device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str
 ) -> Callable[[], Tensor]:
-    """Make the call of one method on one backend, with the features' sign promised."""
-    given: dict[str, Any] = {"method": method, "backend": backend, "nonnegative": problem.nonnegative}
+    """Make the public call: with nothing promised for "auto", else with the features' sign."""
+    sign = None if method == "auto" else problem.nonnegative
+    given: dict[str, Any] = {"method": method, "backend": backend, "nonnegative": sign}
     return lambda: polish(cam, f, affinity=problem.phi, **given)
 
 
-def reasons_method(method: str, backend: str, problem: Problem, device: Device) -> list[str]:
-    return dispatch.not_supported_reasons(method, backend, counted(problem, device))
+def names_ours(method: str, backend: str, problem: Problem, device: Device) -> tuple[str, ...]:
+    chosen = dispatch.plan(counted(problem, device), method, backend)
+    return (f"{chosen.method}, {chosen.backend}",)
 
 
-def work_method(method: str, backend: str, problem: Problem, device: Device) -> Workload:
+def not_ours(method: str, backend: str, problem: Problem, device: Device) -> list[str]:
+    return [] if method == "auto" else dispatch.not_supported_reasons(method, backend, counted(problem, device))
+
+
+def work_ours(method: str, backend: str, problem: Problem, device: Device) -> Workload:
     """Return the dispatcher's count; of prototypes the least: two reads of the features, and the CAM in and out."""
-    cost = cost_model.cost(method, counted(problem, device), backend)
-    if method == "prototypes":
+    given = counted(problem, device)
+    chosen = dispatch.plan(given, method, backend)
+    cost = cost_model.cost(chosen.method, given, chosen.backend)
+    if chosen.method == "prototypes":
         return algebra_work(problem, device, reads=2)._replace(held=cost.extra_memory)
     return Workload(cost.flops, cost.bytes_moved, cost.extra_memory)
 
 
-def _method(method: str, backend: str, name: str) -> Provider:
-    build, work, reasons = (
-        functools.partial(each, method, backend) for each in (build_method, work_method, reasons_method)
-    )
-    return Provider(name, build, work, reasons, (backend,), ours=True)  # type: ignore[arg-type]
+def _ours(name: str, method: str = "auto", backend: str = "auto") -> Provider:
+    def of(function: Callable[..., Any]) -> Any:
+        return functools.partial(function, method, backend)
+
+    return Provider(name, of(build_ours), of(work_ours), (of(not_ours),), of(names_ours), ours=True)
 
 
-AUTO = [Provider(name, build_auto, work_auto, never, name_auto, ours=True) for name in ("auto", "auto again")]
-METHODS = [_method(name, "torch", name) for name in dispatch.TORCH_METHODS]
-KERNELS = [_method(name, "triton", name) for name in dispatch.TRITON_METHODS]
-SPELT = [_method(name, "torch", f"{name} in PyTorch") for name in dispatch.TRITON_METHODS if name != "resident"]
+AUTO = [_ours("auto"), _ours("auto again")]
+METHODS = [_ours(name, name, "torch") for name in dispatch.TORCH_METHODS]
+KERNELS = [_ours(name, name, "triton") for name in dispatch.TRITON_METHODS]
+SPELT = [_ours(f"{name} in PyTorch", name, "torch") for name in dispatch.TRITON_METHODS if name != "resident"]
 
 
 # Theirs: what each computes.
@@ -290,23 +283,14 @@ def not_pcm(problem: Problem, device: Device) -> list[str]:
     return [] if problem.phi.phi == "relu" else [f"it computes PCM's ReLU, and the problem is φ = {problem.phi.phi}"]
 
 
-def not_compiled_pcm(problem: Problem, device: Device) -> list[str]:
-    return not_pcm(problem, device) + no_compiler(problem, device)
-
-
-def no_algebra(problem: Problem, device: Device) -> list[str]:
+def not_algebra(problem: Problem, device: Device) -> list[str]:
     if not problem.phi.center and problem.nonnegative:
-        return not_pcm(problem, device)
+        return []
     return ["the algebra holds where no cosine is negative, and these features are signed"]
 
 
-def no_compiled_algebra(problem: Problem, device: Device) -> list[str]:
-    return no_algebra(problem, device) + no_compiler(problem, device)
-
-
 def no_keops(problem: Problem, device: Device) -> list[str]:
-    missing = [] if importlib.util.find_spec("pykeops") else ["pykeops is not installed: pip install pykeops"]
-    return not_pcm(problem, device) + missing
+    return [] if importlib.util.find_spec("pykeops") else ["pykeops is not installed: pip install pykeops"]
 
 
 def not_one_image(problem: Problem, device: Device) -> list[str]:
@@ -358,27 +342,22 @@ CHUNKED = functools.partial(pairs_work, 4, 4, 0, 2)  # written, read and written
 STREAMED = functools.partial(pairs_work, 0, 3, 0, 1)  # no affinity in memory; features normalised and read
 
 PEERS = [
-    Provider("dense PCM", dense, DENSE, not_pcm),
-    Provider("dense PCM compiled", dense, FUSED, not_compiled_pcm, ("compiled",), compiles=True),
-    Provider("chunked PCM", chunked, CHUNKED, not_pcm, ("1024", "2048", "4096")),
-    Provider("algebra", algebra, algebra_work, no_algebra),
-    Provider("algebra compiled", algebra, algebra_work, no_compiled_algebra, ("compiled",), compiles=True),
-    Provider("FlexAttention", flex, STREAMED, not_compiled_pcm, flex_blocks, compiles=True),
-    Provider("KeOps", keops, STREAMED, no_keops, ("LazyTensor",), compiles=True),
-    Provider("xᵀx", product, product_work, not_one_image, ("rows", "columns"), answer="square"),
-]
-OTHERS = [Provider("dense PCM float32", dense, DENSE, not_pcm, ("float32",))]  # the grid's features are float32
-NETWORK = [
-    Provider("backbone", backbone, not_counted, no_network, (*FORMATS,), answer="logits"),
+    Provider("dense PCM", dense, DENSE, (not_pcm,)),
+    Provider("dense PCM compiled", dense, FUSED, (not_pcm, no_compiler), ("compiled",), compiles=True),
+    Provider("chunked PCM", chunked, CHUNKED, (not_pcm,), ("1024", "2048", "4096")),
+    Provider("algebra", algebra, algebra_work, (not_pcm, not_algebra)),
     Provider(
-        "polish and fuse",
-        polish_and_fuse,
-        stages_work,
-        no_network,
-        (*FORMATS,),
-        answer="fused",
-        ours=True,
-        follows="backbone",
+        "algebra compiled", algebra, algebra_work, (not_pcm, not_algebra, no_compiler), ("compiled",), compiles=True
+    ),
+    Provider("FlexAttention", flex, STREAMED, (not_pcm, no_compiler), flex_blocks, compiles=True),
+    Provider("KeOps", keops, STREAMED, (not_pcm, no_keops), ("LazyTensor",), compiles=True),
+    Provider("xᵀx", product, product_work, (not_one_image,), ("rows", "columns"), answer="square"),
+]
+OTHERS = [Provider("dense PCM float32", dense, DENSE, (not_pcm,), ("float32",))]  # the grid's features are float32
+NETWORK = [
+    Provider("backbone", backbone, not_counted, (no_network,), (*FORMATS,), "logits"),
+    Provider(
+        "polish and fuse", polish_and_fuse, stages_work, (no_network,), (*FORMATS,), "fused", True, follows="backbone"
     ),
 ]
 PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, *OTHERS, *NETWORK]}

@@ -132,7 +132,7 @@ def misses(row: Mapping[str, Any]) -> bool:
     """Return whether a figure is beyond its goal: ">= 250", "<= 1.1", 0.9 (at least), or ``goal_us`` (at most)."""
     if "goal_us" in row:
         return bool(row["us"] > row["goal_us"])
-    value = next((row[key] for key in ("ratio", "exponent", "mib") if key in row), None)
+    value = next((row[key] for key in ("ratio", "exponent", "mib", "share") if key in row), None)
     sign, _, bound = str(row.get("goal", "none")).rpartition(" ")
     if value is None or bound == "none":
         return False

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from itertools import combinations, product, zip_longest
 from typing import TYPE_CHECKING, Any
 
+from bench.aot_targets import TARGETS
 from ssa_fast.kernels.config import Full, Symmetric
 from ssa_fast.ops import tile_tables, triton_backend
 
@@ -30,9 +31,6 @@ SPARE = {
     "full": Full(block_i=64, block_j=64, block_c=64, rows=32, num_warps=4, num_stages=2),
     "symmetric": Symmetric(block=64, block_c=64, bands=2, chunk=4, rows=32, num_warps=4, num_stages=2),
 }
-# KiB of shared memory that a program can have; 64 where nothing is listed.
-SHARED = dict.fromkeys(("sm_90", "sm_100", "sm_103"), 227) | dict.fromkeys(("sm_86", "sm_89", "sm_120", "sm_121"), 99)
-SHARED |= {"sm_80": 163, "gfx950": 160}
 REGISTERS = 255  # of a thread, beyond which the tiles that must be held spill for certain
 # Values of a field by its name; of a field not named here: half, the present value and twice it.
 VALUES: dict[str, tuple[int, ...]] = {
@@ -192,4 +190,4 @@ def fits(config: Any, problem: Problem, gpu: Gpu, start: Any) -> bool:
         held = math.prod(sides) + max(sides) * rows * given.get("bands", 1)
     else:  # a tile of features, and its share of G or of the result
         held = min(sides) * block_c * size / 4 + rows * (block_c if type(config).__name__ == "Gather" else min(sides))
-    return bool(staged <= 1024 * SHARED.get(gpu.arch, 64) and held / (32 * given["num_warps"]) <= REGISTERS)
+    return bool(staged <= TARGETS[gpu.arch].shared << 10 and held / (32 * given["num_warps"]) <= REGISTERS)

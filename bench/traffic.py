@@ -10,9 +10,10 @@ Counted is what the programs ask for, masked elements left out: a byte that a ca
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 from triton.runtime.interpreter import InterpreterBuilder
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
-
-OTHER = "other"
 
 
 @dataclass
@@ -48,45 +47,42 @@ def count(tensors: Mapping[str, Tensor]) -> Iterator[Traffic]:
     """
     traffic = Traffic()
     ranges = {name: _range(tensor) for name, tensor in tensors.items()}
-    load, store, dot = (
-        getattr(InterpreterBuilder, name) for name in ("create_masked_load", "create_masked_store", "create_dot")
-    )
+
+    def add(counter: Counter[str], pointers: Any, mask: Any) -> None:
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        for name, (begin, end) in ranges.items():
+            inside = (begin <= addresses) & (addresses < end)
+            counter[name] += int(inside.sum()) * size
+            addresses = addresses[~inside]
+        counter["other"] += addresses.size * size
 
     # Triton's versions differ in what follows the first arguments; unmasked accesses come by these two as well.
-    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        _add(traffic.loaded, ranges, pointers, mask)
-        return load(self, pointers, mask, *rest)
+    def load(pointers: Any, mask: Any, *_: Any) -> None:
+        add(traffic.loaded, pointers, mask)
 
-    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        _add(traffic.stored, ranges, pointers, mask)
-        return store(self, pointers, value, mask, *rest)
+    def store(pointers: Any, value: Any, mask: Any, *_: Any) -> None:
+        add(traffic.stored, pointers, mask)
 
-    def counted_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        (M, K), (_, N) = a.data.shape, b.data.shape
+    def dot(a: Any, b: Any, *_: Any) -> None:
+        (M, K), (_rows, N) = a.data.shape, b.data.shape
         traffic.dots[M, N, K] += 1
-        return dot(self, a, b, *rest)
 
-    wrapped = {"create_masked_load": counted_load, "create_masked_store": counted_store, "create_dot": counted_dot}
-    for name, function in wrapped.items():
-        setattr(InterpreterBuilder, name, function)
-    try:
+    def wrapped(note: Any, function: Any) -> Any:
+        def call(self: Any, *given: Any) -> Any:
+            note(*given)
+            return function(self, *given)
+
+        return call
+
+    with ExitStack() as stack:
+        for name, note in (("create_masked_load", load), ("create_masked_store", store), ("create_dot", dot)):
+            function = wrapped(note, getattr(InterpreterBuilder, name))
+            stack.enter_context(mock.patch.object(InterpreterBuilder, name, function))
         yield traffic
-    finally:
-        for name, function in zip(wrapped, (load, store, dot), strict=True):
-            setattr(InterpreterBuilder, name, function)
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:
     """First address of a tensor's elements, whatever its strides, and the one beyond its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _add(counter: Counter[str], ranges: Mapping[str, tuple[int, int]], pointers: Any, mask: Any) -> None:
-    addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
-    size = pointers.get_element_ty().primitive_bitwidth // 8
-    for name, (begin, end) in ranges.items():
-        inside = (begin <= addresses) & (addresses < end)
-        counter[name] += int(inside.sum()) * size
-        addresses = addresses[~inside]
-    counter[OTHER] += addresses.size * size

@@ -173,7 +173,7 @@ def read_stages(
             aspect = cam.shape[-2], cam.shape[-1]
             batches = {cam.shape[0]} if cam.ndim == 4 else {1, cam.shape[0]} if cam.ndim == 3 else {1}
         stage = _read_stage(argument, as_tensor(argument, value, device), layouts[name], grids[name], aspect, batches)
-        first = next(iter(stages.values()), stage)
+        first = next(iter((stages or {name: stage}).values()))  # PyTorch 2.6 compiles no next() with a default
         if len(stage.map) != len(first.map):
             raise ValueError(
                 f"{argument}: expected a batch of {len(first.map)} like the first stage, got {len(stage.map)}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from PIL import Image

@@ -450,21 +450,3 @@ def test_help_groups_the_shared_options() -> None:
     groups = re.findall(r"╭─ (\w+) ", text)
     assert groups == ["Options", "Model", "CAM", "Execution"]
     assert text.index("─ CAM ─") < text.index("--affinity") < text.index("─ Execution ─") < text.index("--debug")
-
-
-def test_bench_passes_its_arguments_on() -> None:
-    result = succeed("bench", "--suite", "curve", "--list")
-    assert "resnet50/4096/layer1/signed" in result.stdout
-    assert call("bench", "plot", "--help").stdout.startswith("usage: python -m bench plot")
-    wrong = call("bench", "--problem", "vgg/224/layer1")
-    assert wrong.exit_code == 2
-    assert "expected <net>/<size>" in wrong.stderr
-
-
-def test_bench_without_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ssa_fast, "__file__", str(tmp_path / "site-packages/ssa_fast/__init__.py"))
-    result = call("bench")
-    assert result.exit_code == 1
-    assert "the benchmarks are in the repository" in result.output
-    assert "python -m bench" in result.output

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from bench import empty_driver
+from bench import host
 from bench.measure import ROOT
 
 pytest.importorskip("triton", reason="needs Triton")
-NO_COMPILER = empty_driver.no_compiler()  # Triton itself launches nothing without one
+NO_COMPILER = host.no_compiler()  # Triton itself launches nothing without one
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER)]
 
 PROLOGUE = """
 import threading, warnings
 import torch
-from bench import empty_driver
-driver = empty_driver.install()
+from bench import host
+driver = host.install_empty_driver()
 warnings.filterwarnings("ignore", "no tiles were measured")
 from triton.runtime.jit import JITFunction
 from ssa_fast import Affinity, polish

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import bench, convert, demo, evaluate, explain, models, run
+from ssa_fast.cli import convert, demo, evaluate, explain, models, run
 
 app = typer.Typer(
     name="ssa-fast",
@@ -20,7 +20,6 @@ app.command("demo")(demo.command)
 app.add_typer(evaluate.app, name="eval")
 app.command("explain")(explain.command)
 app.command("models")(models.command)
-app.command("bench", add_help_option=False, context_settings=bench.CONTEXT)(bench.command)
 
 
 def _print_version(requested: bool) -> None:

@@ -31,6 +31,7 @@ from ssa_fast.io.restricted_pickle import Refused, RestrictedUnpickler, pickle_m
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import BinaryIO
 
 __all__ = [
     *("FORMATS", "PICKLED", "CamFile", "NoCamError", "PickleWarning"),
@@ -40,6 +41,7 @@ __all__ = [
 FORMATS = ("ssa", "psa", "irn", "clip-es", "wsol")
 PICKLED = ("psa", "irn", "clip-es")
 IRN_STRIDE = 4
+DEFLATE_LEVEL = 2  # half the time of NumPy's 6 for 0.2 % more bytes: CAMs are noise to deflate
 DTYPES = {
     "classes": np.int64,
     "names": np.str_,
@@ -155,7 +157,7 @@ def write_cam(
         warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=2)
     buffer = io.BytesIO()
     if format == "ssa":
-        np.savez_compressed(buffer, **_own_content(cam, dtype))  # without dates: equal CAMs give equal bytes
+        _save_archive(buffer, _own_content(cam, dtype))
     else:
         np.save(buffer, _foreign_content(cam, format), allow_pickle=format in PICKLED)
     atomic_write(Path(path), buffer.getvalue(), parents=False)
@@ -203,6 +205,16 @@ def read_image_name(path: Path) -> str | None:
         return None
     parts = PurePosixPath(name).parts
     return None if not parts or name.startswith("/") or ".." in parts or "\\" in name else name
+
+
+def _save_archive(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as ``np.savez_compressed`` does, but at ``DEFLATE_LEVEL``."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, value in arrays.items():
+            member = io.BytesIO()
+            np.save(member, value, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy")  # without a date: equal CAMs give equal bytes
+            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, DEFLATE_LEVEL)
 
 
 def _own_content(cam: CamFile, dtype: str) -> dict[str, Any]:

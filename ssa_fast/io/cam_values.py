@@ -49,6 +49,8 @@ def minmax(cam: np.ndarray) -> np.ndarray:
 
 def to_float16(cams: np.ndarray) -> np.ndarray:
     """Return CAMs as float16; ValueError if a finite value would become infinite."""
+    if cams.dtype == np.float16:
+        return cams
     largest = np.finfo(np.float16).max
     if (np.isfinite(cams) & (np.abs(cams) > largest)).any():
         raise ValueError(f"cams: float16 holds values up to {largest:g}, got {np.abs(cams).max():g}; rescale them")

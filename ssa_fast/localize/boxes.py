@@ -41,13 +41,13 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     maps = read_cams(cams)
     options = replace(options or PostprocessOptions(), **overrides)
 
-    peaks, share = maps.amax(dim=(2, 3)), options.box_threshold
-    levels = self_weighted_mean(maps, BOX_POWER) if share == AUTO else share * peaks
-    above = (maps > levels[..., None, None]) & (peaks > 0)[..., None, None]
-    return [
-        [torch.from_numpy(component_boxes(region, options.components)).float() for region in regions]
-        for regions in above.numpy()
-    ]
+    def plane_boxes(plane: NDArray[np.float32]) -> Tensor:
+        peak, share = plane.max(), options.box_threshold
+        level = self_weighted_mean(torch.from_numpy(plane), BOX_POWER).numpy() if share == AUTO else share * peak
+        above = plane > np.float32(level) if peak > 0 else np.zeros((0, 0), bool)
+        return torch.from_numpy(component_boxes(above, options.components)).float()
+
+    return [[plane_boxes(plane) for plane in image] for image in maps.numpy()]
 
 
 def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
@@ -68,13 +68,15 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
     if filled.ndim != 2:
         raise ValueError(f"mask: expected (H, W), got shape {filled.shape}; pass one map at a time")
     labels, count = ndimage.label(filled, structure=np.ones((3, 3)))
+    if count == 0:
+        return np.zeros((0, 4), dtype=np.int64)
+    areas = np.bincount(labels.ravel())[1:] if count > 1 else np.ones(1)
+    if components == "largest":
+        rows, columns = ((labels == 1 + np.argmax(areas)).any(axis).nonzero()[0] for axis in (1, 0))
+        return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]])
     regions = ndimage.find_objects(labels)
-    if count > 1:
-        areas = np.bincount(labels.ravel())[1:]
-        order = [np.argmax(areas)] if components == "largest" else np.argsort(-areas, kind="stable")
-        regions = [regions[i] for i in order]
-    edges = [(x.start, y.start, x.stop, y.stop) for y, x in regions]
-    return np.array(edges, dtype=np.int64).reshape(-1, 4)
+    edges = [(x.start, y.start, x.stop, y.stop) for y, x in (regions[i] for i in np.argsort(-areas, kind="stable"))]
+    return np.array(edges, dtype=np.int64)
 
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:

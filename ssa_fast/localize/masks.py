@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ssa_fast.io.atomic import atomic_write
 from ssa_fast.localize.options import AUTO, PostprocessOptions
-from ssa_fast.localize.read import read_cams
+from ssa_fast.localize.read import read_cams, value_range
 from ssa_fast.localize.threshold import estimate_background
 
 IGNORE = 255
@@ -39,21 +40,21 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     options = replace(options or PostprocessOptions(), **overrides)
     if maps.shape[1] >= IGNORE:
         raise ValueError(f"cams: expected at most 254 classes, as 255 means unsure, got {maps.shape[1]}; take fewer")
-    if bool((maps < 0).any() | (maps > 1).any()):
-        low, high = maps.nan_to_num(0).aminmax()
+    low, high, has_nan = value_range(maps)
+    if low < 0 or high > 1:
         raise ValueError(f"cams: expected values in [0, 1], got {low:.3g} to {high:.3g}; rescale them first")
     peak, best = maps.max(dim=1)  # [B, H, W]
+    labels = (best + 1).to(torch.uint8)
 
     def exceeds(setting: float | Tensor) -> Tensor:
         """Return where the CAM exceeds the score ``setting``, or the score with it as exponent."""
         return peak > (setting if options.alpha is None else (1 - peak) ** setting)
 
     score = options.alpha or options.background_score
-    labels = torch.where(exceeds(estimate_background(maps)[:, None, None] if score == AUTO else score), best + 1, 0)
+    labels *= exceeds(estimate_background(peak[:, None])[:, None, None] if score == AUTO else score)
     if options.ignore is not None:
         labels[(labels == 0) & exceeds(options.ignore)] = IGNORE
-    labels[peak.isnan()] = IGNORE
-    return labels.to(torch.uint8)
+    return labels.masked_fill_(peak.isnan(), IGNORE) if has_nan else labels
 
 
 def background_of(cams: Tensor, options: PostprocessOptions) -> float | None:
@@ -93,6 +94,7 @@ def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc
     colours = voc_palette() if palette == "voc" else palette
     if isinstance(colours, str) or len(colours) % 3 or not 3 <= len(colours) <= 768:
         raise ValueError(f'palette: expected "voc" or flat RGB of up to 256 colours, got {palette!r}; pass a list')
-    image = Image.fromarray(labels.astype(np.uint8))
+    image = Image.fromarray(labels.astype(np.uint8, copy=False))
     image.putpalette(colours)
-    atomic_write(Path(path), lambda temporary: image.save(temporary, format="PNG"), parents=False)
+    rle = zlib.Z_RLE  # regions are runs: a third of the time for 1 % more bytes
+    atomic_write(Path(path), lambda draft: image.save(draft, format="PNG", compress_type=rle), parents=False)

@@ -19,6 +19,14 @@ def read_cams(cams: Tensor) -> Tensor:
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
 
 
+def value_range(maps: Tensor) -> tuple[float, float, bool]:
+    """Return the least and the largest value, NaN apart, and whether there is NaN."""
+    low, high = maps.aminmax()
+    if has_nan := bool(low.isnan()):
+        low, high = maps.nan_to_num(0).aminmax()
+    return float(low), float(high), has_nan
+
+
 def check_pixels(images: Tensor, count: int) -> None:
     """Raise TypeError or ValueError unless ``images`` are ``count`` images (B, 3, H, W) or (B, 1, H, W) in [0, 1]."""
     if not isinstance(images, Tensor) or not images.is_floating_point():

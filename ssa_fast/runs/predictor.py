@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -15,7 +16,6 @@ from ssa_fast.runs.options import MAX_LABEL
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from torch import Tensor
 
     from ssa_fast.models.zoo import Classifier
@@ -138,19 +138,21 @@ class Predictor:
             pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0
             cams = localize.refine(pixels, self._resize(cams, size)[None])[0]
         stored = (cams * 255.0).round().to(torch.uint8) if options.store == "uint8" else cams.half()
-        full = self._resize(stored, size)
-        label_of = torch.arange(256, dtype=torch.uint8)  # of a position in ``classes`` + 1; 0 and 255 stay
-        label_of[1 : len(labels) + 1] = torch.tensor(labels, dtype=torch.uint8)
+        full = self._resize(stored, size).cpu()
+        background = localize.background_of(full, options.postprocess)
+        mask = localize.masks(full, options.postprocess.with_background(background))[0].numpy()
+        label_of = np.arange(256, dtype=np.uint8)  # of a position in ``classes`` + 1; 0 and 255 stay
+        label_of[1 : len(labels) + 1] = labels
         return Prediction(
             cams=stored.cpu().numpy(),
-            full=full.cpu(),
-            mask=label_of[localize.masks(full, options.postprocess)[0].long()].numpy(),
+            full=full,
+            mask=label_of.take(mask),
             classes=classes,
             names=[categories[index] for index in classes],
             labels=labels,
             scores=probabilities[index].cpu().numpy(),
             logits=result.logits[b, index].float().cpu().numpy(),
-            background=localize.background_of(full, options.postprocess),
+            background=background,
             seed=result.seed[b, :K].cpu() if options.overlays else None,
             stages={name: maps[b, :K].cpu() for name, maps in result.stages.items()} if options.overlays else None,
         )

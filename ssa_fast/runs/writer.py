@@ -126,7 +126,7 @@ class Writer:
         prediction, options = job.prediction, self.options
         stored = prediction.cams
         content = CamFile(
-            cams=stored.astype(np.float32) / (255 if stored.dtype == np.uint8 else 1),
+            cams=stored if stored.dtype == np.float16 else stored / np.float32(255),
             classes=np.asarray(prediction.classes, dtype=np.int64),
             size=prediction.mask.shape,
             names=tuple(prediction.names),

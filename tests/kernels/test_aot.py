@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.aot_ir import Kernel
+from bench.aot_model import Kernel
 
 pytest.importorskip("triton")
 
@@ -38,9 +38,9 @@ def aot(*arguments: str) -> subprocess.CompletedProcess[str]:
 def shipped(tmp_path_factory):
     """The rows of the targets, and the finished process."""
     file = tmp_path_factory.mktemp("aot") / "rows.json"
-    done = aot("--target", *TARGETS, "--json", str(file))
+    done = aot("--target", *TARGETS, "--save", str(file))
     assert file.exists(), done.stderr
-    return json.loads(file.read_text()), done
+    return json.loads(file.read_text())["rows"], done
 
 
 def is_golden_version():
@@ -114,13 +114,43 @@ def test_every_stage_has_a_prediction(shipped):
     assert not any(row["predicted"] for row in rows if row["target"] != "sm_90")
 
 
+VARIANTS = """
+import json, random
+from bench import aot_cases, aot_compile
+from bench.aot_targets import TARGETS
+from ssa_fast.ops import tile_tables
+
+aot_compile.activate(TARGETS["sm_90"])
+path = aot_compile.find_tables("sm_90")[0]
+table = tile_tables.entries(tile_tables.read(path), path)
+draw = random.Random(0)
+sizes = [(draw.randint(200, 600), draw.randint(200, 600)) for _ in range(200)]
+methods = [("prototypes", aot_cases.RELU), ("prototypes", aot_cases.UNKNOWN)]
+methods += [(name, aot_cases.RELU) for name in ("tiled", "resident")]
+found = {}
+for C, side, _ in aot_cases.networks()["resnet50"]:
+    for H, W in sorted({(-(-height * side // 224), -(-width * side // 224)) for height, width in sizes}):
+        for last in (False, True):
+            for method, form in methods:
+                for case in aot_cases.taken(aot_cases.Case(method, form, C, H, W, channels_last=last)):
+                    tiles = " ".join(map(str, aot_cases.find_tiles(case, table).values()))
+                    for launch in aot_compile.record(aot_cases.call(case, table, 132)).launches:
+                        groups = found.setdefault(launch.key[0], {})
+                        groups.setdefault(f"{method} {form} {C} {last} {tiles}", set()).add(launch.key)
+print(json.dumps({kernel: max(map(len, groups.values())) for kernel, groups in found.items()}))
+"""
+
+
 def test_a_folder_of_image_sizes_compiles_few_variants():
-    """Sizes that do not change the code are not specialized: see ``bench.aot_variants`` for what is counted."""
-    done = run("-m", "bench.aot_variants", TRITON_INTERPRET="0")
+    """Sizes that do not change the code are not specialized: constants, types, and values of 1 or divisible by 16 are.
+
+    They are counted for one stage of the network in one layout with one choice of tiles, so that what remains comes
+    from the images' sizes alone.
+    """
+    done = run("-c", VARIANTS, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr
-    variants = json.loads(done.stdout)
-    assert {"gather_kernel", "apply_kernel", "unit_kernel", "resident_kernel"} <= set(variants)
-    most = {kernel: max(map(len, groups.values())) for kernel, groups in variants.items()}
+    most = json.loads(done.stdout)
+    assert {"gather_kernel", "apply_kernel", "unit_kernel", "resident_kernel"} <= set(most)
     assert {kernel: count for kernel, count in most.items() if count > MOST_VARIANTS} == {}
 
 
@@ -191,23 +221,23 @@ def test_each_specialization_is_compiled_once(tmp_path):
 
 
 TOO_LARGE = """
-from bench import aot_stages
+from bench import aot_cases
 from ssa_fast.kernels.config import Apply, Gather
 
-case = aot_stages.Case("prototypes", aot_stages.RELU, 256, 32, 32, dtype="float32")
+case = aot_cases.Case("prototypes", aot_cases.RELU, 256, 32, 32, dtype="float32")
 for warps, stages, block_l, block_c in ((4, 9, 64, 128), (1, 1, 128, 64)):
     tiles = {
         "gather": Gather(block_l=16, rows=16, num_warps=4, block_c=128),
         "apply": Apply(block_l=block_l, block_c=block_c, rows=32, num_warps=warps, num_stages=stages),
     }
-    aot_stages.find_tiles = lambda *_: tiles
-    launches = [(each, 1) for each in aot_compile.record(aot_stages.call(case, [], 132)).launches]
+    aot_cases.find_tiles = lambda *_: tiles
+    launches = [(each, 1) for each in aot_compile.record(aot_cases.call(case, [], 132)).launches]
     for row in aot_compile.compile_rows("sm_90", launches): print(row.kernel, row.problems)
 """
 
 
 def test_tiles_that_are_too_large_fail(tmp_path):
-    done = compile_dummies(tmp_path, "aot_compile.activate(aot_compile.TARGETS['sm_90'].gpu)\n" + TOO_LARGE)
+    done = compile_dummies(tmp_path, "aot_compile.activate(aot_compile.TARGETS['sm_90'])\n" + TOO_LARGE)
     problems = [line.partition(" ")[2] for line in done.stdout.splitlines() if line.startswith("apply_kernel")]
     assert "of shared memory" in problems[0], done.stderr
     assert "spills" in problems[1]
@@ -216,9 +246,7 @@ def test_tiles_that_are_too_large_fail(tmp_path):
 
 IR = """
 import json
-from bench.aot_ir import Kernel, assembly_loops
-from bench.aot_predict import most_loaded
-from bench.aot_targets import Sm
+from bench.aot_model import Kernel, most_loaded
 
 @triton.jit
 def loops(x_ptr, n, step, N: tl.constexpr):
@@ -228,7 +256,7 @@ def loops(x_ptr, n, step, N: tl.constexpr):
             at += tl.load(x_ptr + at + i * N + j)
     tl.store(x_ptr + at, at)
 
-aot_compile.activate(aot_compile.TARGETS["sm_90"].gpu)
+aot_compile.activate(aot_compile.TARGETS["sm_90"])
 x = torch.empty(64, dtype=torch.int32, device="meta")
 (launch,) = aot_compile.record(lambda: loops[(7,)](x_ptr=x, n=1000, step=5, N=64)).launches
 (row,) = aot_compile.compile_rows("sm_90", [(launch, 1)])
@@ -236,7 +264,7 @@ kernel = Kernel(row.ttir)
 print([kernel.trips({"n": 1000, "step": 5}, (7,), (program,)) for program in (0, 6)])
 print([(block.loaded, block.stored) for block, _ in kernel.root.walk()])
 print(len(row.loops) >= 2, max(loop.depth for loop in row.loops))
-hopper = Sm(warps=64, programs=32, shared=228)
+hopper = aot_compile.TARGETS["sm_90"]
 print([hopper.occupancy(*sizes) for sizes in ((128, 0, 8), (32, 0, 4), (255, 0, 8), (64, 100 << 10, 4), (40, 0, 32))])
 print(most_loaded([2.0], 9, 4), most_loaded([2.0, 2.0, 1.0], 6, 4), most_loaded([3.0], 3, 132))
 """

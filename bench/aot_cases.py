@@ -1,7 +1,7 @@
 """Stages that people polish: those of torchvision's classifiers, with the launches that each method makes for them.
 
 ``aot_stages.json`` lists each network's stages as ``[channels, side for a 224-pixel image, "signed" or
-"non-negative"]``; ``python -m bench.aot_stages`` inspects the networks with random weights and rewrites it.
+"non-negative"]``; ``python -m bench.aot_cases`` inspects the networks with random weights and rewrites it.
 """
 
 from __future__ import annotations
@@ -187,13 +187,12 @@ def call(case: Case, table: list[tile_tables.Entry], num_sms: int) -> Callable[[
     return partial(host.polish, cam, features, **arguments)
 
 
-def fusion_calls() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield a description and a call of each representative fusion."""
+def fusion_calls() -> Iterator[Callable[[], None]]:
+    """Yield a call of each representative fusion."""
     maps = [torch.empty(2, 20, side, side, device="meta") for side in (64, 32, 16, 8)]
     options: Any = dict(weights=[1.0, 1.0, 0.5, 1.0], align_corners=True, out=torch.empty(2, 20, 64, 64, device="meta"))
     for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
-        label = f"fusion, {fuse}{' of rescaled maps' if rescale else ''}"
-        yield label, partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
+        yield partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
 
 
 def find_stages() -> dict[str, list[tuple[int, int, str]]]:

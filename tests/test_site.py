@@ -64,7 +64,7 @@ def on_page(links: ModuleType, markdown: str) -> str:
     ("written", "expected"),
     [
         ("![x](../bench/results/photos.jpg)", "![x](bench/results/photos.jpg)"),
-        ("[x](../bench/results)", "[x](https://host/owner/name/blob/main/bench/results)"),
+        ("[x](../tests/inputs)", "[x](https://host/owner/name/blob/main/tests/inputs)"),
         ("[x](../ssa_fast/reference.py#L9)", "[x](https://host/owner/name/blob/main/ssa_fast/reference.py#L9)"),
         ("[x](method.md), [y](https://host/a)", "[x](method.md), [y](https://host/a)"),
     ],

@@ -219,12 +219,11 @@ def time_interleaved(
     least: int = 5,
     budget: float = 1.5,
     seed: int = 0,
-    slow_s: float = SLOW_S,
 ) -> dict[str, Times]:
     """Time every call once a round, in a shuffled order, so that what changes on the machine changes for all.
 
     At most ``cold`` rounds are on a flushed cache; ``warm`` ones take the second of two calls. A call takes part in
-    ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``slow_s`` is made
+    ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``SLOW_S`` is made
     once. Rounds of the same index are of the same moment. A call that fails is out.
     """
     cold, warm, least = (min(cold, 2), min(warm, 2), 2) if device.dry_run else (cold, warm, least)
@@ -236,7 +235,7 @@ def time_interleaved(
         call, times = calls[name], found[name]
         if turn < 0:  # whatever comes first: compilation, thread pool, pages
             seconds = device.seconds(call, cold=cold > 0)
-            if seconds > slow_s:
+            if seconds > SLOW_S:
                 times.cold, times.warm, spent[name] = [seconds][:cold], [seconds][:warm], float("inf")
             else:
                 pauses[name] = device.pause(call)
@@ -371,8 +370,9 @@ def command_line(given: Sequence[str]) -> str:
         if name in words:
             at = words.index(name)
             del words[at : at + 2]
-    kept = (word for word in words if not word.startswith(("--save=", "--out=")))
-    return shlex.join(["python", "-m", "bench", *kept])
+    return shlex.join(
+        ["python", "-m", "bench", *(word for word in words if not word.startswith(("--save=", "--out=")))]
+    )
 
 
 def save(

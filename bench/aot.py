@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bench import measure
 from bench.aot_targets import DEFAULT_TARGETS, TARGETS
 from ssa_fast.ops import tile_tables
-from ssa_fast.ops.cost_model import H100
+from ssa_fast.ops.cost_model import H100, LAUNCH, MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,6 @@ PREDICTED = "sm_90"  # the architecture whose rates the model has
 CUBLAS = 619e12  # FLOP/s of cuBLAS's xᵀx at 16,384 × 256 in float16, estimated
 LARGE, SMALL = 30e6, 1024  # bytes of features from which bandwidth counts; pixels up to which launches do
 SHARE, MOST = 0.75, 12e-6  # goals: of two reads of large features; seconds of a small stage
-OTHER = H100.launch + H100.start / H100.clock  # seconds of one of PyTorch's own small kernels
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -156,7 +155,7 @@ class Report:
         """Return the predicted time of a case in a CUDA graph."""
         recorded = self.recorded[case]
         times = [numbers.seconds for launch in recorded.launches if (numbers := self.numbers(launch))]
-        return sum(times) + recorded.others * OTHER
+        return sum(times) + recorded.others * LAUNCH
 
 
 def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int, kernels: Sequence[str] = ()) -> Report:
@@ -197,11 +196,10 @@ def format_kernels(report: Report) -> str:
 
 def limit(case: Case) -> float:
     """Return the least time that an H100 could take: features read twice, or each pair's products once."""
-    memory = H100.bytes_per_clock * H100.num_sms * H100.clock
     if case.method == "prototypes":
-        return case.form.affinity.steps * (2 + case.form.affinity.center) * case.features_bytes / memory
+        return case.form.affinity.steps * (2 + case.form.affinity.center) * case.features_bytes / MEMORY
     flops = case.B * (case.H * case.W) ** 2 * (case.C + 2 * (case.K + 1))
-    return flops / (H100.flops_per_clock * H100.num_sms * H100.clock) + case.features_bytes / memory
+    return flops / (H100.flops_per_clock * H100.num_sms * H100.clock) + case.features_bytes / MEMORY
 
 
 def format_stages(report: Report) -> str:
@@ -228,7 +226,7 @@ def format_stages(report: Report) -> str:
                 cells += [f"{n.instructions}, {n.matrix} matrix", f"{n.loaded / 1e6:.2f}", f"{n.stored / 1e6:.2f}"]
                 lines.append([*cells, n.bound, f"{n.seconds * 1e6:.1f}"])
         if recorded.others:
-            lines.append([f"  {recorded.others} of PyTorch's", *[""] * 7, f"{recorded.others * OTHER * 1e6:.1f}"])
+            lines.append([f"  {recorded.others} of PyTorch's", *[""] * 7, f"{recorded.others * LAUNCH * 1e6:.1f}"])
     return _format(lines)
 
 

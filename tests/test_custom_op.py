@@ -121,7 +121,7 @@ def test_wrong_input_is_refused_while_compiling():
 
 def test_a_lost_gradient_is_noted_outside_the_graph():
     compiled = torch.compile(lambda cam, f: polish(cam, f, method="dense", backend="torch"), backend="eager")
-    cam, f = torch.rand(B, K, 4, 4), torch.rand(B, C, H, W)
+    cam, f = torch.rand(B, K, H, W), torch.rand(B, C, H, W)  # of one size: traced, a CAM is resized otherwise
     with pytest.warns(InputWarning, match="requires_grad=True"):
         out = compiled(cam, f.clone().requires_grad_())
     torch.testing.assert_close(out, polish(cam, f, method="dense", backend="torch"), rtol=0, atol=0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ssa_fast import Affinity, InputWarning, polish
 from ssa_fast.kernels.launch import call
-from ssa_fast.ops import launch_plan, launch_recorder
+from ssa_fast.ops import launch_plan
 from ssa_fast.ops import polish as polish_module
 from ssa_fast.ops.launch_recorder import ALIGNMENT, Recorder, Region, lay_out
 from ssa_fast.ops.polish import polish_each_and_fuse, rescale_each
@@ -223,7 +223,7 @@ def test_a_plan_keeps_no_tensor():
 
 
 def test_the_number_of_plans_is_bounded(monkeypatch):
-    monkeypatch.setattr(launch_recorder, "MAX_PLANS", 2)
+    monkeypatch.setattr(launch_plan, "MAX_PLANS", 2)
     for side in (2, 3, 4, 5, 6):
         polish(CAM, draw(1, 4, side, side), backend="triton")
         assert len(launch_plan.PLANS) <= 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssa_fast.affinity import Affinity
 
 TILE_ELEMENTS = 1 << 21  # 8 MB of float32: long enough for a matrix product's full speed, and still in the last cache
-NORM_CHUNK = 1 << 18  # elements summed at once when norms are computed: 1 MB, in a core's own cache
+NORM_CHUNK = 1 << 18  # elements squared at once when norms are computed: 1 MB, in a core's own cache
 USUAL = 2.0**-20, 2.0**20  # norms whose squares, and whose inverses times a CAM, are far from float32's limits
 
 
@@ -39,7 +39,7 @@ class UnitFeatures:
         self.L = self.H * self.W
         mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
         self._flat = features.flatten(2) if mergeable else None
-        self._inverse_norms = features.new_empty((self.B, 1, self.L), dtype=dtype)
+        self._inverse_norms: Tensor | None = None  # [B, 1, L]
         self._scales: Tensor | None = None  # [B, 1, L] powers of two, once a pixel of unusual norm has been met
         self._num_norms = 0  # pixels whose norm is computed
 
@@ -50,7 +50,8 @@ class UnitFeatures:
 
     def _image(self, b: int) -> UnitFeatures:
         image = UnitFeatures(self.features[b : b + 1], self.affinity, self.dtype)
-        image._inverse_norms, image._num_norms = self._inverse_norms[b : b + 1], self._num_norms
+        image._inverse_norms = None if self._inverse_norms is None else self._inverse_norms[b : b + 1]
+        image._num_norms = self._num_norms
         image._scales = None if self._scales is None else self._scales[b : b + 1]
         return image
 
@@ -66,10 +67,11 @@ class UnitFeatures:
     def raw(self, lo: int, hi: int) -> Tensor:
         """Return the features of pixels ``lo … hi − 1`` as given, ``[B, C, hi − lo]``."""
         if self._flat is not None:
-            return self._flat[:, :, lo:hi].to(self.dtype)
-        top, bottom = lo // self.W, -(-hi // self.W)
-        rows = self.features[:, :, top:bottom].to(self.dtype)
-        return rows.flatten(2)[:, :, lo - top * self.W : hi - top * self.W]
+            tile = self._flat if hi - lo == self.L else self._flat[:, :, lo:hi]
+        else:
+            top, bottom = lo // self.W, -(-hi // self.W)
+            tile = self.features[:, :, top:bottom].flatten(2)[:, :, lo - top * self.W : hi - top * self.W]
+        return tile if tile.dtype == self.dtype else tile.to(self.dtype)
 
     def centered(self, lo: int, hi: int) -> Tensor:
         """Return ``raw``, minus the image's mean feature if the affinity asks for it, ``[B, C, hi − lo]``."""
@@ -108,22 +110,32 @@ class UnitFeatures:
         """
         if hi > self._num_norms:
             self._compute_norms(hi)
-        return self._inverse_norms[:, :, lo:hi]
+        assert self._inverse_norms is not None
+        return self._inverse_norms if hi - lo == self.L else self._inverse_norms[:, :, lo:hi]
 
     def _compute_norms(self, hi: int) -> None:
         """Compute the inverse norms of all pixels before ``hi`` that have none yet."""
         lo, eps = self._num_norms, self.affinity.norm_eps
-        if self.features.is_cpu or self.features.dtype == torch.float16:  # no square of which leaves float32's range
-            norms = _norms(self.centered(lo, hi), self.check_sign)
+        tile = self.centered(lo, hi)
+        if self.check_sign and not tile.amin().item() >= 0:  # and the tile is in cache for what follows
+            raise NegativeFeatureError
+        if tile.is_cpu or self.features.dtype == torch.float16:  # no square of which leaves float32's range
+            norms = _norms(tile)
             unusual = None if self.features.dtype == torch.float16 else _find_unusual(norms)
         else:  # the host would have to wait for what it finds
-            norms = self._inverse_norms[:, :, lo:hi]
+            norms = tile.new_empty((self.B, 1, hi - lo))
             unusual = torch.arange(hi - lo, device=norms.device)
         scales = None if unusual is None else self._set_scales(lo, hi, unusual, norms)
         norms.add_(eps if scales is None else eps * scales)
         if eps == 0:
             norms.masked_fill_(norms == 0, float("inf"))  # the unit feature of a zero feature is 0
-        torch.reciprocal(norms, out=self._inverse_norms[:, :, lo:hi])
+        norms.reciprocal_()
+        if hi - lo == self.L:
+            self._inverse_norms = norms
+        else:
+            if self._inverse_norms is None:
+                self._inverse_norms = norms.new_empty((self.B, 1, self.L))
+            self._inverse_norms[:, :, lo:hi] = norms
         self._num_norms = hi
 
     def _set_scales(self, lo: int, hi: int, unusual: Tensor, norms: Tensor) -> Tensor | None:
@@ -136,7 +148,7 @@ class UnitFeatures:
         scales = inverse_power_of_two(largest.clamp_max(torch.finfo(largest.dtype).max))
         norms[:, :, unusual] = torch.linalg.vector_norm(self._scale(tile, scales), dim=1, keepdim=True)
         if self._scales is None:
-            self._scales = torch.ones_like(self._inverse_norms)
+            self._scales = norms.new_ones((self.B, 1, self.L))
         self._scales[:, :, lo + unusual] = scales
         return self._scales[:, :, lo:hi]
 
@@ -174,24 +186,15 @@ def _find_unusual(norms: Tensor) -> Tensor | None:
     return (~((norms >= USUAL[0]) & (norms <= USUAL[1]))).any(dim=0)[0].nonzero()[:, 0]
 
 
-def _norms(tile: Tensor, check_sign: bool) -> Tensor:
-    """Return ``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``; see ``_checked``."""
+def _norms(tile: Tensor) -> Tensor:
+    """Return ``‖f_i‖₂`` of a tile's pixels, ``[B, C, n]`` → ``[B, 1, n]``."""
     B, C, n = tile.shape
     if tile.stride(1) == 1:
-        pixels = max(1, NORM_CHUNK // (B * C)) if check_sign else n
-        parts = tile.split(pixels, dim=2)
-        norms = [torch.linalg.vector_norm(_checked(part, check_sign), dim=1, keepdim=True) for part in parts]
-        return torch.cat(norms, dim=2)
+        return torch.linalg.vector_norm(tile, dim=1, keepdim=True)
     # PyTorch's norm over a strided dimension takes eight times as long as these sums over groups of channels.
-    first, *others = tile.split(max(1, NORM_CHUNK // (B * n)), dim=1)
-    squares = _checked(first, check_sign) * first
-    for part in others:
-        squares[:, : part.shape[1]].addcmul_(_checked(part, check_sign), part)
+    group = max(1, NORM_CHUNK // (B * n))
+    squares = (tile if group >= C else tile[:, :group]).square()
+    for c in range(group, C, group):
+        part = tile[:, c : c + group]
+        squares[:, : part.shape[1]].addcmul_(part, part)
     return squares.sum(dim=1, keepdim=True).sqrt_()
-
-
-def _checked(part: Tensor, check_sign: bool) -> Tensor:
-    """Return a part that is about to be read: checked now, it comes from the core's own cache the second time."""
-    if check_sign and not bool(part.amin() >= 0):
-        raise NegativeFeatureError
-    return part

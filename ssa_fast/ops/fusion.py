@@ -99,7 +99,7 @@ def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[i
     if is_resize_only(options):
         return resize(maps[0], size, options.align_corners)
     fused: Tensor | None = None
-    for stage, weight in zip(maps, options.weights, strict=True):
+    for number, (stage, weight) in enumerate(zip(maps, options.weights, strict=True)):
         polished = resize(minmax(stage) if options.rescale else stage, size, options.align_corners)
         if weight != 1.0:
             polished = polished**weight if options.fuse == "product" else polished * weight
@@ -107,7 +107,9 @@ def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[i
             fused = polished
         elif options.fuse == "max":
             fused = torch.maximum(fused, polished)
-        else:
-            fused = fused * polished if options.fuse == "product" else fused + polished
+        elif options.fuse == "product":
+            fused = fused * polished
+        else:  # the first may be a stage's own map
+            fused = fused.add_(polished) if number > 1 else fused + polished
     assert fused is not None
     return fused / sum(options.weights) if options.fuse == "mean" else fused

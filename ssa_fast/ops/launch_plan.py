@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +25,18 @@ if TYPE_CHECKING:
 
 FIRST_TRITON = (3, 6)  # the first one whose compiled kernels are called as ``KernelStep`` does
 
-PLANS: dict[Hashable, LaunchPlan] = {}  # by what a call depends on; see ``signature``
+MAX_PLANS = 1024
+
+PLANS: dict[Hashable, Plan] = {}  # by what a call depends on; see ``signature``
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PLANS.clear)  # kernels are loaded into a process
+
+
+class Plan(Protocol):
+    """What repeats a call: a ``LaunchPlan``, or on a CPU what was checked and chosen, to be computed again."""
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Repeat the call with other inputs of the same signatures; return its results."""
 
 
 def signature(tensor: Tensor) -> Hashable:
@@ -41,13 +50,21 @@ def signature(tensor: Tensor) -> Hashable:
     )
 
 
+def torch_signature(tensor: Tensor) -> Hashable:
+    """Return what a call that PyTorch computes depends on, of one of its tensors; transformed ones have no address."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 def call_key(cam: Any, feats: Any, options: tuple[Any, ...]) -> Hashable | None:
     """Return what a call depends on: its tensors, as its caller gives them, and its options.
 
-    None if it cannot be replayed: no kernel can run on the CAM's device, PyTorch is tracing, an argument is not a plain
-    tensor, or its gradient is lost, which every such call notes.
+    None if it cannot be replayed: it is neither on a CPU nor where a kernel can run, PyTorch is tracing, an argument is
+    not a plain tensor, or its gradient is lost, which every such call notes.
     """
-    if torch.compiler.is_compiling() or type(cam) is not Tensor or gpu_info.query(cam.device)[0] is None:
+    if torch.compiler.is_compiling() or type(cam) is not Tensor:
+        return None
+    has_kernels = gpu_info.query(cam.device)[0] is not None
+    if not has_kernels and not cam.is_cpu:
         return None
     tensors = inputs_of(cam, feats)
     names = tuple(feats) if type(feats) is dict else ()
@@ -55,7 +72,8 @@ def call_key(cam: Any, feats: Any, options: tuple[Any, ...]) -> Hashable | None:
         return None
     if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
         return None
-    key = (type(feats), names, *map(signature, tensors), *map(type, options), *options)
+    signatures = map(signature if has_kernels else torch_signature, tensors)
+    key = (type(feats), names, *signatures, *map(type, options), *options)
     try:
         hash(key)
     except TypeError:  # a list or dict of options
@@ -70,9 +88,16 @@ def inputs_of(cam: Any, feats: Any) -> list[Any]:
     return [cam, *feats] if type(feats) in (list, tuple) else [cam, feats]
 
 
-def find(key: Hashable | None) -> LaunchPlan | None:
-    """Return the plan that was recorded for calls of this key, if any."""
+def find(key: Hashable | None) -> Plan | None:
+    """Return the plan that was made for calls of this key, if any."""
     return None if key is None else PLANS.get(key)
+
+
+def keep(key: Hashable, plan: Plan) -> None:
+    """Keep a plan for later calls of this key."""
+    if len(PLANS) >= MAX_PLANS:  # of many sizes, of which few come again
+        PLANS.clear()
+    PLANS[key] = plan
 
 
 class View(NamedTuple):
@@ -83,6 +108,12 @@ class View(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
     stride: tuple[int, ...]
+
+    @classmethod
+    def within(cls, tensor: Tensor, source: int, of: Tensor) -> View:
+        """Return where a view of the tensor ``of``, a call's source of this number, lies."""
+        offset = int(tensor.storage_offset() - of.storage_offset())
+        return cls(source, offset * tensor.itemsize, tensor.dtype, tensor.shape, tensor.stride())
 
     def of(self, sources: Sequence[Tensor]) -> Tensor:
         """Return the tensor that takes its place in a replay."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssa_fast.kernels.launch import Call, Launch, Recording, map_nested
-from ssa_fast.ops.launch_plan import PLANS, KernelStep, LaunchPlan, TensorStep, View, jit_reason
+from ssa_fast.ops.launch_plan import KernelStep, LaunchPlan, TensorStep, View, jit_reason, keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -15,16 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNMENT = 256  # bytes: at least that of GPUs' allocators, and more than kernels are compiled for
-MAX_PLANS = 1024
 
 
 def record(key: Hashable, inputs: Sequence[Tensor], function: Callable[[], list[Tensor]]) -> list[Tensor]:
     """Call ``function``, which computes tensors from ``inputs``; keep the plan that repeats it."""
     results, plan = Recorder(inputs).run(function)
     if plan is not None:
-        if len(PLANS) >= MAX_PLANS:  # of many sizes, of which few come again
-            PLANS.clear()
-        PLANS[key] = plan
+        keep(key, plan)
     return results
 
 

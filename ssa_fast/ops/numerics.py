@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast, which would take float32 out of the accumulation."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def grouped_bmm(a: Tensor, b: Tensor, group: int) -> Tensor:
@@ -33,8 +42,8 @@ def divide_by_sum(numerator: Tensor, total: Tensor, affinity: Affinity, *, out: 
     A sum of non-negative affinities is kept off 0, so that a zero feature gives 0 if the eps is 0.
     """
     denominator = total + affinity.sum_eps
-    if not affinity.any_sign:
-        denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
+    if not affinity.any_sign and affinity.sum_eps < (tiny := torch.finfo(denominator.dtype).tiny):
+        denominator.clamp_min_(tiny)
     return torch.div(numerator, denominator, out=out)
 
 

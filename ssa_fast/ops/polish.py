@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssa_fast.ops import launch_plan, launch_recorder
+from ssa_fast.ops import gpu_info, launch_plan, launch_recorder
 from ssa_fast.ops.fusion import fuse
-from ssa_fast.ops.stage import plan_stages, run_stages
+from ssa_fast.ops.launch_plan import View
+from ssa_fast.ops.stage import StagePlan, plan_stages, run_stages
 from ssa_fast.validation import FusionOptions, StageRequest
 
 if TYPE_CHECKING:
@@ -18,6 +19,46 @@ if TYPE_CHECKING:
 OPTIONS = [field.name for field in fields(StageRequest) if field.name != "features"]
 UNFUSED = FusionOptions("mean", (1.0,), rescale=False, size=None)
 RESCALED = FusionOptions("max", (1.0,), rescale=True, size=None)  # a single map, at its own size
+
+
+class TorchPlan(NamedTuple):
+    """A call that PyTorch computes on a CPU, checked and planned, to be repeated with other inputs.
+
+    Attributes:
+        cam: The CAM ``(B, K, h, w)``, as a view of an input.
+        features: The stages ``(B, C, H, W)`` by name, as views of inputs.
+        stages: How each is polished, without its features.
+        options: Of the fusion.
+        keep_stages: Whether the stages' polished CAMs are returned, too.
+    """
+
+    cam: View
+    features: dict[str, View]
+    stages: list[StagePlan]
+    options: FusionOptions
+    keep_stages: bool
+
+    @classmethod
+    def make(
+        cls,
+        cam: Tensor,
+        plans: Mapping[str, StagePlan],
+        options: FusionOptions,
+        inputs: Sequence[Tensor],
+        keep_stages: bool,
+    ) -> TorchPlan:
+        """Make the plan of a call from that of its stages, which hold views of the inputs, in order."""
+        features = [plan.request.features for plan in plans.values()]
+        views = [View.within(each, i, inputs[i]) for i, each in enumerate([cam, *features])]
+        stages = [plan.without_features() for plan in plans.values()]
+        return cls(views[0], dict(zip(plans, views[1:], strict=True)), stages, options, keep_stages)
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Repeat the call with other inputs of the same signatures; return its results."""
+        features = [view.of(inputs) for view in self.features.values()]
+        maps = run_stages(self.cam.of(inputs), features, self.stages)
+        fused = fuse(dict(zip(self.features, maps, strict=True)), self.options)
+        return [*maps, fused] if self.keep_stages else [fused]
 
 
 def polish_and_fuse(
@@ -41,15 +82,19 @@ def polish_and_fuse(
         ValueError: A method or backend that was asked for cannot polish a stage exactly; nothing is computed then, but
             for what precedes a negative feature on the CPU.
     """
-    plans = plan_stages(requests)
+    plans, features = plan_stages(requests), [request.features for request in requests.values()]
 
     def run() -> list[Tensor]:
-        maps = run_stages(cam, list(plans.values()))
+        maps = run_stages(cam, features, list(plans.values()))
         fused = fuse(dict(zip(plans, maps, strict=True)), options)
         return [*maps, fused] if keep_stages else [fused]
 
-    no_kernels = cam.device.type == "cpu" and all(plan.choice.backend != "triton" for plan in plans.values())
-    if key is None or no_kernels or any(plan.depends_on_data for plan in plans.values()):
+    if key is None or any(plan.depends_on_data for plan in plans.values()):
+        return run()
+    backends = {plan.choice.backend for plan in plans.values()}
+    if cam.is_cpu and backends == {"torch"} and options.backend != "triton":
+        launch_plan.keep(key, TorchPlan.make(cam, plans, options, inputs, keep_stages))
+    if cam.is_cpu and "triton" not in backends:
         return run()
     return launch_recorder.record(key, inputs, run)
 
@@ -57,7 +102,10 @@ def polish_and_fuse(
 def polish_own_and_fuse(cams: Sequence[Tensor], requests: Mapping[str, StageRequest], options: FusionOptions) -> Tensor:
     """Return the fused CAM of stages that have a CAM ``(B, K, h, w)`` each."""
     plans = plan_stages(requests)
-    maps = {name: run_stages(cam, [plan])[0] for cam, (name, plan) in zip(cams, plans.items(), strict=True)}
+    maps = {
+        name: run_stages(cam, [plan.request.features], [plan])[0]
+        for cam, (name, plan) in zip(cams, plans.items(), strict=True)
+    }
     return fuse(maps, options)
 
 
@@ -87,7 +135,7 @@ def rescale_each(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def run() -> list[Tensor]:
         return [fuse({"": each}, RESCALED) for each in maps.values()]
 
-    key = launch_plan.call_key(first, others, (RESCALED,))
+    key = launch_plan.call_key(first, others, (RESCALED,)) if gpu_info.query(first.device)[0] else None
     if plan := launch_plan.find(key):
         rescaled = plan.replay([first, *others])
     else:

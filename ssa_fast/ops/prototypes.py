@@ -13,6 +13,7 @@ constant belongs to it, and it is rounded as little as the CAM's spread requires
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,33 +30,31 @@ if TYPE_CHECKING:
 def propagate(cam: Tensor, features: UnitFeatures) -> Tensor:
     """Return ``cam`` ``(B, K, L)`` polished once, in ``O(L·C·K)`` operations."""
     mean = cam.mean(dim=2, keepdim=True)
-    sums = cam.new_zeros((cam.shape[0], cam.shape[1] + 1, features.C))
-    for lo, hi in features.tiles(rows=cam.shape[1] + 1):
-        gather(cam[:, :, lo:hi], mean, features, lo, hi, sums)
+    tiles = list(features.tiles(rows=cam.shape[1] + 1))
+    sums = functools.reduce(torch.Tensor.add_, (gather(cam, mean, features, lo, hi) for lo, hi in tiles))
     prototypes, constant = scale_by_shift(sums, features.L, features.affinity)
     out = torch.empty_like(cam)
-    for lo, hi in features.tiles(rows=cam.shape[1] + 1):
+    for lo, hi in reversed(tiles):  # the last are still in cache
         apply(prototypes, constant, mean, features, lo, hi, out[:, :, lo:hi])
     return out
 
 
 def scale_by_shift(sums: Tensor, pixels: int, affinity: Affinity) -> tuple[Tensor, float]:
     """Return ``sums / (1 + s)``, and ``s·L / (1 + s)``, which φ adds to every pixel's sum of affinities."""
-    shift = affinity.shift if affinity.any_sign else 0.0
-    return sums / (1.0 + shift), shift * pixels / (1.0 + shift)
+    if not affinity.any_sign:
+        return sums, 0.0
+    return sums / (1.0 + affinity.shift), affinity.shift * pixels / (1.0 + affinity.shift)
 
 
-def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int, sums: Tensor) -> None:
-    """Add the sums over pixels ``lo … hi − 1`` of ``(cam − mean) xᵀ`` and of ``x`` to ``sums`` ``[B, K + 1, C]``.
+def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int) -> Tensor:
+    """Return the sums over pixels ``lo … hi − 1`` of ``(cam − mean) xᵀ`` and of ``x``, ``[B, K + 1, C]``.
 
-    ``cam`` ``[B, K, hi − lo]`` holds those pixels, ``mean`` ``[B, K, 1]`` is that of all pixels.
+    ``cam`` ``[B, K, L]`` and its ``mean`` ``[B, K, 1]`` are those of all pixels.
     """
     # The norms go into the CAM and into the result, which have K rows, not into the features, which have C.
     inverse_norms = features.inverse_norms(lo, hi)
-    weights = cam.new_empty((cam.shape[0], cam.shape[1] + 1, hi - lo))
-    torch.mul(cam - mean, inverse_norms, out=weights[:, :-1])
-    weights[:, -1:] = inverse_norms
-    sums.baddbmm_(weights, features.scaled(lo, hi).mT)
+    weights = torch.cat([(cam[:, :, lo:hi] - mean).mul_(inverse_norms), inverse_norms], dim=1)
+    return torch.bmm(weights, features.scaled(lo, hi).mT)
 
 
 def apply(
@@ -63,5 +62,7 @@ def apply(
 ) -> None:
     """Write the polished CAM of pixels ``lo … hi − 1`` to ``out`` ``[B, K, hi − lo]``; see ``scale_by_shift``."""
     sums = torch.bmm(prototypes, features.scaled(lo, hi)).mul_(features.inverse_norms(lo, hi))
-    total = sums[:, -1:].add_(constant)
+    total = sums[:, -1:]
+    if constant:
+        total.add_(constant)
     divide_by_sum(sums[:, :-1].addcmul_(mean, total), total, features.affinity, out=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +12,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PRODUCT_SIDE = 48  # pixels up to which two products with interpolation weights take less time than interpolation
+
+
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Return the maps resized bilinearly to ``(B, K, *size)``; unchanged if they have that size."""
-    if tuple(maps.shape[2:]) == tuple(size):
+    """Return the maps resized bilinearly to ``(B, K, *size)``; unchanged if they have that size.
+
+    On a CPU small maps are enlarged by ``rowsᵀ maps columns``, where a NaN spreads over its whole map, as it does when
+    a CAM is polished.
+    """
+    (h, w), (H, W) = maps.shape[2:], size
+    if (h, w) == (H, W):
         return maps
+    if h <= H and w <= W and max(h, w) <= PRODUCT_SIDE and _takes_products(maps):
+        rows, columns = (weights(*sides, align_corners, maps.dtype) for sides in ((h, H), (w, W)))
+        return rows.mT @ (maps @ columns)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _takes_products(maps: Tensor) -> bool:
+    return maps.is_cpu and maps.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+
+
+@functools.lru_cache(maxsize=256)
+def weights(old: int, new: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """Return ``[old, new]``: the share of every old pixel of a line in every new one, as PyTorch interpolates."""
+    with torch.inference_mode(False), torch.no_grad():
+        line = torch.eye(old, dtype=dtype)[None]
+        return F.interpolate(line, size=new, mode="linear", align_corners=align_corners)[0]
 
 
 def minmax(maps: Tensor) -> Tensor:
@@ -32,4 +56,4 @@ def rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     span = high - low
     rounding = 32 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
     # Divided by infinity, a constant map is 0, one with NaN stays NaN, and every gradient is finite.
-    return (maps - low) / span.masked_fill(span <= rounding, float("inf"))
+    return (maps - low).div_(span.masked_fill(span <= rounding, float("inf")))

@@ -6,14 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ssa_fast import reference
 from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, torch_backend, triton_backend
 from ssa_fast.ops.cost_model import Problem
 from ssa_fast.ops.dispatch import needs_sign, not_supported_reasons, plan
 from ssa_fast.ops.features import NegativeFeatureError, UnitFeatures
+from ssa_fast.ops.numerics import no_autocast
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
@@ -39,8 +38,12 @@ class StagePlan:
 
     @property
     def depends_on_data(self) -> bool:
-        """Whether the features' sign was read for the choice, or will be when it is run."""
-        return self.check_sign or self.problem.nonnegative is not self.request.nonnegative
+        """Whether the features' sign was read for the choice."""
+        return self.problem.nonnegative is not self.request.nonnegative
+
+    def without_features(self) -> StagePlan:
+        """Return the same plan, which may outlive the features."""
+        return replace(self, request=replace(self.request, features=self.request.features.new_empty(0)))
 
 
 def plan_stages(requests: Mapping[str, StageRequest], *, read_signs: bool = False) -> dict[str, StagePlan]:
@@ -85,23 +88,26 @@ def plan_stage(request: StageRequest, *, read_sign: bool = False) -> StagePlan:
     return StagePlan(request, problem, plan(problem, request.method, request.backend))
 
 
-def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:
+def run_stages(cam: Tensor, features: Sequence[Tensor], stages: Sequence[StagePlan]) -> list[Tensor]:
     """Return the polished CAM of each stage; those that the kernels do share what they compute of the CAM.
+
+    ``features`` are those that the stages were planned for, or others of the same shapes, strides and dtypes.
 
     Raises:
         ValueError: A feature is not ≥ 0, as a method that was asked for needs it.
     """
-    by_kernels = [_for_kernels(stage) for stage in stages if stage.choice.backend == "triton"]
+    pairs = list(zip(features, stages, strict=True))
+    by_kernels = [_for_kernels(each, stage) for each, stage in pairs if stage.choice.backend == "triton"]
     polished = iter(triton_backend.polish_stages(cam, by_kernels) if by_kernels else ())
     maps = []
-    for stage in stages:
+    for each, stage in pairs:
         request, choice = stage.request, stage.choice
         if choice.backend == "triton":
             maps.append(next(polished))
         elif choice.backend == "reference":
             maps.append(_polish_by_reference(cam, request))
         else:
-            arguments = (cam, request.features, request.affinity)
+            arguments = (cam, each, request.affinity)
             options: dict[str, Any] = {"dtype": request.dtype, "align_corners": request.align_corners}
             if stage.check_sign:
                 with suppress(NegativeFeatureError):
@@ -114,10 +120,10 @@ def run_stages(cam: Tensor, stages: Sequence[StagePlan]) -> list[Tensor]:
     return maps
 
 
-def _for_kernels(stage: StagePlan) -> triton_backend.Stage:
+def _for_kernels(features: Tensor, stage: StagePlan) -> triton_backend.Stage:
     request, choice = stage.request, stage.choice
     return triton_backend.Stage(
-        request.features,
+        features,
         request.affinity,
         choice.method,
         choice.fallback,
@@ -128,7 +134,7 @@ def _for_kernels(stage: StagePlan) -> triton_backend.Stage:
 
 def _polish_by_reference(cam: Tensor, request: StageRequest) -> Tensor:
     size = (request.features.shape[2], request.features.shape[3])
-    with torch.autocast(cam.device.type, enabled=False):
+    with no_autocast(cam.device):
         rows = resize(cam.to(request.dtype), size, request.align_corners).flatten(2)
         features = request.features.to(request.dtype).flatten(2)
         return reference.polish_stage(rows, features, request.affinity).unflatten(2, size)

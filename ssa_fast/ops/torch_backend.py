@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from ssa_fast.ops import dense, prototypes, second_order, tiled
 from ssa_fast.ops.features import UnitFeatures
+from ssa_fast.ops.numerics import no_autocast
 from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
@@ -58,9 +58,9 @@ def polish_stage(
         NegativeFeatureError: ``check_sign``, and a feature is not ≥ 0; if the first tile has one, little was computed.
     """
     H, W = features.shape[2:]
-    with torch.autocast(cam.device.type, enabled=False):  # autocast would take float32 out of the accumulation
+    with no_autocast(cam.device):
         unit_features = UnitFeatures(features, affinity, dtype, check_sign=check_sign)
         cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
         for _ in range(affinity.steps):
             cam = PROPAGATE[method](cam, unit_features)
-        return cam.unflatten(2, (H, W))
+        return cam.view(*cam.shape[:2], H, W)

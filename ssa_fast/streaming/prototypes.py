@@ -99,9 +99,7 @@ class Prototypes(_Accumulator):
             mean = cam.mean(dim=2, keepdim=True)  # of this tile; in float64 it cancels with the image's
             total = torch.zeros_like(self.sums)
             for lo, hi in pixels.tiles(rows=self.K + 1):
-                part = cam.new_zeros((len(cam), self.K + 1, self.C))
-                prototypes.gather(cam[:, :, lo:hi], mean, pixels, lo, hi, part)
-                part = part.double()
+                part = prototypes.gather(cam, mean, pixels, lo, hi).double()
                 part[:, :-1].addcmul_(mean.double(), part[:, -1:])
                 total[:, :-1] += part.sum(dim=0)
                 total[:-1, -1] += cam[:, :, lo:hi].sum(dim=(0, 2), dtype=torch.float64)

@@ -219,11 +219,12 @@ def time_interleaved(
     least: int = 5,
     budget: float = 1.5,
     seed: int = 0,
+    slow_s: float = SLOW_S,
 ) -> dict[str, Times]:
     """Time every call once a round, in a shuffled order, so that what changes on the machine changes for all.
 
     At most ``cold`` rounds are on a flushed cache; ``warm`` ones take the second of two calls. A call takes part in
-    ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``SLOW_S`` is made
+    ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``slow_s`` is made
     once. Rounds of the same index are of the same moment. A call that fails is out.
     """
     cold, warm, least = (min(cold, 2), min(warm, 2), 2) if device.dry_run else (cold, warm, least)
@@ -235,7 +236,7 @@ def time_interleaved(
         call, times = calls[name], found[name]
         if turn < 0:  # whatever comes first: compilation, thread pool, pages
             seconds = device.seconds(call, cold=cold > 0)
-            if seconds > SLOW_S:
+            if seconds > slow_s:
                 times.cold, times.warm, spent[name] = [seconds][:cold], [seconds][:warm], float("inf")
             else:
                 pauses[name] = device.pause(call)

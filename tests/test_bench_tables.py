@@ -152,6 +152,7 @@ def test_a_marker_that_names_nothing_is_an_error(results: Path, text: str, messa
         ({"exponent": 1.2, "goal": "<= 1.1"}, True),
         ({"exponent": 1.2, "goal": "none"}, False),
         ({"mib": 9.0, "goal": "<= 21"}, False),
+        ({"share": 0.06, "goal": "<= 0.05"}, True),
         ({"ratio": 0.845, "goal": 0.9}, True),
         ({"us": 41.0, "goal_us": 40}, True),
         ({"seconds": 3.0}, False),

@@ -104,7 +104,7 @@ def judged(name: str, base: list[Any], candidate: list[Any]) -> Gate:
             # What is new has no figures to compare with, and may have no problem.
             old = before.get(label, {}).get(what, value if what in FIGURES else 0)
             most = ALLOWED.get(what, 1.0)
-            said = f"{label}: {what} {value:,g}, {old:,g} before"
+            said = f"{label}: {what} {value:,.9g}, {old:,.9g} before"
             if most is not None and value > most * old:
                 gate.worse.append(said)
             elif value != old and (most is None or value * most < old):

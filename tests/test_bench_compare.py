@@ -302,7 +302,7 @@ SPILLS = "spills … bytes of registers"
         (rows(), rows(**{compare_gates.MATRIX: -7}), ["missing -7, -8 before"]),
         (rows(), rows() + rows("new"), []),
         (rows(), rows("new", **{"uses local memory": 1}), ["new: uses local memory 1, 0 before"]),
-        (rows(**{"bytes loaded": 100}), rows(**{"bytes loaded": 101}), ["bytes loaded 101, 100 before"]),
+        (rows(**{"bytes loaded": 5242880}), rows(**{"bytes loaded": 5242881}), ["5,242,881, 5,242,880 before"]),
         (rows(launches=4), rows(launches=5), ["launches 5, 4 before"]),
         (rows(**{"µs per call": 20.0}), rows(**{"µs per call": 30.0}) + rows(**{"µs per call": 24.0}), []),
         (

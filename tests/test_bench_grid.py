@@ -330,7 +330,7 @@ def test_a_wrong_answer_of_ours_fails_the_run(tmp_path, capsys):
 @pytest.mark.slow
 def test_what_is_written(tmp_path, capsys):
     given = ["--problem", "resnet50/64/layer1", "--problem", "resnet50/64"]
-    given += [f"--provider={name}" for name in ("auto*", "prototypes", "second_order", "chunked PCM", "xᵀx", "polish*")]
+    given += [f"--provider={name}" for name in ("auto*", "second_order", "xᵀx", "polish*")]
     code, saved = ran(tmp_path, *given)
     assert code == 0, capsys.readouterr().err
     assert {*saved} == {"command", "machine", "settings", "ceilings", "rows"}
@@ -340,8 +340,8 @@ def test_what_is_written(tmp_path, capsys):
     assert {"cpu", "cores", "threads", "memory_gib", "torch", "commit"} <= saved["machine"].keys()
     assert all(value > 0 for value in saved["ceilings"].values())
     rows = {row["provider"]: row for row in saved["rows"]}
-    ours = ["auto", "auto again", "prototypes", "second_order", "polish and fuse"]
-    assert [*rows] == [*ours[:4], "chunked PCM", "xᵀx", "backbone", "polish and fuse"]
+    ours = ["auto", "auto again", "second_order", "polish and fuse"]
+    assert [*rows] == [*ours[:3], "xᵀx", "backbone", "polish and fuse"]
     assert [name for name, row in rows.items() if row["ours"]] == ours
     assert rows["auto"]["variant"].endswith(", torch")
     fused = rows.pop("polish and fuse")

@@ -120,7 +120,9 @@ def test_what_is_checked_beside_the_figures(results: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tables, "NOT_MEASURED", ("9 % of nothing",))
     (results / "other.json").write_text('{"rows": []}', "utf-8")
     run()
-    assert tables.check([results / "docs" / "costs.md"]) == [
+    (results / "README.md").write_text("It takes 12 ms.\n", "utf-8")
+    assert tables.check([results / "README.md", results / "docs" / "costs.md"]) == [
+        "README.md: no file has this figure: …It takes 12 ms.…",
         "NOT_MEASURED: no page has '9 % of nothing'",
         "FILES: no command makes other.json; add it, or delete the file",
     ]
@@ -150,6 +152,7 @@ def test_a_marker_that_names_nothing_is_an_error(results: Path, text: str, messa
         ({"exponent": 1.2, "goal": "<= 1.1"}, True),
         ({"exponent": 1.2, "goal": "none"}, False),
         ({"mib": 9.0, "goal": "<= 21"}, False),
+        ({"share": 0.06, "goal": "<= 0.05"}, True),
         ({"ratio": 0.845, "goal": 0.9}, True),
         ({"us": 41.0, "goal_us": 40}, True),
         ({"seconds": 3.0}, False),

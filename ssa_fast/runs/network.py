@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,18 +19,22 @@ NOT_OF_SSA = ("model", "info", "affinity", "probability", "names", "_names_note"
 
 def hash_weights(model: torch.nn.Module) -> str:
     """Return a hash of a model's parameters and buffers, whatever file they come from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
-        digest.update(f"{name}\0".encode())
-        if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:
-            digest.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
-            plain = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().data)
-        else:  # packed weights of quantized layers
-            buffer = io.BytesIO()
-            torch.save(value, buffer)
-            digest.update(buffer.getvalue())
-    return digest.hexdigest()
+    with ThreadPoolExecutor() as threads:  # a short run would notice the tenth of a second that one thread takes
+        digests = list(threads.map(_hash_value, *zip(*model.state_dict().items(), strict=True)))
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+
+
+def _hash_value(name: str, value: Any) -> bytes:
+    digest = hashlib.sha256(f"{name}\0".encode())  # which processors have instructions for
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:
+        digest.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
+        plain = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(plain.view(torch.uint8).numpy().data)
+    else:  # packed weights of quantized layers
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        digest.update(buffer.getvalue())
+    return digest.digest()
 
 
 def describe_network(classifier: Classifier, ssa: SSA) -> dict[str, Any]:

@@ -300,6 +300,17 @@ def test_a_zero_feature_gives_the_mean_under_the_shifted_cosine(method, affinity
     torch.testing.assert_close(everywhere, mean[..., None, None].expand_as(everywhere))
 
 
+@pytest.mark.parametrize(("method", "affinity"), [*METHODS, ("dense", SHIFTED)], ids=lambda p: str(p))
+def test_many_classes_on_few_pixels(method, affinity):
+    """Their CAMs are sums of the polished CAMs of those pixels; NaN stays in its class."""
+    cam, f = torch.rand(2, 40, 3, 4), torch.rand(2, 24, 9, 10)
+    cam[0, 7, 1, 2] = float("nan")
+    found = polish(cam, f, affinity=affinity, method=method)
+    apart = torch.cat([polish(cam[:, k : k + 4], f, affinity=affinity, method=method) for k in range(0, 40, 4)], dim=1)
+    torch.testing.assert_close(found, apart, rtol=0, atol=1e-6, equal_nan=True)
+    assert found.isnan().flatten(2).all(2).sum() == found.isnan().flatten(2).any(2).sum() == 1
+
+
 class FeatureReads(TorchDispatchMode):
     """Counts the elements of a tensor's memory that each operator reads; views read nothing."""
 

@@ -155,8 +155,19 @@ class UnitFeatures:
     @cached_property
     def all_affinities(self) -> Tensor:
         """``a_ij`` of all pairs, ``[B, L, L]``, kept for the next step of the dense method."""
+        return self.affinity.apply_(self._cosines())
+
+    def _cosines(self) -> Tensor:
+        """Return ``x_iᵀ x_j`` of all pairs; of few pixels from ``f_iᵀ f_j``, whose diagonal is their squared norms."""
+        if self.L <= self.C and self.features.is_cpu:
+            f = self.centered(0, self.L)
+            products = torch.bmm(f.mT, f)
+            norms = products.diagonal(dim1=1, dim2=2).sqrt()[:, None]
+            if _find_unusual(norms) is None:
+                inverse_norms = norms.add_(self.affinity.norm_eps).reciprocal_()
+                return products.mul_(inverse_norms).mul_(inverse_norms.mT)
         x = self.unit(0, self.L)
-        return self.affinity.apply_(torch.bmm(x.mT, x))
+        return torch.bmm(x.mT, x)
 
     @cached_property
     def mean(self) -> Tensor | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ssa_fast.ops import dense, prototypes, second_order, tiled
 from ssa_fast.ops.features import UnitFeatures
 from ssa_fast.ops.numerics import no_autocast
@@ -15,7 +17,6 @@ from ssa_fast.ops.resize import resize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from torch import Tensor
 
     from ssa_fast.affinity import Affinity
@@ -57,10 +58,19 @@ def polish_stage(
     Raises:
         NegativeFeatureError: ``check_sign``, and a feature is not ≥ 0; if the first tile has one, little was computed.
     """
-    H, W = features.shape[2:]
+    (B, K, h, w), (_, C, H, W) = cam.shape, features.shape
     with no_autocast(cam.device):
         unit_features = UnitFeatures(features, affinity, dtype, check_sign=check_sign)
-        cam = resize(cam.to(dtype), (H, W), align_corners).flatten(2)
+        # Polishing is linear: many classes on few pixels are sums of the polished CAMs of these pixels.
+        by_pixels = K * h * w < 2 * C * (K - h * w)
+        rows = _one_hot(B, h, w, cam.device, dtype) if by_pixels else cam.to(dtype)
+        rows = resize(rows, (H, W), align_corners).flatten(2)
         for _ in range(affinity.steps):
-            cam = PROPAGATE[method](cam, unit_features)
-        return cam.view(*cam.shape[:2], H, W)
+            rows = PROPAGATE[method](rows, unit_features)
+        polished = torch.bmm(cam.to(dtype).flatten(2), rows) if by_pixels else rows
+        return polished.view(B, K, H, W)
+
+
+def _one_hot(B: int, h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a CAM for each of ``h·w`` pixels that is 1 there and else 0, ``(B, h·w, h, w)``."""
+    return torch.eye(h * w, dtype=dtype, device=device).view(1, h * w, h, w).expand(B, -1, -1, -1)

@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 import warnings
+import zipfile
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -453,13 +454,25 @@ def test_a_failed_write_keeps_the_existing_file(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_equal_cams_give_equal_bytes_that_numpy_reads(tmp_path: Path) -> None:
+    half = replace(content(), cams=cams(2, (10, 13)).astype(np.float16))
+    for name, cam in (("a", content()), ("b", content()), ("c", half)):
+        write_cam(tmp_path / f"{name}.npz", cam)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as archive, zipfile.ZipFile(tmp_path / "c.npz") as members:
+        assert archive["cams"].dtype == np.float16
+        assert np.array_equal(archive["cams"], half.cams)
+        assert {info.compress_type for info in members.infolist()} == {zipfile.ZIP_DEFLATED}
+        assert {info.date_time for info in members.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_bench_store_compares_every_layout_with_irn() -> None:
     from bench import store
 
     maps = torch.from_numpy(cams(2, (10, 13)))[None]
     smooth = interpolate(maps, (20, 26), mode="bicubic").clamp(0, 1)[0].numpy()
     found = store.rows("two", [replace(content(2), cams=smooth, size=(80, 104))] * 2)
-    assert [row["layout"] for row in found] == [layout.name for layout in store.LAYOUTS]
+    assert [row["layout"] for row in found] == list(store.LAYOUTS)
     by_name = {row["layout"]: row for row in found}
     irn, half, byte = (by_name[name] for name in (store.REFERENCE, "ssa: float16, strided", "ssa: uint8, strided"))
     raw = 4 * 2 * (80 * 104 + 20 * 26)

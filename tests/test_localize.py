@@ -17,6 +17,7 @@ from torchvision.ops import masks_to_boxes
 from ssa_fast.localize import PostprocessOptions, box_scores, boxes, estimate_background, masks, overlay, save_mask
 from ssa_fast.localize.masks import voc_palette
 from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side, turbo
+from ssa_fast.localize.threshold import self_weighted_mean
 from ssa_fast.ssa import SSAResult
 
 if TYPE_CHECKING:
@@ -157,6 +158,22 @@ def test_the_background_of_degenerate_maps() -> None:
         estimate_background(-CAMS.flip(0) + 0.4)
     with pytest.raises(ValueError, match="power: expected a number > 0, got 0"):
         estimate_background(CAMS, power=0)
+
+
+@pytest.mark.parametrize("power", [0.75, 1.0, 1.5])
+def test_levels_in_float32_are_those_of_float64(power: float) -> None:
+    maps = torch.rand(7, 2, 90, 120, generator=torch.Generator().manual_seed(3)) ** 3
+    wide = maps.double()
+    truth = (wide ** (power + 1)).sum((2, 3)) / (wide**power).sum((2, 3))
+    torch.testing.assert_close(self_weighted_mean(maps, power), truth.float(), rtol=2e-7, atol=0)
+    assert self_weighted_mean(torch.full((3, 4), 1e-40), power).item() == pytest.approx(5e-41, rel=0.01)
+    assert self_weighted_mean(torch.tensor([[torch.inf, 1.0]]), power) > 1
+
+
+def test_masks_look_at_values_out_of_range_beside_nan() -> None:
+    for wrong in (-0.5, 1.5, torch.inf):
+        with pytest.raises(ValueError, match=r"cams: expected values in \[0, 1\], got"):
+            masks(torch.tensor([[torch.nan, wrong]]))
 
 
 def test_each_maps_own_box_threshold() -> None:

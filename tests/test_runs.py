@@ -20,6 +20,7 @@ from ssa_fast.io import cam_files
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.models import zoo
 from ssa_fast.runs import RunOptions, RunReport
+from ssa_fast.runs.network import hash_weights
 
 if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
@@ -97,6 +98,19 @@ def stop_if(condition: Callable[[Progress], bool]) -> OnProgress:
             raise KeyboardInterrupt
 
     return interrupt
+
+
+def test_the_weights_hash_is_of_names_types_shapes_and_values() -> None:
+    def of(**values: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        for name, value in values.items():
+            module.register_buffer(name, value)
+        return hash_weights(module)
+
+    ones = torch.ones(2, 3)
+    others = [of(b=ones), of(a=ones.half()), of(a=ones.T), of(a=ones * 2), of(a=ones, b=ones), of()]
+    assert len({of(a=ones), *others}) == 7
+    assert of(a=ones) == of(a=ones.T.contiguous().T)
 
 
 def replace_call(ssa: SSA, call: Callable[..., object]) -> Callable[..., object]:

@@ -34,6 +34,14 @@ def test_small_maps_are_enlarged_by_products_and_others_are_interpolated(monkeyp
     resize(small.half(), (64, 64))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_stay_where_they_are(bad):
+    maps = torch.rand(1, 2, 7, 7)
+    maps[0, 1, 3, 4] = bad
+    expected = F.interpolate(maps, (29, 30), mode="bilinear", align_corners=True)
+    assert torch.equal(resize(maps, (29, 30)).isfinite(), expected.isfinite())
+
+
 def test_the_weights_can_be_used_inside_and_outside_inference_mode():
     resize_module.weights.cache_clear()
     maps = torch.rand(1, 2, 5, 5)

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from ssa_fast import Affinity, InputWarning, polish
-from ssa_fast.ops import gpu_info, launch_plan
+from ssa_fast.ops import launch_plan
 from ssa_fast.ops.polish import TorchPlan
-
-pytestmark = pytest.mark.skipif(gpu_info.interpreting(), reason="Triton interprets kernels on this CPU")
 
 
 @pytest.fixture(autouse=True)

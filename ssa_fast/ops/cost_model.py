@@ -166,14 +166,16 @@ def _torch_cost(method: str, problem: Problem) -> Cost:
         flops = 2 * B * L * L * (C + rows * steps)
         square = B * L * L * s
         mask = B * L * L if problem.affinity.threshold > 0 else 0
-        return Cost(flops, 3 * features + (2 + steps) * square, square + mask + 2 * features + sums, 6 + 2 * steps)
+        copies = 0 if L <= C else 2 * features  # else the norms come from the diagonal of the products
+        bytes_moved = features + copies + (2 + steps) * square
+        return Cost(flops, bytes_moved, square + mask + copies + sums, 6 + 2 * steps)
     tile_elements = min(B * C * L, max(TILE_ELEMENTS, 64 * B * C))
     tiles, parts = -(-B * C * L // tile_elements), -(-B * C * L // NORM_CHUNK)
     tile, measuring = (tile_elements + NORM_CHUNK) * s, 8 * tiles + parts
     mean = features if problem.affinity.center else 0  # read once more
     state = {"prototypes": B * rows * C * s, "second_order": B * rows * C * C * s}.get(method, 0)
     if method == "prototypes":
-        launches = measuring + (9 + 7 * tiles) * steps
+        launches = measuring + (4 + 10 * tiles) * steps
         return Cost(4 * B * L * C * rows * steps, mean + (1 + 2 * steps) * features, state + tile + sums, launches)
     if method == "second_order":
         launches = measuring + (9 + 6 * tiles * rows) * steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +19,13 @@ PRODUCT_SIDE = 48  # pixels up to which two products with interpolation weights 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
     """Return the maps resized bilinearly to ``(B, K, *size)``; unchanged if they have that size.
 
-    On a CPU small maps are enlarged by ``rowsᵀ maps columns``, where a NaN spreads over its whole map, as it does when
-    a CAM is polished.
+    On a CPU small maps are enlarged by ``rowsᵀ maps columns``; where NaN or Inf is among them, which would spread over
+    a whole map, they are interpolated.
     """
     (h, w), (H, W) = maps.shape[2:], size
     if (h, w) == (H, W):
         return maps
-    if h <= H and w <= W and max(h, w) <= PRODUCT_SIDE and _takes_products(maps):
+    if h <= H and w <= W and max(h, w) <= PRODUCT_SIDE and _takes_products(maps) and isfinite(maps.sum().item()):
         rows, columns = (weights(*sides, align_corners, maps.dtype) for sides in ((h, H), (w, W)))
         return rows.mT @ (maps @ columns)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)

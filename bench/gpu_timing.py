@@ -284,7 +284,7 @@ def _stages(device: Device, kind: str, problem: Problem, seed: int) -> tuple[lis
         torch.backends.cudnn.benchmark = True  # the forward at its best
         images = torch.rand(problem.B, 3, size, size, device=device.device).to(dtype)
         net = Forward(build("resnet18" if device.dry_run else problem.net).to(device.device, dtype), images)
-        return net.stages("channels_last"), net.run("channels_last")
+        return net.stages("channels_last")[0], net.run("channels_last")
     shapes = [(C // 16 if device.dry_run else C, size // step) for C, step in WHOLE[problem.net].values()]
     drawn = [torch.rand(problem.B, C, side, side, device=device.device) for C, side in shapes]
     return [each.to(dtype, memory_format=torch.channels_last) for each in drawn], None  # type: ignore[call-overload]

@@ -329,7 +329,7 @@ def _error(
 ) -> float:
     """Return how far an answer is from the one in float64."""
     if provider.answer == "fused":
-        stages = [stage.double() for stage in f.stages(variant)]
+        stages = [stage.double() for stage in f.stages(variant)[0]]
         return relative_error(out, polish(cam.double(), stages, affinity=f.affinities, backend="torch"))
     known = torch.as_tensor(right, device=out.device)
     if provider.answer == "logits":

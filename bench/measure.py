@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CYCLES_PER_SECOND = 2e9  # more than any GPU's clock: a pause lasts at least as long as asked
 LONGEST_PAUSE = 4e-3
 MARGIN = 512 << 20  # bytes of the machine's memory left to everybody else
+WARM_S = 3e-3  # the threads of another call's library, a compiled one's say, keep a core busy for up to so long
 SLOW_S = 10.0  # a call that takes longer is made in one round
 ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"  # of nvidia-smi
 _CGROUP = Path("/sys/fs/cgroup")
@@ -223,7 +224,7 @@ def time_interleaved(
 ) -> dict[str, Times]:
     """Time every call once a round, in a shuffled order, so that what changes on the machine changes for all.
 
-    At most ``cold`` rounds are on a flushed cache; ``warm`` ones take the second of two calls. A call takes part in
+    At most ``cold`` rounds are on a flushed cache; ``warm`` ones take the last of several calls. A call takes part in
     ``least`` rounds and until it has spent its share of the ``budget``; one that takes more than ``slow_s`` is made
     once. Rounds of the same index are of the same moment. A call that fails is out.
     """
@@ -231,6 +232,12 @@ def time_interleaved(
     found = {name: Times() for name in calls}
     spent, pauses = dict.fromkeys(calls, 0.0), dict.fromkeys(calls, 0.0)
     order = random.Random(seed)
+
+    def warm_up(call: Callable[[], object]) -> None:
+        end = time.perf_counter() + (0 if device.on_gpu or device.dry_run else WARM_S)
+        call()
+        while time.perf_counter() < end:
+            call()
 
     def turn_of(name: str, turn: int) -> None:
         call, times = calls[name], found[name]
@@ -244,7 +251,7 @@ def time_interleaved(
         if turn < cold:
             times.cold.append(device.seconds(call, pauses[name]))
         elif warm:
-            call()
+            warm_up(call)
         if turn < warm:
             times.warm.append(device.seconds(call, pauses[name], cold=False))
 

@@ -341,11 +341,12 @@ class Forward:
 
         return forward
 
-    def stages(self, layout: str) -> list[Tensor]:
-        """Return the stages' maps, as a forward in this format leaves them."""
+    def stages(self, layout: str) -> tuple[list[Tensor], bool | None]:
+        """Return the stages' maps, as a forward in this format leaves them, and True if it has proved them all ≥ 0."""
         from ssa_fast.models.extract import extract_features
 
-        return list(extract_features(self.net, self._in(layout), self._refs).maps.values())
+        found = extract_features(self.net, self._in(layout), self._refs)
+        return list(found.maps.values()), True if set(found.maps) <= found.nonnegative else None
 
     def truth(self) -> Tensor:
         """Return the logits of the images, cropped, in float64."""

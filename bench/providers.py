@@ -262,8 +262,9 @@ def backbone(device: Device, problem: Problem, cam: Tensor, net: Any, variant: s
 
 
 def polish_and_fuse(device: Device, problem: Problem, cam: Tensor, net: Any, variant: str) -> Callable[[], Tensor]:
-    """Polish the stages as they come of the forward, with the affinities of ``SSA``, at default options."""
-    return functools.partial(polish, cam, net.stages(variant), affinity=net.affinities)
+    """Polish the stages as they come of the forward, with the affinities of ``SSA`` and the signs that it proves."""
+    maps, nonnegative = net.stages(variant)
+    return functools.partial(polish, cam, maps, affinity=net.affinities, nonnegative=nonnegative)
 
 
 # Theirs: what stands in the way.

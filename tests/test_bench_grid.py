@@ -169,7 +169,7 @@ def test_whole_networks(name):
     for layout, call in forward.built(CPU, problem, cam, net):
         assert relative_error(call(), net.truth()) < 1e-3, layout
     assert all(call().shape == (1, 2, 16, 16) for _, call in fused.built(CPU, problem, cam, net))
-    shapes = [tuple(stage.shape[1:]) for stage in net.stages("contiguous")]
+    shapes = [tuple(stage.shape[1:]) for stage in net.stages("contiguous")[0]]
     assert shapes == [(C, 64 // step, 64 // step) for C, step in problems.WHOLE[name].values()]
 
 

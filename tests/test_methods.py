@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssa_fast import Affinity, explain, polish, reference
 from ssa_fast.ops import features as features_module
+from ssa_fast.ops import prototypes as prototypes_module
 from ssa_fast.ops import tiled
 from ssa_fast.ops.features import NORM_CHUNK, TILE_ELEMENTS
 from ssa_fast.ops.resize import minmax
@@ -374,6 +375,18 @@ def test_a_negative_feature_in_the_first_tile_costs_hardly_anything():
     assert explain(cam, f)["0"].method != "prototypes" == explain(cam, f.abs())["0"].method
     wasted = sum(count for _, count in found) - sum(count for _, count in known)
     assert 0 < wasted <= features_module.TILE_ELEMENTS < f.numel() / 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(("threads", "H", "most"), [(2, 32, 2), (3, 24, 3), (5, 32, 4), (64, 32, 6)])
+def test_products_are_taken_in_parts_for_the_threads(threads, H, most, layout, monkeypatch):
+    cam, f, parts = torch.rand(1, 3, H, 48), layout(torch.rand(1, 24, H, 48))[:1], []
+    split = prototypes_module.split_pixels
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(features_module, "TILE_ELEMENTS", 24 * 48 * H)
+    monkeypatch.setattr(prototypes_module, "split_pixels", lambda rows, n: parts.append(n) or split(rows, n))
+    assert_as_accurate(polish(cam, f, method="prototypes"), cam, f, LINEAR)
+    assert set(parts) == {most}
 
 
 def test_no_sign_is_read_for_a_stage_so_small_that_it_does_not_matter():

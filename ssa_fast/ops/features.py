@@ -117,8 +117,10 @@ class UnitFeatures:
         """Compute the inverse norms of all pixels before ``hi`` that have none yet."""
         lo, eps = self._num_norms, self.affinity.norm_eps
         tile = self.centered(lo, hi)
-        if self.check_sign and not tile.amin().item() >= 0:  # and the tile is in cache for what follows
-            raise NegativeFeatureError
+        if self.check_sign:  # and the tile is in cache for what follows
+            rows = tile if tile.is_contiguous() or tile.stride(1) == 1 else tile.amin(dim=2)  # faster than all at once
+            if not rows.amin().item() >= 0:
+                raise NegativeFeatureError
         if tile.is_cpu or self.features.dtype == torch.float16:  # no square of which leaves float32's range
             norms = _norms(tile)
             unusual = None if self.features.dtype == torch.float16 else _find_unusual(norms)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssa_fast.ops.numerics import divide_by_sum
+from ssa_fast.ops.numerics import count_parts, divide_by_sum, split_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,14 +54,21 @@ def gather(cam: Tensor, mean: Tensor, features: UnitFeatures, lo: int, hi: int) 
     # The norms go into the CAM and into the result, which have K rows, not into the features, which have C.
     inverse_norms = features.inverse_norms(lo, hi)
     weights = torch.cat([(cam[:, :, lo:hi] - mean).mul_(inverse_norms), inverse_norms], dim=1)
-    return torch.bmm(weights, features.scaled(lo, hi).mT)
+    tile = features.scaled(lo, hi)
+    if (parts := count_parts(tile)) == 1:
+        return torch.bmm(weights, tile.mT)
+    return torch.bmm(split_pixels(weights, parts), split_pixels(tile, parts).mT).sum(dim=0, keepdim=True)
 
 
 def apply(
     prototypes: Tensor, constant: float, mean: Tensor, features: UnitFeatures, lo: int, hi: int, out: Tensor
 ) -> None:
     """Write the polished CAM of pixels ``lo … hi − 1`` to ``out`` ``[B, K, hi − lo]``; see ``scale_by_shift``."""
-    sums = torch.bmm(prototypes, features.scaled(lo, hi)).mul_(features.inverse_norms(lo, hi))
+    tile, inverse_norms = features.scaled(lo, hi), features.inverse_norms(lo, hi)
+    if (parts := count_parts(tile)) > 1:
+        prototypes = prototypes.expand(parts, -1, -1)
+        tile, inverse_norms, out = (split_pixels(each, parts) for each in (tile, inverse_norms, out))
+    sums = torch.bmm(prototypes, tile).mul_(inverse_norms)
     total = sums[:, -1:]
     if constant:
         total.add_(constant)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.aot_cases import Case
-    from bench.aot_compile import Launch, Recorded, Row
-    from bench.aot_model import Kernel, Numbers
+    from bench.aot_compile import Recorded
+    from bench.aot_model import Kernel, Launch, Numbers, Row
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "kernels" / "aot-golden.json"
 PREDICTED = "sm_90"  # the architecture whose rates the model has

@@ -15,7 +15,6 @@ import subprocess
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -34,7 +33,7 @@ try:
 except ImportError:  # Triton before 3.4
     from triton.compiler.compiler import triton_key
 
-from bench.aot_model import Loop, assembly_loops
+from bench.aot_model import Launch, Row, assembly_loops
 from bench.aot_targets import TARGETS, Target
 from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
@@ -51,48 +50,6 @@ WITHOUT_MATRIX = re.compile(r"\btt\.dot\b.*-> tensor<[^#>]*#blocked")
 PRODUCT = re.compile(r"\btt\.dot\b")
 NO_KERNEL = ("empty", "view", "expand", "slice", "select", "as_strided", "detach", "alias", "permute", "transpose")
 SHARE = 8  # specializations per process
-
-
-@dataclass
-class Row:
-    """One compiled kernel; spilled and shared memory in bytes, local memory in accesses (AMD: bytes)."""
-
-    target: str
-    kernel: str
-    config: str
-    what: str
-    warps: int = 4
-    uses: int = 1  # launches that were recorded with it
-    registers: int = 0
-    spilled: int = 0
-    local: int = 0
-    shared: int = 0
-    matrix: dict[str, int] = field(default_factory=dict)
-    outside: int = 0
-    loops: list[Loop] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    predicted: dict[str, float] = field(default_factory=dict)  # seconds of its launches, by case
-    ttir: str = ""
-
-    @property
-    def label(self) -> str:
-        """Return the name of the row within its target."""
-        return f"{self.kernel} {self.config} {self.what}"
-
-    @property
-    def numbers(self) -> list[Any]:
-        """Return the numbers that the golden file records."""
-        loops = [[loop.instructions, loop.matrix] for loop in self.loops]
-        return [self.registers, self.spilled, self.local, self.shared, self.matrix, loops]
-
-
-class Launch(NamedTuple):
-    """A recorded launch; ``key`` is its specialization."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    key: tuple[str, ...]
 
 
 class Recorded(NamedTuple):

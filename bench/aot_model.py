@@ -32,7 +32,6 @@ from ssa_fast.ops.cost_model import H100
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from bench.aot_compile import Launch, Row
     from bench.aot_targets import Target
 
 DEFINITION = re.compile(r"^(%[\w$.-]+)(?::\d+)? = (.*)$")
@@ -241,6 +240,48 @@ class Loop:
     matrix: int
     asynchronous: bool
     loaded: int = 0
+
+
+@dataclass
+class Row:
+    """One compiled kernel; spilled and shared memory in bytes, local memory in accesses (AMD: bytes)."""
+
+    target: str
+    kernel: str
+    config: str
+    what: str
+    warps: int = 4
+    uses: int = 1  # launches that were recorded with it
+    registers: int = 0
+    spilled: int = 0
+    local: int = 0
+    shared: int = 0
+    matrix: dict[str, int] = field(default_factory=dict)
+    outside: int = 0
+    loops: list[Loop] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    predicted: dict[str, float] = field(default_factory=dict)  # seconds of its launches, by case
+    ttir: str = ""
+
+    @property
+    def label(self) -> str:
+        """Return the name of the row within its target."""
+        return f"{self.kernel} {self.config} {self.what}"
+
+    @property
+    def numbers(self) -> list[Any]:
+        """Return the numbers that the golden file records."""
+        loops = [[loop.instructions, loop.matrix] for loop in self.loops]
+        return [self.registers, self.spilled, self.local, self.shared, self.matrix, loops]
+
+
+class Launch(NamedTuple):
+    """A recorded launch; ``key`` is its specialization."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    key: tuple[str, ...]
 
 
 SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*)$")

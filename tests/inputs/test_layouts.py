@@ -371,7 +371,8 @@ def test_layouts_of_calls_that_are_repeated():
             as_map = f[:, 1:].mT.unflatten(2, grid) if as_map is None else as_map
             out = polish(cams[repeat], f, nonnegative=True, **launched, **options)
             torch.testing.assert_close(out, polish(cams[repeat], as_map.contiguous(), backend="torch", layout="nchw"))
-    assert len(launch_plan.PLANS) == len(calls)
+    launches = [plan for plan in launch_plan.PLANS.values() if isinstance(plan, launch_plan.LaunchPlan)]
+    assert len(launches) == len(calls)  # PyTorch's calls have plans of their own
     launch_plan.PLANS.clear()
 
 

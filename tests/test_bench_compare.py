@@ -146,7 +146,13 @@ def test_the_copied_trees_go_when_it_is_stopped(tmp_path, sent):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "bench", "compare", "--base-tree", str(ROOT), "--gates", "off"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert "base" in process.stdout.readline()
     assert len(list(tmp_path.glob("bench-compare-*/*"))) == 2

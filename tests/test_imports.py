@@ -15,7 +15,7 @@ from ssa_fast import kernels
 pytestmark = pytest.mark.slow  # fresh processes
 PACKAGE = Path(ssa_fast.__file__).parent
 KERNELS = sorted(Path(kernels.__file__).parent.glob("*.py"))
-STANDARD = {"contextvars", "typing", "dataclasses", "collections", "math", "functools"}
+STANDARD = {"contextlib", "contextvars", "typing", "dataclasses", "collections", "math", "functools"}
 
 
 def run(code: str) -> str:
@@ -50,10 +50,7 @@ METHODS = ("dense", "features", "numerics", "prototypes", "resize", "second_orde
 @pytest.mark.parametrize("name", METHODS)
 def test_pytorch_methods_know_neither_kernels_nor_dispatch(name):
     modules = {f"ssa_fast.ops.{each}" for each in METHODS}
-    assert (
-        imported(PACKAGE / "ops" / f"{name}.py", depth=3)
-        <= {"torch", "typing", "functools", "contextlib", "__future__"} | modules
-    )
+    assert imported(PACKAGE / "ops" / f"{name}.py", depth=3) <= STANDARD | {"torch", "__future__"} | modules
 
 
 def test_kernels_import_only_triton_torch_and_kernels():

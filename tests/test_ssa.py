@@ -473,8 +473,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     monkeypatch.setattr("ssa_fast.ops.triton_backend.polish_stages", polish_stages)
     monkeypatch.setattr("ssa_fast.ops.triton_backend.fuse", fuse)
     monkeypatch.setattr("ssa_fast.ops.gpu_info.query", query)
-    # On a CPU, where nobody waits, norms are read; those of fake tensors cannot be.
+    # On a CPU, where nobody waits, norms and sums are read; those of fake tensors cannot be.
     monkeypatch.setattr("ssa_fast.ops.features._find_unusual", lambda norms: None)
+    monkeypatch.setattr("ssa_fast.ops.resize._takes_products", lambda maps: False)
     return seen
 
 

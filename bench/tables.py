@@ -53,7 +53,6 @@ FILES = {
     "curve-cpu": "run --suite curve --limit 12 --rounds 5",
     "curve-shifted-cpu": "run --suite curve --provider auto --provider '*PCM' --provider algebra --limit 12",
     "backbone-cpu": "run --suite backbone --problem '*/224*' --problem '*/512*' --problem '*/1024*' --rounds 7",
-    "backbone-signed-cpu": "run --suite backbone --problem 'swin*' --problem 'conv*' --problem 'eff*' --rounds 7",
     "paths-cpu": "paths",
     "large-cpu": "large",
     "large-signed-cpu": "large --model mobilenet_v2 --affinity phi=relu phi=shifted --sizes 1024 2048 4096",

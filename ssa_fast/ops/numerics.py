@@ -25,9 +25,9 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def count_parts(tile: Tensor) -> int:
-    """Return in how many parts of its pixels a product with ``[B, C, n]`` is taken fastest.
+    """Return into how many parts to split the pixels of ``[B, C, n]`` before a product with few rows.
 
-    Of one product with few rows two CPU threads make 1.2 to 1.5 times what one makes, of a product each twice as much.
+    One such product keeps a CPU's threads busy only in part; a batch of products, one for each thread, does so fully.
     """
     B, _, n = tile.shape
     if B > 1 or not tile.is_cpu:

@@ -61,8 +61,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0 if every kernel passes, else 1."""
-    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
     options = parse_arguments(arguments)
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
     from bench import aot_cases, aot_compile
 
     stages = aot_cases.sides(options.stages, options.sizes)

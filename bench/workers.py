@@ -146,7 +146,8 @@ class Workers:
                 each.end()
                 self._processes.remove(each)
             while len(self._processes) < min(count, len(waiting)):
-                self._processes.append(_Process(self.settings))
+                with _uninterrupted():
+                    self._processes.append(_Process(self.settings))
             free = count - sum(each.task is not None for each in self._processes)
             for each in [each for each in self._processes if not each.task][:free]:
                 if waiting:
@@ -173,6 +174,25 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM: half started, a process or its folder would be in no list of what is to go."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals, and may handle them
+        yield
+        return
+    came: list[int] = []
+    before: dict[int, Any] = {
+        each: signal.signal(each, lambda number, _: came.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class _Process:

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 # Threads wait for each other: beside one busy process the suite took three times as long with two of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,3 +57,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_interpreter() -> Iterator[None]:
+    """Hold each test to what it found: without the variable, every later test of the kernels would fail."""
+    found = os.environ.get("TRITON_INTERPRET")
+    yield
+    left = os.environ.pop("TRITON_INTERPRET", None)
+    if found is not None:
+        os.environ["TRITON_INTERPRET"] = found
+    assert left == found, f"the test left TRITON_INTERPRET={left}, and found {found}: use monkeypatch"

@@ -139,7 +139,7 @@ def _of_image(
             rows, columns = window = windows[number - 1]
             found = np.full((points + negative, 2), np.nan)
             on = _spread(plane[window], labels[window] == number, points)
-            found[: len(on)] = on + (columns.start, rows.start)
+            found[: len(on)] = on + np.array([columns.start, rows.start])
             if negative:
                 beside = ~above
                 beside[window] = False
@@ -150,7 +150,8 @@ def _of_image(
             classes.append(k)
 
     scale = np.array([size[1] / image.shape[2], size[0] / image.shape[1]])
-    centres = (np.reshape(pixels, (-1, points + negative, 2)) + 0.5) * scale - 0.5  # centres of pixels stay centres
+    unscaled = np.array(pixels).reshape(len(pixels), points + negative, 2)
+    centres = (unscaled + 0.5) * scale - 0.5  # centres of pixels stay centres
     labels = np.where(np.isnan(centres[..., 0]), NO_POINT, np.repeat((OBJECT, BACKGROUND), (points, negative)))
     return Prompts(
         boxes=torch.from_numpy(np.reshape(boxes, (-1, 4)) * np.tile(scale, 2)).float(),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ssa_fast import SSAResult
 from ssa_fast.localize import PostprocessOptions, Prompts, boxes, prompts
-from ssa_fast.localize.boxes import foreground, label_components
+from ssa_fast.localize.boxes import find_components, foreground
 
 H, W = 40, 60
 
@@ -59,7 +59,7 @@ def test_points_lie_on_their_side_and_apart(seed: int, points: int, negative: in
     options = PostprocessOptions(components="all", box_threshold=threshold)
     (given,) = prompts(plane, options, points=points, negative=negative)
     above = foreground(plane[0].numpy(), options)
-    labels, numbers = label_components(above, "all")
+    labels, numbers, _ = find_components(above, "all")
     assert len(given) == len(numbers)
     for i, number in enumerate(numbers):
         x1, y1, x2, y2 = given.boxes[i].int().tolist()

@@ -68,23 +68,19 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
     Raises:
         ValueError: ``mask`` is not two-dimensional, or ``components`` is neither "largest" nor "all".
     """
-    labels, numbers = label_components(mask, components)
-    if len(numbers) == 1:
-        rows, columns = ((labels == numbers[0]).any(axis).nonzero()[0] for axis in (1, 0))
-        return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]])
-    regions = ndimage.find_objects(labels)
-    edges = [(x.start, y.start, x.stop, y.stop) for y, x in (regions[number - 1] for number in numbers)]
-    return np.array(edges, dtype=np.int64).reshape(-1, 4)
+    return find_components(mask, components)[2]
 
 
-def label_components(
+def find_components(
     mask: ArrayLike, components: Components = "largest"
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return a map (H, W) with a number per 8-connected component, and the numbers, as ``component_boxes`` sorts them.
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return a map (H, W) with a number per component, and the numbers (n,) and boxes that ``component_boxes`` returns.
 
     Raises:
         ValueError: As ``component_boxes``.
     """
+    from scipy import ndimage  # here, so that overlays need NumPy only
+
     check_components(components)
     filled = np.asarray(mask).astype(bool, copy=False)
     if filled.ndim != 2:
@@ -94,7 +90,14 @@ def label_components(
     labels, count = ndimage.label(filled, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel())[1:] if count > 1 else np.ones(count)
     numbers = 1 + np.argsort(-areas, kind="stable")
-    return labels, numbers[:1] if components == "largest" else numbers
+    if components == "largest":
+        numbers = numbers[:1]
+    if len(numbers) == 1:  # a fifth of the time of find_objects, or less
+        rows, columns = ((labels == numbers[0]).any(axis).nonzero()[0] for axis in (1, 0))
+        return labels, numbers, np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]])
+    regions = ndimage.find_objects(labels)
+    edges = [(x.start, y.start, x.stop, y.stop) for y, x in (regions[number - 1] for number in numbers)]
+    return labels, numbers, np.array(edges, dtype=np.int64).reshape(-1, 4)
 
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:

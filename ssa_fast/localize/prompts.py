@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
-from ssa_fast.localize.boxes import foreground, label_components
+from ssa_fast.localize.boxes import find_components, foreground
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.localize.read import read_cams
 
@@ -128,33 +127,32 @@ def _of_image(
     image: NDArray[np.float32], options: PostprocessOptions, points: int, negative: int, size: Size
 ) -> Prompts:
     """Return the prompts of CAMs (K, h, w), rescaled to ``size``."""
-    boxes: list[list[int]] = []
+    boxes: list[NDArray[np.int64]] = []
     pixels: list[NDArray[np.float64]] = []  # per object (P + N, 2), NaN for no point
     classes: list[int] = []
     for k, plane in enumerate(image):
         above = foreground(plane, options)
-        labels, numbers = label_components(above, options.components)
-        windows = ndimage.find_objects(labels)
-        for number in numbers:
-            rows, columns = window = windows[number - 1]
+        labels, numbers, corners = find_components(above, options.components)
+        for number, (x1, y1, x2, y2) in zip(numbers, corners, strict=True):
+            window = np.s_[y1:y2, x1:x2]
             found = np.full((points + negative, 2), np.nan)
             on = _spread(plane[window], labels[window] == number, points)
-            found[: len(on)] = on + np.array([columns.start, rows.start])
+            found[: len(on)] = on + np.array([x1, y1])
             if negative:
                 beside = ~above
                 beside[window] = False
                 off = _spread(-plane, beside, negative)
                 found[points : points + len(off)] = off
-            boxes.append([columns.start, rows.start, columns.stop, rows.stop])
             pixels.append(found)
-            classes.append(k)
+        boxes.append(corners)
+        classes += [k] * len(numbers)
 
     scale = np.array([size[1] / image.shape[2], size[0] / image.shape[1]])
     unscaled = np.array(pixels).reshape(len(pixels), points + negative, 2)
     centres = (unscaled + 0.5) * scale - 0.5  # centres of pixels stay centres
     labels = np.where(np.isnan(centres[..., 0]), NO_POINT, np.repeat((OBJECT, BACKGROUND), (points, negative)))
     return Prompts(
-        boxes=torch.from_numpy(np.reshape(boxes, (-1, 4)) * np.tile(scale, 2)).float(),
+        boxes=torch.from_numpy(np.concatenate(boxes) * np.tile(scale, 2)).float(),
         points=torch.from_numpy(np.nan_to_num(centres)).float(),
         labels=torch.from_numpy(labels),
         k=torch.tensor(classes, dtype=torch.int64),

@@ -79,8 +79,6 @@ def find_components(
     Raises:
         ValueError: As ``component_boxes``.
     """
-    from scipy import ndimage  # here, so that overlays need NumPy only
-
     check_components(components)
     filled = np.asarray(mask).astype(bool, copy=False)
     if filled.ndim != 2:

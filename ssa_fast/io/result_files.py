@@ -76,7 +76,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
 def _check(content: Mapping[str, Any]) -> None:
     """Refuse arrays of other types, and those of which some have other images or classes than the rest."""
     B, K = content["classes"].shape
-    arrays = {name: content[name] for name in ARRAYS} | content["stages"]
+    arrays = {name: content[name] for name in ARRAYS}
+    arrays |= {f"stage {name!r}": maps for name, maps in content["stages"].items()}
     for name, array in arrays.items():
         shape = array.shape[:2]
         if shape != (B, K) and not (name == "logits" and shape[:1] == (B,)):

@@ -23,11 +23,12 @@ let hovered = null; // the place under the pointer
 let work = null; // what is being computed, to be aborted by what is newer
 const names = new Map(); // class index -> {name, probability}
 
-const probe = new Probe(() => ({painter, settings, request: probed()}), (error) => fail(error, 'pixel'));
+const probe = new Probe(() => ({painter, settings, request: painter?.view.request}), (error) => fail(error, 'pixel'));
 
-function probed() {
-  const {image, network: name, stages, affinity, size} = settings;
-  return {image, network: name, stages, affinity, size};
+/** Return the position, in the view that is shown, of the class chosen to be shown; the view may be older than the choice. */
+function shownClass() {
+  const {classes} = painter.view;
+  return Math.max(0, classes.findIndex(({index}) => index === settings.classes[settings.shown]));
 }
 
 // ---- settings and flow
@@ -146,9 +147,11 @@ async function show({full}, signal) {
   const view = {
     ...info, height: info.image.height, width: info.image.width, seed, fused,
     stages: Object.fromEntries(info.stages.map(({name}, place) => [name, stages[place]])), computed: info.stages,
+    request: {image: asked.image, network: asked.network, stages: asked.stages, affinity: asked.affinity, size: asked.size},
   };
   for (const row of info.classes) names.set(row.index, row);
   painter = new Painter(network.photo, view, tables);
+  probe.forget();
   showView();
   return info;
 }
@@ -202,7 +205,7 @@ function showShown() {
   const {classes} = painter.view;
   byId('shown').hidden = classes.length < 2;
   renew(byId('shown'), ...classes.map(({name, probability}, k) => {
-    const radio = element('input', {type: 'radio', name: 'shown', value: k, checked: k === settings.shown,
+    const radio = element('input', {type: 'radio', name: 'shown', value: k, checked: k === shownClass(),
       className: 'hidden-input', 'data-key': k});
     radio.addEventListener('change', () => change({shown: k}));
     const dot = element('span', {className: 'dot', 'aria-hidden': 'true'});
@@ -222,31 +225,35 @@ function showStrip() {
   }));
 }
 
-let painting = 0;
+let painting = null; // 'all', or 'cross': the crosshair alone has moved
 
-/** Paint everything at the next frame: a slider moves more often than the screen shows. */
-function paint() {
-  if (!painting) {
-    painting = requestAnimationFrame(() => {
-      painting = 0;
-      if (painter) paintNow();
+/** Paint at the next frame: a slider moves more often than the screen shows. */
+function paint(what = 'all') {
+  if (painting === null) {
+    requestAnimationFrame(() => {
+      const all = painting === 'all';
+      painting = null;
+      if (!painter) return;
+      if (all) paintNow();
+      else paintBig();
     });
   }
+  if (painting !== 'all') painting = what;
 }
 
 function paintNow() {
   const {view} = painter;
-  const {name, probability} = view.classes[settings.shown];
+  const {name, probability} = view.classes[shownClass()];
   byId('viewer-title').replaceChildren(name, element('span', {className: 'unit', textContent: ` ${percent(probability)}`}));
   for (const radio of byId('strip').querySelectorAll('input')) {
     radio.checked = radio.value === settings.view;
     const canvas = radio.nextElementSibling;
-    if (fitCanvas(canvas, view.height, view.width)) painter.paint(canvas, radio.value, settings);
+    if (fitCanvas(canvas, view.height, view.width)) painter.paint(canvas, radio.value, {...settings, shown: shownClass()});
   }
   paintBig();
-  for (const radio of byId('shown').querySelectorAll('input')) radio.checked = Number(radio.value) === settings.shown;
+  for (const radio of byId('shown').querySelectorAll('input')) radio.checked = Number(radio.value) === shownClass();
   byId('wipe-field').hidden = settings.view !== 'wipe';
-  showThreshold('threshold', settings.threshold, view.threshold[settings.shown]);
+  showThreshold('threshold', settings.threshold, view.threshold[shownClass()]);
   showThreshold('background', settings.background, view.background);
   const scale = byId('scale').getContext('2d');
   const row = new ImageData(256, 1);
@@ -254,6 +261,7 @@ function paintNow() {
   scale.putImageData(row, 0, 0);
   byId('view').setAttribute('aria-label',
     `${title(settings.view)} of ${name}; arrow keys move the crosshair`);
+  showRegions();
   showDownloads();
   probe.paint();
 }
@@ -261,7 +269,7 @@ function paintNow() {
 function paintBig() {
   const canvas = byId('view');
   if (!fitCanvas(canvas, painter.view.height, painter.view.width)) return;
-  painter.paint(canvas, settings.view, settings);
+  painter.paint(canvas, settings.view, {...settings, shown: shownClass()});
   const place = hovered ?? settings.at ?? probe.answer?.place;
   if (place) crosshair(canvas, place, ratio());
 }
@@ -273,20 +281,38 @@ function showThreshold(name, own, automatic) {
   byId(`${name}-value`).textContent = decimals(value);
 }
 
+/** Tell boxes and mask of each class in numbers, as the sliders have them. */
+function showRegions() {
+  const {view} = painter;
+  const counts = new Uint32Array(256);
+  for (const label of painter.mask(settings)) counts[label]++;
+  const pixels = view.fused[0].data.length;
+  byId('regions').replaceChildren(...painter.boxes(settings).map((found, k) => {
+    const [x1, y1, x2, y2] = found[0] ?? [];
+    const box = found.length ? `${found.length > 1 ? `${found.length} boxes, the first ` : 'box '}x ${x1}–${x2}, y ${y1}–${y2}` : 'no box';
+    const area = `mask ${counts[k + 1].toLocaleString('en')} pixels (${percent(counts[k + 1] / pixels)})`;
+    const dot = element('span', {className: 'dot', 'aria-hidden': 'true'});
+    dot.style.setProperty('--colour', CLASS_COLOURS[k]);
+    return element('li', {}, dot, element('span', {textContent: `${view.classes[k].name}: ${box}; ${area}`}));
+  }));
+}
+
 function showComputed() {
   const {view} = painter;
-  byId('computed').replaceChildren(...view.computed.map((stage) => element('tr', {title: stage.reason},
+  byId('computed').replaceChildren(...view.computed.map((stage) => element('tr', {},
     element('th', {scope: 'row', textContent: stage.name}),
     element('td', {textContent: `${stage.height} × ${stage.width}`}), element('td', {textContent: stage.method}),
     element('td', {textContent: stage.kernel}),
     element('td', {className: 'number', textContent: milliseconds(stage.milliseconds)}),
     element('td', {className: 'number', textContent: bytes(stage.dense_bytes)}))));
-  const reasons = new Set(view.computed.map(({reason}) => reason).filter(Boolean));
+  byId('reasons').replaceChildren(...view.computed.filter(({reason}) => reason).map(({name, reason}) => element('div', {},
+    element('dt', {textContent: name}), element('dd', {textContent: reason}))));
+  byId('why').hidden = !byId('reasons').children.length;
   const {features, polish} = view.milliseconds;
   byId('computed-sum').textContent = [
     features ? `Features ${milliseconds(features)}` : 'Features kept from before',
     `polishing ${milliseconds(polish)}`, `the dense form would have held ${bytes(view.dense_bytes)}`].join(' · ');
-  const notes = [...reasons, ...(network.notes ?? []), ...(view.notes ?? [])];
+  const notes = [...(network.notes ?? []), ...(view.notes ?? [])];
   byId('notes').replaceChildren(...[...new Set(notes)].map((note) => element('li', {textContent: note})));
 }
 
@@ -335,19 +361,19 @@ function point(place, aloud = false) {
   const where = `Pixel ${column} across, ${row} down`;
   byId('pixel-place').textContent = settings.at || hovered ? `${where}${hovered ? '' : ', held'}`
     : `${where}: where the map is strongest. Click, tap or point elsewhere.`;
-  const seed = decimals(valueAt(view.seed[settings.shown], y, x));
-  const polished = decimals(valueAt(view.fused[settings.shown], y, x));
+  const seed = decimals(valueAt(view.seed[shownClass()], y, x));
+  const polished = decimals(valueAt(view.fused[shownClass()], y, x));
   byId('pixel-values').replaceChildren(
     element('div', {}, element('dt', {textContent: 'seed'}), element('dd', {textContent: seed})),
     element('div', {}, element('dt', {textContent: 'polished'}), element('dd', {textContent: polished})));
   if (aloud) byId('pixel-live').textContent = `${where}: seed ${seed}, polished ${polished}`;
-  paint();
+  paint('cross');
   probe.show(place);
 }
 
 /** Show the pixel that is held, or where the map is strongest. */
 function pointAgain() {
-  if (painter) point(settings.at ?? strongest(painter.view.fused[settings.shown]), true);
+  if (painter) point(settings.at ?? strongest(painter.view.fused[shownClass()]), true);
 }
 
 /** Return the place in the picture under the pointer, null beside it. */
@@ -395,7 +421,7 @@ function setUpKeys() {
         const pixel = Math.floor(from[axis] * sizes[axis]) + sign * far;
         return (Math.min(Math.max(pixel, 0), sizes[axis] - 1) + 0.5) / sizes[axis];
       });
-    } else if (event.key === 'Home') place = strongest(view.fused[settings.shown]);
+    } else if (event.key === 'Home') place = strongest(view.fused[shownClass()]);
     else return;
     event.preventDefault();
     hovered = null;
@@ -488,8 +514,8 @@ function setUpDisplay() {
     event.preventDefault();
     byId('view').focus();
   });
-  new ResizeObserver(paint).observe(byId('viewer'));
-  new ResizeObserver(paint).observe(byId('correlations'));
+  const resized = new ResizeObserver(() => paint());
+  for (const id of ['viewer', 'correlations']) resized.observe(byId(id));
 }
 
 function flash(button, done) {
@@ -524,6 +550,7 @@ async function start() {
     return tell(error.message, 'error', start);
   }
   tables = Object.fromEntries(Object.entries(options.colormaps).map(([name, text]) => [name, fromBase64(text)]));
+  DEFAULTS.colormap = options.default_colormap;
   byId('version').textContent = `ssa_fast ${options.version}`;
   restore();
   setUp(options, settings, change);

@@ -17,7 +17,7 @@ function sheet(pixels) {
 export class Painter {
   /**
    * @param photo the image as decoded, its longer side at most some 1024 pixels
-   * @param view what the server computed: {id, classes, height, width, seed, fused, stages}, a map per class each
+   * @param view what the server computed: {id, request, classes, height, width, seed, fused, stages}, a map per class each
    * @param tables colour map name -> Uint8Array of 256 RGB
    */
   constructor(photo, view, tables) {

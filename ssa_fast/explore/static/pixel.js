@@ -6,7 +6,7 @@ import {crosshair, fitCanvas, ratio} from './painter.js';
 import {byId, decimals, element} from './page.js';
 
 export class Probe {
-  /** `context` returns {painter, settings, request}: what is shown, and what a request tells besides the place. */
+  /** `context` returns {painter, settings, request}: what is shown, and what a request for it tells besides the place. */
   constructor(context, fail) {
     this.context = context;
     this.fail = fail;
@@ -24,7 +24,9 @@ export class Probe {
       while (this.waiting) {
         const [y, x] = this.waiting;
         this.waiting = null;
-        const {stages} = await post('api/correlation', {...this.context().request, y, x});
+        const {request} = this.context();
+        const {stages} = await post('api/correlation', {...request, y, x});
+        if (this.context().request !== request) continue; // another view is shown by now
         this.answer = {
           place: [y, x],
           stages: stages.map(({data, ...stage}) => ({...stage, data: fromBuffer(fromBase64(data).buffer)})),
@@ -37,6 +39,11 @@ export class Probe {
     } finally {
       this.running = false;
     }
+  }
+
+  /** Forget the answer: it is not of the view that is shown now. */
+  forget() {
+    this.answer = null;
   }
 
   /** Paint the answer anew: colours, opacity or the window have changed. */

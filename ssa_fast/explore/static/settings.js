@@ -1,11 +1,12 @@
 // A view's settings, and the address's fragment that holds those which differ from the defaults.
 
-export const DEFAULTS = Object.freeze({
+/** What a fragment need not say; `colormap` is the server's to choose. */
+export const DEFAULTS = {
   image: '', network: '', classes: [], stages: null, weights: null, fuse: 'mean', affinity: 'auto', seed: 'auto',
   prior: null, size: null, // what the server computes
   view: 'fused', shown: 0, at: null, opacity: 0.75, colormap: '', threshold: null, background: null,
   components: 'largest', wipe: 50, // what the browser shows
-});
+};
 
 const list = (text, read) => (text ? text.split(',').map(read) : null);
 const fraction = (text) => inRange(text, 0, 1);

@@ -16,7 +16,7 @@ from torchvision.ops import masks_to_boxes
 
 from ssa_fast.localize import PostprocessOptions, box_scores, boxes, estimate_background, masks, overlay, save_mask
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side, turbo
+from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side
 from ssa_fast.localize.threshold import self_weighted_mean
 from ssa_fast.ssa import SSAResult
 
@@ -260,14 +260,6 @@ def test_wrong_masks_leave_no_file(
     with pytest.raises(error, match=text):
         save_mask(tmp_path / "m.png", mask, palette)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_turbo_runs_from_dark_over_green_to_dark_red() -> None:
-    low, middle, high, none = turbo(np.array([0.0, 0.5, 1.0, np.nan])).tolist()
-    assert max(low) < 40
-    assert middle[1] > 200
-    assert high[0] > high[1]
-    assert none == [128, 128, 128]
 
 
 def test_heat_colours_the_right_place() -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ssa_fast.localize.colormaps import table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,29 +20,19 @@ GAP, TITLE, SIDE = 6, 20, 24  # pixels between cells, above the columns, and lef
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 OPACITY = 0.55
 
-# Turbo's polynomial approximation, because matplotlib is not a dependency: coefficients of t^0 .. t^5 per channel
-# (A. Mikhailov, Google Research 2019; Apache-2.0, gist 0d177465a8151eb6ede1768d51d476c7).
-TURBO = np.array(
-    [
-        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
-        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
-        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
-    ]
-)
 
-
-def turbo(values: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1] as turbo colours: (...) -> (..., 3) uint8; NaN becomes mid grey."""
-    t = np.nan_to_num(values, nan=0.0).clip(0, 1)
-    colours = (np.stack([t**n for n in range(6)], axis=-1) @ TURBO.T).clip(0, 1)
-    colours[np.isnan(values)] = 0.5
-    return np.asarray(np.round(colours * 255), dtype=np.uint8)
+def colour(values: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1] as viridis colours: (...) -> (..., 3) uint8; NaN becomes mid grey."""
+    indices = (np.nan_to_num(values, nan=0.0).clip(0, 1) * 256).astype(int).clip(max=255)
+    colours = table()[indices]
+    colours[np.isnan(values)] = 128
+    return colours
 
 
 def heat(image: Image.Image, cam: Tensor) -> Image.Image:
-    """Return the image blended with a CAM (h, w) in [0, 1] in turbo colours; NaN pixels are grey."""
+    """Return the image blended with a CAM (h, w) in [0, 1] in viridis colours; NaN pixels are grey."""
     values = Image.fromarray(cam.detach().float().cpu().numpy()).resize(image.size, Image.Resampling.BILINEAR)
-    return Image.blend(image, Image.fromarray(turbo(np.asarray(values))), OPACITY)
+    return Image.blend(image, Image.fromarray(colour(np.asarray(values))), OPACITY)
 
 
 def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: float = OPACITY) -> Image.Image:

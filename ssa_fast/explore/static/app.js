@@ -63,17 +63,20 @@ function fail(error, kind = 'view') {
   tell(error.message, 'error', kind === 'pixel' ? null : compute);
 }
 
-function busy(on) {
-  byId('progress').hidden = !on;
-  byId('viewer').setAttribute('aria-busy', String(on));
+let running = 0;
+
+/** Show that something is being computed or read; each start has its end. */
+function busy(starts) {
+  running += starts ? 1 : -1;
+  byId('progress').hidden = !running;
+  byId('viewer').setAttribute('aria-busy', String(running > 0));
 }
 
 /** Run the network where image or network are new, then compute the view; the newest request wins. */
 async function compute() {
   work?.abort();
-  const controller = new AbortController();
-  const {signal} = controller;
-  work = controller;
+  work = new AbortController();
+  const {signal} = work;
   if (!settings.image) return showEmpty();
   byId('empty').hidden = true;
   busy(true);
@@ -93,7 +96,7 @@ async function compute() {
     fail(error);
     if (error.name !== 'AbortError') byId('status').textContent = painter ? 'Not computed: see the message above.' : '';
   } finally {
-    if (work === controller) busy(false);
+    busy(false);
   }
 }
 
@@ -159,7 +162,6 @@ async function show({full}, signal) {
 // ---- what is shown
 
 function showEmpty() {
-  busy(false);
   byId('empty').hidden = false;
   byId('viewer-title').textContent = 'No image yet';
   byId('status').textContent = '';
@@ -438,6 +440,7 @@ async function add(files) {
       tell(`${file.name} has ${bytes(file.size)}; at most ${bytes(most)} are read. Make it smaller first.`);
       continue;
     }
+    const status = byId('status').textContent;
     byId('status').textContent = `Reading ${file.name}…`;
     busy(true);
     try {
@@ -449,7 +452,8 @@ async function add(files) {
       change({image: image.id});
     } catch (error) {
       fail(error, 'pixel');
-      byId('status').textContent = '';
+      byId('status').textContent = status;
+    } finally {
       busy(false);
     }
   }

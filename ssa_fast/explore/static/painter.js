@@ -104,6 +104,7 @@ export class Painter {
     const {height: rows, width: columns} = this.view.fused[0];
     const line = Math.max(1.5, width / 250);
     const letters = Math.round(Math.max(11, width / 45));
+    const named = []; // where names stand already, so that none covers another
     this.boxes(settings).forEach((found, k) => {
       found.forEach(([x1, y1, x2, y2], place) => {
         const [left, top] = [(x1 / columns) * width, (y1 / rows) * height];
@@ -119,9 +120,12 @@ export class Painter {
         const name = this.view.classes[k].name;
         const wide = pen.measureText(name).width + letters;
         const from = Math.max(0, Math.min(left - line, width - wide));
-        const above = top > 1.7 * letters ? top - 1.7 * letters : top;
+        const high = 1.7 * letters;
+        let above = top > high ? top - high : top;
+        while (named.some(([x, y, w]) => Math.abs(y - above) < high && x < from + wide && from < x + w)) above += high;
+        named.push([from, above, wide]);
         pen.fillStyle = CLASS_COLOURS[k];
-        pen.fillRect(from, above, wide, 1.7 * letters);
+        pen.fillRect(from, above, wide, high);
         pen.fillStyle = '#000';
         pen.fillText(name, from + letters / 2, above + 1.25 * letters);
       });

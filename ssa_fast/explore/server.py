@@ -263,8 +263,8 @@ class Explorer:
             "notes": list(dict.fromkeys([*picture.notes, *network.classifier.notes, *result.notes, *note])),
             "threshold": list(view.levels),
             "background": view.background,
-            "command": reproduce.command(settings, entry, network.listed, size, device),
-            "python": reproduce.python(settings, entry, network.listed, size, device, picture.size),
+            "command": reproduce.command(settings, entry, network, size, device),
+            "python": reproduce.python(settings, entry, network, size, device, picture.size),
         }
 
     def _file(self, view: View, name: str, options: DownloadOptions) -> bytes:

@@ -717,6 +717,18 @@ def test_files_are_by_the_packages_own_functions(client: TestClient) -> None:
     assert "no file" in sentence(client.get(f"api/view/{found['id']}/download/evil.exe"))
 
 
+@pytest.mark.parametrize(("format", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures(client: TestClient, format: str, begins: bytes) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra figures")
+    found = view(client, image="file2")  # what is shown of it is smaller than the file
+    answer = client.get(
+        f"api/view/{found['id']}/download/figure.{format}", params={"colormap": "magma", "threshold": 0.4}
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.content.startswith(begins)
+    assert f'filename="wide-figure.{format}"' in answer.headers["content-disposition"]
+
+
 # The command
 
 

@@ -107,6 +107,7 @@ class Explorer:
             (HTTPException, _http_error),
             (RequestValidationError, _invalid),
             (ValueError, _refused),
+            (ModuleNotFoundError, _not_installed),
             (TypeError, _refused),
             (MemoryError, _no_memory),
             (torch.OutOfMemoryError, _no_memory),
@@ -346,6 +347,10 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     return _error(error.status if isinstance(error, Refusal) else 422, " ".join(str(error).split()))
+
+
+def _not_installed(request: Request, error: Exception) -> Response:
+    return _error(501, str(error))
 
 
 def _no_memory(request: Request, error: Exception) -> Response:

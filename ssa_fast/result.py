@@ -1,4 +1,4 @@
-"""The result of SSA: polished CAMs, and the boxes, masks and overlays made from them."""
+"""The result of SSA: polished CAMs, and the boxes, masks and pictures made from them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.figure import Figure
     from PIL.Image import Image
     from torch import Tensor
 
@@ -88,7 +89,7 @@ class SSAResult:
 
         return replace(self, cams=refine(images, self.cams, **options))
 
-    def overlay(
+    def panels(
         self,
         images: Tensor,
         *,
@@ -99,13 +100,36 @@ class SSAResult:
         """Return a panel per image: image, seed, each stage, fused, boxes (all regions) and mask, one row per class.
 
         ``images`` are (B, 3, H, W) in [0, 1]; ``names`` holds a name per output of the model, by default its own. An
-        image's panel has no row for a class that is not valid. See ``ssa_fast.localize.overlay``.
+        image's panel has no row for a class that is not valid. See ``ssa_fast.localize.panels``.
         """
-        from ssa_fast.localize import overlay
+        from ssa_fast.localize import panels
 
         maps: dict[str, Any] = {"seed": self.seed, "stages": self.stages, "classes": self.classes, "valid": self.valid}
         names = names if names is not None else self.output_names or None
-        return overlay(images, self.cams, **maps, names=names, options=options, **overrides)
+        return panels(images, self.cams, **maps, names=names, options=options, **overrides)
+
+    def figure(
+        self,
+        images: Tensor,
+        *,
+        names: Sequence[str] | None = None,
+        classes: Sequence[int | str] | None = None,
+        stages: bool = False,
+        boxes: bool = True,
+        mask: bool = False,
+        columns: int | None = None,
+        colormap: str = "viridis",
+        **options: Any,
+    ) -> Figure:
+        """Return a matplotlib figure: image, seed and polished CAM with boxes, a row per class with its probability.
+
+        ``images`` are (B, 3, H, W) in [0, 1]. All options are those of ``ssa_fast.localize.figure.figure``, which also
+        draws several results in one figure. Its ``savefig`` writes PNG, SVG and PDF; extra ``figures``.
+        """
+        from ssa_fast.localize.figure import figure
+
+        drawn: dict[str, Any] = {"names": names, "classes": classes, "stages": stages, "boxes": boxes, "mask": mask}
+        return figure([images], [self], **drawn, columns=columns, colormap=colormap, **options)
 
     def _name(self, k: int, index: int) -> str:
         if index < 0:

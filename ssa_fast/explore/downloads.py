@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from ssa_fast import __version__, localize
-from ssa_fast.explore.refusal import Refusal
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import PostprocessOptions
@@ -101,15 +100,10 @@ def boxes(view: View, entry: Entry, options: DownloadOptions) -> bytes:
 
 def figure(view: View, picture: Picture, options: DownloadOptions, format: str) -> bytes:
     """Return a figure of the view, by ``SSAResult.figure``."""
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError:
-        raise Refusal(501, "figures need matplotlib, which is not installed; pip install matplotlib") from None
     pixels = torch.from_numpy(picture.shown.copy()).permute(2, 0, 1)[None] / 255.0
     file = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "path"}):
-        drawn = view.result.figure(pixels, colormap=options.colormap, options=postprocess(options))
-        drawn.savefig(file, format=format, bbox_inches="tight")
+    drawn = view.result.figure(pixels, mask=True, colormap=options.colormap, options=postprocess(options))
+    drawn.savefig(file, format=format)
     return file.getvalue()
 
 

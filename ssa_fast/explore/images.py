@@ -20,7 +20,6 @@ from ssa_fast.explore.refusal import Refusal
 from ssa_fast.io.images import ImageError, read_image
 from ssa_fast.io.pillow import pillow_errors
 from ssa_fast.io.readers.open import size_of
-from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,4 +237,4 @@ def _safe_name(name: str) -> str:
 
 def too_many_bytes() -> Refusal:
     """Return the refusal of a file with more than ``MAX_BYTES``."""
-    return Refusal(413, f"the file has more than {format_bytes(MAX_BYTES)}; make the image smaller")
+    return Refusal(413, f"the file has more than {MAX_BYTES >> 20} MiB; make the image smaller")

@@ -9,21 +9,21 @@ if TYPE_CHECKING:
     import torch
 
     from ssa_fast.explore.images import Entry
-    from ssa_fast.explore.networks import Listed
+    from ssa_fast.explore.networks import Network
     from ssa_fast.explore.settings import ViewSettings
     from ssa_fast.models.zoo import Size
 
 OUT = "results"
 
 
-def command(settings: ViewSettings, entry: Entry, network: Listed, size: Size, device: torch.device) -> str:
+def command(settings: ViewSettings, entry: Entry, network: Network, size: Size, device: torch.device) -> str:
     """Return the command whose CAM file has the view's CAMs, in float16.
 
     ``size`` is that at which the image enters the network.
     """
-    words = ["ssa-fast", "run", entry.shown_path, "--model", network.name]
-    if network.weights != "DEFAULT":
-        words += ["--weights", network.weights]
+    words = ["ssa-fast", "run", entry.shown_path, "--model", network.listed.name]
+    if network.listed.weights != "DEFAULT":
+        words += ["--weights", network.listed.weights]
     if size is not None:
         words += ["--size", str(size) if isinstance(size, int) else "{}x{}".format(*size)]
     words += ["--classes", ",".join(map(str, settings.classes))]
@@ -45,15 +45,17 @@ def command(settings: ViewSettings, entry: Entry, network: Listed, size: Size, d
 
 
 def python(
-    settings: ViewSettings, entry: Entry, network: Listed, size: Size, device: torch.device, shown: tuple[int, int]
+    settings: ViewSettings, entry: Entry, network: Network, size: Size, device: torch.device, shown: tuple[int, int]
 ) -> str:
     """Return the lines after which ``cams`` (1, K, H, W) are the view's CAMs at the size that it shows."""
-    loaded = [repr(network.name)]
-    if network.weights != "DEFAULT":
-        loaded.append(repr(network.weights))
+    loaded = [repr(network.listed.name)]
+    if network.listed.weights != "DEFAULT":
+        loaded.append(repr(network.listed.weights))
     if device.type != "cpu":
         loaded.append(f"device={str(device)!r}")
-    options = ["names=net.categories", "probability=net.probability", 'size="stage"']
+    options = ["net.model", "names=net.categories", "probability=net.probability", 'size="stage"']
+    if network.classifier.input_size is not None:
+        options.append("input_shape=net.input_size")
     if settings.stages is not None:
         options.append(f"stages={settings.stages!r}")
     if settings.seed != "auto":
@@ -67,6 +69,7 @@ def python(
     if settings.prior is not None:
         options.append(f"prior={settings.prior!r}")
     names = "SSA" if settings.affinity == "auto" else "SSA, Affinity"
+    lines = "".join(f"    {option},\n" for option in options)
     images = "net.preprocess(rgb)" if size is None else f"net.preprocess(rgb, {size!r})"
     return f"""\
 from torch.nn.functional import interpolate
@@ -77,7 +80,8 @@ from ssa_fast.models import zoo
 
 rgb = read_image({entry.shown_path!r}).rgb
 net = zoo.load({", ".join(loaded)})
-ssa = SSA(net.model, input_shape=net.input_size, {", ".join(options)})
+ssa = SSA(
+{lines})
 result = ssa({images}, {settings.classes!r})
 cams = interpolate(result.cams, {shown!r}, mode="bilinear").clamp(0, 1)
 """

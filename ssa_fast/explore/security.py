@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_SETTINGS = 64 << 10
 """Bytes of a request that holds no image."""
+MAX_DISCARDED = 1 << 30
+"""Bytes of a body that is too large that are read, not kept; then the connection is closed on who sends it."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -90,6 +92,7 @@ class Guard:
             limit = MAX_BYTES if rest == "api/images" else MAX_SETTINGS
             declared = headers.get("content-length", "0")
             if declared.isdecimal() and int(declared) > limit:
+                await _discard(receive)
                 await _answer(send, 413, _too_large(limit))
             else:
                 await self.app(scope, _limited(receive, limit), _with_headers(send))
@@ -128,10 +131,20 @@ def _limited(receive: Receive, limit: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
+            await _discard(receive)
             raise HTTPException(413, _too_large(limit))
         return message
 
     return counted
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a body and keep none of it: a client that is still sending would not see the answer."""
+    discarded, more = 0, True
+    while more and discarded < MAX_DISCARDED:
+        message = await receive()
+        discarded += len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _too_large(limit: int) -> str:

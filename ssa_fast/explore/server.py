@@ -107,6 +107,7 @@ class Explorer:
             (HTTPException, _http_error),
             (RequestValidationError, _invalid),
             (ValueError, _refused),
+            (ModuleNotFoundError, _not_installed),
             (TypeError, _refused),
             (MemoryError, _no_memory),
             (torch.OutOfMemoryError, _no_memory),
@@ -263,8 +264,8 @@ class Explorer:
             "notes": list(dict.fromkeys([*picture.notes, *network.classifier.notes, *result.notes, *note])),
             "threshold": list(view.levels),
             "background": view.background,
-            "command": reproduce.command(settings, entry, network.listed, size, device),
-            "python": reproduce.python(settings, entry, network.listed, size, device, picture.size),
+            "command": reproduce.command(settings, entry, network, size, device),
+            "python": reproduce.python(settings, entry, network, size, device, picture.size),
         }
 
     def _file(self, view: View, name: str, options: DownloadOptions) -> bytes:
@@ -346,6 +347,10 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     return _error(error.status if isinstance(error, Refusal) else 422, " ".join(str(error).split()))
+
+
+def _not_installed(request: Request, error: Exception) -> Response:
+    return _error(501, str(error))
 
 
 def _no_memory(request: Request, error: Exception) -> Response:

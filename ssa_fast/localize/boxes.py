@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from ssa_fast.localize.options import AUTO, Components, PostprocessOptions, check_components
@@ -67,6 +66,8 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
     filled = np.asarray(mask).astype(bool, copy=False)
     if filled.ndim != 2:
         raise ValueError(f"mask: expected (H, W), got shape {filled.shape}; pass one map at a time")
+    from scipy import ndimage  # here, so that overlays need NumPy only
+
     labels, count = ndimage.label(filled, structure=np.ones((3, 3)))
     if count == 0:
         return np.zeros((0, 4), dtype=np.int64)

@@ -173,7 +173,7 @@ class Explorer:
 @pytest.fixture
 def explorer(browser: Browser, address: str) -> Iterator[Explorer]:
     """A new page; it must neither complain nor ask another host."""
-    context = browser.new_context(viewport=DESK, accept_downloads=True)
+    context = browser.new_context(viewport=DESK, has_touch=True)
     explorer = Explorer(context.new_page(), address)
     yield explorer
     context.close()
@@ -309,6 +309,9 @@ def test_a_pixel_shows_what_resembles_it(explorer: Explorer) -> None:
     with explorer.page.expect_response("**/api/correlation"):
         explorer.page.keyboard.press("Shift+ArrowUp")
     assert explorer["#pixel-place"].inner_text() == f"Pixel {column + 8} across, {row - 1} down, held"
+    with explorer.page.expect_response("**/api/correlation"):
+        explorer.page.keyboard.press("Escape")
+    assert "where the map is strongest" in explorer["#pixel-place"].inner_text()
 
 
 REGION = re.compile(r"(?:(\d+) boxes, the first |box )x (\d+)–(\d+), y (\d+)–(\d+); mask ([\d,]+) pixels")
@@ -611,6 +614,10 @@ def test_a_phone_shows_it_without_scrolling_sideways(explorer: Explorer) -> None
     )
     assert min(left for left, _ in edges) >= 0
     assert max(right for _, right in edges) <= PHONE["width"]
+    box = explorer["#view"].bounding_box()
+    assert box is not None
+    explorer["#view"].tap(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    explorer["#pixel-place"].filter(has_text="held").wait_for()
     explorer.page.set_viewport_size({"width": 820, "height": 1000})
     assert explorer.page.evaluate("document.documentElement.scrollWidth") <= 820
 

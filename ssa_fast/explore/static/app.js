@@ -46,7 +46,7 @@ function change(patch) {
   if (COMPUTED.some((name) => String(settings[name]) !== String(before[name]))) compute();
   else paint();
   if (settings.at !== before.at && settings.at) point(settings.at, true);
-  else if (settings.shown !== before.shown) pointAgain();
+  else if (settings.shown !== before.shown || settings.at !== before.at) pointAgain();
 }
 
 let remembering = 0;
@@ -424,10 +424,11 @@ function setUpKeys() {
         return (Math.min(Math.max(pixel, 0), sizes[axis] - 1) + 0.5) / sizes[axis];
       });
     } else if (event.key === 'Home') place = strongest(view.fused[shownClass()]);
+    else if (event.key === 'Escape') place = null;
     else return;
     event.preventDefault();
     hovered = null;
-    change({at: rounded(place)});
+    change({at: place && rounded(place)});
   });
 }
 

@@ -21,10 +21,8 @@ export function setUp(options, settings, change) {
   byId('affinity').replaceChildren(
     ...options.affinities.map(({value, title}) => element('option', {value, textContent: title})),
     element('option', {value: OTHER, textContent: 'other, as text…'}));
-  const sides = SIDES.filter((side) => side <= options.limits.side);
-  if (settings.size && !sides.includes(settings.size)) sides.push(settings.size);
   byId('size').replaceChildren(element('option', {value: '', textContent: 'the image’s'}),
-    ...sides.map((side) => element('option', {value: side, textContent: `${side} pixels`})));
+    ...SIDES.filter((side) => side <= options.limits.side).map(sideOption));
 
   for (const name of ['fuse', 'seed']) byId(name).addEventListener('change', ({target}) => change({[name]: target.value}));
   byId('prior').addEventListener('change', ({target}) => change({prior: target.value || null}));
@@ -41,11 +39,16 @@ export function setUp(options, settings, change) {
   byId('method').open = altered || matchMedia('(min-width: 1000px)').matches;
 }
 
+function sideOption(side) {
+  return element('option', {value: side, textContent: `${side} pixels`});
+}
+
 /** Show the settings in the form. */
 export function showSettings(settings) {
   byId('network').value = settings.network;
   for (const name of ['fuse', 'seed']) byId(name).value = settings[name];
   byId('prior').value = settings.prior ?? '';
+  if (settings.size && !byId('size').querySelector(`[value="${settings.size}"]`)) byId('size').append(sideOption(settings.size));
   byId('size').value = settings.size ?? '';
   const listed = [...byId('affinity').options].some(({value}) => value === settings.affinity && value !== OTHER);
   byId('affinity').value = listed ? settings.affinity : OTHER;

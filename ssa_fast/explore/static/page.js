@@ -35,7 +35,10 @@ export function tell(text, kind = 'error', retry = null) {
     message.append(again);
   }
   message.append(close);
-  close.addEventListener('click', () => message.remove());
+  close.addEventListener('click', () => {
+    message.remove();
+    (list.querySelector('button') ?? byId('view')).focus({preventScroll: true}); // not lost with the button
+  });
   list.append(message);
   if (list.children.length > 4) list.firstElementChild.remove();
 }

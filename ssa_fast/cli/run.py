@@ -90,6 +90,7 @@ def command(
         Literal["center"] | None, _cam("Weight seeds by their distance from the centre: an assumption, no evidence.")
     ] = None,
     fuse: Fuse = "mean",
+    stage_weights: Annotated[str | None, _cam("Weights of the stages when they are fused, e.g. 1,1,2,2.")] = None,
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
     ] = False,
@@ -155,12 +156,13 @@ def command(
             _check_tiles(scales, seed, prior, flip=flip)
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "prior", "fuse", "align_corners")}
         which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
-        classifier, ssa = build(**which, seed=seed, size="stage", **how)
+        classifier, ssa = build(**which, seed=seed, size="stage", stage_weights=stage_weights, **how)
         note_fixed_size(classifier)
         affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
         settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
+        settings |= {"stage_weights": list(ssa.fusion.weights)} if stage_weights is not None else {}
         report = _run(images, ssa, out, classifier=classifier, options=options, settings=settings)
     if debug:
         for failure in report.failures:

@@ -218,7 +218,8 @@ def _mixed_ranks(features: Tensor, cam: Tensor) -> str:
 def match(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[Tensor]:
     """Return CAMs of rank 2 to 4 as ``(B, K, h, w)``, where they have one K, and the stages' B and device.
 
-    Those of volumes are ``(B, K, d, h, w)`` already. Rank 3 is one map for each of B images, as other packages return it, or K maps for one image.
+    Those of volumes are ``(B, K, d, h, w)`` already. Rank 3 is one map for each of B images, as other packages return
+    it, or K maps for one image.
     """
     B = len(next(iter(stages.values())).map)
     of_images = B > 1 and cams[0].ndim == 3 and len(cams[0]) == B

@@ -289,9 +289,9 @@ class _Trial:
         assert base is not None
         before, after = (layout.view(each[self.finest], size).double() for each in (base, altered or base))
         others = tuple(range(before.ndim - 2))
-        change = (after - before).norm(dim=others)
+        change = torch.linalg.vector_norm(after - before, dim=others)
         cells = change.shape[0], change.shape[1]
-        if not bool(change.amax() > 1e-5 * before.norm(dim=others).amax()):
+        if not bool(change.amax() > 1e-5 * torch.linalg.vector_norm(before, dim=others).amax()):
             return None, cells
         self.answered = True
         change = (change >= 0.3 * change.amax()).double()

@@ -88,8 +88,8 @@ def polish(
             float32. Everything else is computed in float32 or better anyway. Sums are always float32.
 
     Returns:
-        The polished CAM, same kind and rank as ``cam``, ``(…, [D,] H, W)``, on its device; float64 if any input is, else
-        float32, in which half and bfloat16 inputs are accumulated too. NaN stays NaN; Inf comes out as Inf or NaN.
+        The polished CAM, same kind and rank as ``cam``, ``(…, [D,] H, W)``, on its device; float64 if any input is,
+        else float32, in which half and bfloat16 inputs are accumulated too. NaN stays NaN; Inf comes out as Inf or NaN.
 
     Raises:
         ValueError: A shape, size, device, option value or promise that does not fit; a ``method`` or ``backend`` that

@@ -206,8 +206,8 @@ def _mixed_ranks(features: Tensor, cam: Tensor) -> str:
     if cam.ndim < 5:
         return (
             f"cam: expected shape (B, K, d, h, w) beside volumes {tuple(features.shape)}, got {tuple(cam.shape)}; add "
-            "the missing axis: cam[:, None] for one map (B, d, h, w) per volume, cam[None] for K maps (K, d, h, w) of a "
-            "single one"
+            "the missing axis: cam[:, None] for one map (B, d, h, w) per volume, cam[None] for K maps (K, d, h, w) of "
+            "a single one"
         )
     return (
         f"cam: expected shape (B, K, h, w) beside features {tuple(features.shape)}, got {tuple(cam.shape)} of volumes; "
@@ -244,7 +244,7 @@ def match(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[Tensor]:
 
 
 def note_classes_last(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[str]:
-    """Return a note on each CAM that as ``([d,] h, w, K)`` would have the stages' aspect ratio, and does not have it."""
+    """Return a note on each CAM that would have the stages' aspect ratio as ``([d,] h, w, K)`` and does not have it."""
     sizes = [(stage.map.shape[-2], stage.map.shape[-1]) for stage in stages.values()]
     notes = []
     for cam in cams:

@@ -262,7 +262,9 @@ class SSA:
                 notes = source.notes(chosen, seed)
             for name, maps in self._polish(features, seed, self._output_size(images, sums)).items():
                 maps = maps.flip(-1) if flipped else maps
-                sums[name] = sums[name] + resize(maps, sums[name].shape[2:], self.align_corners) if name in sums else maps
+                sums[name] = (
+                    sums[name] + resize(maps, sums[name].shape[2:], self.align_corners) if name in sums else maps
+                )
         rescaled = {name: maps.float() for name, maps in rescale_each(sums).items()}
         selection = chosen.selection
         if selection.padded:

@@ -251,9 +251,7 @@ def check_scales(scales: object) -> tuple[float, ...]:
     return tuple(float(scale) for scale in scales)
 
 
-def check_images(
-    images: object, channels: int, weight: Tensor, only_size: Size | None, dims: int = 2
-) -> Tensor:
+def check_images(images: object, channels: int, weight: Tensor, only_size: Size | None, dims: int = 2) -> Tensor:
     """Return ``images`` if a model can take them.
 
     Args:
@@ -299,11 +297,7 @@ def check_images(
 
 def check_point(point: object, size: Size | None) -> tuple[float, ...]:
     """Return ``(y, x)`` or ``(z, y, x)`` as fractions of the sides; a pixel of an image of ``size`` is its centre."""
-    if (
-        not isinstance(point, (tuple, list))
-        or len(point) not in (2, 3)
-        or not all(isinstance(n, Real) for n in point)
-    ):
+    if not isinstance(point, (tuple, list)) or len(point) not in (2, 3) or not all(isinstance(n, Real) for n in point):
         raise TypeError(f"point: expected (y, x), two numbers, got {point!r}; of volumes it is (z, y, x)")
     dims, numbers = len(point), [float(number) for number in point]
     point_axes, axes = ("(y, x)", "(H, W)") if dims == 2 else ("(z, y, x)", "(D, H, W)")

@@ -30,7 +30,8 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
         **overrides: Single fields of the options, for example ``alpha=8, ignore=16``.
 
     Returns:
-        (B, H, W) uint8 on the CPU, of volumes (B, D, H, W): 0 background, k + 1 for class position k, 255 unsure. NaN pixels are unsure.
+        (B, H, W) uint8 on the CPU, of volumes (B, D, H, W): 0 background, k + 1 for class position k, 255 unsure. NaN
+        pixels are unsure.
 
     Raises:
         TypeError: ``cams`` is not a floating-point tensor, or an option has another type.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ssa_fast.layouts import Size
 
+
 def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> tuple[LayerRef, str | None] | str:
     """Return the map and the name of the head that make a CAM exact (None: the map is the CAM), or why there is none.
 
@@ -87,9 +88,7 @@ def _is_mean_at_any_size(trace: ForwardTrace, ref: LayerRef, values: Tensor) -> 
     return origin.dims == set(range(first, first + axes))
 
 
-def _find_counterexample(
-    model: nn.Module, trace: ForwardTrace, ref: LayerRef, head: str | None
-) -> Size | None:
+def _find_counterexample(model: nn.Module, trace: ForwardTrace, ref: LayerRef, head: str | None) -> Size | None:
     """Return a size of the image at which the head does not read the mean of the map.
 
     None if it does, or if the network takes no other size.

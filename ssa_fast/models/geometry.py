@@ -133,7 +133,9 @@ def try_other_sizes(
     window, trial = check_geometry(geometry), _Trial(model, refs, channels)
     *depth, height, width = image_size
     if depth and geometry not in (None, "resize"):
-        raise ValueError(f"geometry: expected None or 'resize' for a network of volumes, got {geometry!r}; leave it out")
+        raise ValueError(
+            f"geometry: expected None or 'resize' for a network of volumes, got {geometry!r}; leave it out"
+        )
     sides = [(max(1, height // 2), width), (height, 2 * width), (2 * height, 2 * width), (3 * height, 2 * width)]
     *sizes, larger_still = [(*depth, *each) for each in sides]
     size = next((size for size in sizes if trial.base(size) is not None), None)

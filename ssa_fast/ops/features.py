@@ -30,7 +30,7 @@ class UnitFeatures:
     """``(B, C, [D,] H, W)`` features seen as ``(B, C, L)`` unit features, without a copy of more than a tile.
 
     NCHW, channels_last, sliced and expanded tensors are read in place: where the axes of pixels can be merged a tile is
-    a view, elsewhere only the rows that a tile touches are gathered. Tiles come in ``dtype``, the dtype of the computation.
+    a view, elsewhere only the rows that a tile touches are gathered. Tiles come in ``dtype``, that of the computation.
     With ``check_sign`` a feature that is not ≥ 0 raises ``NegativeFeatureError`` when its norm would be computed.
     """
 
@@ -78,7 +78,9 @@ class UnitFeatures:
         if self.features.ndim == 4:
             return self.features[:, :, top:bottom]
         planes = range(top // self.H, -(-bottom // self.H))
-        return torch.cat([self.features[:, :, z, max(top - z * self.H, 0) : bottom - z * self.H] for z in planes], dim=2)
+        return torch.cat(
+            [self.features[:, :, z, max(top - z * self.H, 0) : bottom - z * self.H] for z in planes], dim=2
+        )
 
     def centered(self, lo: int, hi: int) -> Tensor:
         """Return ``raw``, minus the image's mean feature if the affinity asks for it, ``[B, C, hi − lo]``."""

@@ -419,7 +419,7 @@ def test_sizes_flips_and_seeds_of_volumes(small: SSA) -> None:
         (dict(geometry="pad"), ValueError, r"^geometry: expected None or 'resize' for a network of volumes"),
         (dict(size=(4, 4)), TypeError, r"^size: expected \(D, H, W\), three ints"),
         (dict(size="half"), ValueError, r"^size: expected"),
-        (dict(input_shape=32), ValueError, r"^input_shape: expected \(C, D, H, W\), as all convolutions are 3-D"),
+        (dict(input_shape=32), TypeError, r"^input_shape: expected \(C, D, H, W\), as all convolutions are 3-D"),
         (dict(input_shape=(3, 6, 32, 32)), ValueError, r"its first convolution takes 2 channels.*\(2, D, H, W\)"),
         (dict(input_shape=(1, 2, 6, 32, 32)), TypeError, r"^input_shape: expected .*\(C, D, H, W\) of volumes"),
     ],

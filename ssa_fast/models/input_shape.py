@@ -56,18 +56,17 @@ def trace_sample(model: nn.Module, asked: AskedShape, logits: Logits = None) -> 
     """Trace ``model`` on the first image that it takes: as asked, else in the order of what speaks for a shape.
 
     Of the channels, the first convolution that is called has the last word; which it is, a forward that fails tells.
-
     A network whose convolutions are all 3-D is taken for one of volumes.
 
     Raises:
         ForwardError: No forward pass succeeded; the first failure at the number of channels that went furthest.
-        ValueError: An image was asked for of a network of volumes.
+        TypeError: An image was asked for of a network of volumes, or a volume of one of images.
     """
-    sizes: list[Size] = [*VOLUMES] if takes_volumes(model) else [*named_sizes(model), *((s, s) for s in SIZES)]
-    if asked.size and len(asked.size) < len(sizes[-1]):
-        raise ValueError(
-            f"input_shape: expected (C, D, H, W), as all convolutions are 3-D, got sides {asked.size}; pass four ints"
-        )
+    dims = {2 if isinstance(module, Conv2d) else 3 for module in model.modules() if isinstance(module, Conv2d | Conv3d)}
+    if asked.size and len(dims) == 1 and dims != {len(asked.size)}:
+        shape = "(C, D, H, W)" if dims == {3} else "(C, H, W), (H, W) or a side"
+        raise TypeError(f"input_shape: expected {shape}, as all convolutions are {max(dims)}-D, got sides {asked.size}")
+    sizes: list[Size] = [*VOLUMES] if dims == {3} else [*named_sizes(model), *((s, s) for s in SIZES)]
     sizes = [asked.size] if asked.size else list(dict.fromkeys(sizes))
     queue = [asked.channels] if asked.channels else named_channels(model)
     failed: ForwardError | None = None
@@ -95,12 +94,6 @@ def _preprocessor_size(value: Any) -> Any:
     if not isinstance(value, Mapping) and not hasattr(value, "height"):
         return value
     return _get(value, "input_size") or _get(value, "shortest_edge") or (_get(value, "height"), _get(value, "width"))
-
-
-def takes_volumes(model: nn.Module) -> bool:
-    """Return whether a network has 3-D convolutions and no 2-D ones."""
-    kinds = [type(module) for module in model.modules() if isinstance(module, Conv2d | Conv3d)]
-    return bool(kinds) and all(issubclass(kind, Conv3d) for kind in kinds)
 
 
 def named_channels(model: nn.Module) -> list[int]:

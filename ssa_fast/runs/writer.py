@@ -18,7 +18,7 @@ from ssa_fast.io.cam_files import CamFile
 from ssa_fast.io.stopwatch import activity
 from ssa_fast.large import LargeImageSSA, OutputPaths
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.overlay import PanelRow
+from ssa_fast.localize.panel_images import PanelRow
 from ssa_fast.runs.manifest import image_record, output_paths
 from ssa_fast.runs.options import MAX_LABEL
 from ssa_fast.runs.report import Failure

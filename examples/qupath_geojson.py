@@ -17,6 +17,7 @@ from rasterio.features import shapes, sieve
 from rasterio.transform import Affine
 
 from ssa_fast.io.atomic import atomic_write
+from ssa_fast.io.ome import read_metadata
 from ssa_fast.localize.masks import voc_palette
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -31,7 +32,7 @@ with tifffile.TiffFile(given.mask) as file:
     levels = [page, *(page.pages or ())]
     level = next((each for each in levels if max(each.shape) <= given.side), levels[-1])
     labels = level.asarray()
-    about = json.loads(page.description) if page.description.startswith("{") else {}
+    about = read_metadata(page.description)
 height, width = page.shape
 names = dict(zip(about.get("labels", []), about.get("names", []), strict=True))  # value in the mask -> class
 colors = np.array(voc_palette()).reshape(-1, 3)

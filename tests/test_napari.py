@@ -15,6 +15,7 @@ import ssa_fast
 from ssa_fast.integrations.napari import COLORMAPS, SINGLE, get_reader, read_layers
 from ssa_fast.io import pyramid
 from ssa_fast.io.cam_files import CamFile, full_size, write_cam
+from ssa_fast.io.placement import Placement
 from ssa_fast.localize.masks import voc_palette
 
 MANIFEST = Path(ssa_fast.__file__).with_name("napari.yaml")
@@ -73,6 +74,8 @@ def test_a_tiff_is_read_level_by_level(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(data[0][700:710, 30:50]), full[700:710, 30:50])
         assert "scale" not in options, "it has the image's pixels"
     assert layers[0][1]["metadata"]["classes"] == [3]
+    tiff(tmp_path / "scaled.tif", maps[:1, :50, :60], placement=Placement(pixel_size=(0.5, 0.5), unit="micrometer"))
+    assert read_layers(tmp_path / "scaled.tif")[0][1]["metadata"]["classes"] == [3], "in OME-XML"
 
 
 def test_a_mask_is_a_labels_layer(tmp_path: Path) -> None:

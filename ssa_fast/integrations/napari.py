@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ssa_fast.io.cam_files import read_cam
+from ssa_fast.io.ome import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,21 +109,12 @@ def _tiff(path: Path) -> list[Layer]:
     for k, page in enumerate(file.pages):
         levels = [zarr.open(level.aszarr(), mode="r") for level in (page, *(page.pages or ()))]
         data = levels if len(levels) > 1 else levels[0]
-        name, about = page.tags.valueof(PAGE_NAME, path.stem), _described(page.description) if k == 0 else {}
+        name, about = page.tags.valueof(PAGE_NAME, path.stem), read_metadata(page.description) if k == 0 else {}
         if page.photometric == PALETTE:
             layers.append((data, {"name": f"{path.stem} mask", "opacity": 0.5, "metadata": about}, "labels"))
         else:
             layers.append(_cam_layer(data, name, k, len(file.pages), 255.0, about, multiscale=len(levels) > 1))
     return layers
-
-
-def _described(text: str) -> dict[str, Any]:
-    """Return the JSON values of a page; those in OME-XML are left to readers of OME."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _cam_layer(data: Any, name: str, k: int, K: int, most: float, metadata: dict[str, Any], **rest: Any) -> Layer:

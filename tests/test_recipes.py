@@ -155,7 +155,8 @@ def test_a_training_set_is_refused_with_the_reason(photos: Path, results: Path, 
         ({"validation": 1.0}, r"^validation: expected a share in \[0, 1\), got 1"),
         ({"of": photos}, r"^results: .*photos is no output folder of ssa-fast run"),
         ({"out": photos}, r"^out: .*photos exists; pass --overwrite"),
-        ({"out": results, "overwrite": True}, r"^out: expected a folder of its own"),
+        ({"out": results, "overwrite": True}, r"^out: .*results holds other things than a training set, which "),
+        ({"out": photos, "overwrite": True}, r"^out: .*photos holds other things than a training set, which "),
         (
             {"paths": (photos / "sub/4.jpg",)},
             r"^paths: expected the images of the run .* none with a mask \(.*4\.jpg: ",
@@ -171,8 +172,14 @@ def test_a_training_set_is_refused_with_the_reason(photos: Path, results: Path, 
         export(of=broken)
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.glob(".*"))
+    shutil.copytree(photos, tmp_path / "train/train")
+    twin = polish([tmp_path / "train"], tmp_path / "twin", classes="0")
+    with pytest.raises(ValueError, match=r"^out: .*train holds the images themselves"):
+        export(paths=(tmp_path / "train",), of=twin, out=tmp_path / "train", overwrite=True)
+    assert (tmp_path / "train/train/sub/4.jpg").exists()
     export()
-    export(overwrite=True)
+    export(overwrite=True, layout="mmseg")
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {"img_dir", "ann_dir", "dataset.py"}
 
 
 # --- networks with random weights

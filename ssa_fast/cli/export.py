@@ -21,7 +21,7 @@ def command(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training set.")],
     validation: Annotated[float, typer.Option(help="Share of the images that are for validation.")] = 0.1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier training set.")] = False,
     debug: Debug = False,
 ) -> None:
     """Make a training set of a run's images and pseudo-masks: same labels in all masks, 0 background, 255 ignored.

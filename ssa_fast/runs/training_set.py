@@ -31,6 +31,7 @@ __all__ = ["Layout", "TrainingSet", "export_training_set"]
 Layout = Literal["mmseg", "hf"]
 PLAIN_MODES = ("RGB", "L")  # that every training loop reads as we do
 ORIENTATION = 274  # EXIF's tag
+_CONTENTS = ("img_dir", "ann_dir", "dataset.py", "train", "validation", "id2label.json")  # of a set, in any layout
 READING = ("max_pixels", "backdrop", "bands", "range")  # settings of a run
 
 
@@ -86,10 +87,10 @@ def export_training_set(
     Args:
         paths: The images, as the run had them.
         results: The run's output folder.
-        out: A folder that is not there, or with ``overwrite`` is replaced.
+        out: A folder that is not there, or with ``overwrite`` a training set that is replaced.
         layout: "mmseg" or "hf".
         validation: Share of the images that are for validation.
-        overwrite: Whether to replace ``out``.
+        overwrite: Whether to replace ``out``, if it holds nothing else than a training set.
         on_progress: Called after each image.
 
     Raises:
@@ -105,9 +106,13 @@ def export_training_set(
         raise ValueError(f"out: {out} exists; pass --overwrite to replace it, or another folder")
     if not (results / MANIFEST).is_file():
         raise ValueError(f"results: {results} is no output folder of ssa-fast run: it has no {MANIFEST}")
-    if out.resolve() in (results.resolve(), *results.resolve().parents):
-        raise ValueError(f"out: expected a folder of its own, got {out}, which holds the results")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= set(_CONTENTS)):
+        raise ValueError(
+            f"out: {out} holds other things than a training set, which --overwrite would remove; choose another"
+        )
     items, classes, skipped = _collect(paths, results)
+    if any(out.resolve() in item.source.path.resolve().parents for item in items):
+        raise ValueError(f"out: {out} holds the images themselves; choose another folder")
     settings = json.loads((results / MANIFEST).read_text(encoding="utf-8"))["settings"]
     how = {name: settings[name] for name in READING if name in settings}
     how = {name: tuple(value) if isinstance(value, list) else value for name, value in how.items()}

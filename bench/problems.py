@@ -229,10 +229,10 @@ SUITES = {
 # The truth.
 
 
-def resized(problem: Problem, cam: Tensor) -> Tensor:
-    """Return the CAM at the stage's size in float64, ``(B, K, L)``."""
+def resized(problem: Problem, cam: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the CAM at the stage's size in ``dtype``, ``(B, K, L)``."""
     size = (problem.H, problem.W)
-    cam = cam.double()
+    cam = cam.to(dtype)
     if tuple(cam.shape[2:]) != size:
         cam = F.interpolate(cam, size, mode="bilinear", align_corners=problem.align_corners)
     return cam.flatten(2)
@@ -247,29 +247,27 @@ def truth(problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
     return torch.cat(each)
 
 
-def sampled_truth(problem: Problem, cam: Tensor, f: Tensor, at: Tensor, sources: int = 1 << 16) -> Tensor:
-    """Return the reference in float64 at the target pixels ``at`` of the last image, ``(K, len(at))``, for one step.
+def sampled_truth(
+    problem: Problem, cam: Tensor, f: Tensor, at: Tensor, dtype: torch.dtype = torch.float64, sources: int = 1 << 16
+) -> Tensor:
+    """Return the reference at the target pixels ``at`` of the last image, ``(K, len(at))``, for one step.
 
-    The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in float64 is held.
+    The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in ``dtype`` is held.
     """
     affinity = replace(problem.phi, center=False)  # the mean is that of all pixels, not of a part's
     assert affinity.steps == 1
     flat = f[-1].flatten(1)
-    rows = resized(problem, cam[-1:])[0]
+    rows = resized(problem, cam[-1:], dtype)[0]
     parts = [slice(start, start + sources) for start in range(0, problem.L, sources)]
-    mean = flat.new_zeros(problem.C, 1, dtype=torch.float64)
-    if problem.phi.center:
-        for part in parts:
-            mean += flat[:, part].double().sum(dim=1, keepdim=True) / problem.L
-    x_j = reference.unit_features(flat[None, :, at].double() - mean, affinity)[0]
-    numerator = rows.new_zeros(problem.K, len(at))
-    denominator = rows.new_zeros(1, len(at))
+    mean = sum(flat[:, part].to(dtype).sum(1, keepdim=True) for part in parts) / problem.L if problem.phi.center else 0
+    x_j = reference.unit_features(flat[None, :, at].to(dtype) - mean, affinity)[0]
+    sums, total = rows.new_zeros(problem.K, len(at)), rows.new_zeros(1, len(at))
     for part in parts:
-        x_i = reference.unit_features(flat[None, :, part].double() - mean, affinity)[0]
+        x_i = reference.unit_features(flat[None, :, part].to(dtype) - mean, affinity)[0]
         a = reference.phi(x_i.mT @ x_j, affinity)  # [sources, len(at)]
-        numerator += rows[:, part] @ a
-        denominator += a.sum(dim=0, keepdim=True)
-    return numerator / reference.denominator(denominator, affinity)
+        sums += rows[:, part] @ a
+        total += a.sum(dim=0, keepdim=True)
+    return sums / reference.denominator(total, affinity)
 
 
 def sampled(problem: Problem, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from bench.measure import command_line, describe, machine, median_seconds, save
+from bench.measure import Device, command_line, describe, machine, save, time_interleaved
 from ssa_fast import Affinity, polish
 from ssa_fast.io.progress import paced
 from ssa_fast.ops import cost_model, dispatch
@@ -18,7 +19,8 @@ from ssa_fast.ops import cost_model, dispatch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BUDGET = 3e11  # floating-point operations beyond which a method is not worth waiting for
+MOST = 3e11  # floating-point operations beyond which a method is not worth waiting for
+BUDGET_S = 0.4  # for a method's calls, 3 at least
 
 
 def problems() -> Iterator[cost_model.Problem]:
@@ -36,7 +38,7 @@ def methods_of(problem: cost_model.Problem) -> Iterator[tuple[str, cost_model.Co
     """Yield the methods timed, each with its cost as the dispatcher counts it."""
     for method in dispatch.TORCH_METHODS:
         cost = cost_model.cost(method, problem)
-        if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > BUDGET:
+        if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > MOST:
             continue
         if method != "dense" or cost.extra_memory <= dispatch.DENSE_LIMIT:
             yield method, cost
@@ -45,19 +47,22 @@ def methods_of(problem: cost_model.Problem) -> Iterator[tuple[str, cost_model.Co
 def expected_seconds(problem: cost_model.Problem) -> float:
     """Return about how long a problem's timing takes by the rates in the package: its share of the progress."""
     calls = (cost_model.seconds(cost, cost_model.RATES["cpu", "torch"]) for _, cost in methods_of(problem))
-    return sum(max(4 * one, min(0.4, 17 * one)) for one in calls)  # as ``measure.median_seconds`` does
+    return sum(max(7 * one, min(BUDGET_S, 31 * one)) for one in calls)
 
 
-def timings(problem: cost_model.Problem) -> Iterator[dict[str, Any]]:
-    """Yield a row per supported method: its cost and the median time."""
-    B, K, C, affinity, nonnegative = problem.B, problem.K, problem.C, problem.affinity, problem.nonnegative
+def timings(problem: cost_model.Problem) -> list[dict[str, Any]]:
+    """Return a row per supported method: its cost and the median time."""
+    B, K, C, affinity, sign = problem.B, problem.K, problem.C, problem.affinity, problem.nonnegative
     side = round(problem.L**0.5)
-    cam, f = torch.rand(B, K, side, side), (torch.rand if nonnegative else torch.randn)(B, C, side, side)
-    name = f"B={B} K={K} C={C} L={problem.L} power={affinity.power:g} {'f>=0' if nonnegative else 'signed'}"
-    for method, cost in methods_of(problem):
-        options: dict[str, Any] = {"affinity": affinity, "method": method, "nonnegative": nonnegative}
-        seconds = median_seconds(lambda options=options: polish(cam, f, **options))  # type: ignore[misc]
-        yield {"problem": name, "method": method, "cost": cost, "ms": seconds * 1e3}
+    cam, f = torch.rand(B, K, side, side), (torch.rand if sign else torch.randn)(B, C, side, side)
+    costs = dict(methods_of(problem))
+    calls = {each: partial(polish, cam, f, affinity=affinity, method=each, nonnegative=sign) for each in costs}  # type: ignore[arg-type]
+    times = time_interleaved(Device(), calls, cold=0, warm=15, least=3, budget=BUDGET_S * len(calls))
+    name = f"B={B} K={K} C={C} L={problem.L} power={affinity.power:g} {'f>=0' if sign else 'signed'}"
+    return [
+        {"problem": name, "method": each, "cost": costs[each], "ms": 1e3 * float(np.median(times[each].warm))}
+        for each in calls
+    ]
 
 
 def fit(rows: list[dict[str, Any]]) -> cost_model.Rates:

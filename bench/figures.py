@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 NONE = "–"
 TIMES = (("µs", 1e-3), ("ms", 1.0), ("s", 1e3))  # in milliseconds
-SIZES = (("KiB", 2.0**-10), ("MiB", 1.0), ("GiB", 2.0**10), ("TiB", 2.0**20))  # in MiB
+SIZES = (("MiB", 1.0), ("GiB", 2.0**10), ("TiB", 2.0**20))  # in MiB
 
 
 def number(value: float | None) -> str:

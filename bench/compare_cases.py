@@ -219,7 +219,9 @@ def formula(
     if targets is not None:
         return maps[0]
     shaped = [minmax(each.unflatten(2, f.shape[2:])) for each, f in zip(maps, features, strict=True)]
-    return torch.stack([F.interpolate(each, tuple(size), mode="bilinear", align_corners=True) for each in shaped]).mean(0)
+    return torch.stack([F.interpolate(each, tuple(size), mode="bilinear", align_corners=True) for each in shaped]).mean(
+        0
+    )
 
 
 def minmax(maps: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ size and features as a network leaves them; of several variants the fastest that
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import shutil
@@ -233,22 +232,6 @@ def flex_blocks(problem: Problem, device: Device) -> tuple[str, ...]:
     return tuple(FLEX_BLOCKS) if device.on_gpu else ("default",)
 
 
-def keops(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    """Run PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
-    LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
-    size = (problem.H, problem.W)
-
-    def run() -> Tensor:
-        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT.contiguous()  # [B, L, C]
-        rows = F.interpolate(cam, size, mode="bilinear", align_corners=True).flatten(2)
-        v = F.pad(rows, (0, 0, 0, 1), value=1.0).mT.contiguous().to(f.dtype)  # [B, L, K + 1]
-        x_j, x_i, v_i = LazyTensor(x[:, :, None]), LazyTensor(x[:, None]), LazyTensor(v[:, None])
-        summed = ((x_j | x_i).relu() * v_i).sum(dim=2)
-        return (summed[..., :-1] / (summed[..., -1:] + 1e-5)).mT.unflatten(2, size)
-
-    return run
-
-
 def product(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
     """Compute xᵀx alone with PyTorch, in either layout, from unit features made beforehand."""
     x = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
@@ -288,10 +271,6 @@ def not_algebra(problem: Problem, device: Device) -> list[str]:
     if not problem.phi.center and problem.nonnegative:
         return []
     return ["the algebra holds where no cosine is negative, and these features are signed"]
-
-
-def no_keops(problem: Problem, device: Device) -> list[str]:
-    return [] if importlib.util.find_spec("pykeops") else ["pykeops is not installed: pip install pykeops"]
 
 
 def not_one_image(problem: Problem, device: Device) -> list[str]:
@@ -351,7 +330,6 @@ PEERS = [
         "algebra compiled", algebra, algebra_work, (not_pcm, not_algebra, no_compiler), ("compiled",), compiles=True
     ),
     Provider("FlexAttention", flex, STREAMED, (not_pcm, no_compiler), flex_blocks, compiles=True),
-    Provider("KeOps", keops, STREAMED, (not_pcm, no_keops), ("LazyTensor",), compiles=True),
     Provider("xᵀx", product, product_work, (not_one_image,), ("rows", "columns"), answer="square"),
 ]
 OTHERS = [Provider("dense PCM float32", dense, DENSE, (not_pcm,), ("float32",))]  # the grid's features are float32

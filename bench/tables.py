@@ -77,7 +77,7 @@ FILES = {
 
 The photographs and the module ``nets`` (networks with weights of others) are not in this repository: docs/quality.md.
 """
-PICTURES = "plot bench/results/curve-cpu.json bench/results/backbone-cpu.json --out bench/results"
+PICTURES = [f"plot bench/results/{name}.json --out bench/results" for name in ("curve-cpu", "backbone-cpu")]
 MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
@@ -247,7 +247,9 @@ def _grid(*names: str) -> str:
     lines = [*table(heads, stages), ""] if stages else []
     heads = ["network", "backbone", "polish and fuse", "share of the backbone, p50 (p20–p80)"]
     lines += [*table(heads, networks), ""] if networks else []
-    spans = [rows[plot.AGAIN]["ratio"] for rows in problems.values() if plot.AGAIN in rows and rows[plot.AGAIN]["ratio"]]
+    spans = [
+        rows[plot.AGAIN]["ratio"] for rows in problems.values() if plot.AGAIN in rows and rows[plot.AGAIN]["ratio"]
+    ]
     if spans:
         low, high = number(min(each["p20"] for each in spans)), number(max(each["p80"] for each in spans))
         lines += [f"Ratios are medians of interleaved rounds; ours against itself: {low} to {high}.", ""]
@@ -343,7 +345,7 @@ def main(given: Sequence[str]) -> int:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     if options.commands:
         print("\n".join(f"python -m bench {text} --save bench/results/{name}.json" for name, text in FILES.items()))
-        print(f"python -m bench {PICTURES}")
+        print("\n".join(f"python -m bench {text}" for text in PICTURES))
     elif options.check:
         wrong = check(pages)
         print("\n".join(wrong or ["Every figure is that of its file."]))

@@ -98,7 +98,12 @@ RATIOS = [
     Ratio("prototypes vs dense PCM", LINEAR, DENSE, 250, FEW),
     Ratio("prototypes vs dense PCM", Call("prototypes", 56), Call("dense PCM", 56), 15),
     Ratio(
-        "prototypes (sign promised) vs their two matrix products alone", PROMISED, Call("products", 128), 0.5, MANY, False
+        "prototypes (sign promised) vs their two matrix products alone",
+        PROMISED,
+        Call("products", 128),
+        0.5,
+        MANY,
+        False,
     ),
     Ratio(f"{FOR_SIGN} (sign promised)", SIGNED, PROMISED, 1 / 1.1, MANY, False),
     Ratio(f"{FOR_SIGN} (sign read)", SIGNED, LINEAR, 1 / 1.1, MANY, False),

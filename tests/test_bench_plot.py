@@ -49,7 +49,6 @@ def test_curves_end_where_the_rows_say(file):
         "dense PCM": (16384, "out of memory at L=65k"),
         "dense PCM compiled": (16384, "out of memory at L=65k"),
         "chunked PCM": (65536, "over 120 s at L=262k"),
-        "KeOps": (16384, "wrong at L=65k"),
         "xᵀx alone": (65536, "out of memory at L=262k"),
         "algebra": (2**20, ""),
         "algebra compiled": (2**20, ""),

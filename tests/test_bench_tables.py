@@ -176,7 +176,10 @@ def test_figures_inside_sentences_survive_markdown(results: Path) -> None:
 def test_commands_are_printed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--commands") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["python -m bench seeds --save bench/results/seeds.json", f"python -m bench {tables.PICTURES}"]
+    assert printed == [
+        "python -m bench seeds --save bench/results/seeds.json",
+        *(f"python -m bench {text}" for text in tables.PICTURES),
+    ]
 
 
 STAGES = """\
@@ -215,7 +218,8 @@ def test_the_tables_of_the_grid(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (2.1, "2.10"), (0.01234, "0.0123"), (999.6, "1,000"), (115_432, "115,000"), (None, "–")]
+    ("value", "text"),
+    [(0, "0"), (2.1, "2.10"), (0.01234, "0.0123"), (999.6, "1,000"), (115_432, "115,000"), (None, "–")],
 )
 def test_three_significant_digits(value: float | None, text: str) -> None:
     assert figures.number(value) == text

@@ -132,7 +132,7 @@ def copy_of(source: Path | str, folder: Path, repository: Path = ROOT) -> Path:
             if (source / name).is_dir() and not (folder / target).is_dir():
                 shutil.copytree(source / name, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
     else:
-        command = ["git", "-C", repository, "archive", commit_of(str(source), repository)]
+        command = ["git", "-C", str(repository), "archive", commit_of(str(source), repository)]
         done = subprocess.run(command, capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")
@@ -150,7 +150,7 @@ def is_tree(source: Path | str) -> bool:
 
 def commit_of(revision: str, repository: Path = ROOT) -> str:
     """Return the short hash that a revision stands for."""
-    command = ["git", "-C", repository, "rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}"]
+    command = ["git", "-C", str(repository), "rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"BASE: expected a commit, branch, tag or folder, got {revision!r}; git fetch it first")

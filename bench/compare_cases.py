@@ -180,13 +180,14 @@ def mistake(case: Case, answer: dict[str, Any], device: str) -> str:
     out = torch.from_numpy(answer["out"])
     if case.stages:
         cam, features = draw(case, torch.device(device))
-        given: Any = case.stages, cam, features, features[0].shape[2:], case.targets
+        plain = functools.partial(formula, case.stages, cam, features, features[0].shape[2:], case.targets)
     else:
         weight, seed, *features = (torch.from_numpy(answer[name]) for name in ("weight", "seed", *answer["names"]))
         cam = torch.einsum("kc,bchw->bkhw", weight[: case.K].double(), seed.double()).relu()
-        stages = [Problem(case.B, case.K, *each.shape[1:], dtype="float32") for each in features]
-        given = stages, cam, features, (case.side, case.side), None
-    truth, own = formula(*given, torch.float64), formula(*given, torch.float32, rounded=device == "cuda")
+        sizes = [each.shape[1:] for each in features]
+        stages = [Problem(case.B, case.K, C, H, W, dtype="float32") for C, H, W in sizes]
+        plain = functools.partial(formula, stages, cam, features, (case.side, case.side), None)
+    truth, own = plain(torch.float64), plain(torch.float32, rounded=device == "cuda")
     if not case.stages:
         truth, own = minmax(truth), minmax(own)
     truth, own = truth.cpu(), own.cpu()

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from bench.compare_cases import Case, draw
 from bench.problems import Problem
 from bench.workers import Workers, job
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from bench.measure import Device
 
 LIMIT_S = 3600.0
-SIDES = {"h": 5, "w": 6, "dtype": "float32"}
+SIDES: dict[str, Any] = {"h": 5, "w": 6, "dtype": "float32"}
 # Ragged in every size, and large enough for several tiles of each method.
 CALLS = (
     Case("prototypes", (Problem(1, 3, 72, 12, 15, **SIDES),), "prototypes"),
@@ -149,7 +147,7 @@ def traffic(device: Device) -> list[Any]:
     for case in CALLS:
         cam, stages = draw(case, device.device)
         problem, given = case.stages[0], stages if len(stages) > 1 else stages[0]
-        known = {"method": case.method, "backend": "triton", "nonnegative": problem.nonnegative}
+        known: dict[str, Any] = {"method": case.method, "backend": "triton", "nonnegative": problem.nonnegative}
         try:
             affinity = problem.phi  # an older tree may not know it
             with traffic.count({}) as found:

@@ -1,8 +1,8 @@
 """``python -m bench``: named problems × providers, one row each, with times, memory, or how it ended.
 
 Every answer is checked against float64, then timed in interleaved rounds beside ours; memory is that of a fresh
-process; shares are of the measured ceilings. What cannot be done, what has ended before at a smaller size, and what is
-predicted to take more memory or time than there is are not begun.
+process; shares are of the measured ceilings. What cannot be done, and what has run out of memory or time at a smaller
+size, is not begun.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from bench.problems import WRONG, relative_error
 from bench.workers import Workers, job
 from ssa_fast import polish
 from ssa_fast.io.progress import Pace
-from ssa_fast.io.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 SIZES = (0, 4096)  # numbers copied for the ceiling, 0: enough to fill the last cache twice; side of the product
 ENDED = ("out of memory", "over budget")  # how a curve ends
 COMPILING_S = 240.0  # that a job may take beside its calls
-HOPELESS = 1.25  # times the limit that a product takes at its measured ceiling: it is not begun
 SLOW_S = 1.0  # of a call that is not repeated when it is checked
 SPENT_S = 3.0  # that a provider may spend in rounds, 3 at least
 COLD = 5  # rounds with a cold cache
@@ -211,13 +209,6 @@ class Grid:
         L, status = self.ends.get((problems.curve(name), provider.name), (math.inf, ""))
         if problem.L >= L:
             return status, f"already so at L={L:,}"
-        work = provider.work(problem, self.device)
-        if work and work.held > (free := self.device.free_bytes()):
-            return "out of memory", f"predicted: it would hold {format_bytes(work.held)}, {format_bytes(free)} are free"
-        seconds = work.flops / self.ceilings["product_gflop_s"] / 1e9 if work else 0.0
-        if work and seconds > HOPELESS * self.settings["limit_s"] and not self.device.on_gpu:
-            why = f"its {work.flops / 1e12:,.3g} TFLOP take {seconds:,.0f} s at the product's measured ceiling"
-            return "over budget", f"predicted: {why}"
         return "ok", ""
 
     def _check(self, name: str, problem: Problem, provider: Provider, variants: Sequence[str], right: Any) -> Row:

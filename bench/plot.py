@@ -10,7 +10,6 @@ import math
 import re
 import sys
 import textwrap
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +20,7 @@ from bench.figures import in_unit, number
 from bench.problems import curve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,7 +30,6 @@ OURS, AGAIN, WHOLE, PART = "auto", "auto again", "polish and fuse", "xᵀx"
 KINDS = ("time", "memory", "backbone")
 RELU, SHIFTED, NONNEGATIVE, FEATURES = "ssa_fast, ReLU", "ssa_fast, shifted", "ssa_fast, f ≥ 0", "input features"
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-IDENTITY = {"cpu": ("cpu", "threads", "torch"), "cuda": ("gpu", "torch")}  # without which figures cannot be compared
 NEEDED = ("problem", "provider", "status", "ours", "dtype", "B", "K", "C", "H", "L")
 INK, FAINT, ORANGE = "#222222", "#666666", "#D55E00"
 # Okabe and Ito's palette: apart for every kind of colour vision. A compiled variant is its original's colour, dashed.
@@ -49,16 +47,14 @@ class Malformed(Exception):
     """Raised for a file that cannot be drawn; the text is one sentence for people."""
 
 
-@dataclass
-class Results:
-    """What was measured on one device of one machine; a later file's row replaces that of an earlier one."""
+class Results(NamedTuple):
+    """What one file says: its device, machine and rows by problem and provider, and a digest of the file."""
 
+    source: str
     device: str
     machine: Row
-    sources: list[str] = field(default_factory=list)
-    commits: list[str] = field(default_factory=list)
-    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
-    digest: Any = field(default_factory=hashlib.sha256)  # of the files
+    rows: dict[tuple[str, str], Row]
+    digest: str
 
     @property
     def memory_mib(self) -> float | None:
@@ -67,40 +63,34 @@ class Results:
 
     def caption(self) -> str:
         """Return what a figure has to stand beside, without the date."""
-        has, commits = self.machine, list(dict.fromkeys(self.commits))
+        has = self.machine
         parts = [has["gpu"]] if self.device == "cuda" else [has["cpu"], f"{has['threads']} threads"]
         parts += [f"{self.memory_mib / 1024:g} GiB"] if self.memory_mib else []
-        return ", ".join([*parts, f"torch {has['torch']}", f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}"])
+        commits = f"commit{'s' * (',' in str(has['commit']))} {has['commit']}"
+        return ", ".join([*parts, f"torch {has['torch']}", commits])
 
 
-def read(paths: Iterable[Path]) -> list[Results]:
-    """Return the files' results, one entry per device, later files over earlier ones.
+def read(path: Path) -> Results:
+    """Return what a result file says.
 
     Raises:
-        Malformed: a file is not a result file, or two of one device come from different machines.
+        Malformed: it is none.
     """
-    devices: dict[str, Results] = {}
-    for path in paths:
-        try:
-            content = path.read_bytes()
-            found = json.loads(content)
-            machine, settings = found["machine"], found["settings"]
-            results = devices.setdefault(settings["device"], Results(settings["device"], machine))
-            got, expected = ([each[part] for part in IDENTITY[results.device]] for each in (machine, results.machine))
-            for row in found["rows"]:
-                has = {name: row[name] for name in NEEDED} | {"limit_s": float(settings["limit_s"])}
-                results.rows[row["problem"], row["provider"]] = row | has
-        except OSError as error:
-            raise Malformed(f"{path}: expected a result file, got {error.strerror or error}.") from None
-        except (ValueError, LookupError, TypeError) as error:
-            why = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise Malformed(f"{path}: expected a result file, got {why}; make it with python -m bench.") from None
-        if got != expected:
-            raise Malformed(f"{path}: expected the machine of the files before, {expected}, got {got}; plot it apart.")
-        results.sources.append(path.name)
-        results.commits.append(str(machine.get("commit") or "unknown"))
-        results.digest.update(content)
-    return list(devices.values())
+    try:
+        content = path.read_bytes()
+        found = json.loads(content)
+        limit = {"limit_s": float(found["settings"]["limit_s"])}
+        rows = {(row["problem"], row["provider"]): row | {name: row[name] for name in NEEDED} for row in found["rows"]}
+        rows = {key: row | limit for key, row in rows.items()}
+        digest = hashlib.sha256(content).hexdigest()
+        results = Results(path.name, found["settings"]["device"], found["machine"], rows, digest)
+        results.caption()
+    except OSError as error:
+        raise Malformed(f"{path}: expected a result file, got {error.strerror or error}.") from None
+    except (ValueError, LookupError, TypeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise Malformed(f"{path}: expected a result file, got {why}; make it with python -m bench.") from None
+    return results
 
 
 def ending(row: Row) -> str:
@@ -137,10 +127,10 @@ def panels(results: Results, quantity: str) -> dict[str, list[Curve]]:
     for kind, title in (("", "features ≥ 0"), ("signed", "signed features")):
         compared = kind == "signed" and mine["shifted"]  # the shifted cosine beside the ReLU and beside features ≥ 0
         lines = {SHIFTED: mine["shifted"], NONNEGATIVE: mine[""]} if compared else {}
-        names = {OURS: RELU if compared else "ssa_fast", PART: f"{PART} alone"}
+        names: dict[str, str] = {OURS: RELU if compared else "ssa_fast", PART: f"{PART} alone"}
         for row in series[kind]:
             if row["provider"] == OURS or not row["ours"]:
-                lines.setdefault(names.get(row["provider"], row["provider"]), []).append(row)
+                lines.setdefault(names.get(row["provider"]) or str(row["provider"]), []).append(row)
         curves = [_curve(name, rows, quantity, results) for name, rows in lines.items() if rows]
         curves = [curve for curve in curves if curve.L]
         if any(curve.ours for curve in curves):
@@ -207,8 +197,8 @@ def draw_curves(kind: str, found: dict[str, list[Curve]], results: Results) -> F
             where = "GPU" if results.device == "cuda" else "machine"
             axes.axhline(results.memory_mib * scale, color=FAINT, label=f"the {where}")
         # In the order in which quadratic lines that end early would arrive at the right.
-        for curve in sorted(curves, key=lambda curve: -curve.values[-1, 1] * (last / curve.L[-1]) ** 0.5):
-            _draw_curve(axes, curve, scale)
+        for each in sorted(curves, key=lambda each: -each.values[-1, 1] * (last / each.L[-1]) ** 0.5):
+            _draw_curve(axes, each, scale)
         legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, labelspacing=0.7)
         for text in legend.get_texts():
             if text.get_text().startswith("ssa_fast") and text.get_text() != NONNEGATIVE:
@@ -294,8 +284,8 @@ def draw(results: Results) -> dict[str, bytes]:
     from PIL import Image, PngImagePlugin
 
     about = PngImagePlugin.PngInfo()
-    about.add_text("Source", "\n".join(results.sources))
-    about.add_text("Data", results.digest.hexdigest())
+    about.add_text("Source", results.source)
+    about.add_text("Data", results.digest)
     pictures = {}
     with style.context(["default", STYLE]):
         curves = [
@@ -318,21 +308,17 @@ def main(arguments: Sequence[str]) -> int:
     from ssa_fast.io.atomic import write_files
 
     parser = argparse.ArgumentParser(prog="python -m bench plot", description="pictures of a grid's results")
-    parser.add_argument("results", nargs="+", type=Path, help="files of python -m bench; later ones count more")
+    parser.add_argument("results", type=Path, help="file of python -m bench")
     parser.add_argument("--out", type=Path, required=True, help="folder for time-, memory- and backbone-<device>.png")
     given = parser.parse_args(arguments)
-    files: dict[Path, bytes] = {}
     try:
-        for results in read(given.results):
-            for kind, png in draw(results).items():
-                name = f"{kind}-{results.device}.png"
-                if png:
-                    files[given.out / name] = png
-                else:
-                    print(f"No {name}: no row of {', '.join(results.sources)} is for it.", file=sys.stderr)
-        writers = {path: partial(Path.write_bytes, data=png) for path, png in files.items()}
+        results = read(given.results)
+        drawn = {f"{kind}-{results.device}.png": png for kind, png in draw(results).items()}
+        writers = {given.out / name: partial(Path.write_bytes, data=png) for name, png in drawn.items() if png}
         write_files(writers, overwrite=True)  # all are drawn before one is written
     except (Malformed, OSError, ModuleNotFoundError) as error:
         print(f"python -m bench plot: {error}", file=sys.stderr)
         return 2
-    return 0 if files else 2
+    for name in (name for name, png in drawn.items() if not png):
+        print(f"No {name}: no row of {results.source} is for it.", file=sys.stderr)
+    return 0 if writers else 2

@@ -3,7 +3,7 @@
 resnet50/512/layer1            features ≥ 0 of an input of 512×512, K = 20 classes, one image, float32
 resnet50/512/layer1/K1000/B32  other numbers of classes and images
 resnet50/512/layer1/signed     normal features; shifted: those under the shifted cosine; centred: the affinity
-                               subtracts the mean; nhwc: channels last
+                               subtracts the mean; squared: cosines squared; nhwc: channels last
 resnet50-d8/512/layer4         layers 3 and 4 dilated, so that all end at an eighth of the input
 resnet50/512                   the network itself: its forward, and polishing and fusing its four stages
 swin_t/512                     another; its stages are signed, as are those of convnext_tiny and efficientnet_b0
@@ -44,6 +44,7 @@ KINDS = {
     "signed": {"values": "randn"},
     "shifted": {"values": "randn", "affinity": "phi=shifted"},
     "centred": {"affinity": "center"},
+    "squared": {"affinity": "power=2"},
     "nhwc": {"layout": "nhwc"},
 }
 _NAME = re.compile(rf"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/({'|'.join(KINDS)}))?")
@@ -215,6 +216,12 @@ SUITES = {
     ],
     "curve": _CURVE,
     "backbone": _BACKBONE,
+    "rates": _names(
+        "resnet50",
+        [*STAGES],
+        ["", "signed", "squared", "K1", "K1/signed", "K1/squared", "K1000", "B16", "B16/signed", "B16/squared"],
+        [64, 224, 512],
+    ),
     "full": [
         *_CURVE,
         *_names("resnet50", [*STAGES], _SIGNS, [224, 512, 1024, 4096]),
@@ -299,18 +306,16 @@ def relative_error(out: Tensor, right: Tensor) -> float:
 # Whole networks.
 
 
-def missing_torchvision() -> list[str]:
-    return [] if importlib.util.find_spec("torchvision") else ["torchvision is not installed: pip install torchvision"]
+def missing_torchvision() -> str:
+    return "" if importlib.util.find_spec("torchvision") else "torchvision is not installed: pip install torchvision"
 
 
 def build(name: str) -> torch.nn.Module:
     """Return one of torchvision's networks, with random weights, for inference."""
-    for reason in missing_torchvision():
-        raise NotHere(reason)
     try:
         from torchvision import models
-    except (ImportError, RuntimeError, AttributeError) as error:  # a build that does not go with this PyTorch
-        raise NotHere(f"torchvision does not load: {first_line(error)}") from None
+    except (ImportError, RuntimeError, AttributeError) as error:  # missing, or it does not go with this PyTorch
+        raise NotHere(missing_torchvision() or f"torchvision does not load: {first_line(error)}") from None
     net: torch.nn.Module = getattr(models, name)(weights=None).eval()
     return net
 

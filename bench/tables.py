@@ -235,14 +235,13 @@ def _quality(*names: str) -> str:
     return "\n".join([report.markdown([row for name in names for row in load(name)[1]]), "", source(*names)])
 
 
-def _grid(*names: str) -> str:
-    """Return the tables of the grid's files: our times beside the best peer's, and the share of whole networks."""
-    (results,) = plot.read(RESULTS / f"{name}.json" for name in names)
+def _grid(name: str) -> str:
+    """Return the tables of a file of the grid: our times beside the best peer's, and the share of whole networks."""
     problems: dict[str, dict[str, Row]] = {}
-    for (problem, provider), row in results.rows.items():
+    for (problem, provider), row in plot.read(RESULTS / f"{name}.json").rows.items():
         problems.setdefault(problem, {})[provider] = row
-    stages = [_stage(name, rows) for name, rows in problems.items() if plot.OURS in rows]
-    networks = [_network(name, rows) for name, rows in problems.items() if plot.WHOLE in rows]
+    stages = [_stage(problem, rows) for problem, rows in problems.items() if plot.OURS in rows]
+    networks = [_network(problem, rows) for problem, rows in problems.items() if plot.WHOLE in rows]
     heads = ["problem", "ours", "best peer", "ratio", "memory, ours / peer", "error, ours / peer", "ended"]
     lines = [*table(heads, stages), ""] if stages else []
     heads = ["network", "backbone", "polish and fuse", "share of the backbone, p50 (p20–p80)"]
@@ -253,7 +252,7 @@ def _grid(*names: str) -> str:
     if spans:
         low, high = number(min(each["p20"] for each in spans)), number(max(each["p80"] for each in spans))
         lines += [f"Ratios are medians of interleaved rounds; ours against itself: {low} to {high}.", ""]
-    return "\n".join([*lines, source(*names)])
+    return "\n".join([*lines, source(name)])
 
 
 def _stage(name: str, rows: Mapping[str, Row]) -> list[str]:
@@ -272,7 +271,7 @@ def _stage(name: str, rows: Mapping[str, Row]) -> list[str]:
         f"{best['provider']}, {_time(best)}" if best else NONE,
         f"{number(best['ratio']['p50'])}×" if best and best["ratio"] else NONE,
         " / ".join(memory),
-        f"{scientific(mine['error'])} / {scientific(best and best['error'])}",
+        f"{scientific(mine['error'])} / {scientific(best['error'] if best else None)}",
         "; ".join(f"{why}: {', '.join(who)}" for why, who in ended.items()) or NONE,
     ]
 

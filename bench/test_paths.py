@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.conftest import Gate
 
 CPU, MIB = Device(), 1 << 20
-SHIFTED, SQUARED = Affinity("shifted"), Affinity(power=2)
+RELU, SHIFTED, SQUARED = Affinity(), Affinity("shifted"), Affinity(power=2)
 FEW, MANY = 3, 31  # rounds: a dense product of 16,384² takes seconds
 RUN_IMAGES = 12
 
@@ -38,7 +38,7 @@ class Call:
     what: str
     side: int
     draw: str = "rand"
-    affinity: Affinity = Affinity()
+    affinity: Affinity = RELU
     nonnegative: bool | None = None
     K: int = 20
     C: int = 256

@@ -120,14 +120,6 @@ def test_models_is_paced(clock: Clock, capsys: pytest.CaptureFixture[str], monke
     assert "inspecting networks: about 3 min in all" in capsys.readouterr().err
 
 
-def test_calibrate_counts_its_problems_beforehand() -> None:
-    from bench import calibrate
-
-    costs = [calibrate.expected_seconds(problem) for problem in calibrate.problems()]
-    assert 60 < sum(costs) < 3600, "seconds"
-    assert costs[0] < costs[-1]
-
-
 class _Items:
     def __init__(self) -> None:
         self.work: dict[str, float] = {}

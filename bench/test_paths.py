@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from bench.measure import Device, Times, ratios, time_interleaved
-from bench.problems import FORMATS, named
-from bench.providers import PROVIDERS, dense_pcm
+from bench.problems import FORMATS, Problem, named
+from bench.providers import PROVIDERS
 from bench.workers import Workers, job
-from ssa_fast import Affinity, polish
-from ssa_fast.ops import cost_model
+from ssa_fast import polish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,43 +25,37 @@ if TYPE_CHECKING:
     from bench.conftest import Gate
 
 CPU, MIB = Device(), 1 << 20
-RELU, SHIFTED, SQUARED = Affinity(), Affinity("shifted"), Affinity(power=2)
 FEW, MANY = 3, 31  # rounds: a dense product of 16,384² takes seconds
 RUN_IMAGES = 12
 
 
+def stage(side: int, values: str = "rand", K: int = 20, affinity: str = "") -> Problem:
+    """Return a first stage with a CAM of its own size."""
+    return Problem(1, K, 256, side, side, dtype="float32", values=values, affinity=affinity)
+
+
 @dataclass(frozen=True)
 class Call:
-    """A method of ``polish``, or "dense PCM", or the "products" of prototypes alone, or "xᵀx"; inputs from one seed."""
+    """What a provider makes of a stage; "products" are those of prototypes alone."""
 
-    what: str
-    side: int
-    draw: str = "rand"
-    affinity: Affinity = RELU
-    nonnegative: bool | None = None
-    K: int = 20
-    C: int = 256
+    provider: str
+    problem: Problem
 
     def prepared(self) -> Callable[[], torch.Tensor]:
-        """Return the call, its inputs drawn."""
-        torch.manual_seed(0)
-        cam, f = torch.rand(1, self.K, self.side, self.side), getattr(torch, self.draw)(1, self.C, self.side, self.side)
-        flat, v = f[0].flatten(1), torch.rand(self.K + 1, self.side**2)
-        if self.what == "dense PCM":
-            return lambda: dense_pcm(cam, f)
-        if self.what == "products":
+        """Return the call, its inputs drawn: the same for the same stage."""
+        cam, f = self.problem.draw(CPU.device, 0)
+        if self.provider == "products":
+            v, flat = torch.rand(self.problem.K + 1, self.problem.L), f[0].flatten(1)
             return lambda: (v @ flat.mT) @ flat
-        if self.what == "xᵀx":
-            return lambda: flat.mT @ flat
-        given: Any = {"affinity": self.affinity, "method": self.what, "nonnegative": self.nonnegative}
-        return partial(polish, cam, f, **given)
+        found = PROVIDERS[self.provider]
+        return found.build(CPU, self.problem, cam, f, found.names(self.problem, CPU)[-1])
 
     @property
     def flops(self) -> int:
-        """Floating-point operations, as the dispatcher counts them."""
-        method = {"dense PCM": "dense", "xᵀx": "dense", "products": "prototypes"}.get(self.what, self.what)
-        problem = cost_model.Problem(1, self.K, self.C, self.side**2, self.affinity, None)
-        return cost_model.cost(method, problem).flops
+        """Floating-point operations, as the provider counts them."""
+        work = PROVIDERS["prototypes" if self.provider == "products" else self.provider].work(self.problem, CPU)
+        assert work is not None
+        return work.flops
 
 
 @dataclass(frozen=True)
@@ -78,8 +71,9 @@ class Ratio:
 
     @property
     def label(self) -> str:
-        K = f", K={self.ours.K}" if self.ours.K != 20 else ""
-        return f"{self.what}, L={self.ours.side**2:,}, C={self.ours.C}{K}"
+        problem = self.ours.problem
+        K = f", K={problem.K}" if problem.K != 20 else ""
+        return f"{self.what}, L={problem.L:,}, C={problem.C}{K}"
 
     @property
     def flops(self) -> int:
@@ -88,33 +82,34 @@ class Ratio:
         return (1 + 2 * self.rounds) * self.ours.flops + peers * self.peer.flops
 
 
-DENSE, DENSE_SIGNED = Call("dense PCM", 128), Call("dense PCM", 128, "randn")
-LINEAR, PROMISED = Call("prototypes", 128), Call("prototypes", 128, nonnegative=True)
-SIGNED, TILED = Call("prototypes", 128, "randn", SHIFTED), Call("tiled", 128, "randn")
-# Signed features pay nothing for their sign: the goal allows a tenth.
-FOR_SIGN = "shifted cosine, signed, vs prototypes, features >= 0"
+POSITIVE, SIGNED, SHIFTED = stage(128), stage(128, "randn"), stage(128, "randn", affinity="phi=shifted")
+LINEAR, PROMISED, TILED = Call("auto", POSITIVE), Call("prototypes", POSITIVE), Call("tiled", SIGNED)
+DENSE, FOR_SIGN = "dense PCM", "shifted cosine, signed, vs prototypes, features >= 0"
 RATIOS = [
-    Ratio("prototypes (sign promised) vs dense PCM", PROMISED, DENSE, 250, FEW),
-    Ratio("prototypes vs dense PCM", LINEAR, DENSE, 250, FEW),
-    Ratio("prototypes vs dense PCM", Call("prototypes", 56), Call("dense PCM", 56), 15),
+    Ratio("prototypes (sign promised) vs dense PCM", PROMISED, Call(DENSE, POSITIVE), 250, FEW),
+    Ratio("prototypes vs dense PCM", LINEAR, Call(DENSE, POSITIVE), 250, FEW),
+    Ratio("prototypes vs dense PCM", Call("auto", stage(56)), Call(DENSE, stage(56)), 15),
     Ratio(
         "prototypes (sign promised) vs their two matrix products alone",
         PROMISED,
-        Call("products", 128),
+        Call("products", POSITIVE),
         0.5,
         MANY,
-        False,
+        same=False,
     ),
-    Ratio(f"{FOR_SIGN} (sign promised)", SIGNED, PROMISED, 1 / 1.1, MANY, False),
-    Ratio(f"{FOR_SIGN} (sign read)", SIGNED, LINEAR, 1 / 1.1, MANY, False),
-    Ratio("shifted cosine vs dense PCM (the ReLU), signed", SIGNED, DENSE_SIGNED, 250, FEW, False),
-    Ratio("tiled vs dense PCM, signed", TILED, DENSE_SIGNED, 2.5, FEW),
-    Ratio("tiled vs dense PCM, signed", Call("tiled", 64, "randn"), Call("dense PCM", 64, "randn"), 1.0),
-    Ratio("tiled vs the product xᵀx alone, signed", TILED, Call("xᵀx", 128, "randn"), 1 / 0.6, FEW, False),
+    # Signed features pay nothing for their sign: the goal allows a tenth.
+    Ratio(f"{FOR_SIGN} (sign promised)", Call("auto", SHIFTED), PROMISED, 1 / 1.1, MANY, same=False),
+    Ratio(f"{FOR_SIGN} (sign read)", Call("auto", SHIFTED), LINEAR, 1 / 1.1, MANY, same=False),
+    Ratio(
+        "shifted cosine vs dense PCM (the ReLU), signed", Call("auto", SHIFTED), Call(DENSE, SIGNED), 250, FEW, False
+    ),
+    Ratio("tiled vs dense PCM, signed", TILED, Call(DENSE, SIGNED), 2.5, FEW),
+    Ratio("tiled vs dense PCM, signed", Call("tiled", stage(64, "randn")), Call(DENSE, stage(64, "randn")), 1.0),
+    Ratio("tiled vs the product xᵀx alone, signed", TILED, Call("xᵀx", SIGNED), 1 / 0.6, FEW, same=False),
     Ratio(
         "second-order vs tiled, power 2",
-        Call("second_order", 128, affinity=SQUARED, K=3),
-        Call("tiled", 128, affinity=SQUARED, K=3),
+        Call("second_order", stage(128, K=3, affinity="power=2")),
+        Call("tiled", stage(128, K=3, affinity="power=2")),
         1.0,
         FEW,
     ),
@@ -156,19 +151,18 @@ def test_ratio(benchmark: BenchmarkFixture, gate: Gate, case: Ratio) -> None:
 
 # Exponents e of time = L^e from 16,384 pixels on; tiled takes minutes at 262,144 pixels, and seconds at 65,536.
 @pytest.mark.parametrize(
-    ("call", "last", "goal", "times"),
+    ("name", "call", "last", "goal", "times"),
     [
-        counted(Call("prototypes", 128), 512, 1.1, 5, flops=6e11),  # memory counts
-        counted(Call("prototypes", 128, "randn", SHIFTED), 1024, 1.1, 5, flops=12e11),
-        counted(Call("tiled", 128, "randn"), 256, 2.05, 1, flops=10 * TILED.flops + Call("tiled", 256).flops),
+        counted("prototypes", LINEAR, 512, 1.1, 5, flops=6e11),  # memory counts
+        counted("prototypes (shifted cosine, signed)", Call("auto", SHIFTED), 1024, 1.1, 5, flops=12e11),
+        counted("tiled", TILED, 256, 2.05, 1, flops=(10 + 16) * TILED.flops),
     ],
 )
-def test_growth(gate: Gate, call: Call, last: int, goal: float, times: int) -> None:
+def test_growth(gate: Gate, name: str, call: Call, last: int, goal: float, times: int) -> None:
     exponent, first = exponent_of(call, last, times)
-    if call.what == "prototypes":  # what memory costs beyond the caches is not the method's: its products alone
-        found, _ = exponent_of(Call("products", 128), last, times)
+    if name != "tiled":  # what memory costs beyond the caches is not the method's: its products alone
+        found, _ = exponent_of(Call("products", call.problem), last, times)
         gate(f"the products of prototypes alone, exponent, to {last**2:,}", "exponent", found)
-    name = call.what if call.affinity.phi == "relu" else f"{call.what} ({call.affinity.phi} cosine, signed)"
     what = f"{name}, exponent of time in L, C=256, from 16,384 pixels ({first * 1e3:.3g} ms) to {last**2:,}"
     gate(what, "exponent", exponent, at_most=goal)
 
@@ -177,7 +171,7 @@ def exponent_of(call: Call, last: int, times: int) -> tuple[float, float]:
     """Return e of time = L^e from 128² pixels to ``last``², and the seconds of the former."""
     found = []
     for side, count in ((128, 9), (last, times)):
-        made = Call(call.what, side, call.draw, call.affinity).prepared()
+        made = replace(call, problem=replace(call.problem, H=side, W=side)).prepared()
         if count > 1:
             made()
         found.append(float(np.median([CPU.seconds(made, cold=False) for _ in range(count)])))
@@ -192,16 +186,20 @@ def peak(device: Device, *, call: Call) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "call",
-    [counted(each, flops=each.flops) for each in (LINEAR, Call("prototypes", 256), Call("tiled", 256, "randn"))],
+    ("name", "call"),
+    [
+        counted("prototypes", LINEAR, flops=LINEAR.flops),
+        counted("prototypes", Call("auto", stage(256)), flops=4 * LINEAR.flops),
+        counted("tiled", Call("tiled", stage(256, "randn")), flops=16 * TILED.flops),
+    ],
 )
-def test_peak_extra_memory(gate: Gate, call: Call) -> None:
+def test_peak_extra_memory(gate: Gate, name: str, call: Call) -> None:
     with Workers(fresh=True) as workers:
         (row,) = workers.do(job("bench.test_paths:peak", "peak", 300, call=call))
     assert row["status"] == "ok", row
-    L, cam_and_output = call.side**2, 2 * call.K * call.side**2 * 4
-    limit = 256 << 20 if call.what == "tiled" else 2 * cam_and_output + (16 << 20)
-    what = f"{call.what}, peak extra memory, L={L:,}, C=256 (features {L * 1024 / MIB:.0f} MiB)"
+    L, maps = call.problem.L, 2 * call.problem.K * call.problem.L * 4  # CAM and output
+    limit = 256 << 20 if name == "tiled" else 2 * maps + (16 << 20)
+    what = f"{name}, peak extra memory, L={L:,}, C=256 (features {call.problem.feature_bytes / MIB:.0f} MiB)"
     gate(what, "mib", row["bytes"] / MIB, at_most=limit / MIB)
 
 

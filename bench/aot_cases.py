@@ -1,18 +1,12 @@
-"""Stages that people polish: those of torchvision's classifiers, with the launches that each method makes for them.
-
-``aot_stages.json`` lists each network's stages as ``[channels, side for a 224-pixel image, "signed" or
-"non-negative"]``; ``python -m bench.aot_cases`` inspects the networks with random weights and rewrites it.
-"""
+"""What is compiled ahead of time: the launches that each method makes for a ResNet-50's stages, and for every tile."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +17,11 @@ from ssa_fast.ops import tile_tables
 from ssa_fast.ops.dispatch import RESIDENT_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-STAGES = Path(__file__).with_name("aot_stages.json")
-SIZES = (224, 256, 299, 384, 512, 1024)
-DTYPES = ("float16", "bfloat16", "float32")
-CLASSES = (1, 5, 20, 80, 200, 1000)
+STAGES = ((256, 56), (256, 128), (512, 28), (512, 64), (1024, 14), (1024, 32), (2048, 7), (2048, 16))
+"""Channels and side of a ResNet-50's stages, for images of 224 and 512 pixels."""
 PARTS = {"prototypes": ("gather", "apply"), "tiled": ("tiled", "prepare"), "resident": ("resident",)}
-RARE_K = 20
 
 
 @dataclass(frozen=True)
@@ -88,34 +79,18 @@ class Case:
         return self.B * self.C * self.H * self.W * tile_tables.ITEMSIZES[self.dtype]
 
 
-def networks() -> dict[str, list[tuple[int, int, str]]]:
-    """Return the stages of each network as listed."""
-    listed: dict[str, list[tuple[int, int, str]]] = json.loads(STAGES.read_text(encoding="utf-8"))
-    return listed
-
-
-def sides(names: Iterable[str], sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the distinct ``(C, side)`` of the networks' stages for square images of these sizes."""
-    listed = networks()
-    stages = {(C, side) for name in names for C, side, _ in listed[name]}
-    return sorted({(C, -(-size * side // 224)) for C, side in stages for size in sizes})
-
-
-def cases(
-    stages: Sequence[tuple[int, int]], dtypes: Sequence[str], classes: Sequence[int], batches: Sequence[int]
-) -> Iterator[Case]:
-    """Yield calls for these stages in both layouts, then the forms and dtypes for two stages of odd sides."""
-    for (C, side), dtype, K, last in product(stages, dtypes, classes, (False, True)):
+def cases() -> Iterator[Case]:
+    """Yield calls for each stage in both layouts, then the forms and dtypes for two stages of odd sides."""
+    for (C, side), last in product(STAGES, (False, True)):
         for method, form in _forms(MAIN):
-            for B in batches if (method, form) == ("prototypes", RELU) else (1,):
-                yield from taken(Case(method, form, C, side, side, K, dtype, last, B))
-    few, many = min(C for C, _ in stages), max(C for C, _ in stages)
-    for (C, side), dtype in product(((few, 127), (many, 7)), DTYPES):
+            for B in (1, 32) if (method, form) == ("prototypes", RELU) else (1,):
+                yield from taken(Case(method, form, C, side, side, channels_last=last, B=B))
+    for (C, side), dtype in product(((256, 127), (2048, 7)), tile_tables.ITEMSIZES):
         forms = MAIN if dtype == "bfloat16" else FORMS
         for method, form in (*_forms(forms), *(_forms(RARE) if dtype == "float16" else ())):
             yield from taken(Case(method, form, C, side, side, dtype=dtype))
     for K in (1, 200):  # few rows, and several chunks of them
-        yield from (Case(method, form, few, 127, 127, K) for method, form in _forms(MAIN) if method != "resident")
+        yield from (Case(method, form, 256, 127, 127, K) for method, form in _forms(MAIN) if method != "resident")
 
 
 def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> Iterator[Case]:
@@ -128,14 +103,6 @@ def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> Iterat
         side = math.isqrt(entry.L)
         form = replace(form, precision=entry.precision or "default")
         yield Case(method, form, entry.C, side, side, entry.K, entry.dtype or "float16")
-
-
-def all_cases() -> Iterator[Case]:
-    """Yield every form of every network's stages in both layouts, each dtype, size and number of classes."""
-    stages = sides(networks(), SIZES)
-    for (C, side), dtype, K, last in product(stages, DTYPES, CLASSES, (False, True)):
-        for method, form in (*_forms(FORMS), *(_forms(RARE) if K == RARE_K else ())):
-            yield from taken(Case(method, form, C, side, side, K, dtype, last))
 
 
 def _forms(table: dict[str, tuple[Form, ...]]) -> Iterator[tuple[str, Form]]:
@@ -193,26 +160,3 @@ def fusion_calls() -> Iterator[Callable[[], None]]:
     options: Any = dict(weights=[1.0, 1.0, 0.5, 1.0], align_corners=True, out=torch.empty(2, 20, 64, 64, device="meta"))
     for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
         yield partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
-
-
-def find_stages() -> dict[str, list[tuple[int, int, str]]]:
-    """Inspect torchvision's classifiers with random weights; return each one's stages.
-
-    Raises:
-        RuntimeError: A network cannot be inspected.
-    """
-    from ssa_fast.cli.models import describe_network, select_networks
-
-    found = {}
-    for name in select_networks(None, everything=True):
-        row = describe_network(name)
-        if row.description is None:
-            raise RuntimeError(f"{name}: {row.error}")
-        found[name] = [(*stage.shape[:2], str(stage.sign)) for stage in row.description.stages]
-        print(name, found[name], flush=True)
-    return found
-
-
-if __name__ == "__main__":
-    lines = ",\n".join(f'"{name}": {json.dumps(stages)}' for name, stages in find_stages().items())
-    STAGES.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

@@ -173,15 +173,12 @@ def boxes(file: Path) -> Callable[[Path], Truth | None]:
     return find
 
 
-def from_scenes(count: int, *, boxes: bool) -> list[Example]:
-    """Return generated scenes with a mask, or a box, per class that is seen in them."""
+def from_scenes(count: int) -> list[Example]:
+    """Return generated scenes with a mask per class that is seen in them."""
     found = []
     for scene in make_scenes(count, SCENES_SEED):
-        truths: dict[int | None, Truth] = {}
-        for index, (x0, y0, x1, y1) in zip(scene.box_classes.tolist(), scene.boxes.tolist(), strict=True):
-            box = BoxTruth(scene.mask.shape, [[x0, y0, x1 - 1, y1 - 1]])
-            truths[index] = box if boxes else MaskTruth(scene.mask, (index + 1,))
-        found.append(Example(scene.image, truths))
+        classes = scene.box_classes.tolist()
+        found.append(Example(scene.image, {index: MaskTruth(scene.mask, (index + 1,)) for index in classes}))
     return [example for example in found if example.truths]
 
 

@@ -6,7 +6,7 @@ of an hour on two cores; "silu" has signed features instead of the ReLU's. ``--m
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.demo_net import SceneClassifier
 
 ACTIVATIONS = ("relu", "silu")
+SIDE = 224  # of what a network by name sees
 PIXELS, PIXELS_SEED = 512, 0  # drawn for the cosines between pixels
 
 
@@ -64,29 +65,23 @@ class Network:
         return self._made[key]
 
 
-def load(name: str, weights: str = "DEFAULT", side: int = 224) -> Network:
+def load(name: str) -> Network:
     """Load a network by its name in ``ssa_fast``, from ``module:function``, or from "scenes=FILE" (see above).
 
-    Such a function returns (network, preprocess). Otherwise images are squashed to a square of ``side`` pixels, or to
-    the only size that the network accepts; for networks that are trained on scenes they keep theirs.
+    Such a function returns (network, preprocess). Otherwise images are squashed to ``SIDE``, or to the only size that
+    the network accepts; for networks that are trained on scenes they keep theirs.
 
     Raises:
-        ValueError: An unknown name or weights.
+        ValueError: An unknown name.
     """
     if name.startswith("scenes="):
         model = load_scenes_network(Path(name.removeprefix("scenes=")))
         return Network(name, model, lambda image: demo_net.preprocess(np.array(image)[None]))
     if ":" in name:
-        return Network(name, *imported(name)())
-    classifier = zoo.load(name, weights)
-    size = None if name == "demo" else (side, side)
+        return Network(name, *pkgutil.resolve_name(name)())
+    classifier = zoo.load(name, "DEFAULT")
+    size = None if name == "demo" else (SIDE, SIDE)
     return Network(name, classifier.model, lambda image: classifier.preprocess(np.array(image), size))
-
-
-def imported(name: str) -> Any:
-    """Return what ``module:attribute`` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 class Sample:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 BEST = "best setting"
-RESAMPLES, RESAMPLE_SEED, CHUNK = 4000, 0, 100
+RESAMPLES = 4000
 
 
 class Run:
@@ -41,7 +41,6 @@ class Run:
         self,
         network: Network,
         methods: Mapping[str, Method],
-        *,
         optional: frozenset[str] = frozenset(),
         describe: bool = False,
     ) -> None:
@@ -141,12 +140,9 @@ def intervals(image: NDArray[np.int64], values: Array) -> Array:
     count = int(image.max()) + 1
     maps = np.bincount(image, minlength=count)
     sums = np.stack([np.bincount(image, row, count) for row in values], 1)  # [images, rows]
-    generator, means = np.random.default_rng(RESAMPLE_SEED), []
-    for _ in range(RESAMPLES // CHUNK):
-        drawn = generator.integers(count, size=(CHUNK, count))
-        times = np.stack([np.bincount(each, minlength=count) for each in drawn])  # [CHUNK, images]
-        means.append(times @ sums / (times @ maps)[:, None])
-    return np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).T
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # how often each image
+    means = drawn @ sums / (drawn @ maps)[:, None]
+    return np.asarray(np.quantile(means, (0.025, 0.975), axis=0).T)
 
 
 def _best_row(image: NDArray[np.int64], ours: Mapping[str, Array], held: Mapping[str, Array], goal: str | None) -> Row:
@@ -178,32 +174,8 @@ def rounded(value: Any) -> Any:
     return round(float(value), 3) if isinstance(value, float | np.floating) else value
 
 
-def _signed(row: Row) -> str:
-    low, high = row["interval"]
-    return f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-
-
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Return what Markdown's tables leave out: the best setting against its rivals, and what is said of stages."""
-    lines = []
-    for row in rows:
-        if "stage" in row:
-            lines.append("- " + ", ".join(f"{key} {value}" for key, value in row.items()))
-        if BEST in row:
-            goal = f", goal {row['goal']} {'reached' if row['reached'] else 'missed'}" if "goal" in row else ""
-            lines.append(f"- {row['model']}, {_name(row)}, {_chosen(row)}: {row['score']:.1f} {row['interval']}{goal}")
-        for each in row.get("ahead", ()):
-            verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
-            lines.append(f"  - {verdict} of {each['of']}: {_signed(each)}")
-    return lines
-
-
 def _name(row: Row) -> str:
     return row["method"] if "method" in row else f"{BEST} with priors" if row.get("priors") else BEST
-
-
-def _chosen(row: Row) -> str:
-    return " / ".join(dict.fromkeys(row[BEST]))
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -230,7 +202,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row, baseline: str) -> str:
-    if not row:
-        return "–"
-    more = f": {_chosen(row)}" if BEST in row else f" ({_signed(row)})" if row["method"] != baseline else ""
-    return f"{row['score']:.1f}{more}"
+    if not row or row.get("method") == baseline:
+        return f"{row['score']:.1f}" if row else "–"
+    if BEST in row:
+        return f"{row['score']:.1f}: {' / '.join(dict.fromkeys(row[BEST]))}"
+    low, high = row["interval"]
+    return f"{row['score']:.1f} ({row['difference']:+.1f} [{low:+.1f}, {high:+.1f}])".replace("-", "−")

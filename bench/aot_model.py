@@ -86,21 +86,38 @@ class Kernel:
         self.definitions: dict[str, str] = {}
         self.parameters: list[str] = []
         self.root = Block()
-        stack = [self.root]  # the block that each open brace belongs to
-        for line in _unique_names(ttir):
-            if line.startswith("tt.func"):
-                self.parameters = re.findall(r"(%[\w$.-]+): ", line)
-            if found := DEFINITION.match(line):
-                self.definitions[found[1]] = found[2]
+        used: set[str] = set()
+        stack: list[tuple[Block, dict[str, str]]] = [(self.root, {})]  # of each open brace: the block, unique names
+
+        def define(name: str) -> str:
+            """Return a name that no other scope has."""
+            unique = f"{name}.{len(used)}" if name in used else name
+            used.add(unique)
+            return unique
+
+        def renamed(found: re.Match[str]) -> str:
+            name, mark, part = found[0].partition("#")
+            return next((names[name] for _, names in reversed(stack) if name in names), name) + mark + part
+
+        for raw in ttir.splitlines():
+            line = (raw if "tt.func" in raw else re.sub(r" loc\(.*$", "", raw)).strip()
             if line.startswith("}") and len(stack) > 1:
                 stack.pop()
-            if loop := LOOP.search(line):
-                stack[-1].blocks.append(Block(loop.groups()))  # type: ignore[arg-type]
-                stack.append(stack[-1].blocks[-1])
-            elif line.endswith("{"):
-                stack.append(stack[-1])
-            else:
-                self._add(stack[-1], line)
+            block, names = stack[-1]
+            defined, body = (found[1], found[2]) if (found := DEFINITION.match(line)) else ("", line)
+            stack.append((block, {name: define(name) for name in re.findall(r"(%[\w$.-]+) = (?=%)", body)}))
+            body = NAME.sub(renamed, body)
+            if defined:
+                names[defined] = define(defined)
+                self.definitions[names[defined]] = body
+            if line.startswith("tt.func"):
+                self.parameters = re.findall(r"(%[\w$.-]+): ", line)
+            elif loop := LOOP.search(body):
+                block.blocks.append(Block(loop.groups()))  # type: ignore[arg-type]
+                stack[-1] = block.blocks[-1], stack[-1][1]
+            elif not line.endswith("{"):
+                stack.pop()
+                self._add(block, body)
 
     def _add(self, block: Block, line: str) -> None:
         if "tt.dot" in line and (shape := DOT.search(line)):
@@ -193,36 +210,6 @@ class _Integers(NamedTuple):
             return int(getattr(operator, word.lstrip("su"))(*operands))
         known = OPERATIONS.get(re.sub(r"[su]?i$", "", operation))
         return int(known(*operands)) if known and len(operands) == 2 else None
-
-
-def _unique_names(ttir: str) -> Iterator[str]:
-    """Yield the lines without their locations; names that several scopes define become different ones."""
-    scopes: list[dict[str, str]] = [{}]
-    used: set[str] = set()
-
-    def define(name: str) -> str:
-        unique = f"{name}.{len(used)}" if name in used else name
-        used.add(unique)
-        return unique
-
-    def renamed(found: re.Match[str]) -> str:
-        name, mark, part = found[0].partition("#")
-        return next((scope[name] for scope in reversed(scopes) if name in scope), name) + mark + part
-
-    for raw in ttir.splitlines():
-        line = (raw if "tt.func" in raw else re.sub(r" loc\(.*$", "", raw)).strip()
-        if line.startswith("}") and len(scopes) > 1:
-            scopes.pop()
-        defined, body = (found[1], found[2]) if (found := DEFINITION.match(line)) else ("", line)
-        scopes.append({name: define(name) for name in re.findall(r"(%[\w$.-]+) = (?=%)", body)})
-        body = NAME.sub(renamed, body)
-        if not line.endswith("{"):
-            scopes.pop()
-        if defined:
-            scope = scopes[-2] if line.endswith("{") else scopes[-1]
-            scope[defined] = define(defined)
-            body = f"{scope[defined]} = {body}"
-        yield body
 
 
 @dataclass

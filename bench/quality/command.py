@@ -131,7 +131,7 @@ def _measured(
         "title": options.title or (folder.parent.name if folder.name == "images" else folder.name),
         "images": len(run.forward_ms),
         "maps": len(run.image),
-        "rows_tried": len(run.methods),
+        "rows_tried": len(run.scores),
         "class_is_predicted": sum(run.right),
         "metric": "box accuracy at IoU 30/50/70" if options.boxes else "foreground IoU",
         "forward_cpu_ms": report.rounded(np.median(run.forward_ms)),

@@ -17,7 +17,7 @@ def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m bench {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save", "--json", type=Path, metavar="FILE", help="also write the figures and the machine")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the figures and the machine")
     return parser
 
 

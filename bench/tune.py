@@ -46,29 +46,32 @@ SAMPLED = 256
 # When each kernel is done at the latest, as a share of the budget; those on which most depends come first.
 KERNELS = {"gather": 0.32, "apply": 0.60, "tiled": 0.80, "resident": 0.95, "prepare": 1.0}
 
-# (C, side) of the problems, or C, K and dtype for a side of 128.
-LINEAR = ((256, 128), (512, 64), (1024, 32), (2048, 16), (256, 56), (512, 28), (1024, 14), (2048, 7), (2048, 128))
-LINEAR_OTHERS = ((256, 20, "float32"), (2048, 20, "float32"), (256, 80, "float16"))
-TILED = ((256, 128), (1024, 32), (256, 56), (2048, 64), (512, 128), (256, 256))
-TILED_HIGH = ((256, 128), (1024, 32))
-SMALL = ((1024, 14), (512, 28), (2048, 7), (1024, 32))
-SMALL_FLOAT32 = ((1024, 14), (2048, 7))
-PREPARE = ((256, 128), (2048, 64))
+# Kernels, (C, side) of their problems, and what is not as in float16 with 20 classes and signed features.
+PROBLEMS: tuple[tuple[tuple[str, ...], tuple[tuple[int, int], ...], dict[str, Any]], ...] = (
+    (
+        ("gather", "apply"),
+        ((256, 128), (512, 64), (1024, 32), (2048, 16), (256, 56), (512, 28), (1024, 14), (2048, 7), (2048, 128)),
+        {"values": "rand"},
+    ),
+    (("gather", "apply"), ((256, 128), (2048, 128)), {"values": "rand", "dtype": "float32"}),
+    (("gather", "apply"), ((256, 128),), {"values": "rand", "K": 80}),
+    (("tiled",), ((256, 128), (1024, 32), (256, 56), (2048, 64), (512, 128), (256, 256)), {}),
+    (("tiled",), ((256, 128), (1024, 32)), {"precision": "high"}),
+    (("resident",), ((1024, 14), (512, 28), (2048, 7), (1024, 32)), {}),
+    (("resident",), ((1024, 14), (2048, 7)), {"dtype": "float32"}),
+    (("prepare",), ((256, 128), (2048, 64)), {}),
+)
 
 
 def problems() -> list[tuple[str, Problem]]:
     """Return ``(kernel, problem)``, those on which most depends first within each kernel."""
-    signed = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
-
-    def stages(sizes: tuple[tuple[int, int], ...], **more: Any) -> list[Problem]:
-        return [replace(signed, C=C, H=side, W=side, h=min(32, side), w=min(32, side), **more) for C, side in sizes]
-
-    linear = stages(LINEAR, values="rand")
-    linear += [replace(signed, C=C, K=K, dtype=dtype, values="rand") for C, K, dtype in LINEAR_OTHERS]
-    found = [(kernel, problem) for kernel in ("gather", "apply") for problem in linear]
-    found += [("tiled", problem) for problem in [*stages(TILED), *stages(TILED_HIGH, precision="high")]]
-    found += [("resident", problem) for problem in [*stages(SMALL), *stages(SMALL_FLOAT32, dtype="float32")]]
-    return found + [("prepare", problem) for problem in stages(PREPARE)]
+    signed = Problem(B=1, K=20, C=256, H=128, W=128, values="randn")
+    return [
+        (kernel, replace(signed, C=C, H=side, W=side, h=min(32, side), w=min(32, side), **more))
+        for kernels, sizes, more in PROBLEMS
+        for kernel in kernels
+        for C, side in sizes
+    ]
 
 
 @dataclass

@@ -178,7 +178,6 @@ def plan(suite: str, seed: int, dry_run: bool, only: str, many: int) -> list[Pha
 
     ``only`` selects jobs whose name contains it; what compiles their kernels is never dropped.
     """
-    one = min(many, 1)
 
     def chosen(jobs: Iterable[Job]) -> list[Job]:
         return [task for task in jobs if only in task.name]
@@ -192,22 +191,18 @@ def plan(suite: str, seed: int, dry_run: bool, only: str, many: int) -> list[Pha
         watched = [job("bench.gpu:sanitize", f"sanitizer: {a} {b}", limit, tool=a, case=b) for a, b in pairs]
         return [Phase("tests", chosen(tests), many, 0.65), Phase("sanitizer", chosen(watched), many, 1.0)]
     rates = [job("bench.gpu:roofline", f"roofline: {each}", 60, what=each, seed=seed) for each in ("copy", *PRODUCTS)]
-    rows = [[each.tiny() if dry_run else each for each in part] for part in (gpu_timing.MAIN, gpu_timing.MORE)]
-    main_rows, more_rows = (
-        chosen(job("bench.gpu_timing:compare", each.name, 120, case=each, seed=seed) for each in dict.fromkeys(part))
-        for part in rows
-    )
-    cases = [task.arguments["case"] for task in (*main_rows, *more_rows)]
+    profiled = [job("bench.gpu:kernel_times", f"kernels: {each}", 60, case=each, seed=seed) for each in PROFILED]
+    every = dict.fromkeys(each.tiny() if dry_run else each for each in gpu_timing.CASES)
+    cases = [each for each in every if only in each.name]
+    timed = [job("bench.gpu_timing:compare", each.name, 120, case=each, seed=seed) for each in cases]
     compiled = [(case, name) for case in cases for name in case.versus if name in COMPILED]  # the slowest first
     warmers = [
         job("bench.gpu_timing:warm", f"warm: {case.name}: {name}", 150, case=case, name=name, seed=seed)
         for case, name in (*compiled, *((case, "ours") for case in cases))
     ]
-    profiled = [job("bench.gpu:kernel_times", f"kernels: {each}", 60, case=each, seed=seed) for each in PROFILED]
     return [
         Phase("compile", [] if dry_run else warmers, many, 0.27),
-        Phase("main rows", chosen(rates) + main_rows, one, 0.85),
-        Phase("more rows", chosen(profiled) + more_rows, one, 1.0),
+        Phase("timing", chosen(rates + profiled) + timed, min(many, 1), 1.0),
     ]
 
 

@@ -125,7 +125,7 @@ ALL = {
     "chunked PCM": "chunked_256",
     "FlexAttention": "flex_256",
 }
-MAIN = (
+CASES = (  # those on which most depends first
     Case("kernel", replace(SIGNED, C=512), "tiled", {"xᵀx": "product"}),
     Case("kernel", SIGNED, "tiled", ALL),
     Case("kernel", POSITIVE, "prototypes", {"dense PCM": "prototypes_dense_16k"} | BOTH),
@@ -154,8 +154,6 @@ MAIN = (
     Case("backbone", named("resnet50/512")),
     Case("backbone", named("resnet50/512/B32")),
     Case("backbone", named("resnet50/512/K1/B32")),
-)
-MORE = (
     Case("kernel", replace(POSITIVE, B=2, C=2048), "prototypes", COPY | ALGEBRA),
     Case("kernel", replace(POSITIVE, B=2, C=2048, layout="nhwc"), "prototypes", COPY),
     Case("kernel", replace(POSITIVE, B=32, dtype="float32"), "prototypes", COPY | ALGEBRA),

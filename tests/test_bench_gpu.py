@@ -39,11 +39,10 @@ def saved_rows(path):
 def test_every_timed_step_runs_dry_and_is_labelled(tmp_path, capsys, monkeypatch):
     rows = (
         Case("kernel", SIGNED, "tiled", dict.fromkeys(BASELINES)),
-        *gpu_timing.MAIN[13:14],
-        gpu_timing.MAIN[-1],
+        gpu_timing.CASES[13],
+        next(each for each in gpu_timing.CASES if each.kind == "backbone"),
     )
-    monkeypatch.setattr(gpu_timing, "MAIN", rows)
-    monkeypatch.setattr(gpu_timing, "MORE", ())
+    monkeypatch.setattr(gpu_timing, "CASES", rows)
     code = gpu.main(["time", "--dry-run", "--seed", "3", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert code == 0, printed
@@ -131,7 +130,7 @@ def test_a_baseline_without_memory_or_right_answer_is_a_result(monkeypatch):
 def test_a_wrong_kernel_is_a_wrong_row(monkeypatch, tmp_path):
     launch = tiles.launch
     monkeypatch.setattr(tiles, "launch", lambda *given, **more: 1.1 * launch(*given, **more))
-    monkeypatch.setattr(gpu_timing, "MAIN", (Case("kernel", TINY, "prototypes"),))
+    monkeypatch.setattr(gpu_timing, "CASES", (Case("kernel", TINY, "prototypes"),))
     assert gpu.main(["time", "--dry-run", "--only", "kernel", "--out", str(tmp_path)]) == 0  # selects none
     assert (
         gpu.main(["time", "--dry-run", "--only", "timing: prototypes B=1 K=3 C=20 L=6×7", "--out", str(tmp_path)]) == 1

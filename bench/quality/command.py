@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import measure
-from bench.command import parser_of, save
+from bench.command import parser_of
 from bench.quality import examples, networks, report
 from bench.quality.methods import BASELINE, METHODS, SEED, of_affinity
 
@@ -79,9 +79,11 @@ def main(given: Sequence[str]) -> int:
             chosen, methods = _examples(options), _methods(options)
             for name in options.model:
                 rows += _measured(name, chosen, methods, options)
-                save(options, ["quality", *given], rows)  # what is measured so far
+                if options.save:  # what is measured so far
+                    measure.save(options.save, rows, command=measure.command_line(["quality", *given]))
         except ValueError as error:
             parser.error(str(error))
+        print(measure.describe(measure.machine()))
     print(report.markdown(rows), "", sep="\n")
     for row in (row for row in rows if report.BEST in row or "stage" in row):
         print(json.dumps(row, ensure_ascii=False))

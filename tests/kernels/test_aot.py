@@ -118,6 +118,7 @@ VARIANTS = """
 import json, random
 from bench import aot_cases, aot_compile
 from bench.aot_targets import TARGETS
+from bench.problems import Problem
 from ssa_fast.ops import tile_tables
 
 aot_compile.activate(TARGETS["sm_90"])
@@ -125,18 +126,17 @@ path = aot_compile.find_tables("sm_90")[0]
 table = tile_tables.entries(tile_tables.read(path), path)
 draw = random.Random(0)
 sizes = [(draw.randint(200, 600), draw.randint(200, 600)) for _ in range(200)]
-methods = [("prototypes", aot_cases.RELU), ("prototypes", aot_cases.UNKNOWN)]
-methods += [(name, aot_cases.RELU) for name in ("tiled", "resident")]
 found = {}
 for C, side in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
     for H, W in sorted({(-(-height * side // 224), -(-width * side // 224)) for height, width in sizes}):
-        for last in (False, True):
-            for method, form in methods:
-                for case in aot_cases.taken(aot_cases.Case(method, form, C, H, W, channels_last=last)):
+        for layout in ("nchw", "nhwc"):
+            for method, form in aot_cases.MAIN:
+                case = aot_cases.Case(method, Problem(1, 20, C, H, W, layout=layout, **form))
+                if case.is_chosen:
                     tiles = " ".join(map(str, aot_cases.find_tiles(case, table).values()))
                     for launch in aot_compile.record(aot_cases.call(case, table, 132)).launches:
                         groups = found.setdefault(launch.key[0], {})
-                        groups.setdefault(f"{method} {form} {C} {last} {tiles}", set()).add(launch.key)
+                        groups.setdefault(f"{method} {form} {C} {layout} {tiles}", set()).add(launch.key)
 print(json.dumps({kernel: max(map(len, groups.values())) for kernel, groups in found.items()}))
 """
 
@@ -223,9 +223,10 @@ def test_each_specialization_is_compiled_once(tmp_path):
 
 TOO_LARGE = """
 from bench import aot_cases
+from bench.problems import Problem
 from ssa_fast.kernels.config import Apply, Gather
 
-case = aot_cases.Case("prototypes", aot_cases.RELU, 256, 32, 32, dtype="float32")
+case = aot_cases.Case("prototypes", Problem(1, 20, 256, 32, 32, dtype="float32"))
 for warps, stages, block_l, block_c in ((4, 9, 64, 128), (1, 1, 128, 64)):
     tiles = {
         "gather": Gather(block_l=16, rows=16, num_warps=4, block_c=128),

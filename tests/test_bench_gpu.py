@@ -168,8 +168,8 @@ def test_the_share_of_a_copy_counts_two_reads_of_the_features():
 
 def test_refused_without_a_gpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for run in (gpu.main, tune.main):
-        assert run(["--out", str(tmp_path / "x")]) == 2
+    for run, words in ((gpu.main, ["check"]), (tune.main, [])):
+        assert run([*words, "--out", str(tmp_path / "x")]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("There is no GPU here: ")

@@ -40,8 +40,6 @@ def arguments() -> argparse.ArgumentParser:
     data = parser.add_argument_group("images").add_argument
     data("--images", type=Path, metavar="FOLDER")
     data("--masks", type=Path, metavar="FOLDER", help="masks named as the images; object: above half of the largest")
-    data("--object", type=_values, default=(), metavar="N,N", help="the masks' values on the object, if others")
-    data("--ignore", type=_values, default=(), metavar="N,N", help="the masks' values where nothing is counted")
     data("--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels, as wsolevaluation's")
     data("--classes", default="predicted", help="an index, a file of lines name,index, or %(default)r")
     data("--scenes", type=int, metavar="N", help="N generated scenes instead, with the masks of their classes")
@@ -60,10 +58,6 @@ def arguments() -> argparse.ArgumentParser:
     results("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
     results("--show", type=Path, nargs="+", metavar="FILE", help="print saved figures instead of measuring")
     return parser
-
-
-def _values(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def main(given: Sequence[str]) -> int:
@@ -99,8 +93,8 @@ def _examples(options: argparse.Namespace) -> list[Example]:
     elif (options.masks is None) == (options.boxes is None):
         raise ValueError("masks, boxes: expected one of the two; give --masks FOLDER or --boxes FILE")
     else:
-        masked = options.masks and examples.masks(options.masks, options.object, options.ignore)
-        found = examples.from_folder(options.images, options.classes, masked or examples.boxes(options.boxes))
+        find_truth = examples.masks(options.masks) if options.masks else examples.boxes(options.boxes)
+        found = examples.from_folder(options.images, options.classes, find_truth)
     if options.limit is not None and options.limit < len(found):
         found = [found[at * len(found) // options.limit] for at in range(options.limit)]
     if len(found) < 2:

@@ -111,7 +111,7 @@ def report(_: Device) -> list[Any]:
     from bench import aot
 
     rows = []
-    for row in _saved(aot.main, "--target", "sm_90", "--json"):
+    for row in _saved(aot.main, "--target", "sm_90", "--save"):
         numbers = {name: row[name] for name in ("registers", "shared")}
         numbers[MATRIX] = -sum(row["matrix"].values())  # the more the better
         for problem in row["problems"]:

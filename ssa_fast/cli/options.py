@@ -77,6 +77,7 @@ def build(
     affinity: str,
     scales: str,
     probability: str | None = None,
+    stage_weights: str | None = None,
     **options: Any,
 ) -> tuple[Classifier, SSA]:
     """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
@@ -84,7 +85,8 @@ def build(
     from ssa_fast.models import zoo
 
     options |= {"affinity": parse_affinity(affinity), "scales": parse_scales(scales), "stages": parse_stages(stages)}
-    classifier = zoo.load(model, weights, device=_parse_device(device), probability=probability)
+    options["weights"] = None if stage_weights is None else _parse_numbers("stage-weights", stage_weights, "1,1,2,2")
+    classifier = zoo.load(model, weights, device=parse_device(device), probability=probability)
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
     options |= {"names": classifier.categories, "probability": classifier.probability}
@@ -115,11 +117,14 @@ def parse_scales(text: str) -> tuple[float, ...]:
     """Return ``--scales`` in the form that ``SSA`` takes; ValueError for anything else than factors > 0."""
     from ssa_fast.validation import check_scales
 
+    return check_scales(tuple(_parse_numbers("scales", text, "0.5,1,1.5,2")))
+
+
+def _parse_numbers(name: str, text: str, such_as: str) -> list[float]:
     try:
-        scales = tuple(float(part) for part in text.split(","))
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"scales: expected numbers separated by commas such as 0.5,1,1.5,2, got {text!r}") from None
-    return check_scales(scales)
+        raise ValueError(f"{name}: expected numbers separated by commas such as {such_as}, got {text!r}") from None
 
 
 def parse_score(name: str, text: str) -> float | Literal["auto"]:
@@ -130,7 +135,7 @@ def parse_score(name: str, text: str) -> float | Literal["auto"]:
         raise ValueError(f"{name}: expected a number in [0, 1] or 'auto', got {text!r}") from None
 
 
-def _parse_device(text: str) -> torch.device:
+def parse_device(text: str) -> torch.device:
     """Return the device; "auto" is a GPU if there is one, under torchrun a different one per process."""
     import torch
 

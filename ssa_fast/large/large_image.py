@@ -19,6 +19,7 @@ from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
 from ssa_fast.io.samples import WHITE, ReadOptions
 from ssa_fast.io.sizes import parse_bytes
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.large.export import OutputPaths, lost_in, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
@@ -239,17 +240,19 @@ class LargeImageSSA:
             with ExitStack() as banks:
                 gathered = pipeline.gather(class_tensor, means, banks)
                 maps = pipeline.apply(gathered)
-            boxes, box_precision, background = write_outputs(
-                pipeline.fuse(maps),
-                reader,
-                paths,
-                names=chosen_names,
-                labels=chosen_labels,
-                metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
-                placement=placement,
-                postprocess=postprocess,
-                report=partial(pipeline.report, "write"),
-            )
+            fused = pipeline.fuse(maps)
+            with activity("writing"):
+                boxes, box_precision, background = write_outputs(
+                    fused,
+                    reader,
+                    paths,
+                    names=chosen_names,
+                    labels=chosen_labels,
+                    metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
+                    placement=placement,
+                    postprocess=postprocess,
+                    report=partial(pipeline.report, "write"),
+                )
             pipeline.record_time("write")
         return LargeImageResult(
             **vars(paths),

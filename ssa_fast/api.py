@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa_fast.arrays import CamLike, StagesLike
+    from ssa_fast.layouts import Size
     from ssa_fast.validation import Affinities, Fuse, Grids, Layouts, Weights
 
 
@@ -34,7 +35,7 @@ def polish(
     fuse: Fuse = "mean",
     weights: Weights = None,
     rescale: bool | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     align_corners: bool = True,
     nonnegative: bool | None = None,
     layout: Layouts = None,
@@ -56,24 +57,30 @@ def polish(
     With several stages it is SSA-style inference (Sun & Li, arXiv 2111.03392): every stage polishes the CAM, and the
     results are min–max rescaled per image and class, resized and fused.
 
+    Volumes, such as scans and clips of video, are polished like images: ``(B, C, D, H, W)`` beside ``(B, K, d, h, w)``,
+    always with all axes, resized trilinearly.
+
     Args:
         cam: ``(h, w)``, ``(K, h, w)`` or ``(B, K, h, w)``; floating, of any sign; a tensor or a NumPy array. Beside
-            several images ``(B, h, w)`` is one map for each. A list, as torch-cam's, has one CAM or one per stage.
-        feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages. Any strides.
+            several images ``(B, h, w)`` is one map for each. A list, as torch-cam's, has one CAM or one per stage. Of
+            volumes ``(B, K, d, h, w)``.
+        feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages. Any strides. Of volumes
+            ``(B, C, D, H, W)``.
         affinity: How alike two pixels are; one for all stages, or one per stage (sequence or dict like ``feats``).
         fuse: ``"mean"`` (Σ w·p / Σ w), ``"sum"`` (Σ w·p), ``"max"`` (max of w·p) or ``"product"`` (Π p^w) over stages.
         weights: One number ≥ 0 per stage, sequence or dict; default 1 each.
         rescale: Min–max rescale each stage's CAM to [0, 1], per image and class; a constant one becomes 0. Default:
             only if there are several stages.
-        size: ``(H, W)`` of the result. Default: that of the stage with the most pixels.
-        align_corners: Of the bilinear resizing of the CAM and of the results.
+        size: ``(H, W)`` of the result, of volumes ``(D, H, W)``. Default: that of the stage with the most pixels.
+        align_corners: Of the bilinear or trilinear resizing of the CAM and of the results.
         nonnegative: Promise (True) or deny (False) that all features are ≥ 0; by default it is read from the data. A
             broken promise gives wrong numbers.
         layout: Of ``feats``: ``"nchw"``, ``"nhwc"`` or ``"tokens"``, ``(B, N, C)``, of which up to 8 tokens before the
             patches are dropped; one for all stages or one per stage; read as views. Default: ``"nchw"``, but what
-            cannot be a stage of the CAM's image is refused.
+            cannot be a stage of the CAM's image is refused. Of volumes ``"nchw"`` and ``"nhwc"`` have the depth before
+            the height.
         grid: ``(H, W)`` of the patches of ``"tokens"``, one for all stages or one per stage. Default: the only one with
-            the CAM's ratio of sides.
+            the CAM's ratio of sides. Of volumes ``(D, H, W)``, without a default.
         method: ``"auto"``, ``"dense"``, ``"prototypes"``, ``"second_order"``, ``"tiled"`` or ``"resident"`` (GPU).
         backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"reference"`` (dense, differentiable).
         precision: Of the matrix products of ``"tiled"`` and ``"resident"`` on Triton: ``"default"`` has half-precision
@@ -81,8 +88,8 @@ def polish(
             float32. Everything else is computed in float32 or better anyway. Sums are always float32.
 
     Returns:
-        The polished CAM, same kind and rank as ``cam``, ``(…, H, W)``, on its device; float64 if any input is, else
-        float32, in which half and bfloat16 inputs are accumulated too. NaN stays NaN; Inf comes out as Inf or NaN.
+        The polished CAM, same kind and rank as ``cam``, ``(…, [D,] H, W)``, on its device; float64 if any input is,
+        else float32, in which half and bfloat16 inputs are accumulated too. NaN stays NaN; Inf comes out as Inf or NaN.
 
     Raises:
         ValueError: A shape, size, device, option value or promise that does not fit; a ``method`` or ``backend`` that
@@ -148,9 +155,9 @@ def explain(cam: CamLike, feats: StagesLike, **options: Any) -> Explanation:
 
 def correlation(
     feats: StagesLike,
-    point: tuple[float, float],
+    point: tuple[float, ...],
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     affinity: Affinities = Affinity(),  # noqa: B008 - frozen
     layout: Layouts = None,
     grid: Grids = None,
@@ -158,24 +165,25 @@ def correlation(
     """Return one pixel's affinity ``φ(x_iᵀ x_j)`` to all others, per stage (the SSA paper's Figure 1).
 
     Args:
-        feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages.
-        point: ``(y, x)``: fractions of height and width in [0, 1], so that it is the same place in every stage; or, if
-            ``size`` is given, pixels of an image of that size.
-        size: ``(H, W)`` of the image in whose pixels ``point`` is given.
+        feats: One stage ``(B, C, H, W)`` or ``(C, H, W)``, or a list, tuple or dict of stages. Of volumes
+            ``(B, C, D, H, W)``.
+        point: ``(y, x)``, of volumes ``(z, y, x)``: fractions of the sides in [0, 1], so that it is the same place in
+            every stage; or, if ``size`` is given, pixels of an image of that size.
+        size: ``(H, W)`` of the image, or ``(D, H, W)`` of the volume, in whose pixels ``point`` is given.
         affinity: φ and centring, one or one per stage; ``steps`` and ``sum_eps`` are not used.
         layout: As in ``polish``.
         grid: As in ``polish``; one that is not given has the ratio of ``size``, else is square.
 
     Returns:
-        ``(B, H, W)`` (``(H, W)`` for an unbatched stage), float32 or float64, NumPy for NumPy; for several stages a
-        list, or a dict if ``feats`` is one.
+        ``(B, H, W)`` (``(H, W)`` for an unbatched stage), of volumes ``(B, D, H, W)``, float32 or float64, NumPy for
+        NumPy; for several stages a list, or a dict if ``feats`` is one.
 
     Raises:
         ValueError, TypeError: As in ``polish``; a point outside the image.
     """
-    y, x = validation.check_point(point, size)
-    image_size = None if size is None else validation.check_size("size", size)
-    stages = validation.read_stages(feats, layout, grid, size=image_size)
+    place = validation.check_point(point, size)
+    stages = validation.read_stages(feats, layout, grid, size=size and validation.check_size("size", size, len(place)))
+    validation.check_same_dims(point, stages)
     maps, lost = detach([f"feats ({name})" for name in stages], [stage.map for stage in stages.values()])
     give([*(stage.note for stage in stages.values() if stage.note), *lost], stacklevel=2)
     affinity_of = validation.per_stage("affinity", affinity, stages, Affinity)
@@ -184,7 +192,7 @@ def correlation(
     found: dict[str, Any] = {}
     for (name, stage), each, original in zip(stages.items(), maps, given, strict=True):
         with torch.autocast(each.device.type, enabled=False):
-            affinities = _correlate(each, y, x, affinity_of[name])
+            affinities = _correlate(each, place, affinity_of[name])
         affinities = affinities if stage.batched else affinities[0]
         found[name] = affinities.cpu().numpy() if isinstance(original, np.ndarray) else affinities
     if not several:
@@ -192,11 +200,12 @@ def correlation(
     return found if isinstance(feats, Mapping) else list(found.values())
 
 
-def _correlate(stage: Tensor, y: float, x: float, affinity: Affinity) -> Tensor:
-    """Return ``(B, H, W)`` affinities of the pixel that covers the fractions ``(y, x)``."""
-    H, W = stage.shape[2:]
-    index = min(int(y * H), H - 1) * W + min(int(x * W), W - 1)
+def _correlate(stage: Tensor, place: tuple[float, ...], affinity: Affinity) -> Tensor:
+    """Return ``(B, [D,] H, W)`` affinities of the pixel that covers the fractions ``place`` of the sides."""
+    size, index = stage.shape[2:], 0
+    for share, side in zip(place, size, strict=True):
+        index = index * side + min(int(share * side), side - 1)
     features = UnitFeatures(stage, affinity, torch.float64 if stage.dtype == torch.float64 else torch.float32)
     source = features.unit(index, index + 1).mT  # [B, 1, C]
     cosines = [source @ features.unit(lo, hi) for lo, hi in features.tiles()]
-    return affinity.apply_(torch.cat(cosines, dim=2)).reshape(-1, H, W)
+    return affinity.apply_(torch.cat(cosines, dim=2)).reshape(-1, *size)

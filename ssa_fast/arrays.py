@@ -29,7 +29,10 @@ class InputWarning(UserWarning):
 
 
 class Stage(NamedTuple):
-    """One stage as ``(B, C, H, W)``, whether the caller's has a batch axis, and a note on how it was read, or None."""
+    """One stage as ``(B, C, H, W)``, whether the caller's has a batch axis, and a note on how it was read, or None.
+
+    Volumes are ``(B, C, D, H, W)``, always with their batch axis.
+    """
 
     map: Tensor
     batched: bool
@@ -64,10 +67,13 @@ def read_cams(cam: CamLike, device: torch.device | None) -> list[Tensor]:
         tensors = [as_tensor(f"cam[{i}]", each, device) for i, each in enumerate(cam)]
     several = isinstance(cam, (list, tuple))
     for tensor in tensors:
-        if not 2 + several <= tensor.ndim <= 4 or tensor.ndim != tensors[0].ndim:
-            expected = "(h, w), (K, h, w) or (B, K, h, w)"
+        if not 2 + several <= tensor.ndim <= 5 or tensor.ndim != tensors[0].ndim:
+            expected = "(h, w), (K, h, w) or (B, K, h, w), or (B, K, d, h, w) of volumes"
             if several:
-                expected = "(N, h, w) or (B, K, h, w) of every layer (stack the maps of several classes)"
+                expected = (
+                    "(N, h, w) or (B, K, h, w), or (B, K, d, h, w) of volumes, of every layer (stack the maps of "
+                    "several classes)"
+                )
             raise ValueError(f"cam: expected shape {expected}, got {tuple(tensor.shape)}")
         if tensor.numel() == 0:
             raise ValueError(f"cam: expected at least one class and one pixel, got shape {tuple(tensor.shape)}")
@@ -75,8 +81,8 @@ def read_cams(cam: CamLike, device: torch.device | None) -> list[Tensor]:
 
 
 def unbatch_cam(polished: Tensor, rank: int) -> Tensor:
-    """Return ``(B, K, H, W)`` with the rank that the caller's CAM had; see ``match``."""
-    if rank == 4:
+    """Return ``(B, K, H, W)`` with the rank that the caller's CAM had; see ``match``. Volumes stay as they are."""
+    if rank >= 4:
         return polished
     return polished[:, 0] if rank == 3 and polished.shape[0] > 1 else polished[(0,) * (4 - rank)]
 
@@ -113,36 +119,38 @@ def _read_stage(
     aspect: Size | None,
     batches: Collection[int],
 ) -> Stage:
-    """Return a stage as a view ``(B, C, H, W)``; without a layout it is NCHW, unless that cannot be.
+    """Return a stage as a view ``(B, C, [D,] H, W)``; without a layout it is NCHW, unless that cannot be.
 
     Args:
         argument: What the caller calls it.
         features, layout, grid: As the caller gave them.
-        aspect: ``(h, w)`` of the CAM, None if there is none.
+        aspect: ``([d,] h, w)`` of the CAM, None if there is none.
         batches: Numbers of images that the CAM may have.
     """
     stage, note = view_as_stage(argument, features, layout or "nchw", grid, aspect), None
     doubt = find_doubt(stage.shape, aspect, batches) if layout is None else None
     if doubt is not None or (layout == "nhwc" and is_nchw(features.shape, aspect)):
         note = _note(argument, features, stage, aspect, doubt)  # texts are made here only: torch.compile joins none
-    batched = features.ndim == RANKS[layout or "nchw"]
+    batched = features.ndim >= RANKS[layout or "nchw"]
     return Stage(stage if batched else stage[None], batched, note)
 
 
 def _note(argument: str, features: Tensor, stage: Tensor, aspect: Size | None, doubt: Doubt | None) -> str:
     """Return a note on how features were read; raise ValueError if they cannot be a stage."""
-    C, H, W = stage.shape[-3:]
-    beside = f" beside a CAM of {aspect[0]} × {aspect[1]}" if aspect else ""
+    axes = "(B, C, D, H, W)" if stage.ndim == 5 else "(B, C, H, W)"
+    C, (H, W) = stage.shape[1 if stage.ndim == 5 else -3], stage.shape[-2:]
+    beside = f" beside a CAM of {' × '.join(map(str, aspect))}" if aspect else ""
     got = f"{tuple(features.shape)}{beside}"
     if doubt is None:
         return (
-            f"{argument}: {got} is read as H = {H}, W = {W} and C = {C}, though it looks like (B, C, H, W); if it has "
+            f"{argument}: {got} is read as H = {H}, W = {W} and C = {C}, though it looks like {axes}; if it has "
             "these axes in channels_last memory, leave layout out"
         )
     advice = f'{doubt.looks}; pass {doubt.advice}, or layout="nchw" if C = {C}, H = {H} and W = {W}'
+    axes = axes if stage.ndim == 5 else f"{axes} or (C, H, W)"
     if doubt.refuse:
-        raise ValueError(f"{argument}: expected (B, C, H, W) or (C, H, W), got {got}, which looks like {advice}")
-    return f"{argument}: {got} is read as (B, C, H, W) or (C, H, W), though it looks like {advice}"
+        raise ValueError(f"{argument}: expected {axes}, got {got}, which looks like {advice}")
+    return f"{argument}: {got} is read as {axes}, though it looks like {advice}"
 
 
 def read_stages(
@@ -157,9 +165,12 @@ def read_stages(
 
     Args:
         named, layouts, grids: By name.
-        cams: The CAM or one per stage, of rank 2 to 4; stages that were not announced should have its aspect ratio.
+        cams: The CAM or one per stage, of rank 2 to 5; stages that were not announced should have its aspect ratio.
         device: Where NumPy arrays go.
-        size: ``(H, W)`` of the image, if there is no CAM.
+        size: ``(H, W)`` of the image or ``(D, H, W)`` of the volume, if there is no CAM.
+
+    Raises:
+        ValueError: Stages of another batch size, or of volumes beside those or a CAM of images.
     """
     if len(cams) > 1 and len(cams) != len(named):
         raise ValueError(
@@ -170,10 +181,18 @@ def read_stages(
         aspect, batches = size, {1}
         if cams:
             cam = cams[i % len(cams)]
-            aspect = cam.shape[-2], cam.shape[-1]
-            batches = {cam.shape[0]} if cam.ndim == 4 else {1, cam.shape[0]} if cam.ndim == 3 else {1}
-        stage = _read_stage(argument, as_tensor(argument, value, device), layouts[name], grids[name], aspect, batches)
+            aspect = tuple(cam.shape[2:]) if cam.ndim == 5 else (cam.shape[-2], cam.shape[-1])
+            batches = {cam.shape[0]} if cam.ndim >= 4 else {1, cam.shape[0]} if cam.ndim == 3 else {1}
+        features, layout, grid = as_tensor(argument, value, device), layouts[name], grids[name]
+        if cams and (layout != "tokens" or grid) and (cams[0].ndim == 5) != (5 in (features.ndim, 2 + len(grid or ()))):
+            raise ValueError(_mixed_ranks(features, cams[0]))
+        stage = _read_stage(argument, features, layout, grid, aspect, batches)
         first = next(iter((stages or {name: stage}).values()))  # PyTorch 2.6 compiles no next() with a default
+        if stage.map.ndim != first.map.ndim:
+            raise ValueError(
+                f"{argument}: expected {'volumes' if first.map.ndim == 5 else 'images'} like the first stage, "
+                f"{tuple(first.map.shape)}, got {tuple(stage.map.shape)}; pass them in a call of their own"
+            )
         if len(stage.map) != len(first.map):
             raise ValueError(
                 f"{argument}: expected a batch of {len(first.map)} like the first stage, got {len(stage.map)}"
@@ -182,10 +201,25 @@ def read_stages(
     return stages
 
 
+def _mixed_ranks(features: Tensor, cam: Tensor) -> str:
+    """Return why a CAM of images cannot be polished along volumes, or one of volumes along images."""
+    if cam.ndim < 5:
+        return (
+            f"cam: expected shape (B, K, d, h, w) beside volumes {tuple(features.shape)}, got {tuple(cam.shape)}; add "
+            "the missing axis: cam[:, None] for one map (B, d, h, w) per volume, cam[None] for K maps (K, d, h, w) of "
+            "a single one"
+        )
+    return (
+        f"cam: expected shape (B, K, h, w) beside features {tuple(features.shape)}, got {tuple(cam.shape)} of volumes; "
+        "their features are (B, C, D, H, W), those of a single volume with [None]"
+    )
+
+
 def match(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[Tensor]:
     """Return CAMs of rank 2 to 4 as ``(B, K, h, w)``, where they have one K, and the stages' B and device.
 
-    Rank 3 is one map for each of B images, as other packages return it, or K maps for one image.
+    Those of volumes are ``(B, K, d, h, w)`` already. Rank 3 is one map for each of B images, as other packages return
+    it, or K maps for one image.
     """
     B = len(next(iter(stages.values())).map)
     of_images = B > 1 and cams[0].ndim == 3 and len(cams[0]) == B
@@ -210,17 +244,20 @@ def match(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[Tensor]:
 
 
 def note_classes_last(cams: Sequence[Tensor], stages: Mapping[str, Stage]) -> list[str]:
-    """Return a note on each CAM that as ``(h, w, K)`` would have the stages' aspect ratio, and does not have it."""
+    """Return a note on each CAM that would have the stages' aspect ratio as ``([d,] h, w, K)`` and does not have it."""
     sizes = [(stage.map.shape[-2], stage.map.shape[-1]) for stage in stages.values()]
     notes = []
     for cam in cams:
         if cam.ndim == 2:
             continue
-        K, h, w = cam.shape[-3:]
-        if all(misfit((h, w), size) > DOUBTFUL and misfit((K, h), size) == 0 for size in sizes):
+        y, h, w = cam.shape[-3:]
+        if all(misfit((h, w), size) > DOUBTFUL and misfit((y, h), size) == 0 for size in sizes):
+            axis = -4 if cam.ndim == 5 else -3
+            K, *own = cam.shape[axis:]
+            read, other = " × ".join(map(str, own)), " × ".join(map(str, cam.shape[axis:-1]))
             notes.append(
-                f"cam: {tuple(cam.shape)} is read as {K} maps of {h} × {w}, though {w} maps of {K} × {h} would fit the "
-                "stages; if classes come last, move them with movedim(-1, -3)"
+                f"cam: {tuple(cam.shape)} is read as {K} maps of {read}, though {w} maps of {other} would fit the "
+                f"stages; if classes come last, move them with movedim(-1, {axis})"
             )
     return notes
 

@@ -1,4 +1,4 @@
-"""SSA on whole classifiers: images in, completed class activation maps, boxes and masks out."""
+"""SSA on whole classifiers: images or volumes in, completed class activation maps, boxes and masks out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_names import check_names, find_names
 from ssa_fast.models.geometry import over_image
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ssa_fast.layouts import Size
     from ssa_fast.models.class_names import NamesLike
     from ssa_fast.models.class_spec import Classes, ClassSelection
     from ssa_fast.models.extract import Features
@@ -63,6 +65,9 @@ class SSA:
     Where φ is the ReLU, the sign of a stage is read on each image, unless the forward pass shows that the stage is
     non-negative by construction, such as the output of a ReLU that nothing has written to since (``models.signs``).
 
+    A network whose convolutions are all 3-D, such as torchvision's ``r3d_18``, takes volumes (B, C, D, H, W): clips of
+    video, scans. All works as for images, in three dimensions, but for ``scales``, ``prior`` and ``geometry``.
+
     Args:
         model: Any classification ``nn.Module`` from images to logits; used in evaluation mode, left as it was. Others
             work with ``targets`` or a ``cam``.
@@ -82,9 +87,10 @@ class SSA:
         weights: Of the stages when they are fused, see ``ssa_fast.polish``.
         align_corners: Of the bilinear resizing of seeds and CAMs. False aligns pixels by their centres, which is more
             accurate on photographs (docs/quality.md); True is PCM's and ``polish``'s.
-        size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W).
+        size: Of the CAMs: "input" (the images'), "stage" (the largest stage's at the first scale), or (H, W), of
+            volumes (D, H, W).
         input_shape: (C, H, W), (H, W) or a side of the random image on which stages and seed are found; by default what
-            the network and its configuration name, else 224.
+            the network and its configuration name, else 224. Of volumes (C, D, H, W), by default of 16 × 112 × 112.
         geometry: What forward does to images before the backbone: "resize", "center-crop" or "pad" (to a square), or a
             function, see ``ssa_fast.models.inspect_model``; by default it is measured. Where maps do not cover the
             whole image, CAMs, seed and stages are laid over it at its own size, 0 where they do not reach.
@@ -124,7 +130,7 @@ class SSA:
         fuse: Fuse = "mean",
         weights: Weights = None,
         align_corners: bool = False,
-        size: str | tuple[int, int] = "input",
+        size: str | Size = "input",
         input_shape: InputShape = None,
         geometry: Geometry = None,
         logits: Logits = None,
@@ -134,15 +140,22 @@ class SSA:
         self.scales = check_scales(scales)
         self.flip = bool(flip)
         self.prior = check_prior(prior)
-        self.size = check_output_size(size)
+        if isinstance(size, str):
+            check_output_size(size)
         self.info = inspect_model(
             model, stages=stages, seed=seed, input_shape=input_shape, geometry=geometry, logits=logits
         )
+        self.size = check_output_size(size, self.info.dims)
         if self.info.fixed_size and self.scales != (1.0,):
-            height, width = self.info.fixed_size
             raise ValueError(
-                f"scales: expected (1.0,), as the model takes images of {height} x {width} only, got {self.scales}; "
-                "leave scales out (flip=True is possible)"
+                f"scales: expected (1.0,), as the model takes images of {_by(self.info.fixed_size)} only, got "
+                f"{self.scales}; leave scales out (flip=True is possible)"
+            )
+        if self.info.dims == 3 and (self.scales != (1.0,) or self.prior is not None):
+            name, expected, got = ("prior", None, prior) if self.prior else ("scales", (1.0,), self.scales)
+            raise ValueError(
+                f"{name}: expected {expected} for a model of volumes, got {got!r}; resize volumes, or weight a cam= of "
+                "your own, before the call"
             )
         self.model = model
         self.affinity = affinity
@@ -165,8 +178,8 @@ class SSA:
 
     def __repr__(self) -> str:
         """Return a line for the model, the seed, and each stage: its size, features, affinity and the reason."""
-        height, width = self.info.trace_size
-        lines = [f"  model: {type(self.model).__name__}, images of {height} × {width}"]
+        kind = "images" if self.info.dims == 2 else "volumes"
+        lines = [f"  model: {type(self.model).__name__}, {kind} of {_by(self.info.trace_size, ' × ')}"]
         lines.append("  seed: " + ("given" if self.seed_kind == "given" else f"{self.seed_kind} at {self.seed_layer}"))
         for name, affinity in self.affinities.items():
             ref, sign = self.info.stages[name], self.info.signs[name]
@@ -186,11 +199,11 @@ class SSA:
         """Return seeds, polished CAMs and logits of images.
 
         Args:
-            images: (B, C, H, W), normalised as the model wants them.
+            images: (B, C, H, W), of volumes (B, C, D, H, W), normalised as the model wants them.
             classes: None or "predicted" (each image's most probable class), "topN" such as "top5"; class indices or
                 names for all images; one list of them per image, of any lengths; or multi-hot rows (B, num_classes).
-            cam: A seed of one's own instead of the model's: (B, K, h, w), (B, h, w), or (K, h, w) of a single image;
-                ``classes`` then says of which classes it is, and may be left out.
+            cam: A seed of one's own instead of the model's: (B, K, h, w), (B, h, w), or (K, h, w) of a single image, of
+                volumes (B, K, d, h, w); ``classes`` then says of which classes it is, and may be left out.
             targets: Grad-CAM (or LayerCAM) seeds of something else than logits: a callable from the model's output for
                 one image, without the batch axis, to a scalar, as in torch-cam and pytorch-grad-cam; a dict of them by
                 name; or one, or a list of them, per image. In flipped views output maps are flipped back first.
@@ -219,7 +232,7 @@ class SSA:
         return result
 
     def features(self, images: Tensor) -> StageFeatures:
-        """Return the stages (B, C, h, w) of images by name, as ``polish`` takes them, with the logits.
+        """Return the stages (B, C, [d,] h, w) of images by name, as ``polish`` takes them, with the logits.
 
         ``polish(cam, features, affinity=ssa.affinities, align_corners=ssa.align_corners)`` is what a call does with a
         seed of its own. Where forward crops or pads images (``info.window``), the stages cover that part of them.
@@ -234,7 +247,7 @@ class SSA:
 
     def _check(self, images: Tensor) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), images)
-        check_images(images, self.info.in_channels, weight, self.info.fixed_size)
+        check_images(images, self.info.in_channels, weight, self.info.fixed_size, self.info.dims)
 
     def _run(self, images: Tensor, source: ClassSeeds | TargetSeeds) -> tuple[SSAResult, tuple[str, ...]]:
         """Return the result, and notes on how the classes or the seed were read."""
@@ -250,11 +263,13 @@ class SSA:
                 notes = source.notes(chosen, seed)
             for name, maps in self._polish(features, seed, self._output_size(images, sums)).items():
                 maps = maps.flip(-1) if flipped else maps
-                sums[name] = sums[name] + resize(maps, _hw(sums[name]), self.align_corners) if name in sums else maps
+                sums[name] = (
+                    sums[name] + resize(maps, sums[name].shape[2:], self.align_corners) if name in sums else maps
+                )
         rescaled = {name: maps.float() for name, maps in rescale_each(sums).items()}
         selection = chosen.selection
         if selection.padded:
-            kept = selection.valid[:, :, None, None]
+            kept = selection.valid.view(*selection.valid.shape, *(1 for _ in range(self.info.dims)))
             rescaled = {name: maps.where(kept, 0.0) for name, maps in rescaled.items()}
         guessed = (self.names_note,) if self.names_note and chosen.names is self.names else ()
         result = SSAResult(
@@ -272,21 +287,20 @@ class SSA:
 
     def _forward(self, images: Tensor, forward: Callable[[Tensor], Features]) -> Features:
         """Run the model by ``forward``; re-raise a failure at a new input size as a clear size error."""
-        size = _hw(images)
+        size = tuple(images.shape[2:])
         try:
             return forward(images)
         except Exception as error:
             if size == self.info.trace_size or isinstance(error, torch.OutOfMemoryError):
                 raise
-            height, width = self.info.trace_size
             raise ValueError(
-                f"images: expected a size that the model takes, such as {height} x {width}, but its forward failed at "
-                f"{size[0]} x {size[1]} ({error}); resize the images, or leave out scales that lead there"
+                f"images: expected a size that the model takes, such as {_by(self.info.trace_size)}, but its forward "
+                f"failed at {_by(size)} ({error}); resize the images, or leave out scales that lead there"
             ) from error
 
-    def _polish(self, features: Features, seed: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
+    def _polish(self, features: Features, seed: Tensor, size: Size | None) -> dict[str, Tensor]:
         """Return one view's seed (``SEED``), polished stages (by name) and their fusion (``CAMS``), not rescaled."""
-        with torch.autocast(seed.device.type, enabled=False):
+        with activity("polishing"), torch.autocast(seed.device.type, enabled=False):
             requests = {
                 name: StageRequest(
                     features.maps[name],
@@ -309,13 +323,13 @@ class SSA:
                 name: over_image(each, window, features.image_size, self.align_corners) for name, each in maps.items()
             }
 
-    def _output_size(self, images: Tensor, sums: dict[str, Tensor]) -> tuple[int, int] | None:
+    def _output_size(self, images: Tensor, sums: dict[str, Tensor]) -> Size | None:
         """Return the size of the fused CAMs; None is that of the largest stage, which the first view decides."""
         if isinstance(self.size, tuple):
             return self.size
         if self.size == "input":
-            return _hw(images)
-        return _hw(sums[CAMS]) if sums else None
+            return tuple(images.shape[2:])
+        return tuple(sums[CAMS].shape[2:]) if sums else None
 
 
 def _view(images: Tensor, scale: float, flipped: bool) -> Tensor:
@@ -326,5 +340,5 @@ def _view(images: Tensor, scale: float, flipped: bool) -> Tensor:
     return images.flip(-1) if flipped else images
 
 
-def _hw(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
+def _by(size: Size, times: str = " x ") -> str:
+    return times.join(map(str, size))

@@ -19,11 +19,12 @@ from ssa_fast.layouts import RANKS
 
 if TYPE_CHECKING:
     from ssa_fast.arrays import ArrayLike, CamLike, Stage, StagesLike
+    from ssa_fast.layouts import Size
 
 __all__ = ["InputWarning"]  # beside what is defined here
 
 Layouts: TypeAlias = "str | Sequence[str | None] | Mapping[str, str | None] | None"
-Grids: TypeAlias = "tuple[int, int] | Sequence[tuple[int, int]] | Mapping[str, tuple[int, int]] | None"
+Grids: TypeAlias = "Size | Sequence[Size] | Mapping[str, Size] | None"
 Affinities: TypeAlias = "Affinity | Sequence[Affinity] | Mapping[str, Affinity]"
 Fuse: TypeAlias = Literal["mean", "max", "sum", "product"]
 Weights: TypeAlias = "Sequence[float] | Mapping[str, float] | None"
@@ -36,7 +37,7 @@ PRECISIONS = ("default", "high")
 
 @dataclass(frozen=True, eq=False)
 class StageRequest:
-    """One stage to polish: features ``(B, C, H, W)`` and the options of ``polish``.
+    """One stage to polish: features ``(B, C, H, W)`` or ``(B, C, D, H, W)``, and the options of ``polish``.
 
     ``K`` classes of the CAM and ``dtype`` of the computation belong to the request; the CAM itself does not.
     """
@@ -62,14 +63,14 @@ class FusionOptions:
     fuse: Fuse
     weights: tuple[float, ...]
     rescale: bool
-    size: tuple[int, int] | None
+    size: Size | None
     align_corners: bool = True
     backend: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A checked call of ``polish``: CAMs ``(B, K, h, w)``, a request per stage, how to fuse them, and notes.
+    """A checked call of ``polish``: CAMs ``(B, K, [d,] h, w)``, a request per stage, how to fuse them, and notes.
 
     There is one CAM for all stages, or one for each, in order. ``notes`` say how an input was read.
     """
@@ -82,7 +83,7 @@ class Request:
     notes: list[str]
 
     def restore(self, polished: Tensor) -> ArrayLike:
-        """Return ``(B, K, H, W)`` with the rank and the kind of array that the caller's CAM had."""
+        """Return ``(B, K, [D,] H, W)`` with the rank and the kind of array that the caller's CAM had."""
         polished = unbatch_cam(polished, self.rank)
         return polished.cpu().numpy() if self.is_numpy else polished
 
@@ -95,7 +96,7 @@ def validate(
     fuse: Fuse = "mean",
     weights: Weights = None,
     rescale: bool | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     align_corners: bool = True,
     nonnegative: bool | None = None,
     layout: Layouts = None,
@@ -122,7 +123,7 @@ def validate(
         fuse=check_fuse(fuse),
         weights=check_weights(weights, stages),
         rescale=len(stages) > 1 if rescale is None else rescale,
-        size=None if size is None else check_size("size", size),
+        size=None if size is None else check_size("size", size, cams[0].ndim - 2),
         align_corners=align_corners,
         backend=backend,
     )
@@ -147,7 +148,7 @@ def validate(
 def _read(
     given: Sequence[Tensor], feats: StagesLike, layout: Layouts, grid: Grids, *, keep_grad: bool
 ) -> tuple[list[Tensor], dict[str, Tensor], list[str]]:
-    """Return CAMs ``(B, K, h, w)`` and stages that go together, and notes on how they were read."""
+    """Return CAMs ``(B, K, [d,] h, w)`` and stages that go together, and notes on how they were read."""
     read = read_stages(feats, layout, grid, cams=given)
     notes = [stage.note for stage in read.values() if stage.note] + arrays.note_classes_last(given, read)
     cams, maps = arrays.match(given, read), [stage.map for stage in read.values()]
@@ -164,7 +165,7 @@ def read_stages(
     grid: Grids = None,
     *,
     cams: Sequence[Tensor] = (),
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> dict[str, Stage]:
     """Return the stages by name, all of one batch size; of ``cams`` or an image of ``size`` they have the aspect."""
     named = name_stages(feats)
@@ -174,7 +175,7 @@ def read_stages(
 
 def check_layouts(
     layout: Layouts, grid: Grids, stages: Mapping[str, object]
-) -> tuple[dict[str, str | None], dict[str, tuple[int, int] | None]]:
+) -> tuple[dict[str, str | None], dict[str, Size | None]]:
     """Return layout and grid of each stage, None where they were not given."""
     layouts = per_stage("layout", layout, stages, (str, type(None)))
     for value in layouts.values():
@@ -185,7 +186,12 @@ def check_layouts(
     grids = per_stage("grid", given, stages, (tuple, type(None))) if by_stage else dict.fromkeys(stages, grid)
     if any(each is not None for each in grids.values()) and "tokens" not in layouts.values():
         raise ValueError(f"grid: expected None where no stage has layout='tokens', got {grid}; pass layout='tokens'")
-    return layouts, {name: None if each is None else check_size("grid", each) for name, each in grids.items()}
+    return layouts, {name: None if each is None else _check_grid(each) for name, each in grids.items()}
+
+
+def _check_grid(grid: object) -> Size:
+    volume = isinstance(grid, (tuple, list, torch.Size)) and len(grid) == 3
+    return check_size("grid", grid, 3 if volume else 2)
 
 
 def result_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -210,22 +216,24 @@ def check_weights(weights: Weights, stages: Mapping[str, object]) -> tuple[float
     return numbers
 
 
-def check_size(argument: str, size: object) -> tuple[int, int]:
-    """Return ``(H, W)`` if ``size`` is two positive ints."""
-    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or not all(_is_int(n) for n in size):
-        raise TypeError(f"{argument}: expected (H, W), two ints, got {size!r}")
+def check_size(argument: str, size: object, dims: int = 2) -> Size:
+    """Return ``(H, W)`` if ``size`` is two positive ints, or ``(D, H, W)`` if it is three of them and ``dims`` is 3."""
+    axes, number = ("(H, W)", "two") if dims == 2 else ("(D, H, W)", "three")
+    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != dims or not all(_is_int(n) for n in size):
+        raise TypeError(f"{argument}: expected {axes}, {number} ints, got {size!r}")
     if min(size) < 1:
-        raise ValueError(f"{argument}: expected (H, W) of at least 1, got {tuple(size)}")
-    return int(size[0]), int(size[1])
+        raise ValueError(f"{argument}: expected {axes} of at least 1, got {tuple(size)}")
+    return tuple(map(int, size))
 
 
-def check_output_size(size: object) -> str | tuple[int, int]:
-    """Return ``size`` if it is ``"input"``, ``"stage"`` or ``(H, W)``."""
+def check_output_size(size: object, dims: int = 2) -> str | Size:
+    """Return ``size`` if it is ``"input"``, ``"stage"`` or ``(H, W)``, of volumes ``(D, H, W)``."""
     if isinstance(size, str):
         if size not in ("input", "stage"):
-            raise ValueError(f'size: expected "input", "stage" or (H, W), got {size!r}; choose one of them')
+            axes = "(H, W)" if dims == 2 else "(D, H, W)"
+            raise ValueError(f'size: expected "input", "stage" or {axes}, got {size!r}; choose one of them')
         return size
-    return check_size("size", size)
+    return check_size("size", size, dims)
 
 
 def check_scales(scales: object) -> tuple[float, ...]:
@@ -243,20 +251,22 @@ def check_scales(scales: object) -> tuple[float, ...]:
     return tuple(float(scale) for scale in scales)
 
 
-def check_images(images: object, channels: int, weight: Tensor, only_size: tuple[int, int] | None) -> Tensor:
+def check_images(images: object, channels: int, weight: Tensor, only_size: Size | None, dims: int = 2) -> Tensor:
     """Return ``images`` if a model can take them.
 
     Args:
         images: What the caller passed.
         channels: Of the images that the model takes.
         weight: One of the model's floating weights: images have its dtype (unless autocast converts them) and device.
-        only_size: The only ``(H, W)`` that the model takes, or None.
+        only_size: The only ``(H, W)`` that the model takes, of volumes ``(D, H, W)``; or None.
+        dims: 3 of a model that takes volumes.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images: expected a torch tensor, got {type(images).__name__}; use torch.from_numpy")
-    if images.ndim != 4 or images.shape[1] != channels:
+    if images.ndim != 2 + dims or images.shape[1] != channels:
+        axes = "H, W" if dims == 2 else "D, H, W"
         raise ValueError(
-            f"images: expected shape (B, {channels}, H, W), got {tuple(images.shape)}; add a batch axis with "
+            f"images: expected shape (B, {channels}, {axes}), got {tuple(images.shape)}; add a batch axis with "
             "images[None] or bring the channels to the front"
         )
     if images.numel() == 0:
@@ -277,27 +287,37 @@ def check_images(images: object, channels: int, weight: Tensor, only_size: tuple
         raise ValueError(
             f"images: expected the model's device {weight.device}, got {images.device}; move them with .to()"
         )
-    if only_size is not None and tuple(images.shape[-2:]) != only_size:
+    if only_size is not None and tuple(images.shape[2:]) != only_size:
         raise ValueError(
-            f"images: expected {only_size[0]} x {only_size[1]}, the only size this model takes, got "
-            f"{images.shape[-2]} x {images.shape[-1]}; resize the images"
+            f"images: expected {' x '.join(map(str, only_size))}, the only size this model takes, got "
+            f"{' x '.join(map(str, images.shape[2:]))}; resize the images"
         )
     return images
 
 
-def check_point(point: object, size: tuple[int, int] | None) -> tuple[float, float]:
-    """Return ``(y, x)`` as fractions of height and width; a pixel of an image of ``size`` counts by its centre."""
-    if not isinstance(point, (tuple, list)) or len(point) != 2 or not all(isinstance(n, Real) for n in point):
-        raise TypeError(f"point: expected (y, x), two numbers, got {point!r}")
-    y, x = float(point[0]), float(point[1])
+def check_point(point: object, size: Size | None) -> tuple[float, ...]:
+    """Return ``(y, x)`` or ``(z, y, x)`` as fractions of the sides; a pixel of an image of ``size`` is its centre."""
+    if not isinstance(point, (tuple, list)) or len(point) not in (2, 3) or not all(isinstance(n, Real) for n in point):
+        raise TypeError(f"point: expected (y, x), two numbers, got {point!r}; of volumes it is (z, y, x)")
+    dims, numbers = len(point), [float(number) for number in point]
+    point_axes, axes = ("(y, x)", "(H, W)") if dims == 2 else ("(z, y, x)", "(D, H, W)")
     if size is None:
-        if not (0 <= y <= 1 and 0 <= x <= 1):
-            raise ValueError(f"point: expected fractions in [0, 1], got {point}; give size=(H, W) for pixels")
-        return y, x
-    H, W = check_size("size", size)
-    if not (0 <= y < H and 0 <= x < W):
-        raise ValueError(f"point: expected (y, x) inside the {H}×{W} image, got {point}")
-    return (y + 0.5) / H, (x + 0.5) / W
+        if not all(0 <= number <= 1 for number in numbers):
+            raise ValueError(f"point: expected fractions in [0, 1], got {point}; give size={axes} for pixels")
+        return tuple(numbers)
+    size = check_size("size", size, dims)
+    if not all(0 <= number < side for number, side in zip(numbers, size, strict=True)):
+        kind = "image" if dims == 2 else "volume"
+        raise ValueError(f"point: expected {point_axes} inside the {'×'.join(map(str, size))} {kind}, got {point}")
+    return tuple((number + 0.5) / side for number, side in zip(numbers, size, strict=True))
+
+
+def check_same_dims(point: Sequence[float], stages: Mapping[str, Stage]) -> None:
+    """Raise ValueError unless a checked ``point`` has as many numbers as the stages have axes of pixels."""
+    for name, stage in stages.items():
+        if len(point) != stage.map.ndim - 2:
+            expected = "(z, y, x) for volumes" if stage.map.ndim == 5 else "(y, x) for images"
+            raise ValueError(f"point: expected {expected}, as stage {name!r} holds, got {tuple(point)}")
 
 
 def _check_flag(argument: str, value: object, *, optional: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from ssa_fast import evaluate
+from ssa_fast.io import pyramid
+from ssa_fast.io.placement import Placement
+from ssa_fast.localize.masks import voc_palette
 from tests.samples import save_photo, save_slide, save_voc
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +125,40 @@ def test_slide(tmp_path: Path) -> None:
     assert (mask > 0)[cat].mean() > 0.8
     assert (mask > 0)[~cat].mean() < 0.1
     assert (tmp_path / "cams.preview.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_qupath_geojson(tmp_path: Path) -> None:
+    """Polygons of a mask with a scale, which QuPath wants in pixels of the slide, cover what the mask marks."""
+    needs("large", "tifffile")
+    needs("test", "rasterio")
+    from rasterio.features import rasterize
+
+    labels = np.zeros((1, 1200, 1600), np.uint8)
+    labels[0, 100:400, 200:500], labels[0, 600:1100, 900:1500] = 4, 7
+    labels[0, 0:2, 0:2] = 4  # too small for a region
+    metadata = {"names": ["cat & dog", "duck"], "labels": [4, 7]}
+    about = {"names": ["mask"], "metadata": metadata, "placement": Placement(pixel_size=(0.5, 0.5), unit="micrometer")}
+    pyramid.write(
+        tmp_path / "a.mask.tif",
+        lambda _, y0, y1, x0, x1: labels[0, y0:y1, x0:x1],
+        shape=labels.shape,
+        kind="mask",
+        palette=voc_palette(),
+        **about,
+    )
+    assert "2 regions in regions.geojson, traced at 800 x 600 of 1600 x 1200" in run(
+        tmp_path, "qupath_geojson.py", "a.mask.tif", "--side", 1000
+    )
+    features = json.loads((tmp_path / "regions.geojson").read_text())["features"]
+    found = {feature["properties"]["classification"]["name"]: feature for feature in features}
+    assert found.keys() == {"cat & dog", "duck"}
+    for name, label in zip(metadata["names"], metadata["labels"], strict=True):
+        assert found[name]["properties"]["objectType"] == "annotation"
+        assert found[name]["properties"]["classification"]["color"] == voc_palette()[3 * label : 3 * label + 3]
+        drawn = rasterize([found[name]["geometry"]], labels.shape[1:])
+        speck = np.indices(labels.shape[1:]).max(0) < 2
+        assert np.array_equal(drawn > 0, (labels[0] == label) & ~speck)
 
 
 @pytest.mark.distributed

@@ -211,6 +211,7 @@ def test_a_figure_is_matplotlibs_and_not_pyplots() -> None:
         (grey(), {"classes": ["dog"]}, ValueError, r"classes: expected some of the results' \(Greater.*, tabby\)"),
         (grey(), {"columns": 0}, ValueError, "columns: expected a number >= 1, got 0"),
         (grey(), {"width": 0.2}, ValueError, "width: expected at least 1 inch, got 0.2"),
+        (grey(), {"width": 1.2}, ValueError, "width: expected more than 1.2 inches for 3 cells side by side"),
         (grey(), {"colormap": "jet"}, ValueError, "colormap: expected one of viridis"),
         (grey(), {"opacity": 2}, ValueError, "opacity: expected a number"),
         (grey(), {"box_threshold": 2}, ValueError, "box_threshold: expected a number"),
@@ -221,9 +222,15 @@ def test_wrong_arguments(images: Tensor, options: Any, error: type[Exception], t
         make_result().figure(images, **options)
 
 
-def test_a_batch_per_result() -> None:
+def test_results_that_go_together() -> None:
     with pytest.raises(ValueError, match=r"images: expected a batch per result \(1\), got 2"):
         figure([grey(), grey()], [make_result()])
+    other = replace(make_result(), stages={"features": make_result().cams})
+    figure([grey(), grey()], [make_result(), other])
+    with pytest.raises(
+        ValueError, match=r"results: expected the same stages in all, got .*'features'.*draw them apart"
+    ):
+        figure([grey(), grey()], [make_result(), other], stages=True)
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ def check_model(ssa: SSA) -> None:
         raise ValueError(f"prior: expected SSA with prior=None, got {ssa.prior!r}; weight a seed of your own by it")
     if ssa.info.no_logits is not None:
         raise ValueError(ssa.info.no_logits)
+    if ssa.info.dims != 2:
+        raise ValueError("model: expected one for images, got one for volumes; call SSA on them, or use Prototypes")
     if ssa.info.in_channels != 3:
         raise ValueError(f"model: expected one for RGB images, got one for {ssa.info.in_channels} channels")
     if ssa.info.window is not None:

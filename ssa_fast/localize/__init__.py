@@ -1,4 +1,4 @@
-"""Boxes, pseudo-masks and pictures from class activation maps."""
+"""Boxes, prompts, pseudo-masks and pictures from class activation maps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ssa_fast.localize.boxes import box_scores, boxes
 from ssa_fast.localize.masks import background_of, masks, save_mask
 from ssa_fast.localize.options import PostprocessOptions
 from ssa_fast.localize.overlay import overlay
+from ssa_fast.localize.prompts import Prompts, prompts
 from ssa_fast.localize.refinement import refine
 from ssa_fast.localize.threshold import estimate_background
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PanelRow",
     "PostprocessOptions",
+    "Prompts",
     "background_of",
     "box_scores",
     "boxes",
@@ -26,6 +28,7 @@ __all__ = [
     "overlay",
     "panel",
     "panels",
+    "prompts",
     "refine",
     "save_mask",
 ]

@@ -23,18 +23,21 @@ def masks(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     """Return label maps: per pixel the class of the largest CAM, or background if none exceeds its score.
 
     Args:
-        cams: (B, K, H, W), (K, H, W) or (H, W), in [0, 1].
+        cams: (B, K, H, W), (K, H, W) or (H, W), of volumes (B, K, D, H, W), in [0, 1].
         options: ``background`` (a number, or "auto") or ``alpha``, the background's score, and ``ignore``; the rest is
             for ``boxes``.
         **overrides: Single fields of the options, for example ``alpha=8, ignore=16``.
 
     Returns:
-        (B, H, W) uint8 on the CPU: 0 background, k + 1 for class position k, 255 unsure. NaN pixels are unsure.
+        (B, H, W) uint8 on the CPU, of volumes (B, D, H, W): 0 background, k + 1 for class position k, 255 unsure. NaN
+        pixels are unsure.
 
     Raises:
         TypeError: ``cams`` is not a floating-point tensor, or an option has another type.
         ValueError: Options out of range or not going together, CAMs outside [0, 1], or over 254 classes.
     """
+    if isinstance(cams, Tensor) and cams.ndim == 5:  # a label depends on no neighbour
+        return masks(cams.flatten(2, 3), options, **overrides).unflatten(1, cams.shape[2:4])
     maps = read_cams(cams)
     options = replace(options or PostprocessOptions(), **overrides)
     if maps.shape[1] >= IGNORE:

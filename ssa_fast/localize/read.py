@@ -14,7 +14,8 @@ def read_cams(cams: Tensor) -> Tensor:
         )
     if not 2 <= cams.ndim <= 4 or cams.numel() == 0:
         raise ValueError(
-            f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them"
+            f"cams: expected shape (B, K, H, W), (K, H, W) or (H, W), got {tuple(cams.shape)}; reshape them, or take a "
+            "plane of volumes, such as cams[:, :, z]"
         )
     return cams.detach().float().cpu().reshape((1,) * (4 - cams.ndim) + tuple(cams.shape))
 

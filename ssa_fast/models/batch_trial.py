@@ -50,7 +50,7 @@ def try_batch(model: nn.Module, trace: ForwardTrace, stages: Sequence[str]) -> B
     """Run an image alone and beside another: at half the sample image's size, or at its own if the network refuses."""
     logits = trace.output
     try:
-        image = make_trace_image(model, (_halve(trace.image_size[0]), _halve(trace.image_size[1])), trace.channels)
+        image = make_trace_image(model, tuple(map(_halve, trace.image_size)), trace.channels)
         alone = _run(model, image, logits)
     except Exception:  # a network may refuse a size in any way
         image, alone = make_trace_image(model, trace.image_size, trace.channels), _Run([], trace.logits[0])

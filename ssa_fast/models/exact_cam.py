@@ -19,8 +19,7 @@ from ssa_fast.models.trace import ForwardTrace, LayerRef, hooked_inference, make
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-AXES = {"nchw": {2, 3}, "nhwc": {1, 2}, "tokens": {1}}
-"""The axes of a map's pixels, by its layout."""
+    from ssa_fast.layouts import Size
 
 
 def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> tuple[LayerRef, str | None] | str:
@@ -31,7 +30,7 @@ def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> 
     usable = [ref for ref in reversed(trace.maps.values()) if ref.layout.pixels > 1 and not ref.needs_copy]
     usable.sort(key=lambda ref: ref.name not in stages)
     maps = (ref.layout.view(trace.layers[ref.name].tensor, trace.image_size) for ref in usable)
-    means = [features.float().mean((2, 3)) for features in maps]
+    means = [_mean(features) for features in maps]
 
     def find_mean(values: Tensor) -> LayerRef | None:
         return next((ref for ref, mean in zip(usable, means, strict=True) if _is_mean(mean, values)), None)
@@ -54,7 +53,8 @@ def find_exact_cam(model: nn.Module, trace: ForwardTrace, stages: list[str]) -> 
         size = _find_counterexample(model, trace, ref, head)
         if size is not None:
             read = f"the input of {head!r}" if head else "the output"
-            return f"{read} is not the mean of {ref.name!r} on an image of {size[0]} x {size[1]} (a fixed window)"
+            shown = " x ".join(map(str, size))
+            return f"{read} is not the mean of {ref.name!r} on an image of {shown} (a fixed window)"
     return ref, head
 
 
@@ -74,7 +74,7 @@ def _is_affine(module: nn.Module, values: Tensor, output: Tensor) -> bool:
     """Return whether a layer does what its class does: a subclass or a hook may normalise or scale."""
     if is_dynamically_quantized(module):
         return True
-    layer = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    layer = next((kind for kind in (nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), nn.Linear)
     with torch.no_grad():
         return _close(cast("Any", layer).forward(module, values.to(output.dtype)), output)
 
@@ -84,12 +84,11 @@ def _is_mean_at_any_size(trace: ForwardTrace, ref: LayerRef, values: Tensor) -> 
     origin = trace.flow.find(values)
     if origin is None or origin.mean_of is not trace.layers[ref.name].tensor:
         return False
-    return origin.dims == AXES[ref.layout.kind]
+    first, axes = 2 if ref.layout.kind == "nchw" else 1, 1 if ref.layout.kind == "tokens" else len(trace.image_size)
+    return origin.dims == set(range(first, first + axes))
 
 
-def _find_counterexample(
-    model: nn.Module, trace: ForwardTrace, ref: LayerRef, head: str | None
-) -> tuple[int, int] | None:
+def _find_counterexample(model: nn.Module, trace: ForwardTrace, ref: LayerRef, head: str | None) -> Size | None:
     """Return a size of the image at which the head does not read the mean of the map.
 
     None if it does, or if the network takes no other size.
@@ -110,17 +109,20 @@ def _find_counterexample(
                 )
         except Exception:  # a network may refuse a size in any way
             continue
-        mean = features.maps[ref.name].float().mean((2, 3))
+        mean = _mean(features.maps[ref.name])
         values = read[-1].flatten(1) if head else features.logits
         return None if _is_mean(mean, values) else size
     return None
 
 
-def _larger_sizes(trace: ForwardTrace, ref: LayerRef) -> Iterator[tuple[int, int]]:
+def _larger_sizes(trace: ForwardTrace, ref: LayerRef) -> Iterator[Size]:
     """Yield sizes at which the map has a pixel more each way, and twice as many."""
-    (height, width), (y, x) = trace.image_size, ref.layout.stride
-    yield height + math.ceil(y), width + math.ceil(x)
-    yield 2 * height, 2 * width
+    yield tuple(side + math.ceil(step) for side, step in zip(trace.image_size, ref.layout.stride, strict=True))
+    yield tuple(2 * side for side in trace.image_size)
+
+
+def _mean(features: Tensor) -> Tensor:
+    return features.float().mean(tuple(range(2, features.ndim)))
 
 
 def _is_mean(mean: Tensor, values: Tensor) -> bool:

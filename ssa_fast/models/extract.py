@@ -18,6 +18,7 @@ from ssa_fast.models.trace import LayerRef, has_hooks, hooked_inference
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ssa_fast.layouts import Size
     from ssa_fast.models.outputs import LogitsRef
 
 
@@ -26,8 +27,8 @@ class Features:
     """Feature maps and logits of one forward pass.
 
     Attributes:
-        image_size: (H, W) of the images.
-        maps: Module name -> (B, C, h, w), a view without gradient.
+        image_size: (H, W) of the images, (D, H, W) of volumes.
+        maps: Module name -> (B, C, h, w), of volumes (B, C, d, h, w), a view without gradient.
         nonnegative: Names of the maps that are ≥ 0 by construction, as this forward pass itself has shown.
         output: What the model returned; with ``gradients_of``, the end of a graph that begins at the first of them.
         logits: (B, num_classes) in it, (B, 0) if there are none, or none were asked for.
@@ -35,7 +36,7 @@ class Features:
         values: Values (B,) that targets gave to the output (``models.targets``).
     """
 
-    image_size: tuple[int, int]
+    image_size: Size
     maps: dict[str, Tensor]
     nonnegative: frozenset[str] = frozenset()
     output: Any = None
@@ -95,7 +96,7 @@ def extract_features(
         output = model(images.clone() if images.is_inference() else images)
         scores = None if logits is None or logits.missing else logits.read(output, len(images), flow)
     scores = images.new_empty(len(images), 0) if scores is None else scores
-    image_size, maps = (images.shape[-2], images.shape[-1]), {}
+    image_size, maps = tuple(images.shape[2:]), {}
     for name in hooks:
         if name not in (outputs if name in refs else leaves):
             raise ValueError(

@@ -36,7 +36,7 @@ SHAPED = torch_functions(
 MONOTONE = torch_functions("exp log clamp clamp_ clip clip_ clamp_min clamp_max detach")
 """What may follow the activation, class by class, beside changes of the shape: the values before it stay the same."""
 
-AVERAGES = torch_functions("mean adaptive_avg_pool2d")
+AVERAGES = torch_functions("mean adaptive_avg_pool2d adaptive_avg_pool3d")
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,12 @@ def _is_spatial(tensor: Tensor) -> bool:
 
 
 def _averaged_axes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> frozenset[int]:
-    """Return the axes over all of which ``mean`` or ``adaptive_avg_pool2d`` averages, counted from the first."""
+    """Return the axes over all of which ``mean`` or adaptive pooling averages, counted from the first."""
     ndim = args[0].ndim
     if func.__name__ == "mean":
         dims = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
         dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
         return frozenset(dim % ndim for dim in dims if isinstance(dim, int))
     size = args[1] if len(args) > 1 else kwargs.get("output_size")
-    return frozenset((ndim - 2, ndim - 1)) if size in (1, (1, 1), [1, 1]) else frozenset()
+    pooled = 3 if func.__name__ == "adaptive_avg_pool3d" else 2
+    return frozenset(range(ndim - pooled, ndim)) if size in (1, (1,) * pooled, [1] * pooled) else frozenset()

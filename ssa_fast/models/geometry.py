@@ -3,6 +3,8 @@
 A map is laid over an image as if it covered the whole of it. A forward that resizes images keeps that true; one that
 crops or pads to a square does not. What a forward does is measured: a patch of the image is altered, and the place
 where the finest stage changes is compared with the place of the patch.
+
+Of volumes, the patch goes through the whole depth: height and width are measured, nothing is known of the depth.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ssa_fast.layouts import Size
     from ssa_fast.models.layout import TensorLayout
     from ssa_fast.models.trace import LayerRef
 
@@ -60,13 +63,13 @@ class SecondTrial(NamedTuple):
     """What images of other sizes have shown.
 
     Attributes:
-        fixed_size: The only (H, W) that the network was found to accept, or None.
+        fixed_size: The only (H, W), of volumes (D, H, W), that the network was found to accept, or None.
         fixed_grids: Names of the layers whose tokens do not follow the image's size.
         window: The part of an image (H, W) that the maps cover; None: the whole.
         notes: What was assumed, one sentence each.
     """
 
-    fixed_size: tuple[int, int] | None
+    fixed_size: Size | None
     fixed_grids: frozenset[str]
     window: Callable[[int, int], Window] | None
     notes: tuple[str, ...] = ()
@@ -102,7 +105,7 @@ def _checked(function: Callable[[int, int], Window], height: int, width: int) ->
     return window
 
 
-def over_image(maps: Tensor, window: Window, image_size: tuple[int, int], align_corners: bool) -> Tensor:
+def over_image(maps: Tensor, window: Window, image_size: Size, align_corners: bool) -> Tensor:
     """Return maps (B, K, h, w) that cover ``window`` as maps of the image's size (H, W), for rescaling.
 
     Each map's minimum is taken off, so that it is 0 where a map does not reach and its own minimum where it does.
@@ -112,7 +115,7 @@ def over_image(maps: Tensor, window: Window, image_size: tuple[int, int], align_
     return F.pad(resize(maps - maps.amin((2, 3), keepdim=True), (height, width), align_corners), edges)
 
 
-def in_window(maps: Tensor, window: Window, image_size: tuple[int, int], align_corners: bool) -> Tensor:
+def in_window(maps: Tensor, window: Window, image_size: Size, align_corners: bool) -> Tensor:
     """Return maps (B, K, h, w) that cover an image (H, W) as maps that cover ``window``, 0 outside of the image."""
     (height, width), top, left = window_size(window), round(window[0]), round(window[1])
     edges = (-left, left + width - image_size[1], -top, top + height - image_size[0])
@@ -120,29 +123,46 @@ def in_window(maps: Tensor, window: Window, image_size: tuple[int, int], align_c
 
 
 def try_other_sizes(
-    model: nn.Module, refs: Mapping[str, LayerRef], image_size: tuple[int, int], channels: int, geometry: Geometry
+    model: nn.Module, refs: Mapping[str, LayerRef], image_size: Size, channels: int, geometry: Geometry
 ) -> SecondTrial:
     """Run images of other sizes than the trace's, to see whether the network takes them and what its maps cover.
 
     Raises:
-        ValueError: The maps do not follow the image, in none of the known ways.
+        ValueError: The maps do not follow the image, in none of the known ways; or they do not cover the whole volume.
     """
     window, trial = check_geometry(geometry), _Trial(model, refs, channels)
-    height, width = image_size
-    sizes = [(max(1, height // 2), width), (height, 2 * width), (2 * height, 2 * width)]
+    *depth, height, width = image_size
+    if depth and geometry not in (None, "resize"):
+        raise ValueError(
+            f"geometry: expected None or 'resize' for a network of volumes, got {geometry!r}; leave it out"
+        )
+    sides = [(max(1, height // 2), width), (height, 2 * width), (2 * height, 2 * width), (3 * height, 2 * width)]
+    *sizes, larger_still = [(*depth, *each) for each in sides]
     size = next((size for size in sizes if trial.base(size) is not None), None)
     if size is None:
         return SecondTrial(image_size, frozenset(), window)
-    larger = [each for each in (sizes[1], (3 * height, 2 * width)) if each != size]
+    larger = [each for each in (sizes[1], larger_still) if each != size]
     if geometry is not None:
         return SecondTrial(None, trial.fixed_grids([size, *larger]) if window else trial.fixed_grids([size]), window)
     fixed = trial.fixed_grids([size])
     if trial.follows(size, KINDS["resize"], fixed, places=[SCREENED], tolerance=0.06):
         return SecondTrial(None, fixed, None)
-    return _classify(trial, size, larger)
+    if depth and trial.unclear:  # a volume's forward takes too long to be classified by many of them
+        note = (
+            "geometry: whether forward crops, pads or moves volumes could not be measured in "
+            f"{trial.finest!r}, whose maps are taken to cover the whole"
+        )
+        return SecondTrial(None, fixed, None, (note,))
+    found = _classify(trial, size, larger)
+    if depth and found.window is not None:
+        raise ValueError(
+            "geometry: expected maps that cover the whole volume, but the model crops or pads volumes in forward; take "
+            "that out of the model"
+        )
+    return found
 
 
-def _classify(trial: _Trial, size: tuple[int, int], larger: list[tuple[int, int]]) -> SecondTrial:
+def _classify(trial: _Trial, size: Size, larger: list[Size]) -> SecondTrial:
     """Return the kind of geometry that explains where patches are found in images of the ``larger`` sizes."""
     trial.unclear = False
     if not trial.repeats(size):
@@ -180,18 +200,18 @@ class _Trial:
 
     def __init__(self, model: nn.Module, refs: Mapping[str, LayerRef], channels: int) -> None:
         self._model, self._refs, self._channels = model, refs, channels
-        self._bases: dict[tuple[int, int], dict[str, Tensor] | None] = {}
+        self._bases: dict[Size, dict[str, Tensor] | None] = {}
         self.unclear = False  # whether a map was too coarse, or changed in most places at once
         self.answered = False  # whether any patch changed the map
         self.finest = max(refs, key=lambda name: refs[name].layout.pixels)
 
-    def base(self, size: tuple[int, int]) -> dict[str, Tensor] | None:
+    def base(self, size: Size) -> dict[str, Tensor] | None:
         """Return the layers' outputs for an image of ``size``; None if the network does not take it."""
         if size not in self._bases:
             self._bases[size] = self._run(make_trace_image(self._model, size, self._channels))
         return self._bases[size]
 
-    def repeats(self, size: tuple[int, int]) -> bool:
+    def repeats(self, size: Size) -> bool:
         """Return whether a second run gives the same map."""
         base, again = self.base(size), self._run(make_trace_image(self._model, size, self._channels))
         if base is None or again is None or base[self.finest].shape != again[self.finest].shape:
@@ -199,7 +219,7 @@ class _Trial:
         difference = (base[self.finest] - again[self.finest]).double().norm()
         return bool(difference <= 1e-2 * base[self.finest].double().norm())
 
-    def fixed_grids(self, sizes: list[tuple[int, int]]) -> frozenset[str]:
+    def fixed_grids(self, sizes: list[Size]) -> frozenset[str]:
         """Return the names of the layers that return as many tokens at all ``sizes`` as in the trace."""
         bases = [base for base in map(self.base, sizes) if base is not None]
         tokens = {n: ref.layout for n, ref in self._refs.items() if ref.layout.kind == "tokens"}
@@ -211,7 +231,7 @@ class _Trial:
 
     def follows(
         self,
-        size: tuple[int, int],
+        size: Size,
         window: Callable[[int, int], Window],
         fixed: frozenset[str],
         *,
@@ -219,11 +239,14 @@ class _Trial:
         tolerance: float,
     ) -> bool:
         """Return whether every patch is found where it is if the maps cover ``window``, or nowhere outside of it."""
-        top, left, bottom, right = window(*size)
-        layout = replace(self._refs[self.finest].layout, fixed=self.finest in fixed, window=window)
+        height, width = size[-2:]
+        top, left, bottom, right = window(height, width)
+        layout = replace(self._refs[self.finest].layout, fixed=self.finest in fixed)
+        if len(size) == 2:
+            layout = replace(layout, window=window)
         for y, x in places:
-            centre = (y * size[0] - top) / (bottom - top), (x * size[1] - left) / (right - left)
-            half = 0.125 * size[0] / (bottom - top), 0.125 * size[1] / (right - left)
+            centre = (y * height - top) / (bottom - top), (x * width - left) / (right - left)
+            half = 0.125 * height / (bottom - top), 0.125 * width / (right - left)
             inside = all(h - 1e-6 <= c <= 1 - h + 1e-6 for c, h in zip(centre, half, strict=True))
             if not inside and all(-h < c < 1 + h for c, h in zip(centre, half, strict=True)):
                 continue  # cut by the window's edge
@@ -256,20 +279,21 @@ class _Trial:
         return outputs if len(outputs) == len(self._refs) else None
 
     def _locate(
-        self, layout: TensorLayout, size: tuple[int, int], y: float, x: float
+        self, layout: TensorLayout, size: Size, y: float, x: float
     ) -> tuple[tuple[float, float] | None, tuple[int, int]]:
         """Alter a quarter of each side around (y, x); return where the map changes, in fractions, and its (h, w)."""
         image = make_trace_image(self._model, size, self._channels)
-        begins = [max(0, round((p - 0.125) * side)) for p, side in zip((y, x), size, strict=True)]
-        ends = [max(b + 1, round((p + 0.125) * side)) for b, p, side in zip(begins, (y, x), size, strict=True)]
-        patch = image[:, :, begins[0] : ends[0], begins[1] : ends[1]]
+        begins = [max(0, round((p - 0.125) * side)) for p, side in zip((y, x), size[-2:], strict=True)]
+        ends = [max(b + 1, round((p + 0.125) * side)) for b, p, side in zip(begins, (y, x), size[-2:], strict=True)]
+        patch = image[..., begins[0] : ends[0], begins[1] : ends[1]]
         patch.copy_(1 - 2 * patch)  # a change of noise and of the mean, so that filters of any kind answer all over it
         base, altered = self.base(size), self._run(image)
         assert base is not None
         before, after = (layout.view(each[self.finest], size).double() for each in (base, altered or base))
-        change = (after - before).norm(dim=(0, 1))
+        others = tuple(range(before.ndim - 2))
+        change = torch.linalg.vector_norm(after - before, dim=others)
         cells = change.shape[0], change.shape[1]
-        if not bool(change.amax() > 1e-5 * before.norm(dim=(0, 1)).amax()):
+        if not bool(change.amax() > 1e-5 * torch.linalg.vector_norm(before, dim=others).amax()):
             return None, cells
         self.answered = True
         change = (change >= 0.3 * change.amax()).double()

@@ -1,11 +1,14 @@
-"""Find the shape (C, H, W) of the images that a network takes: as told, as it names it, as its forward pass shows."""
+"""Find the shape (C, H, W) of the images that a network takes: as told, as it names it, as its forward pass shows.
+
+That of the volumes that a network of 3-D convolutions takes is (C, D, H, W).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from torch.nn import Conv2d
+from torch.nn import Conv2d, Conv3d
 
 from ssa_fast.models.trace import ForwardError, trace_model
 from ssa_fast.validation import check_size
@@ -13,23 +16,25 @@ from ssa_fast.validation import check_size
 if TYPE_CHECKING:
     from torch import nn
 
+    from ssa_fast.layouts import Size
     from ssa_fast.models.outputs import Logits
     from ssa_fast.models.trace import ForwardTrace
 
 InputShape: TypeAlias = "int | Sequence[int] | Mapping[str, Any] | None"
 
 SIZES = (224, 256, 128, 64, 32)  # sides tried, in this order, after those that the network names
+VOLUMES = ((16, 112, 112), (16, 224, 224), (96, 96, 96), (64, 64, 64), (32, 32, 32))  # clips first: torchvision's
 
 
 class AskedShape(NamedTuple):
-    """What the caller said about images: channels, (H, W), or None for what was left open."""
+    """What the caller said about images: channels, (H, W) or (D, H, W), or None for what was left open."""
 
     channels: int | None = None
-    size: tuple[int, int] | None = None
+    size: Size | None = None
 
 
 def parse_input_shape(value: InputShape) -> AskedShape:
-    """Read ``input_shape``: a side, (H, W), (C, H, W), or the sizes of a preprocessor; TypeError for anything else.
+    """Read ``input_shape``: a side, (H, W), (C, H, W), (C, D, H, W), or a preprocessor's sizes; else TypeError.
 
     A preprocessor is Hugging Face's image processor, one of its ``size`` mappings, or timm's data configuration.
     """
@@ -38,21 +43,31 @@ def parse_input_shape(value: InputShape) -> AskedShape:
     given: Any = _preprocessor_size(value)
     if isinstance(given, int) and not isinstance(given, bool):
         given = (given, given)
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) not in (2, 3):
-        raise TypeError(f"input_shape: expected (C, H, W), (H, W) or a side, got {value!r}; pass ints")
-    size = check_size("input_shape", tuple(given[-2:]))
-    return AskedShape(check_size("input_shape", (given[0], 1))[0] if len(given) == 3 else None, size)
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) not in (2, 3, 4):
+        raise TypeError(
+            f"input_shape: expected (C, H, W), (H, W) or a side, or (C, D, H, W) of volumes, got {value!r}; pass ints"
+        )
+    dims = 3 if len(given) == 4 else 2
+    size = check_size("input_shape", tuple(given[-dims:]), dims)
+    return AskedShape(check_size("input_shape", (given[0], 1))[0] if len(given) > 2 else None, size)
 
 
 def trace_sample(model: nn.Module, asked: AskedShape, logits: Logits = None) -> ForwardTrace:
     """Trace ``model`` on the first image that it takes: as asked, else in the order of what speaks for a shape.
 
     Of the channels, the first convolution that is called has the last word; which it is, a forward that fails tells.
+    A network whose convolutions are all 3-D is taken for one of volumes.
 
     Raises:
         ForwardError: No forward pass succeeded; the first failure at the number of channels that went furthest.
+        TypeError: An image was asked for of a network of volumes, or a volume of one of images.
     """
-    sizes = [asked.size] if asked.size else list(dict.fromkeys((*named_sizes(model), *((s, s) for s in SIZES))))
+    dims = {2 if isinstance(module, Conv2d) else 3 for module in model.modules() if isinstance(module, Conv2d | Conv3d)}
+    if asked.size and len(dims) == 1 and dims != {len(asked.size)}:
+        shape = "(C, D, H, W)" if dims == {3} else "(C, H, W), (H, W) or a side"
+        raise TypeError(f"input_shape: expected {shape}, as all convolutions are {max(dims)}-D, got sides {asked.size}")
+    sizes: list[Size] = [*VOLUMES] if dims == {3} else [*named_sizes(model), *((s, s) for s in SIZES)]
+    sizes = [asked.size] if asked.size else list(dict.fromkeys(sizes))
     queue = [asked.channels] if asked.channels else named_channels(model)
     failed: ForwardError | None = None
     for size in sizes:
@@ -89,7 +104,7 @@ def named_channels(model: nn.Module) -> list[int]:
     """
     configured = [_get(config, "num_channels") for config in _configurations(model)]
     configured += [shape[0] for shape in (_get(config, "input_size") for config in _configurations(model)) if shape]
-    inputs = [module.in_channels for module in model.modules() if isinstance(module, Conv2d)]
+    inputs = [module.in_channels for module in model.modules() if isinstance(module, Conv2d | Conv3d)]
     found = [*configured, *[few for few in inputs if few <= 4][:1], *inputs[:1], 3, 1]
     return list(dict.fromkeys(count for count in found if isinstance(count, int) and count > 0))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ssa_fast.affinity import Affinity
+    from ssa_fast.layouts import Size
     from ssa_fast.models.geometry import Geometry
     from ssa_fast.models.input_shape import InputShape
     from ssa_fast.models.layout import Window
@@ -40,8 +41,8 @@ class ModelInfo:
         stages, signs: Stage name -> the layer that it is read from, the sign of its features on the sample image.
         seed: Recipe of the seed CAM.
         num_classes, in_channels: Number of logits (0 if there are none), of an image's channels.
-        trace_size: (H, W) of the sample image.
-        fixed_size: The only (H, W) that the network was found to accept, or None.
+        trace_size: (H, W) of the sample image, (D, H, W) of the sample of a network of volumes.
+        fixed_size: The only such size that the network was found to accept, or None.
         window: (H, W) of an image -> the (top, left, bottom, right) that the maps cover; None: the whole.
         output: Where the logits are in what the network returns.
         takes_one: Whether the network takes one image per call only.
@@ -53,12 +54,17 @@ class ModelInfo:
     seed: SeedRecipe
     num_classes: int
     in_channels: int
-    trace_size: tuple[int, int]
-    fixed_size: tuple[int, int] | None
+    trace_size: Size
+    fixed_size: Size | None
     window: Callable[[int, int], Window] | None
     output: LogitsRef
     takes_one: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> int:
+        """2 for a network of images, 3 for one of volumes."""
+        return len(self.trace_size)
 
     @property
     def no_logits(self) -> str | None:
@@ -96,13 +102,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage on the sample image: module, (C, H, W), sign of the features, affinity and why, polishing method.
+    """One stage on the sample image: module, (C, [D,] H, W), sign of the features, affinity and why, polishing method.
 
     ``proved`` says whether the features are non-negative by construction, on every image.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     sign: Sign
     proved: bool
     affinity: Affinity
@@ -112,12 +118,12 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Summary of a network on a random sample image of ``input_size`` (H, W)."""
+    """Summary of a network on a random sample image of ``input_size`` (H, W), or volume (D, H, W)."""
 
     stages: tuple[StageDescription, ...]
     seed_kind: SeedKind
     seed_layer: str
-    input_size: tuple[int, int]
+    input_size: Size
     num_classes: int
     parameters: int
     notes: tuple[str, ...] = ()
@@ -140,15 +146,16 @@ def inspect_model(
     hooks and gradients and the global random state are restored.
 
     Args:
-        model: Takes (B, C, H, W), returns logits (B, num_classes) or an object with ``logits``; or anything else, for
-            which there is Grad-CAM of targets only.
+        model: Takes (B, C, H, W), or (B, C, D, H, W) if all its convolutions are 3-D; returns logits (B, num_classes)
+            or an object with ``logits``, or anything else, for which there is Grad-CAM of targets only.
         stages: "auto", or names as in ``model.named_modules()``.
         seed: "auto", "cam", "grad-cam", "layercam", or the name of Grad-CAM's target layer; None to look for none.
         input_shape: (C, H, W), (H, W) or a side of the sample image, or a preprocessor's sizes; by default what the
-            network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224.
+            network and its configuration name (``image_size``, timm's ``pretrained_cfg``), else 224. (C, D, H, W) of a
+            volume; by default a clip of 16 × 112 × 112, or what else the network takes.
         geometry: What forward does to images before the backbone: "resize", "center-crop", "pad", "pad-end" (see
             ``models.geometry``), or a function from (H, W) to the (top, left, bottom, right) that the maps cover, in
-            pixels of the image. None: measured.
+            pixels of the image. None: measured. Volumes have to be covered as a whole.
         logits: Where they are in what the network returns, if not by evidence: an index, a key or attribute, or a
             function of the output.
 

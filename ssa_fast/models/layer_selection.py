@@ -107,8 +107,8 @@ def _chains(model: nn.Module, trace: ForwardTrace) -> list[list[LayerRef]]:
 
 
 def _octave(ref: LayerRef) -> int:
-    """Return the stride of a map as a power of two."""
-    return round(math.log2(math.prod(ref.layout.image_size) / ref.layout.pixels) / 2)
+    """Return the stride of a map as a power of two; that of height and width, as volumes may keep their depth."""
+    return round(math.log2(math.prod(ref.layout.image_size[-2:]) / math.prod(ref.layout.shape[-2:])) / 2)
 
 
 class _Row:
@@ -161,7 +161,7 @@ def _is_class_map(trace: ForwardTrace, ref: LayerRef) -> bool:
     """Return whether the logits are the means of a map, which holds classes then, not features."""
     if ref.layout.channels != trace.logits.shape[1]:
         return False
-    means = ref.layout.view(trace.layers[ref.name].tensor, trace.image_size).mean((2, 3))
+    means = ref.layout.view(trace.layers[ref.name].tensor, trace.image_size).flatten(2).mean(2)
     return torch.allclose(means, trace.logits.reshape_as(means), rtol=1e-3, atol=1e-6)
 
 
@@ -196,7 +196,7 @@ def _with_other_rows(
 
 
 def _skew(ref: LayerRef) -> float:
-    return math.log(ref.layout.stride[0] / ref.layout.stride[1])
+    return math.log(ref.layout.stride[-2] / ref.layout.stride[-1])
 
 
 def _similar_blocks(

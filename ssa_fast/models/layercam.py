@@ -8,6 +8,7 @@ maps are resized to the largest and averaged; the paper takes the maximum, which
 from __future__ import annotations
 
 import warnings
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,14 +31,14 @@ def layercam(features: Sequence[Tensor], gradients: Sequence[Tensor | None], ali
     A layer without gradient, on which the class does not depend, has no map.
     """
     maps = [
-        torch.einsum("bchw,bchw->bhw", gradient.to(each.dtype).relu(), each).relu()[:, None]
+        torch.einsum("bc...,bc...->b...", gradient.to(each.dtype).relu(), each).relu()[:, None]
         for each, gradient in zip(features, gradients, strict=True)
         if gradient is not None
     ]
-    size = max(((each.shape[-2], each.shape[-1]) for each in features), key=lambda size: size[0] * size[1])
+    size = max((each.shape[2:] for each in features), key=prod)
     scaled = []
     for each in maps:
-        peak = each.amax((2, 3), keepdim=True)
+        peak = each.amax(tuple(range(2, each.ndim)), keepdim=True)
         scaled.append(resize(torch.tanh(GAMMA * each / peak.where(peak != 0, 1.0)), size, align_corners))
     return torch.stack(scaled).mean(0)[:, 0]
 

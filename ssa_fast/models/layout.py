@@ -1,13 +1,20 @@
-"""Read module outputs as feature maps: NCHW as it is, channels-last and token sequences as views."""
+"""Read module outputs as feature maps: NCHW as it is, channels-last and token sequences as views.
+
+Of a network of volumes, maps are (B, C, d, h, w), and what is said of (h, w) goes for (d, h, w).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeAlias
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ssa_fast.layouts import Size
 
 # Class, distillation and register tokens before the patches; DINOv2 with registers has 5.
 MAX_PREFIX_TOKENS = 8
@@ -34,8 +41,8 @@ class TensorLayout:
     """
 
     kind: Literal["nchw", "nhwc", "tokens"]
-    shape: tuple[int, int, int]
-    image_size: tuple[int, int]
+    shape: tuple[int, ...]
+    image_size: Size
     prefix: int = 0
     fixed: bool = False
     window: Callable[[int, int], Window] | None = None
@@ -48,37 +55,37 @@ class TensorLayout:
     @property
     def pixels(self) -> int:
         """h · w of the sample image's map."""
-        return self.shape[1] * self.shape[2]
+        return math.prod(self.shape[1:])
 
     @property
-    def stride(self) -> tuple[float, float]:
+    def stride(self) -> tuple[float, ...]:
         """Image pixels per map pixel (y, x), on the sample image."""
-        return self.image_size[0] / self.shape[1], self.image_size[1] / self.shape[2]
+        return tuple(side / length for side, length in zip(self.image_size, self.shape[1:], strict=True))
 
-    def view(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def view(self, output: Tensor, image_size: Size) -> Tensor:
         """Return the output for images of ``image_size`` (H, W) as (B, C, h, w), sharing its memory."""
         if self.kind == "nchw":
             return output
         if self.kind == "nhwc":
-            return output.permute(0, 3, 1, 2)
-        height, width = self.grid(output.shape[1] - self.prefix, image_size)
+            return output.movedim(-1, 1)
         patches = output[:, self.prefix :].transpose(1, 2)
-        return patches.view(*patches.shape[:2], height, width)
+        return patches.view(*patches.shape[:2], *self.grid(patches.shape[2], image_size))
 
-    def grid(self, patches: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    def grid(self, patches: int, image_size: Size) -> Size:
         """Return (h, w) of the ``patches`` of an image of ``image_size`` (H, W); ValueError if there is none.
 
         Patch embeddings floor, paddings and halvings of odd sizes ceil; a fraction of both is found by its product.
         """
-        covered = image_size if self.window is None else window_size(self.window(*image_size))
+        covered: Size = image_size if self.window is None else window_size(self.window(*image_size))
         axes = zip(covered, self.image_size, self.shape[1:], strict=True)
-        heights, widths = ([self.shape[axis]] if self.fixed else _lengths(*each) for axis, each in enumerate(axes, 1))
-        pairs = sorted((y + x, h, w) for y, h in enumerate(heights) for x, w in enumerate(widths))
-        found = next(((h, w) for _, h, w in pairs if h * w == patches), None)
+        lengths = [[self.shape[axis]] if self.fixed else _lengths(*each) for axis, each in enumerate(axes, 1)]
+        choices = (zip(*each, strict=True) for each in product(*map(enumerate, lengths)))
+        ranked = sorted((sum(ranks), sides) for ranks, sides in choices)
+        found = next((sides for _, sides in ranked if math.prod(sides) == patches), None)
         if found is None:
             raise ValueError(
-                f"stages: expected {self.prefix} + {heights[0]} x {widths[0]} tokens for images of "
-                f"{image_size[0]} x {image_size[1]}, got {self.prefix + patches}; resize the images to the network's "
+                f"stages: expected {self.prefix} + {' x '.join(str(each[0]) for each in lengths)} tokens for images of "
+                f"{' x '.join(map(str, image_size))}, got {self.prefix + patches}; resize the images to the network's "
                 "own size"
             )
         return found
@@ -103,33 +110,34 @@ def _lengths(side: int, sample_side: int, sample_length: int) -> list[int]:
     return [length for length in dict.fromkeys(lengths) if length > 0]
 
 
-def infer_layout(
-    shape: Sequence[int], image_size: tuple[int, int], grids: Sequence[tuple[int, int]] = ()
-) -> TensorLayout | None:
+def infer_layout(shape: Sequence[int], image_size: Size, grids: Sequence[Size] = ()) -> TensorLayout | None:
     """Infer the layout of a module's output for one image; None if the output is not a map.
 
     Args:
         shape, image_size: Shape of the output, (H, W) of the image.
-        grids: (h, w) of the 4-D maps seen before, newest last. The patch grid of a token sequence is looked up among
-            them first; otherwise it is the grid with the image's aspect ratio.
+        grids: (h, w) of the maps seen before, newest last. The patch grid of a token sequence is looked up among them
+            first; otherwise it is the grid with the image's aspect ratio, which volumes do not keep.
     """
-    if len(shape) not in (3, 4) or shape[0] != 1:
+    if len(shape) not in (3, 2 + len(image_size)) or shape[0] != 1:
         return None
     if len(shape) == 3:
         return _token_layout(shape[1], shape[2], image_size, grids)
-    _, a, b, c = shape
-    layouts = (TensorLayout("nchw", (a, b, c), image_size), TensorLayout("nhwc", (c, a, b), image_size))
+    _, *axes, last = shape
+    layouts = (
+        TensorLayout("nchw", (*axes, last), image_size),
+        TensorLayout("nhwc", (last, *axes), image_size),
+    )
     # A map keeps the image's aspect ratio; an axis of channels does not. NCHW comes first, so it wins a tie.
     return min((layout for layout in layouts if min(layout.stride) >= 1), key=_anisotropy, default=None)
 
 
-def _token_layout(
-    tokens: int, channels: int, image_size: tuple[int, int], grids: Sequence[tuple[int, int]]
-) -> TensorLayout | None:
-    seen = [(h, w) for h, w in reversed(grids) if h * w > 1 and 0 <= tokens - h * w <= MAX_PREFIX_TOKENS]
+def _token_layout(tokens: int, channels: int, image_size: Size, grids: Sequence[Size]) -> TensorLayout | None:
+    seen = [g for g in reversed(grids) if math.prod(g) > 1 and 0 <= tokens - math.prod(g) <= MAX_PREFIX_TOKENS]
     if seen:
-        height, width = max(seen, key=math.prod)
-        return TensorLayout("tokens", (channels, height, width), image_size, tokens - height * width)
+        grid = max(seen, key=math.prod)
+        return TensorLayout("tokens", (channels, *grid), image_size, tokens - math.prod(grid))
+    if len(image_size) == 3:
+        return None
     smaller = _halvings(grids)
     for prefix in range(min(MAX_PREFIX_TOKENS + 1, tokens)):
         patches = tokens - prefix
@@ -142,17 +150,18 @@ def _token_layout(
     return None
 
 
-def _halvings(grids: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+def _halvings(grids: Sequence[Size]) -> set[Size]:
     """Return all grids to which halving leads, rounding odd sizes up or down."""
     found, new = set(grids), set(grids)
     while new:
-        new = {(h, w) for y, x in new for h, w in ((y // 2, x // 2), (-(-y // 2), -(-x // 2))) if h * w > 1} - found
+        halved: set[Size] = {half for y, x in new for half in ((y // 2, x // 2), (-(-y // 2), -(-x // 2)))}
+        new = {grid for grid in halved if math.prod(grid) > 1} - found
         found |= new
     return found
 
 
 def _anisotropy(layout: TensorLayout) -> float:
-    return abs(math.log(layout.stride[0] / layout.stride[1]))
+    return abs(math.log(layout.stride[-2] / layout.stride[-1]))
 
 
 def find_first_tensor(output: Any) -> Tensor | None:

@@ -69,9 +69,9 @@ def is_dynamically_quantized(module: nn.Module) -> bool:
 
 
 def is_linear_map(module: nn.Module) -> bool:
-    """Return whether the module is a fully connected layer, possibly written as a 1x1 convolution."""
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == module.stride == (1, 1) and module.groups == 1
+    """Return whether the module is a fully connected layer, possibly written as a 1x1 or 1x1x1 convolution."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        return set(module.kernel_size) == set(module.stride) == {1} and module.groups == 1
     quantized = is_dynamically_quantized(module) and type(module).__name__ == "Linear"
     return quantized or isinstance(module, nn.Linear)
 

@@ -89,14 +89,15 @@ def select_seed(model: nn.Module, trace: ForwardTrace, stages: list[str], seed: 
 
 
 def cam_seed(model: nn.Module, seed: SeedRecipe, extracted: Features, classes: Tensor) -> Tensor:
-    """Return the seeds (B, K, h, w), float32 or float64, of ``classes``, a LongTensor (B, K)."""
+    """Return the seeds (B, K, h, w), of volumes (B, K, d, h, w), float32 or float64, of ``classes`` (B, K)."""
     features = _at_least_float32(extracted.maps[seed.layer])
     if seed.head is None:
-        index = classes[:, :, None, None].expand(-1, -1, *features.shape[-2:])
+        sides = features.shape[2:]
+        index = classes.view(*classes.shape, *(1 for _ in sides)).expand(-1, -1, *sides)
         return features.gather(1, index).relu()
     weight, _ = head_weights(model.get_submodule(seed.head))
     rows = weight[classes].to(features.dtype)  # (B, K, C)
-    return torch.einsum("bkc,bchw->bkhw", rows, features).relu()
+    return torch.einsum("bkc,bc...->bk...", rows, features).relu()
 
 
 def class_seed(seed: SeedRecipe, extracted: Features, classes: Tensor, align_corners: bool) -> Tensor:
@@ -133,8 +134,8 @@ def gradient_seed(
         if seed.kind == "layercam":
             seeds.append(layercam(features, gradients, align_corners))
         elif gradients[0] is not None:
-            weights = gradients[0].to(features[0].dtype).mean((2, 3))
-            seeds.append(torch.einsum("bc,bchw->bhw", weights, features[0]).relu())
+            weights = gradients[0].to(features[0].dtype).mean(tuple(range(2, features[0].ndim)))
+            seeds.append(torch.einsum("bc,bc...->b...", weights, features[0]).relu())
     return torch.stack(seeds, 1)
 
 

@@ -161,7 +161,7 @@ class TargetSeeds:
 
     def notes(self, chosen: Chosen, seed: Tensor) -> tuple[str, ...]:
         """Return a note on each target without any evidence; the one place where a call waits for the device."""
-        found = (seed.amax((0, 2, 3)) == 0).tolist()
+        found = (seed.amax((0, *range(2, seed.ndim))) == 0).tolist()
         layer = self.network.info.seed.layer
         return tuple(
             f"target {name!r} has no evidence in any image at {layer!r}; if that is not so, it may not depend on that "
@@ -196,6 +196,8 @@ def read_cam(cam: Any, images: Tensor) -> tuple[Tensor, tuple[str, ...]]:
             )
         (cam,) = cam
     maps, B = as_tensor("cam", cam, images.device), len(images)
+    if images.ndim == 5 and maps.ndim != 5:
+        raise ValueError(f"cam: expected (B, K, d, h, w) of volumes, got {tuple(maps.shape)}; add the missing axes")
     if maps.numel() == 0:
         raise ValueError(f"cam: expected at least one class and one pixel, got shape {tuple(maps.shape)}")
     shape = tuple(maps.shape)
@@ -203,7 +205,7 @@ def read_cam(cam: Any, images: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         maps = maps[None] if B == 1 else maps[:, None]
     elif maps.ndim == 2:
         maps = maps[None, None]
-    if maps.ndim != 4 or len(maps) != B:
+    if maps.ndim != images.ndim or len(maps) != B:
         raise ValueError(
             f"cam: expected (B, K, h, w) or (B, h, w) with B = {B} images, or (K, h, w) or (h, w) of a single one, got "
             f"{shape}; reshape it"

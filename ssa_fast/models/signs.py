@@ -24,10 +24,11 @@ def torch_functions(names: str) -> frozenset[Callable[..., Any]]:
 
 NONNEGATIVE = torch_functions("relu relu_ relu6 sigmoid sigmoid_ hardsigmoid softmax")  # whatever they read
 CLAMPED = torch_functions("clamp clamp_ clip clip_ clamp_min clamp_min_ hardtanh hardtanh_")
-MAX_POOLED, AVERAGED = torch_functions("max_pool2d"), torch_functions("avg_pool2d")
+MAX_POOLED, AVERAGED = torch_functions("max_pool2d max_pool3d"), torch_functions("avg_pool2d avg_pool3d")
 SELECTED = torch_functions(
     "view reshape flatten unflatten squeeze unsqueeze expand transpose permute movedim contiguous clone detach chunk "
-    "split narrow __getitem__ cat concat stack dropout dropout2d adaptive_max_pool2d adaptive_avg_pool2d"
+    "split narrow __getitem__ cat concat stack dropout dropout2d dropout3d adaptive_max_pool2d adaptive_max_pool3d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d"
 )
 UNCOUNTED: frozenset[Any] = torch_functions("numpy __array__ __dlpack__ storage untyped_storage data_ptr") | {
     Tensor.data.__get__,  # type: ignore[attr-defined]
@@ -152,7 +153,7 @@ def _has_nonnegative_bounds(bounds: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 def _keeps_sign(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a function returns elements or means of what it reads."""
     if func in MAX_POOLED:  # a dilated window may lie in the padding alone, which is −inf
-        return len(args) <= 4 and kwargs.get("dilation", 1) in (1, (1, 1), [1, 1])
+        return len(args) <= 4 and kwargs.get("dilation", 1) in (1, (1, 1), [1, 1], (1, 1, 1), [1, 1, 1])
     if func in AVERAGED:  # a divisor of the caller's own may be negative
         return args[6:] in ((), (None,)) and kwargs.get("divisor_override") is None
     return func in SELECTED

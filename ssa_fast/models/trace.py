@@ -21,6 +21,8 @@ from ssa_fast.models.signs import SignTracker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from ssa_fast.layouts import Size
+
 
 @dataclass(frozen=True)
 class LayerRef:
@@ -62,7 +64,7 @@ class ForwardTrace:
     """Trace of one forward pass of the sample image.
 
     Attributes:
-        image_size, channels: (H, W) and C of the sample image.
+        image_size, channels: (H, W) and C of the sample image; (D, H, W) of a volume.
         layers, maps: Module name -> its output, the reference if the output is a map; in the order of last return.
         linear_inputs: Name of a linear layer or 1x1 convolution -> its input.
         logits: (1, num_classes); (1, 0) if the model returns none.
@@ -73,7 +75,7 @@ class ForwardTrace:
             every path to them crosses (``models.main_path``); both None where that is not known.
     """
 
-    image_size: tuple[int, int]
+    image_size: Size
     channels: int
     layers: dict[str, LayerTrace]
     maps: dict[str, LayerRef]
@@ -101,14 +103,15 @@ class ForwardError(ValueError):
 
     def __init__(self, shape: tuple[int, ...], error: Exception, takes: int | None, passed: bool) -> None:
         self.takes, self.passed = takes, passed
+        axes = "D, H, W" if len(shape) == 5 else "H, W"
         if passed:
-            advice = "pass input_shape=(H, W) that the network accepts"
+            advice = f"pass input_shape=({'C, ' if len(shape) == 5 else ''}{axes}) that the network accepts"
         elif takes not in (None, shape[1]):
-            advice = f"its first convolution takes {takes} channels: pass input_shape=({takes}, H, W)"
+            advice = f"its first convolution takes {takes} channels: pass input_shape=({takes}, {axes})"
         elif isinstance(error, TypeError):
             advice = "wrap the network in a module whose forward takes the images alone"
         else:
-            advice = "pass input_shape=(C, H, W) that the network accepts, or wrap one that takes something else"
+            advice = f"pass input_shape=(C, {axes}) that the network accepts, or wrap one that takes something else"
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         super().__init__(
             f"model: expected a forward pass on a sample image of shape {shape}, got an error ({reason}); {advice}"
@@ -182,8 +185,8 @@ def has_hooks(model: nn.Module) -> bool:
     return any(hooks)
 
 
-def make_trace_image(model: nn.Module, image_size: tuple[int, int], channels: int) -> Tensor:
-    """Draw an image (1, C, H, W) in the model's dtype, on its device, with a generator of its own."""
+def make_trace_image(model: nn.Module, image_size: Size, channels: int) -> Tensor:
+    """Draw an image (1, C, H, W), or a volume, in the model's dtype, on its device, with a generator of its own."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, channels, *image_size, generator=generator)
@@ -202,14 +205,14 @@ def _run_pair(model: nn.Module, image: Tensor) -> Any:
     return None
 
 
-def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, where: Logits = None) -> ForwardTrace:
+def trace_model(model: nn.Module, image_size: Size, channels: int, where: Logits = None) -> ForwardTrace:
     """Run the sample image through ``model`` and record the modules' outputs; ``ForwardError`` if it fails.
 
     ``where`` says where the logits are in what it returns (``models.outputs``).
     """
     outputs: dict[str, _Output] = {}
     inputs: dict[str, Tensor] = {}
-    grids: list[tuple[int, int]] = []
+    grids: list[Size] = []
     spans: dict[str, tuple[int, int]] = {}
     convolutions: dict[str, bool] = {}  # called so far, whether they have returned
     signs, paths, flow = SignTracker(), PathTracker(), FlowTracker()
@@ -218,7 +221,7 @@ def trace_model(model: nn.Module, image_size: tuple[int, int], channels: int, wh
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         signs.called.append(name)
         spans[name] = len(signs.called), 0
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
             convolutions[name] = False
 
     def leave(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -26,7 +26,7 @@ torch.library.define(
 
 
 def polish_stage(cam: Tensor, request: StageRequest) -> Tensor:
-    """Plan and run one stage as a single operator, ``(B, K, h, w)`` → ``(B, K, H, W)``."""
+    """Plan and run one stage as a single operator, ``(B, K, h, w)`` → ``(B, K, H, W)``; of volumes with a depth."""
     affinity = request.affinity
     return torch.ops.ssa_fast.polish_stage(
         cam,
@@ -94,5 +94,4 @@ def _polish_stage(
 
 @torch.library.register_fake("ssa_fast::polish_stage")  # type: ignore[untyped-decorator]
 def _polish_stage_fake(cam: Tensor, features: Tensor, *options: object) -> Tensor:
-    (B, K, _, _), (_, _, H, W) = cam.shape, features.shape
-    return cam.new_empty((B, K, H, W), dtype=result_dtype(cam.dtype, features.dtype))
+    return cam.new_empty((*cam.shape[:2], *features.shape[2:]), dtype=result_dtype(cam.dtype, features.dtype))

@@ -53,8 +53,8 @@ class Explanation(dict[str, Choice]):
 
 def _polished(plan: StagePlan) -> torch.Tensor:
     """Return an empty tensor of the shape, dtype and device type that the stage's polished CAM will have."""
-    B, _, H, W = plan.request.features.shape
-    return plan.request.features.new_empty((), dtype=plan.request.dtype).expand(B, plan.request.K, H, W)
+    B, _, *sides = plan.request.features.shape
+    return plan.request.features.new_empty((), dtype=plan.request.dtype).expand(B, plan.request.K, *sides)
 
 
 def _cells(choice: Choice) -> tuple[str, str, str, str]:

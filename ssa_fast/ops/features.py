@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,19 +27,18 @@ class NegativeFeatureError(Exception):
 
 
 class UnitFeatures:
-    """``(B, C, H, W)`` features seen as ``(B, C, L)`` unit features, without a copy of more than a tile.
+    """``(B, C, [D,] H, W)`` features seen as ``(B, C, L)`` unit features, without a copy of more than a tile.
 
-    NCHW, channels_last, sliced and expanded tensors are read in place: where H and W can be merged a tile is a view,
-    elsewhere only the rows that a tile touches are gathered. Tiles come in ``dtype``, the dtype of the computation.
+    NCHW, channels_last, sliced and expanded tensors are read in place: where the axes of pixels can be merged a tile is
+    a view, elsewhere only the rows that a tile touches are gathered. Tiles come in ``dtype``, that of the computation.
     With ``check_sign`` a feature that is not ≥ 0 raises ``NegativeFeatureError`` when its norm would be computed.
     """
 
     def __init__(self, features: Tensor, affinity: Affinity, dtype: torch.dtype, *, check_sign: bool = False) -> None:
         self.features, self.affinity, self.dtype, self.check_sign = features, affinity, dtype, check_sign
-        self.B, self.C, self.H, self.W = features.shape
-        self.L = self.H * self.W
-        mergeable = self.H == 1 or self.W == 1 or features.stride(2) == self.W * features.stride(3)
-        self._flat = features.flatten(2) if mergeable else None
+        self.B, self.C, *depth, self.H, self.W = features.shape
+        self.L = prod(depth) * self.H * self.W
+        self._flat = features.flatten(2) if _is_mergeable(features) else None
         self._inverse_norms: Tensor | None = None  # [B, 1, L]
         self._scales: Tensor | None = None  # [B, 1, L] powers of two, once a pixel of unusual norm has been met
         self._num_norms = 0  # pixels whose norm is computed
@@ -70,8 +70,17 @@ class UnitFeatures:
             tile = self._flat if hi - lo == self.L else self._flat[:, :, lo:hi]
         else:
             top, bottom = lo // self.W, -(-hi // self.W)
-            tile = self.features[:, :, top:bottom].flatten(2)[:, :, lo - top * self.W : hi - top * self.W]
+            tile = self._rows(top, bottom).flatten(2)[:, :, lo - top * self.W : hi - top * self.W]
         return tile if tile.dtype == self.dtype else tile.to(self.dtype)
+
+    def _rows(self, top: int, bottom: int) -> Tensor:
+        """Return rows ``top … bottom − 1``, ``[B, C, bottom − top, W]``; a volume's are counted through its planes."""
+        if self.features.ndim == 4:
+            return self.features[:, :, top:bottom]
+        planes = range(top // self.H, -(-bottom // self.H))
+        return torch.cat(
+            [self.features[:, :, z, max(top - z * self.H, 0) : bottom - z * self.H] for z in planes], dim=2
+        )
 
     def centered(self, lo: int, hi: int) -> Tensor:
         """Return ``raw``, minus the image's mean feature if the affinity asks for it, ``[B, C, hi − lo]``."""
@@ -189,6 +198,17 @@ class UnitFeatures:
             tile = self.raw(lo, hi)
             total += (tile if factor == 1.0 else tile * factor).sum(dim=2, keepdim=True)
         return total
+
+
+def _is_mergeable(features: Tensor) -> bool:
+    """Return whether one view has all pixels of ``(B, C, [D,] H, W)`` on one axis."""
+    step = 0
+    for side, stride in zip(features.shape[:1:-1], features.stride()[:1:-1], strict=True):
+        if side > 1:
+            if step not in (0, stride):
+                return False
+            step = side * stride
+    return True
 
 
 def _find_unusual(norms: Tensor) -> Tensor | None:

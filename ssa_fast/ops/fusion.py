@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,10 @@ CHUNK = 1 << 20  # numbers of the fused map computed at once on a CPU
 
 
 def fuse(maps: Mapping[str, Tensor], options: FusionOptions) -> Tensor:
-    """Rescale, resize and fuse maps ``{stage: (B, K, H_s, W_s)}`` into one ``(B, K, H, W)``; see ``polish``."""
+    """Rescale, resize and fuse maps ``{stage: (B, K, H_s, W_s)}`` into one ``(B, K, H, W)``; see ``polish``.
+
+    Maps of volumes have a depth before the height.
+    """
     each = list(maps.values())
     size = fused_size([stage.shape[2:] for stage in each], options)
     if is_resize_only(options) and each[0].shape[2:] == size:
@@ -49,22 +53,24 @@ def is_resize_only(options: FusionOptions) -> bool:
     return not options.rescale and options.weights == (1.0,)
 
 
-def fused_size(sizes: Sequence[Sequence[int]], options: FusionOptions) -> tuple[int, int]:
+def fused_size(sizes: Sequence[Sequence[int]], options: FusionOptions) -> tuple[int, ...]:
     """Return the size of the fused map: as asked for, else that of the stage with most pixels."""
     if options.size is not None:
         return options.size
-    largest = (0, 0)
-    for H, W in sizes:  # a loop, since torch.compile knows no max() by symbolic sizes
-        if largest[0] * largest[1] < H * W:
-            largest = (H, W)
+    largest = tuple(sizes[0])
+    for size in sizes[1:]:  # a loop, since torch.compile knows no max() by symbolic sizes
+        if prod(largest) < prod(size):
+            largest = tuple(size)
     return largest
 
 
-def fusion_problem(maps: Sequence[Tensor], size: tuple[int, int], options: FusionOptions) -> FusionProblem:
+def fusion_problem(maps: Sequence[Tensor], size: Sequence[int], options: FusionOptions) -> FusionProblem:
     """Return the numbers by which the dispatcher chooses the fusion's backend."""
-    (B, K, _, _), device = maps[0].shape, maps[0].device
+    (B, K, *sides), device = maps[0].shape, maps[0].device
     unsuitable = ""
-    if any(stage.dtype != torch.float32 for stage in maps):
+    if len(sides) == 3:
+        unsuitable = "the fusion kernels resize in two dimensions, and these are volumes"
+    elif any(stage.dtype != torch.float32 for stage in maps):
         unsuitable = "the fusion kernels take float32 maps"
     elif any(stage.requires_grad for stage in maps):
         unsuitable = "the fusion kernels are not differentiable"
@@ -72,8 +78,8 @@ def fusion_problem(maps: Sequence[Tensor], size: tuple[int, int], options: Fusio
     return FusionProblem(
         B,
         K,
-        tuple(stage.shape[2] * stage.shape[3] for stage in maps),
-        size[0] * size[1],
+        tuple(prod(stage.shape[2:]) for stage in maps),
+        prod(size),
         options.rescale,
         itemsize=maps[0].dtype.itemsize,
         device=device.type,
@@ -83,9 +89,9 @@ def fusion_problem(maps: Sequence[Tensor], size: tuple[int, int], options: Fusio
     )
 
 
-def _fuse_by_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+def _fuse_by_torch(maps: Sequence[Tensor], options: FusionOptions, size: Sequence[int]) -> Tensor:
     """Fuse maps in PyTorch; on a CPU a few classes at a time, so that what is between stays in its cache."""
-    classes = max(1, CHUNK // (size[0] * size[1] * maps[0].shape[0]))
+    classes = max(1, CHUNK // (prod(size) * maps[0].shape[0]))
     if maps[0].is_cuda or classes >= maps[0].shape[1]:
         return _fuse_in_torch(maps, options, size)
     fused = maps[0].new_empty((*maps[0].shape[:2], *size))
@@ -95,7 +101,7 @@ def _fuse_by_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[i
     return fused
 
 
-def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+def _fuse_in_torch(maps: Sequence[Tensor], options: FusionOptions, size: Sequence[int]) -> Tensor:
     if is_resize_only(options):
         return resize(maps[0], size, options.align_corners)
     fused: Tensor | None = None

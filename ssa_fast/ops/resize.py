@@ -1,4 +1,4 @@
-"""Resize and rescale maps ``(B, K, h, w)``."""
+"""Resize and rescale maps of images ``(B, K, h, w)`` and of volumes ``(B, K, d, h, w)``."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
 PRODUCT_SIDE = 48  # pixels up to which two products with interpolation weights take less time than interpolation
 
 
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Return the maps resized bilinearly to ``(B, K, *size)``; unchanged if they have that size.
+def resize(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
+    """Return the maps resized to ``(B, K, *size)``, bilinearly or trilinearly; unchanged if they have that size.
 
     On a CPU small maps are enlarged by ``rowsᵀ maps columns``; where NaN or Inf is among them, which would spread over
     a whole map, they are interpolated.
     """
-    (h, w), (H, W) = maps.shape[2:], size
-    if (h, w) == (H, W):
+    if maps.shape[2:] == (size := tuple(size)):
         return maps
+    if len(size) == 3:
+        return F.interpolate(maps, size=size, mode="trilinear", align_corners=align_corners)
+    (h, w), (H, W) = maps.shape[2:], size
     if h <= H and w <= W and max(h, w) <= PRODUCT_SIDE and _takes_products(maps) and isfinite(maps.sum().item()):
         rows, columns = (weights(*sides, align_corners, maps.dtype) for sides in ((h, H), (w, W)))
         return rows.mT @ (maps @ columns)
@@ -46,10 +50,13 @@ def weights(old: int, new: int, align_corners: bool, dtype: torch.dtype) -> Tens
 def minmax(maps: Tensor) -> Tensor:
     """Return ``(maps − min) / (max − min)`` per image and class; a constant map becomes 0, one with NaN all NaN.
 
+    Maps of rank 5 are volumes, those of any other have two axes of pixels.
+
     Constant means constant up to the rounding of float32 sums, which rescaling would otherwise magnify to a whole map.
     """
     # Not aminmax, whose derivative PyTorch 2.6 lacks: the reference backend is differentiable to the end.
-    return rescale(maps, maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True))
+    pixels = (-3, -2, -1) if maps.ndim == 5 else (-2, -1)
+    return rescale(maps, maps.amin(dim=pixels, keepdim=True), maps.amax(dim=pixels, keepdim=True))
 
 
 def rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ssa_fast import reference
@@ -61,13 +62,13 @@ def plan_stage(request: StageRequest, *, read_sign: bool = False) -> StagePlan:
         ValueError: The method or backend named cannot polish this stage exactly, with the reasons.
     """
     features = request.features
-    B, C, H, W = features.shape
+    B, C, *sides = features.shape
     gpu, no_gpu = gpu_info.query(features.device)
     problem = Problem(
         B,
         request.K,
         C,
-        H * W,
+        prod(sides),
         request.affinity,
         request.nonnegative,
         itemsize=request.dtype.itemsize,
@@ -98,7 +99,8 @@ def run_stages(cam: Tensor, features: Sequence[Tensor], stages: Sequence[StagePl
     """
     pairs = list(zip(features, stages, strict=True))
     by_kernels = [_for_kernels(each, stage) for each, stage in pairs if stage.choice.backend == "triton"]
-    polished = iter(triton_backend.polish_stages(cam, by_kernels) if by_kernels else ())
+    polish = triton_backend.polish_stages if cam.ndim == 4 else triton_backend.polish_volumes
+    polished = iter(polish(cam, by_kernels) if by_kernels else ())
     maps = []
     for each, stage in pairs:
         request, choice = stage.request, stage.choice
@@ -133,7 +135,7 @@ def _for_kernels(features: Tensor, stage: StagePlan) -> triton_backend.Stage:
 
 
 def _polish_by_reference(cam: Tensor, request: StageRequest) -> Tensor:
-    size = (request.features.shape[2], request.features.shape[3])
+    size = request.features.shape[2:]
     with no_autocast(cam.device):
         rows = resize(cam.to(request.dtype), size, request.align_corners).flatten(2)
         features = request.features.to(request.dtype).flatten(2)

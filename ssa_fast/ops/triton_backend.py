@@ -13,6 +13,7 @@ import torch
 
 from ssa_fast.kernels.launch import call
 from ssa_fast.ops import gpu_info, tile_tables
+from ssa_fast.ops.resize import resize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ class Stage(NamedTuple):
     """One stage to polish; ``ssa_fast.ops.dispatch`` has made sure that the kernels can.
 
     Attributes:
-        features: ``(B, C, H, W)``, float16, bfloat16 or float32, any strides.
+        features: ``(B, C, H, W)``, float16, bfloat16 or float32, any strides; ``(B, C, D, H, W)`` of volumes.
         affinity: φ, its parameters, both eps and the number of steps.
         method: ``"prototypes"``, ``"tiled"`` or ``"resident"``.
         fallback: The method of images with a feature that is not ≥ 0, where ``method`` is ``"prototypes"`` and the sign
@@ -72,6 +73,27 @@ def polish_stages(cam: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
         for stage in stages:
             outs.append(_polish_stage(cam, stage, moments, next(flags) if stage.fallback else None))
     return outs
+
+
+def polish_volumes(cam: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    """Polish a CAM ``(B, K, d, h, w)`` in stages ``(B, C, D, H, W)``; return ``(B, K, D, H, W)`` float32 for each.
+
+    A pixel's place means nothing to a stage, so the kernels read volumes as images of ``D·H`` rows; the CAM, which they
+    would resize in two dimensions, has the stage's size already.
+    """
+    outs = []
+    with torch.cuda.device_of(cam):
+        for stage in stages:
+            size = stage.features.shape[2:]
+            resized = call(_resize_as_rows, cam, size, stage.align_corners)
+            (out,) = polish_stages(resized, [stage._replace(features=call(torch.flatten, stage.features, 2, 3))])
+            outs.append(out.unflatten(2, size[:2]))
+    return outs
+
+
+def _resize_as_rows(cam: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Return a volume's CAM at ``size`` as that of an image of ``D·H`` rows, float32."""
+    return resize(cam.float(), size, align_corners).flatten(2, 3).contiguous()
 
 
 def _polish_stage(cam: Tensor, stage: Stage, moments: Moments | None, signed: Tensor | None) -> Tensor:
@@ -132,7 +154,7 @@ def _to_float32(cam: Tensor) -> Tensor:
     return cam.float().contiguous()
 
 
-def fuse(maps: Sequence[Tensor], options: FusionOptions, size: tuple[int, int]) -> Tensor:
+def fuse(maps: Sequence[Tensor], options: FusionOptions, size: Sequence[int]) -> Tensor:
     """Rescale, resize and fuse float32 maps ``(B, K, H_s, W_s)`` into ``(B, K, *size)``; see ``fusion.fuse``."""
     kernels = importlib.import_module("ssa_fast.kernels.fusion")
     B, K, _, _ = maps[0].shape

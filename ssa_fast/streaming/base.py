@@ -32,10 +32,12 @@ class _TileSum:
     def _read_tile(self, feats: Tensor, cam: Tensor | None = None) -> list[Tensor]:
         """Return features as a view ([n,] C, h, w), and the CAM ([n,] K, h, w) if there is one, without gradients.
 
+        Those of volumes are (n, C, d, h, w) and (n, K, d, h, w).
+
         A public method calls it, whose caller is given the note on gradients.
         """
         if self._layout != "nchw":
-            own_pixels = None if cam is None or cam.ndim < 2 else (cam.shape[-2], cam.shape[-1])
+            own_pixels = None if cam is None or cam.ndim < 2 else tuple(cam.shape[-3 if cam.ndim == 5 else -2 :])
             feats = view_as_stage("feats", feats, self._layout, self._grid or own_pixels, None)
         self._check_tile(feats, cam)
         given = {"feats": feats} if cam is None else {"feats": feats, "cam": cam}
@@ -44,8 +46,8 @@ class _TileSum:
         return tensors
 
     def _check_tile(self, feats: Tensor, cam: Tensor | None) -> None:
-        """Raise ValueError or TypeError unless ``feats`` is ([n,] C, h, w)."""
-        check_map("feats", feats, self.C, single=feats.ndim == 3)
+        """Raise ValueError or TypeError unless ``feats`` is ([n,] C, h, w) or (n, C, d, h, w)."""
+        check_map("feats", feats, self.C, rank=feats.ndim)
 
     def _check_not_empty(self) -> None:
         if not self.pixels:
@@ -89,13 +91,15 @@ class _Accumulator(_TileSum):
         self.K, self.affinity = K, affinity
 
     def _check_tile(self, feats: Tensor, cam: Tensor | None) -> None:
-        """Check that ``feats`` is ([n,] C, h, w) and ``cam`` ([n,] K, h, w), both floating."""
+        """Check that ``feats`` is ([n,] C, h, w) or (n, C, d, h, w) and ``cam`` alike with K, both floating."""
         if cam is not None:
-            check_map("cam", cam, self.K, single=feats.ndim == 3)
+            check_map("cam", cam, self.K, rank=feats.ndim)
         super()._check_tile(feats, cam)
-        if cam is not None and (cam.shape[-2:] != feats.shape[-2:] or cam.shape[:-3] != feats.shape[:-3]):
+        axis = 0 if feats.ndim == 3 else 1  # of the channels
+        pixels = feats.shape[axis + 1 :]
+        if cam is not None and (cam.shape[axis + 1 :] != pixels or cam.shape[:axis] != feats.shape[:axis]):
             raise ValueError(
-                f"cam: expected the tile's own pixels, {tuple(feats.shape[-2:])}, as feats has, got "
+                f"cam: expected the tile's own pixels, {tuple(pixels)}, as feats has, got "
                 f"{tuple(cam.shape)} for feats {tuple(feats.shape)}; resize the CAM to the stage first"
             )
 
@@ -103,11 +107,18 @@ class _Accumulator(_TileSum):
         return f"K={self.K}, {super()._signature()}, {self.affinity}"
 
 
-def check_map(name: str, tensor: Tensor, rows: int, *, single: bool) -> None:
-    """Raise ValueError or TypeError unless ``tensor`` is (rows, h, w) if ``single``, else (n, rows, h, w)."""
-    if tensor.ndim != (3 if single else 4) or tensor.shape[-3] != rows:
+def check_map(name: str, tensor: Tensor, rows: int, *, rank: int) -> None:
+    """Raise ValueError or TypeError unless ``tensor`` is of ``rank``, and (rows, h, w), (n, rows, h, w) or as below.
+
+    Of volumes it is (n, rows, d, h, w): without n, it could be n tiles of images.
+    """
+    rank = rank if rank in (3, 5) else 4
+    if tensor.ndim != rank or tensor.shape[0 if rank == 3 else 1] != rows:
+        expected = {3: f"({rows}, h, w)", 4: f"(n, {rows}, h, w)", 5: f"(n, {rows}, d, h, w)"}[rank]
         hint = "; where channels come last, pass layout='nhwc' or 'tokens'" if tensor.shape[-1:] == (rows,) else ""
-        raise ValueError(f"{name}: expected ({'' if single else 'n, '}{rows}, h, w), got {tuple(tensor.shape)}{hint}")
+        if rank == 4 and tensor.ndim == 4 and tensor.shape[0] == rows:
+            hint = "; of a volume's slab pass [None]"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(tensor.shape)}{hint}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}; convert it")
 

@@ -53,15 +53,18 @@ class FeatureMean(_TileSum):
     def add(self, feats: Tensor) -> None:
         """Add a tile's features ``(C, h, w)``, or those of n tiles ``(n, C, h, w)``: floating, any strides; NaN stays.
 
+        Slabs of volumes are ``(n, C, d, h, w)``.
+
         Raises:
             ValueError: Another shape.
             TypeError: Features that are not floating.
         """
         (feats,) = self._read_tile(feats)
-        tiles = feats if feats.ndim == 4 else feats[None]
+        tiles = feats if feats.ndim > 3 else feats[None]
         total = torch.zeros(self.C, dtype=torch.float64, device=feats.device)
-        for rows, columns in iter_blocks(tiles.shape[2:], max(1, BLOCK_ELEMENTS // max(1, len(tiles) * self.C))):
-            total += tiles[:, :, rows, columns].sum(dim=(0, 2, 3), dtype=torch.float64)
+        for plane in tiles.unbind(2) if tiles.ndim == 5 else [tiles]:
+            for rows, columns in iter_blocks(plane.shape[2:], max(1, BLOCK_ELEMENTS // max(1, len(plane) * self.C))):
+                total += plane[:, :, rows, columns].sum(dim=(0, 2, 3), dtype=torch.float64)
         self.sum += total.to(self.device)
         self.pixels += tiles[:, 0].numel()
 

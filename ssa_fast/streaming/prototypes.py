@@ -31,6 +31,9 @@ class Prototypes(_Accumulator):
     with ``G`` the sum over all pixels of ``[cam; 1] xᵀ``, ``S`` that of ``[cam; 1]`` and ``s`` the affinity's shift (0
     under the ReLU, which is exact for features ≥ 0). Sums are kept in float64.
 
+    A sum over pixels knows no dimension: slabs of a volume are added and applied as ``(n, C, d, h, w)``, n of one shape
+    at once, with CAMs ``(n, K, d, h, w)``.
+
     Args:
         K: CAM classes.
         C: Channels of the features.
@@ -38,8 +41,10 @@ class Prototypes(_Accumulator):
         mean: ``(C,)`` floating, the mean feature of the whole image (``FeatureMean``). Needed with ``center=True``, and
             before the first tile: unit features depend on it.
         layout: Of the features: ``"nchw"`` is ``([n,] C, h, w)``, ``"nhwc"`` ``([n,] h, w, C)``, and ``"tokens"``
-            ``([n,] N, C)``, of which up to 8 tokens before the patches are dropped.
-        grid: ``(h, w)`` of a tile's patches, for tokens. Default: that of the tile's CAM, and square without one.
+            ``([n,] N, C)``, of which up to 8 tokens before the patches are dropped. Of volumes ``(n, C, d, h, w)`` and
+            ``(n, d, h, w, C)``.
+        grid: ``(h, w)`` of a tile's patches, for tokens. Default: that of the tile's CAM, and square without one. Of
+            volumes ``(d, h, w)``, without a default.
         device: Where the sums are kept and tiles are computed; default the CPU.
 
     Attributes:
@@ -78,8 +83,9 @@ class Prototypes(_Accumulator):
         """Add a tile's pixels to the sums.
 
         Args:
-            cam: ``(K, h, w)`` at the stage's resolution, floating, any strides; or ``(n, K, h, w)``, n tiles at once.
-            feats: ``(C, h, w)`` or ``(n, C, h, w)``. NaN propagates.
+            cam: ``(K, h, w)`` at the stage's resolution, floating, any strides; or ``(n, K, h, w)``, n tiles at once;
+                of volumes ``(n, K, d, h, w)``.
+            feats: ``(C, h, w)`` or ``(n, C, h, w)``; of volumes ``(n, C, d, h, w)``. NaN propagates.
             nonnegative: True promises that no feature is negative; None reads it from the data. Only the ReLU asks.
 
         Raises:
@@ -164,6 +170,8 @@ class Prototypes(_Accumulator):
 
     def apply(self, feats: Tensor) -> Tensor:
         """Return the polished CAM ``([n,] K, h, w)`` of features ``([n,] C, h, w)``: float32, float64 for float64.
+
+        Of volumes it is ``(n, K, d, h, w)``, of ``(n, C, d, h, w)``.
 
         Raises:
             ValueError: Nothing was added, or another shape.

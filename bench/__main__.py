@@ -8,7 +8,10 @@ import sys
 COMMANDS = {
     "run": ("grid", "problems × providers, side by side; what runs if no command is named"),
     "paths": ("paths", "the suites whose ratios are gates"),
-    "calibrate": ("calibrate", "fit the dispatcher's rates to this CPU, and say how often it picks the fastest path"),
+    "calibrate": (
+        "calibrate",
+        "fit the dispatcher's rates to a file of run, and say how often it picks the fastest method",
+    ),
     "gpu": ("gpu", "the kernels on the GPU at hand: tests, sanitizer, counters, and times beside others"),
     "tune": ("tune", "time the kernels' tiles on the GPU at hand and keep the best in a table"),
     "large": ("large", "large images: time, memory, and what tiles change against the whole image"),

@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time for what people polish; report what limits it, and predict its time.
+"""Compile every kernel ahead of time for a ResNet-50's stages; report what limits it, and predict its time.
 
 Each distinct specialization is compiled once. A time is a prediction of ``bench.aot_model``, for an H100; none has been
 measured. PyTorch's own kernels between launches count as a launch and their start.
@@ -6,18 +6,17 @@ measured. PyTorch's own kernels between launches count as a launch and their sta
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import measure
 from bench.aot_targets import DEFAULT_TARGETS, TARGETS
+from bench.command import parser_of, save
 from ssa_fast.ops import tile_tables
 from ssa_fast.ops.cost_model import H100, LAUNCH, MEMORY
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from bench.aot_cases import Case
     from bench.aot_compile import Recorded
-    from bench.aot_model import Kernel, Launch, Numbers, Row
+    from bench.aot_model import Launch, Prediction, Row
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "kernels" / "aot-golden.json"
 PREDICTED = "sm_90"  # the architecture whose rates the model has
@@ -35,39 +34,17 @@ LARGE, SMALL = 30e6, 1024  # bytes of features from which bandwidth counts; pixe
 SHARE, MOST = 0.75, 12e-6  # goals: of two reads of large features; seconds of a small stage
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line."""
-    from bench import aot_cases
-
-    parser = argparse.ArgumentParser(prog="python -m bench aot", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--target", nargs="+", metavar="ARCH", default=DEFAULT_TARGETS, help="e.g. sm_90 gfx942")
-    parser.add_argument("--stages", nargs="+", metavar="NET", default=["resnet50"], help="torchvision's networks")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 512], help="sides of the images")
-    parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=aot_cases.DTYPES, help="of the features")
-    parser.add_argument("--classes", nargs="+", type=int, default=[20], help="CAM classes")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], help="images per call")
-    parser.add_argument("--all", action="store_true", help="every network, size, dtype and number of classes")
-    parser.add_argument("--kernel", nargs="+", metavar="NAME", default=[], help="only kernels of these names: no times")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="compile this tile table, not the shipped ones")
-    parser.add_argument("--save", "--json", type=Path, metavar="FILE", help="also write the rows to a JSON file")
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return 0 if every kernel passes, else 1."""
+    parser = parser_of("aot", __doc__)
+    parser.add_argument("--target", nargs="+", choices=TARGETS, metavar="ARCH", default=DEFAULT_TARGETS,
+        help=f"some of {', '.join(TARGETS)}")  # fmt: skip
     parser.add_argument("--golden", action="store_true", help="rewrite the numbers that the tests compare with")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
     options = parser.parse_args(arguments)
-    for name, known in (("target", TARGETS), ("stages", aot_cases.networks())):
-        if unknown := [each for each in getattr(options, name) if each not in known]:
-            parser.error(f"--{name}: expected some of {', '.join(known)}, got {unknown[0]!r}")
-    return options
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; return 0 if every kernel passes, else 1."""
-    options = parse_arguments(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when imported, and an interpreted kernel cannot compile
-    from bench import aot_cases, aot_compile
+    from bench import aot_compile
 
-    stages = aot_cases.sides(options.stages, options.sizes)
-    listed = aot_cases.cases(stages, options.dtypes, options.classes, options.batch)
-    cases = list(aot_cases.all_cases() if options.all else listed)
     start, rows = time.monotonic(), list["Row"]()
     aot_compile.warm_up()
     missing = {name: TARGETS[name].not_compiled_reason(aot_compile.VERSION) for name in options.target}
@@ -75,33 +52,32 @@ def main(arguments: Sequence[str]) -> int:
         if reason:
             print(f"{name}: skipped, {reason}\n", flush=True)  # before a process is forked
     for name in measure.paced([name for name in options.target if not missing[name]], "aot"):
-        # In a process of its own, since what the kernels' modules learn of the active GPU stays cached.
-        tables = [options.table] if options.table else aot_compile.find_tables(name)
-        tasks = [partial(report_target, name, cases, table, options) for table in tables]
-        for _, found in aot_compile.in_processes(tasks, 1):
-            if found is None:
-                raise RuntimeError(f"{name}: the process that compiles for it died")
-            rows += found
+        for table in aot_compile.find_tables(name):
+            # In a process of its own, since what the kernels' modules learn of the active GPU stays cached.
+            with aot_compile.forked(1) as process:
+                rows += process.submit(report_target, name, table, options.jobs).result()
     failed = [row for row in rows if row.problems]
     seconds = time.monotonic() - start
     print(f"Triton {aot_compile.VERSION}: {len(rows)} kernels in {seconds:.0f} s, {len(failed)} failed")
     for row in failed:
         print(f"{row.target} {row.label} ({row.uses} launches): {'; '.join(row.problems)}")
-    if options.save:
-        kept = [{name: value for name, value in asdict(row).items() if name != "ttir"} for row in rows]
-        measure.save(options.save, kept, command=measure.command_line(["aot", *arguments]))
+    save(options, ["aot", *arguments], [asdict(row) for row in rows])
     if options.golden:
         write_golden(rows, aot_compile.VERSION)
     return 1 if failed else 0
 
 
-def report_target(name: str, cases: Sequence[Case], table: Path, options: argparse.Namespace) -> list[Row]:
+def report_target(name: str, table: Path, jobs: int) -> list[Row]:
     """Compile for a target, print its tables and return its rows."""
-    report = compile_target(name, cases, table, options.jobs, options.kernel)
+    report = compile_target(name, table, jobs)
     print(f"{name}, {table.stem}\n{format_kernels(report)}\n", flush=True)
-    if name == PREDICTED and not options.all and not options.kernel:
+    if name == PREDICTED:
         print(f"{format_stages(report)}\n{format_goals(report)}\n", flush=True)
-        report.fill_predicted()
+        for case, recorded in report.recorded.items():
+            for launch, prediction in zip(recorded.launches, report.predictions[case], strict=True):
+                if prediction:
+                    predicted = report.rows[launch.key].predicted
+                    predicted[str(case)] = predicted.get(str(case), 0.0) + prediction.seconds
     return [replace(row, ttir="") for row in report.rows.values()]
 
 
@@ -130,46 +106,36 @@ class Report:
     target: str
     recorded: dict[Case, Recorded]
     rows: dict[tuple[str, ...], Row]
-    _kernels: dict[tuple[str, ...], Kernel] = field(default_factory=dict)
 
-    def numbers(self, launch: Launch) -> Numbers | None:
-        """Return what a launch does and its predicted time; None if its kernel did not compile."""
+    @cached_property
+    def predictions(self) -> dict[Case, list[Prediction | None]]:
+        """The predicted time of each case's launches; None of a kernel that did not compile."""
         from bench.aot_model import Kernel, predict
 
-        row = self.rows[launch.key]
-        if not row.ttir:
-            return None
-        if launch.key not in self._kernels:
-            self._kernels[launch.key] = Kernel(row.ttir)
-        return predict(self._kernels[launch.key], row, launch, TARGETS[self.target])
+        kernels = {key: Kernel(row.ttir) for key, row in self.rows.items() if row.ttir}
 
-    def fill_predicted(self) -> None:
-        """Write the predicted times of each row's launches into it."""
-        for case, recorded in self.recorded.items():
-            for launch in recorded.launches:
-                if numbers := self.numbers(launch):
-                    predicted = self.rows[launch.key].predicted
-                    predicted[str(case)] = predicted.get(str(case), 0.0) + numbers.seconds
+        def prediction(launch: Launch) -> Prediction | None:
+            key = launch.key
+            return predict(kernels[key], self.rows[key], launch, TARGETS[self.target]) if key in kernels else None
+
+        return {case: [prediction(each) for each in found.launches] for case, found in self.recorded.items()}
 
     def seconds(self, case: Case) -> float:
         """Return the predicted time of a case in a CUDA graph."""
-        recorded = self.recorded[case]
-        times = [numbers.seconds for launch in recorded.launches if (numbers := self.numbers(launch))]
-        return sum(times) + recorded.others * LAUNCH
+        return sum(each.seconds for each in self.predictions[case] if each) + self.recorded[case].others * LAUNCH
 
 
-def compile_target(name: str, cases: Sequence[Case], path: Path, jobs: int, kernels: Sequence[str] = ()) -> Report:
-    """Record what the cases and the fusion launch on a target, and compile it, or of it the ``kernels`` named."""
+def compile_target(name: str, path: Path, jobs: int) -> Report:
+    """Record what the cases and the fusion launch on a target, and compile it."""
     from bench import aot_cases, aot_compile
 
     aot_compile.activate(TARGETS[name])
     table = tile_tables.entries(tile_tables.read(path), path)
-    cases = [*cases, *aot_cases.entry_cases(table, cases)]
+    cases = aot_cases.cases()
+    cases += aot_cases.entry_cases(table, cases)
     recorded = {case: aot_compile.record(aot_cases.call(case, table, TARGETS[name].num_sms)) for case in cases}
-    others = [aot_compile.record(call) for call in aot_cases.fusion_calls()]
-    launches = [launch for each in (*recorded.values(), *others) for launch in each.launches]
-    if kernels:
-        launches = [launch for launch in launches if any(each in launch.key[0] for each in kernels)]
+    fused = [aot_compile.record(call) for call in aot_cases.fusion_calls()]
+    launches = [launch for each in (*recorded.values(), *fused) for launch in each.launches]
     return Report(name, recorded, aot_compile.compile_distinct(name, launches, jobs))
 
 
@@ -196,62 +162,45 @@ def format_kernels(report: Report) -> str:
 
 def limit(case: Case) -> float:
     """Return the least time that an H100 could take: features read twice, or each pair's products once."""
+    problem = case.problem
     if case.method == "prototypes":
-        return case.form.affinity.steps * (2 + case.form.affinity.center) * case.features_bytes / MEMORY
-    flops = case.B * (case.H * case.W) ** 2 * (case.C + 2 * (case.K + 1))
-    return flops / (H100.flops_per_clock * H100.num_sms * H100.clock) + case.features_bytes / MEMORY
+        return problem.phi.steps * (2 + problem.phi.center) * problem.feature_bytes / MEMORY
+    flops = problem.B * problem.L**2 * (problem.C + 2 * (problem.K + 1))
+    return flops / (H100.flops_per_clock * H100.num_sms * H100.clock) + problem.feature_bytes / MEMORY
 
 
 def format_stages(report: Report) -> str:
-    """Return each case's launches with what they do, and their predicted time."""
-    head = [
-        "predicted, not measured",
-        "programs",
-        "per SM",
-        "waves",
-        "loop",
-        "loaded MB",
-        "stored MB",
-        "bound by",
-        "µs",
-    ]
-    lines = [head]
+    """Return each case's predicted time, and its launches' with what bounds each."""
+    lines = [["predicted, not measured", "µs", "bound by"]]
     for case, recorded in report.recorded.items():
         seconds = report.seconds(case)
-        share = f"{seconds * 1e6:.1f}, {limit(case) / seconds:.0%} of the limit"
-        lines.append([str(case), "", "", "", "", f"{case.features_bytes / 1e6:.2f}", "", "", share])
-        for launch in recorded.launches:
-            if n := report.numbers(launch):
-                cells = [f"  {launch.key[0]}", str(n.programs), str(n.per_sm), f"{n.waves:.2f}"]
-                cells += [f"{n.instructions}, {n.matrix} matrix", f"{n.loaded / 1e6:.2f}", f"{n.stored / 1e6:.2f}"]
-                lines.append([*cells, n.bound, f"{n.seconds * 1e6:.1f}"])
+        lines.append([str(case), f"{seconds * 1e6:.1f}", f"{limit(case) / seconds:.0%} of the limit"])
+        for launch, prediction in zip(recorded.launches, report.predictions[case], strict=True):
+            if prediction:
+                lines.append([f"  {launch.key[0]}", f"{prediction.seconds * 1e6:.1f}", prediction.bound])
         if recorded.others:
-            lines.append([f"  {recorded.others} of PyTorch's", *[""] * 7, f"{recorded.others * LAUNCH * 1e6:.1f}"])
+            lines.append([f"  {recorded.others} of PyTorch's", f"{recorded.others * LAUNCH * 1e6:.1f}", "launches"])
     return _format(lines)
 
 
 def format_goals(report: Report) -> str:
     """Return how the predictions compare with the goals, for float16, 20 classes and φ = relu of a known sign."""
-    from bench.aot_cases import RELU
 
     def verdict(met: bool, goal: str) -> str:
         return f"{'met' if met else 'MISSED'}: {goal}"
 
     lines = [["goal, predicted", "", ""]]
     for case in report.recorded:
-        if (case.form, case.dtype, case.K) != (RELU, "float16", 20):
+        problem, seconds = case.problem, report.seconds(case)
+        form = problem.affinity, problem.values, problem.precision, problem.dtype, problem.K
+        if form != ("", "rand", "default", "float16", 20):
             continue
-        seconds = report.seconds(case)
-        if case.method == "prototypes" and case.features_bytes >= LARGE:
+        if case.method == "prototypes" and problem.feature_bytes >= LARGE:
             share = limit(case) / seconds
             lines.append([str(case), f"{share:.0%} of two reads", verdict(share >= SHARE, f">= {SHARE:.0%}")])
-        elif case.method == "prototypes" and case.H * case.W <= SMALL and case.B == 1:
+        elif case.method == "prototypes" and problem.L <= SMALL and problem.B == 1:
             lines.append([str(case), f"{seconds * 1e6:.1f} µs", verdict(seconds <= MOST, f"<= {MOST * 1e6:.0f} µs")])
-        elif case.method == "tiled" and (case.C, case.H, case.W) == (256, 128, 128):
-            ratio = seconds * CUBLAS / (2 * (case.H * case.W) ** 2 * case.C)
+        elif case.method == "tiled" and (problem.C, problem.L) == (256, 128 * 128):
+            ratio = seconds * CUBLAS / (2 * problem.L**2 * problem.C)
             lines.append([str(case), f"{ratio:.2f}× cuBLAS's xᵀx", verdict(ratio <= 1, "<= 1, stretch 0.65")])
     return _format(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,67 +1,48 @@
-"""Stages that people polish: those of torchvision's classifiers, with the launches that each method makes for them.
-
-``aot_stages.json`` lists each network's stages as ``[channels, side for a 224-pixel image, "signed" or
-"non-negative"]``; ``python -m bench.aot_cases`` inspects the networks with random weights and rewrites it.
-"""
+"""What is compiled ahead of time: the launches that each method makes for a ResNet-50's stages, and for every tile."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssa_fast.affinity import Affinity
+from bench.problems import Problem
 from ssa_fast.kernels import fusion
 from ssa_fast.ops import tile_tables
 from ssa_fast.ops.dispatch import RESIDENT_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-STAGES = Path(__file__).with_name("aot_stages.json")
-SIZES = (224, 256, 299, 384, 512, 1024)
-DTYPES = ("float16", "bfloat16", "float32")
-CLASSES = (1, 5, 20, 80, 200, 1000)
+STAGES = ((256, 56), (256, 128), (512, 28), (512, 64), (1024, 14), (1024, 32), (2048, 7), (2048, 16))
+"""Channels and side of a ResNet-50's stages, for images of 224 and 512 pixels."""
 PARTS = {"prototypes": ("gather", "apply"), "tiled": ("tiled", "prepare"), "resident": ("resident",)}
-RARE_K = 20
 
 
-@dataclass(frozen=True)
-class Form:
-    """φ, the precision, and whether the kernels have to find the features' sign."""
-
-    affinity: Affinity
-    unknown: bool = False
-    precision: str = "default"
-
-    def __str__(self) -> str:
-        affinity = self.affinity
-        words = ["centered"] if affinity.center and affinity.any_sign else []
-        words += [affinity.phi + (f"^{affinity.power:g}" if affinity.power != 1 else "")]
-        words += ["two steps"] if affinity.steps > 1 else []
-        words += ["sign unknown"] if self.unknown else []
-        return " ".join(words + (["high"] if self.precision == "high" else []))
-
-
-RELU, CUBED = Form(Affinity()), Form(Affinity(phi="shifted", power=3.0))
-EXP = Form(Affinity(phi="exp", temperature=0.1, center=True))
-UNKNOWN = replace(RELU, unknown=True)
-SHIFTED = Form(Affinity(phi="shifted"))
+# What a form of a problem has otherwise; "mixed": the kernels have to find the features' sign.
+RELU: dict[str, Any] = {}
+UNKNOWN = {"values": "mixed"}
+SHIFTED, CUBED = {"affinity": "phi=shifted"}, {"affinity": "phi=shifted,power=3"}
+EXP = {"affinity": "phi=exp,temperature=0.1,center=True"}
+HIGH = {"precision": "high"}
 # What ``SSA`` takes for most stages, other forms, and those that differ from them in few kernels.
-MAIN = {"prototypes": (RELU, UNKNOWN), "tiled": (RELU,), "resident": (RELU,)}
-FORMS = {"prototypes": (RELU, UNKNOWN, SHIFTED), "tiled": (RELU, UNKNOWN, EXP, CUBED), "resident": (RELU, EXP, CUBED)}
-RARE = {
-    "prototypes": (Form(Affinity(steps=2), True), Form(Affinity(phi="shifted", center=True, steps=2))),
-    "tiled": (Form(Affinity(steps=2)), replace(RELU, precision="high"), replace(EXP, precision="high")),
-    "resident": (replace(RELU, precision="high"), replace(EXP, precision="high")),
-}
+MAIN = (("prototypes", RELU), ("prototypes", UNKNOWN), ("tiled", RELU), ("resident", RELU))
+FORMS = (
+    *(("prototypes", form) for form in (RELU, UNKNOWN, SHIFTED)),
+    *(("tiled", form) for form in (RELU, UNKNOWN, EXP, CUBED)),
+    *(("resident", form) for form in (RELU, EXP, CUBED)),
+)
+RARE = (
+    ("prototypes", UNKNOWN | {"affinity": "steps=2"}),
+    ("prototypes", {"affinity": "phi=shifted,center=True,steps=2"}),
+    ("tiled", {"affinity": "steps=2"}),
+    *((method, form | HIGH) for method in ("tiled", "resident") for form in (RELU, EXP)),
+)
 
 
 @dataclass(frozen=True)
@@ -69,83 +50,50 @@ class Case:
     """One call of a method's host function for one stage."""
 
     method: str
-    form: Form
-    C: int
-    H: int
-    W: int
-    K: int = 20
-    dtype: str = "float16"
-    channels_last: bool = False
-    B: int = 1
+    problem: Problem
 
     def __str__(self) -> str:
-        layout = "nhwc" if self.channels_last else "nchw"
-        return f"{self.method} {self.form}, {self.B}×{self.C}×{self.H}×{self.W} {self.dtype} {layout} K={self.K}"
+        problem, phi = self.problem, self.problem.phi
+        words = ["centered"] if phi.center and phi.any_sign else []
+        words += [phi.phi + (f"^{phi.power:g}" if phi.power != 1 else "")]
+        words += ["two steps"] if phi.steps > 1 else []
+        words += ["sign unknown"] if problem.values == "mixed" else []
+        words += ["high"] if problem.precision == "high" else []
+        sizes = f"{problem.B}×{problem.C}×{problem.H}×{problem.W} {problem.dtype} {problem.layout} K={problem.K}"
+        return f"{self.method} {' '.join(words)}, {sizes}"
 
     @property
-    def features_bytes(self) -> int:
-        """Return the bytes of the features."""
-        return self.B * self.C * self.H * self.W * tile_tables.ITEMSIZES[self.dtype]
+    def is_chosen(self) -> bool:
+        """Whether "auto" would ever choose the method."""
+        return self.method != "resident" or self.problem.feature_bytes <= RESIDENT_LIMIT
 
 
-def networks() -> dict[str, list[tuple[int, int, str]]]:
-    """Return the stages of each network as listed."""
-    listed: dict[str, list[tuple[int, int, str]]] = json.loads(STAGES.read_text(encoding="utf-8"))
-    return listed
-
-
-def sides(names: Iterable[str], sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the distinct ``(C, side)`` of the networks' stages for square images of these sizes."""
-    listed = networks()
-    stages = {(C, side) for name in names for C, side, _ in listed[name]}
-    return sorted({(C, -(-size * side // 224)) for C, side in stages for size in sizes})
-
-
-def cases(
-    stages: Sequence[tuple[int, int]], dtypes: Sequence[str], classes: Sequence[int], batches: Sequence[int]
-) -> Iterator[Case]:
-    """Yield calls for these stages in both layouts, then the forms and dtypes for two stages of odd sides."""
-    for (C, side), dtype, K, last in product(stages, dtypes, classes, (False, True)):
-        for method, form in _forms(MAIN):
-            for B in batches if (method, form) == ("prototypes", RELU) else (1,):
-                yield from taken(Case(method, form, C, side, side, K, dtype, last, B))
-    few, many = min(C for C, _ in stages), max(C for C, _ in stages)
-    for (C, side), dtype in product(((few, 127), (many, 7)), DTYPES):
-        forms = MAIN if dtype == "bfloat16" else FORMS
-        for method, form in (*_forms(forms), *(_forms(RARE) if dtype == "float16" else ())):
-            yield from taken(Case(method, form, C, side, side, dtype=dtype))
+def cases() -> list[Case]:
+    """Return calls for each stage in both layouts, then the forms and dtypes for two stages of odd sides."""
+    found = []
+    for (C, side), layout in product(STAGES, ("nchw", "nhwc")):
+        for method, form in MAIN:
+            for B in (1, 32) if (method, form) == ("prototypes", RELU) else (1,):
+                found.append(Case(method, Problem(B, 20, C, side, side, layout=layout, **form)))
+    for (C, side), dtype in product(((256, 127), (2048, 7)), tile_tables.ITEMSIZES):
+        for method, form in (*(MAIN if dtype == "bfloat16" else FORMS), *(RARE if dtype == "float16" else ())):
+            found.append(Case(method, Problem(1, 20, C, side, side, dtype=dtype, **form)))
     for K in (1, 200):  # few rows, and several chunks of them
-        yield from (Case(method, form, few, 127, 127, K) for method, form in _forms(MAIN) if method != "resident")
+        found += [Case(method, Problem(1, K, 256, 127, 127, **form)) for method, form in MAIN if method != "resident"]
+    return [case for case in found if case.is_chosen]
 
 
-def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield a case for each entry of a table that none of ``cases`` uses, at the entry's own sizes."""
-    used = {id(config) for case in cases for config in find_tiles(case, table).values()}
+def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> list[Case]:
+    """Return a case for each entry of a table that none of ``cases`` uses, at the entry's own sizes."""
+    used, found = {id(config) for case in cases for config in find_tiles(case, table).values()}, []
     for entry in (entry for entry in table if id(entry.config) not in used):
         method = next(method for method, parts in PARTS.items() if entry.kernel in parts)
         shifted = SHIFTED if method == "prototypes" else CUBED
         form = {"shifted": shifted, "exp": EXP}.get(entry.phi or "relu", RELU)
+        form = form | {"dtype": entry.dtype or "float16", "precision": entry.precision or "default"}
         side = math.isqrt(entry.L)
-        form = replace(form, precision=entry.precision or "default")
-        yield Case(method, form, entry.C, side, side, entry.K, entry.dtype or "float16")
-
-
-def all_cases() -> Iterator[Case]:
-    """Yield every form of every network's stages in both layouts, each dtype, size and number of classes."""
-    stages = sides(networks(), SIZES)
-    for (C, side), dtype, K, last in product(stages, DTYPES, CLASSES, (False, True)):
-        for method, form in (*_forms(FORMS), *(_forms(RARE) if K == RARE_K else ())):
-            yield from taken(Case(method, form, C, side, side, K, dtype, last))
-
-
-def _forms(table: dict[str, tuple[Form, ...]]) -> Iterator[tuple[str, Form]]:
-    return ((method, form) for method, forms in table.items() for form in forms)
-
-
-def taken(case: Case) -> Iterator[Case]:
-    """Yield the case unless "auto" would never choose its method."""
-    if case.method != "resident" or case.features_bytes <= RESIDENT_LIMIT:
-        yield case
+        found.append(Case(method, Problem(1, entry.K, entry.C, side, side, **form)))
+    return found
 
 
 def find_tiles(case: Case, table: list[tile_tables.Entry]) -> dict[str, tile_tables.Config]:
@@ -154,11 +102,11 @@ def find_tiles(case: Case, table: list[tile_tables.Entry]) -> dict[str, tile_tab
     Raises:
         ValueError: The table has none for the case.
     """
-    affinity, tiles = case.form.affinity, {}
-    sizes: Any = dict(C=case.C, K=case.K, phi=affinity.phi, precision=case.form.precision)
+    problem, phi, tiles = case.problem, case.problem.phi, {}
+    sizes: Any = dict(C=problem.C, K=problem.K, phi=phi.phi, precision=problem.precision)
     for part in PARTS[case.method]:
-        dtype = "float32" if affinity.center and case.method == "prototypes" else case.dtype
-        pixels = case.H * case.W * (case.B if part in tile_tables.LINEAR else 1)
+        dtype = "float32" if phi.center and case.method == "prototypes" else problem.dtype
+        pixels = problem.L * (problem.B if part in tile_tables.LINEAR else 1)
         entry = tile_tables.nearest(table, part, dtype=dtype, L=pixels, **sizes)
         if entry is None:
             raise ValueError(f"entries: expected one of {part!r} that serves {case}, got none; add one")
@@ -168,23 +116,23 @@ def find_tiles(case: Case, table: list[tile_tables.Entry]) -> dict[str, tile_tab
 
 def call(case: Case, table: list[tile_tables.Entry], num_sms: int) -> Callable[[], None]:
     """Return a call of the case's host function on meta tensors, with the tiles of ``table``."""
-    affinity, method, tiles = case.form.affinity, case.method, find_tiles(case, table)
+    problem, method, tiles = case.problem, case.method, find_tiles(case, table)
+    B, K, H, W = problem.B, problem.K, problem.H, problem.W
     meta = partial(torch.empty, device="meta")
-    features = meta(case.B, case.C, case.H, case.W, dtype=getattr(torch, case.dtype))
-    if case.channels_last:
+    features = meta(B, problem.C, H, W, dtype=problem.torch_dtype)
+    if problem.layout == "nhwc":
         features = features.to(memory_format=torch.channels_last)
-    arguments: dict[str, Any] = dict(affinity=affinity, align_corners=True, out=meta(case.B, case.K, case.H * case.W))
+    arguments: dict[str, Any] = dict(affinity=problem.phi, align_corners=True, out=meta(B, K, H * W))
     if method == "prototypes":
         arguments |= dict(num_sms=num_sms, **tiles)
     else:
-        arguments |= dict(precision=case.form.precision, config=tiles[method])
+        arguments |= dict(precision=problem.precision, config=tiles[method])
     if method == "tiled":
         arguments |= dict(prepare=tiles["prepare"])
-    if case.form.unknown:
-        arguments |= dict(signed=meta(case.B, dtype=torch.int32))
+    if problem.values == "mixed":
+        arguments |= dict(signed=meta(B, dtype=torch.int32))
     host = importlib.import_module(f"ssa_fast.kernels.{method}")
-    cam = meta(case.B, case.K, max(1, case.H // 4), max(1, case.W // 4))
-    return partial(host.polish, cam, features, **arguments)
+    return partial(host.polish, meta(B, K, max(1, H // 4), max(1, W // 4)), features, **arguments)
 
 
 def fusion_calls() -> Iterator[Callable[[], None]]:
@@ -193,26 +141,3 @@ def fusion_calls() -> Iterator[Callable[[], None]]:
     options: Any = dict(weights=[1.0, 1.0, 0.5, 1.0], align_corners=True, out=torch.empty(2, 20, 64, 64, device="meta"))
     for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
         yield partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
-
-
-def find_stages() -> dict[str, list[tuple[int, int, str]]]:
-    """Inspect torchvision's classifiers with random weights; return each one's stages.
-
-    Raises:
-        RuntimeError: A network cannot be inspected.
-    """
-    from ssa_fast.cli.models import describe_network, select_networks
-
-    found = {}
-    for name in select_networks(None, everything=True):
-        row = describe_network(name)
-        if row.description is None:
-            raise RuntimeError(f"{name}: {row.error}")
-        found[name] = [(stage.shape[0], stage.shape[1], str(stage.sign)) for stage in row.description.stages]
-        print(name, found[name], flush=True)
-    return found
-
-
-if __name__ == "__main__":
-    lines = ",\n".join(f'"{name}": {json.dumps(stages)}' for name, stages in find_stages().items())
-    STAGES.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

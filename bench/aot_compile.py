@@ -15,8 +15,9 @@ import subprocess
 import tempfile
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +40,7 @@ from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 VERSION = triton.__version__.split("+")[0]
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -49,7 +50,6 @@ LOCAL = re.compile(r"\b(?:ld|st)\.local\b")
 WITHOUT_MATRIX = re.compile(r"\btt\.dot\b.*-> tensor<[^#>]*#blocked")
 PRODUCT = re.compile(r"\btt\.dot\b")
 NO_KERNEL = ("empty", "view", "expand", "slice", "select", "as_strided", "detach", "alias", "permute", "transpose")
-SHARE = 8  # specializations per process
 
 
 class Recorded(NamedTuple):
@@ -149,26 +149,23 @@ def describe(launch: Launch) -> tuple[str, str]:
     return " ".join(config), "; ".join(types + [f"{what} {' '.join(names)}" for what, names in lists if names])
 
 
-def compile_rows(name: str, launches: Iterable[tuple[Launch, int]]) -> list[Row]:
-    """Compile launches, each with the number of its uses, for target ``name``; return a row for each."""
+def compile_row(name: str, launch: Launch, uses: int) -> Row:
+    """Compile a launch, which was recorded ``uses`` times, for target ``name``; return what came of it."""
     warnings.simplefilter("ignore")
     activate(TARGETS[name])
-    rows = []
-    for launch, uses in launches:
-        warps = launch.arguments.get("num_warps", 4)
-        row = Row(name, launch.kernel.fn.__name__, *describe(launch), warps, uses)
-        rows.append(row)
-        try:
-            binary = launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments)
-        except Exception as error:
-            root: BaseException = error
-            while root.__cause__:
-                root = root.__cause__  # Triton's outer errors quote source code; the root cause has the message
-            row.problems = [f"{type(error).__name__}: {str(root).strip().splitlines()[-1]}"]
-            continue
+    warps = launch.arguments.get("num_warps", 4)
+    row = Row(name, launch.kernel.fn.__name__, *describe(launch), warps, uses)
+    try:
+        binary = launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments)
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__:
+            root = root.__cause__  # Triton's outer errors quote source code; the root cause has the message
+        row.problems = [f"{type(error).__name__}: {str(root).strip().splitlines()[-1]}"]
+    else:
         inspect_binary(binary, row)
         row.ttir = _name_parameters(row.ttir, launch)
-    return rows
+    return row
 
 
 def _name_parameters(ttir: str, launch: Launch) -> str:
@@ -229,49 +226,32 @@ def warm_up() -> None:
     torch.linalg.vector_norm(torch.empty(1, 1, device="meta"), ord=math.inf, dim=1)
 
 
+_launches: list[tuple[str, Launch, int]] = []  # what forked processes find here: a recorded launch cannot be sent
+
+
+def _compile(at: int) -> Row:
+    return compile_row(*_launches[at])
+
+
 def compile_distinct(name: str, launches: Sequence[Launch], jobs: int) -> dict[tuple[str, ...], Row]:
     """Compile each distinct specialization once, in ``jobs`` processes; return its row by its key."""
     uses = Counter(launch.key for launch in launches)
     first = {launch.key: launch for launch in reversed(launches)}
-    count = -(-len(uses) // SHARE)
-    shares = [list(uses)[at::count] for at in range(count)]
-    tasks = [partial(compile_rows, name, [(first[key], uses[key]) for key in share]) for share in shares]
-    rows: dict[tuple[str, ...], Row] = {}
-    for number, found in in_processes(tasks, jobs):
-        dead = [
-            Row(name, key[0], *describe(first[key]), problems=["the compiling process died"]) for key in shares[number]
-        ]
-        rows |= dict(zip(shares[number], found or dead, strict=True))
-    return {key: rows[key] for key in uses}
-
-
-def in_processes(tasks: Sequence[Callable[[], Any]], jobs: int) -> Iterator[tuple[int, Any]]:
-    """Call each task in a forked process, which has what this one recorded; yield ``(number, result)``.
-
-    The result of a process that died is None.
-    """
-    context = multiprocessing.get_context("fork")
-    waiting, running = list(enumerate(tasks))[::-1], dict[Any, Any]()
-    parent = os.getpid()
-
-    def child(task: Callable[[], Any], pipe: Any) -> None:
-        die_with(parent)
-        pipe.send(task())
-
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            number, task = waiting.pop()
-            receiving, sender = context.Pipe(duplex=False)
-            process = context.Process(target=child, args=(task, sender))
-            process.start()
-            sender.close()
-            running[receiving] = number, process
-        for ready in wait(list(running)):
-            receiver: Any = ready
-            number, process = running.pop(receiver)
+    _launches[:] = [(name, first[key], count) for key, count in uses.items()]
+    rows = {}
+    with forked(jobs) as pool:
+        for (key, count), compiled in zip(
+            uses.items(), [pool.submit(_compile, at) for at in range(len(uses))], strict=True
+        ):
             try:
-                result = receiver.recv()
-            except EOFError:
-                result = None
-            process.join()
-            yield number, result
+                rows[key] = compiled.result()
+            except BrokenProcessPool:
+                why = "the compiling process died"
+                rows[key] = Row(name, key[0], *describe(first[key]), uses=count, problems=[why])
+    return rows
+
+
+def forked(jobs: int) -> ProcessPoolExecutor:
+    """Return processes that have what this one has now, and end with it."""
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(jobs, context, initializer=die_with, initargs=(os.getpid(),))

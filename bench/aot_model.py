@@ -86,28 +86,38 @@ class Kernel:
         self.definitions: dict[str, str] = {}
         self.parameters: list[str] = []
         self.root = Block()
-        open_blocks: list[Block | None] = []  # one per brace; None where it opens no loop
-        stack = [self.root]
-        for line in _unique_names(ttir):
+        used: set[str] = set()
+        stack: list[tuple[Block, dict[str, str]]] = [(self.root, {})]  # of each open brace: the block, unique names
+
+        def define(name: str) -> str:
+            """Return a name that no other scope has."""
+            unique = f"{name}.{len(used)}" if name in used else name
+            used.add(unique)
+            return unique
+
+        def renamed(found: re.Match[str]) -> str:
+            name, mark, part = found[0].partition("#")
+            return next((names[name] for _, names in reversed(stack) if name in names), name) + mark + part
+
+        for raw in ttir.splitlines():
+            line = (raw if "tt.func" in raw else re.sub(r" loc\(.*$", "", raw)).strip()
+            if line.startswith("}") and len(stack) > 1:
+                stack.pop()
+            block, names = stack[-1]
+            defined, body = (found[1], found[2]) if (found := DEFINITION.match(line)) else ("", line)
+            stack.append((block, {name: define(name) for name in re.findall(r"(%[\w$.-]+) = (?=%)", body)}))
+            body = NAME.sub(renamed, body)
+            if defined:
+                names[defined] = define(defined)
+                self.definitions[names[defined]] = body
             if line.startswith("tt.func"):
                 self.parameters = re.findall(r"(%[\w$.-]+): ", line)
-                continue
-            if found := DEFINITION.match(line):
-                self.definitions[found[1]] = found[2]
-            if line.startswith("}") and open_blocks:
-                if open_blocks.pop() is not None:
-                    stack.pop()
-                if not line.endswith("{"):
-                    continue
-            if loop := LOOP.search(line):
-                block = Block(loop.groups())  # type: ignore[arg-type]
-                stack[-1].blocks.append(block)
-                stack.append(block)
-                open_blocks.append(block)
-            elif line.endswith("{") and not line.startswith("module"):
-                open_blocks.append(None)
-            else:
-                self._add(stack[-1], line)
+            elif loop := LOOP.search(body):
+                block.blocks.append(Block(loop.groups()))  # type: ignore[arg-type]
+                stack[-1] = block.blocks[-1], stack[-1][1]
+            elif not line.endswith("{"):
+                stack.pop()
+                self._add(block, body)
 
     def _add(self, block: Block, line: str) -> None:
         if "tt.dot" in line and (shape := DOT.search(line)):
@@ -144,51 +154,52 @@ class Kernel:
             ValueError: A loop's bounds are not computed from integers; a loaded number counts as 0, a comparison of
                 floating-point numbers as false.
         """
-        values: dict[str, int | None] = {f"%{name}": value for name, value in arguments.items()}
+        known: dict[str, int | None] = {f"%{name}": value for name, value in arguments.items()}
         counts = [1]
 
         def visit(block: Block, times: int) -> None:
             for inner in block.blocks:
                 assert inner.loop is not None
                 variable, *bounds = inner.loop
-                begin, end, step = (self._evaluate(bound, values, grid, program) for bound in bounds)
+                values = _Integers(self.definitions, dict(known), grid, program)
+                begin, end, step = (values.of(bound) for bound in bounds)
                 if begin is None or end is None or not step:
                     raise ValueError(f"loop {variable}: expected bounds computed from integers, got {bounds}")
                 once = max(0, -(-(end - begin) // step))
-                for stale in [name for name in values if name not in known]:
-                    del values[stale]
-                values[variable] = begin + once // 2 * step
-                known.add(variable)
+                known[variable] = begin + once // 2 * step  # half-way, for loops within
                 counts.append(times * once)
                 visit(inner, times * once)
 
-        known = set(values)
         visit(self.root, 1)
         return counts
 
-    def _evaluate(
-        self, name: str, values: dict[str, int | None], grid: tuple[int, ...], program: tuple[int, ...]
-    ) -> int | None:
-        """Return an integer's value; None if it is not computed from arguments alone."""
-        if name not in values:
-            values[name] = None  # of a cycle
-            values[name] = self._compute(self.definitions.get(name, ""), values, grid, program)
-        return values[name]
 
-    def _compute(
-        self, definition: str, values: dict[str, int | None], grid: tuple[int, ...], program: tuple[int, ...]
-    ) -> int | None:
+class _Integers(NamedTuple):
+    """The integers that one program computes."""
+
+    definitions: Mapping[str, str]
+    values: dict[str, int | None]
+    grid: tuple[int, ...]
+    program: tuple[int, ...]
+
+    def of(self, name: str) -> int | None:
+        """Return an integer's value; None if it is not computed from arguments alone."""
+        if name not in self.values:
+            self.values[name] = None  # of a cycle
+            self.values[name] = self._compute(self.definitions.get(name, ""))
+        return self.values[name]
+
+    def _compute(self, definition: str) -> int | None:
         operation, _, rest = definition.removeprefix("arith.").partition(" ")
         word = rest.split()[0].rstrip(",") if rest else ""
         if operation == "constant":
             return int({"true": "1", "false": "0"}.get(word, word))
         if operation in ("tt.get_program_id", "tt.get_num_programs"):
-            values_of, default = (program, 0) if operation.endswith("id") else (grid, 1)
-            axis = "xyz".index(word)
-            return values_of[axis] if axis < len(values_of) else default
+            by_axis, default = (self.program, 0) if operation.endswith("id") else (self.grid, 1)
+            return dict(zip("xyz", by_axis, strict=False)).get(word, default)
         if operation in ("tt.load", "cmpf"):  # a loop for numbers out of range usually has no turn
             return 0
-        operands: list[Any] = [self._evaluate(each, values, grid, program) for each in NAME.findall(definition)]
+        operands: list[Any] = [self.of(each) for each in NAME.findall(definition)]
         if any(each is None for each in operands):
             return None
         if operation in ("extsi", "extui", "trunci", "index_cast"):
@@ -199,36 +210,6 @@ class Kernel:
             return int(getattr(operator, word.lstrip("su"))(*operands))
         known = OPERATIONS.get(re.sub(r"[su]?i$", "", operation))
         return int(known(*operands)) if known and len(operands) == 2 else None
-
-
-def _unique_names(ttir: str) -> Iterator[str]:
-    """Yield the lines without their locations; names that several scopes define become different ones."""
-    scopes: list[dict[str, str]] = [{}]
-    used: set[str] = set()
-
-    def define(name: str) -> str:
-        unique = f"{name}.{len(used)}" if name in used else name
-        used.add(unique)
-        return unique
-
-    def renamed(found: re.Match[str]) -> str:
-        name, mark, part = found[0].partition("#")
-        return next((scope[name] for scope in reversed(scopes) if name in scope), name) + mark + part
-
-    for raw in ttir.splitlines():
-        line = (raw if "tt.func" in raw else re.sub(r" loc\(.*$", "", raw)).strip()
-        if line.startswith("}") and len(scopes) > 1:
-            scopes.pop()
-        defined, body = (found[1], found[2]) if (found := DEFINITION.match(line)) else ("", line)
-        scopes.append({name: define(name) for name in re.findall(r"(%[\w$.-]+) = (?=%)", body)})
-        body = NAME.sub(renamed, body)
-        if not line.endswith("{"):
-            scopes.pop()
-        if defined:
-            scope = scopes[-2] if line.endswith("{") else scopes[-1]
-            scope[defined] = define(defined)
-            body = f"{scope[defined]} = {body}"
-        yield body
 
 
 @dataclass
@@ -327,18 +308,11 @@ def _loaded(name: str) -> int:
     return next((size for suffix, size in ((".128", 16), (".64", 8), ("16", 2), ("8", 1)) if name.endswith(suffix)), 4)
 
 
-class Numbers(NamedTuple):
-    """What one launch does."""
+class Prediction(NamedTuple):
+    """The time of one launch, and the largest term of the model in it."""
 
-    programs: int
-    per_sm: int
-    waves: float
-    loaded: int
-    stored: int
-    instructions: int  # of one turn of the inner loop
-    matrix: int
-    bound: str  # the largest term of the model
     seconds: float
+    bound: str
 
 
 def match_loops(kernel: Kernel, loops: list[Loop], warps: int) -> list[tuple[Loop | None, int]]:
@@ -360,7 +334,7 @@ def match_loops(kernel: Kernel, loops: list[Loop], warps: int) -> list[tuple[Loo
     return matched
 
 
-def predict(kernel: Kernel, row: Row, launch: Launch, target: Target) -> Numbers:
+def predict(kernel: Kernel, row: Row, launch: Launch, target: Target) -> Prediction:
     """Predict one launch of a compiled kernel."""
     integers = {name: value for name, value in launch.arguments.items() if isinstance(value, int)}
     sizes = {name: each.numel() * each.itemsize for name, each in launch.arguments.items() if hasattr(each, "numel")}
@@ -391,18 +365,8 @@ def predict(kernel: Kernel, row: Row, launch: Launch, target: Target) -> Numbers
     most, depth = max(clocks.values()), min(occupancy, -(-programs // target.num_sms)) * stages
     busy = most + (sum(clocks.values()) - most) / depth
     clocks["latency"] = most_loaded(chains, programs, target.num_sms * occupancy)
-    inner = max(row.loops, key=lambda loop: (loop.matrix, loop.instructions), default=Loop(0, 0, 0, False))
-    return Numbers(
-        programs=programs,
-        per_sm=occupancy,
-        waves=programs / (target.num_sms * occupancy),
-        loaded=int(loaded),
-        stored=int(stored),
-        instructions=inner.instructions,
-        matrix=inner.matrix,
-        bound=max(clocks, key=lambda name: clocks[name]),
-        seconds=max(busy, clocks["latency"]) / H100.clock + H100.launch,
-    )
+    seconds = max(busy, clocks["latency"]) / H100.clock + H100.launch
+    return Prediction(seconds, max(clocks, key=clocks.__getitem__))
 
 
 def most_loaded(sampled: list[float], programs: int, servers: int) -> float:

@@ -1,63 +1,32 @@
-"""``python -m bench calibrate``: fit the dispatcher's rates to this CPU; how often does it pick the fastest then?"""
+"""``python -m bench calibrate``: fit the dispatcher's rates to a CPU; how often does it pick the fastest method then?
+
+The times are those of a file that ``python -m bench --suite rates`` with ``--provider`` for each method has saved.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 
-from bench.measure import command_line, describe, machine, median_seconds, save
-from ssa_fast import Affinity, polish
-from ssa_fast.io.progress import paced
+from bench import plot
+from bench.measure import Device
+from bench.problems import named
+from bench.providers import counted
 from ssa_fast.ops import cost_model, dispatch
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-BUDGET = 3e11  # floating-point operations beyond which a method is not worth waiting for
-
-
-def problems() -> Iterator[cost_model.Problem]:
-    """Yield the problems timed: stages of common backbones, with several numbers of classes, signs and φ."""
-    for C, sides in ((64, (7, 28, 56, 112)), (256, (7, 14, 32, 56, 128)), (1024, (14, 32, 64)), (2048, (7, 16, 32))):
-        for side in sides:
-            for B, K in ((1, 1), (1, 20), (1, 1000), (16, 20)):
-                yield cost_model.Problem(B, K, C, side * side, Affinity(), True)
-                if K < 1000:
-                    yield cost_model.Problem(B, K, C, side * side, Affinity(), False)
-                    yield cost_model.Problem(B, K, C, side * side, Affinity(power=2), True)
-
-
-def methods_of(problem: cost_model.Problem) -> Iterator[tuple[str, cost_model.Cost]]:
-    """Yield the methods timed, each with its cost as the dispatcher counts it."""
-    for method in dispatch.TORCH_METHODS:
-        cost = cost_model.cost(method, problem)
-        if dispatch.not_supported_reasons(method, "torch", problem) or cost.flops > BUDGET:
-            continue
-        if method != "dense" or cost.extra_memory <= dispatch.DENSE_LIMIT:
-            yield method, cost
-
-
-def expected_seconds(problem: cost_model.Problem) -> float:
-    """Return about how long a problem's timing takes by the rates in the package: its share of the progress."""
-    calls = (cost_model.seconds(cost, cost_model.RATES["cpu", "torch"]) for _, cost in methods_of(problem))
-    return sum(max(4 * one, min(0.4, 17 * one)) for one in calls)  # as ``measure.median_seconds`` does
-
-
-def timings(problem: cost_model.Problem) -> Iterator[dict[str, Any]]:
-    """Yield a row per supported method: its cost and the median time."""
-    B, K, C, affinity, nonnegative = problem.B, problem.K, problem.C, problem.affinity, problem.nonnegative
-    side = round(problem.L**0.5)
-    cam, f = torch.rand(B, K, side, side), (torch.rand if nonnegative else torch.randn)(B, C, side, side)
-    name = f"B={B} K={K} C={C} L={problem.L} power={affinity.power:g} {'f>=0' if nonnegative else 'signed'}"
-    for method, cost in methods_of(problem):
-        options: dict[str, Any] = {"affinity": affinity, "method": method, "nonnegative": nonnegative}
-        seconds = median_seconds(lambda options=options: polish(cam, f, **options))  # type: ignore[misc]
-        yield {"problem": name, "method": method, "cost": cost, "ms": seconds * 1e3}
+def timings(file: Path) -> list[dict[str, Any]]:
+    """Return a row per problem and method of ours that was timed: its cost as the dispatcher counts it, and its ms."""
+    found = []
+    for (problem, method), row in plot.read(file).rows.items():
+        if method in dispatch.TORCH_METHODS and row["status"] == "ok":
+            cost = cost_model.cost(method, counted(named(problem), Device()))
+            found.append({"problem": problem, "method": method, "cost": cost, "ms": row["warm_ms"]["p50"]})
+    return found
 
 
 def fit(rows: list[dict[str, Any]]) -> cost_model.Rates:
@@ -82,22 +51,22 @@ def regrets(rows: list[dict[str, Any]], rates: cost_model.Rates) -> list[tuple[f
 
 
 def main(arguments: list[str]) -> int:
-    """Time, fit, print; return 0."""
+    """Fit and print; return 0, or 2 where the file has no times of ours."""
     parser = argparse.ArgumentParser(prog="python -m bench calibrate", description=(__doc__ or "").partition(": ")[2])
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
+    parser.add_argument("results", type=Path, help="file of python -m bench")
     options = parser.parse_args(arguments)
-    costs = [expected_seconds(problem) for problem in problems()]
-    rows = [row for problem in paced(problems(), "calibrate", costs=costs) for row in timings(problem)]
+    try:
+        rows = timings(options.results)
+    except plot.Malformed as error:
+        parser.error(str(error))
+    if not rows:
+        parser.error(f"results: expected times of {', '.join(dispatch.TORCH_METHODS)}, got none in {options.results}")
     rates = fit(rows)
-    print(f"fitted to this machine: {rates}")
+    print(f"fitted: {rates}")
     for label, used in (("fitted", rates), ("cost_model.RATES['cpu', 'torch']", cost_model.RATES["cpu", "torch"])):
         found = regrets(rows, used)
         misses = [each for each in found if each[0] > 1.1]
         print(f"{label}: the pick is within 10 % of the fastest in {len(found) - len(misses)} of {len(found)} problems")
         for ratio, name, picked, fastest in misses[:12]:
             print(f"    {name}: {picked} takes {ratio:.2f}× the time of {fastest}")
-    print(describe(machine()))
-    if options.save:
-        told = [row | {"cost": row["cost"]._asdict(), "ms": round(row["ms"], 4)} for row in rows]
-        save(options.save, told, command=command_line(["calibrate", *arguments]))
     return 0

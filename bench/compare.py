@@ -36,6 +36,7 @@ import torch
 
 from bench import compare_gates
 from bench.compare_cases import SETS, mistake
+from bench.figures import number, table
 from bench.measure import ROOT, command_line, describe, machine, save
 from bench.workers import Workers, job
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 BUDGETS = {"small": 240.0, "full": 1800.0}  # seconds
 TIMED_S = 60.0  # for the times, however long all else took
 LIMIT_S = 120.0  # that an answer may take
-COLUMNS = "{:<24} {:>9} {:>12} {:>7} {:>7} {:>7}  {}"
+FIGURES = ("base_ms", "candidate_ms", "ratio", "again", "band")
 ROUNDS = 9  # of a case in a session
 SAMPLE_S, BURST_S = 0.010, 0.001  # that a sample and each of its bursts of short calls last at least
 ORDERS = tuple(itertools.permutations(range(3)))  # of base, candidate, base again: nobody is always first at anything
@@ -84,15 +85,12 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench compare", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("base", nargs="?", metavar="BASE", help="commit, branch or tag to compare with")
-    add("--base-tree", type=Path, metavar="DIR", help="a folder to compare with, in place of a commit")
+    add("base", nargs="?", metavar="BASE", help="commit, branch or tag to compare with, or a folder with the package")
     add("--tree", type=Path, default=ROOT, metavar="DIR", help="the candidate (default: this working tree)")
     add("--set", choices=SETS, default="small", help="cases (%(default)s)")
     add("--case", default="*", metavar="GLOB", help="only the cases whose name matches")
     add("--budget", type=float, metavar="S", help="seconds to be done in (240, full 1800)")
-    add(
-        "--gates", choices=("auto", "off"), default="auto", help="compiled kernels, traffic, launches (auto: if no GPU)"
-    )
+    add("--no-gates", action="store_true", help="leave out compiled kernels, traffic and launches")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     add("--threads", type=int, default=1, metavar="N", help="that PyTorch computes with (%(default)d)")
     add("--self-check", action="store_true", help="check that a planted slow-down is found, and exit")
@@ -100,8 +98,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.self_check:
         return self_check([word for word in arguments if word != "--self-check"])
-    if (options.base is None) == (options.base_tree is None):
-        parser.error("BASE: expected one of a revision and --base-tree DIR")
+    if not options.base:
+        parser.error("BASE: expected a revision or a folder, got nothing")
     options.budget = options.budget or BUDGETS[options.set]
     cases = [case for case in SETS[options.set] if fnmatch.fnmatchcase(case.name, options.case)]
     if not cases:
@@ -110,7 +108,7 @@ def main(arguments: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trees go, as on Ctrl-C
     try:
         with tempfile.TemporaryDirectory(prefix="bench-compare-") as folder:
-            base = copy_of(options.base_tree or options.base, Path(folder) / "base")
+            base = copy_of(options.base, Path(folder) / "base")
             candidate = copy_of(options.tree, Path(folder) / "candidate")
             return compare(base, candidate, cases, options, command_line(["compare", *arguments]))
     except ValueError as error:
@@ -123,33 +121,39 @@ def main(arguments: list[str]) -> int:
 
 
 def copy_of(source: Path | str, folder: Path, repository: Path = ROOT) -> Path:
-    """Copy the package of a tree, or of a revision, to ``folder``: who edits the tree changes nothing measured.
+    """Copy the package of a tree or a revision to ``folder``, the kernels in it: whoever edits it changes nothing.
 
     Raises:
         ValueError: there is no package, or no such revision.
     """
-    if isinstance(source, Path):
-        for name in ("ssa_fast", "kernels"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    if is_tree(source):
+        source = Path(source)
+        for name, target in (("ssa_fast", "ssa_fast"), ("kernels", "ssa_fast/kernels")):
+            if (source / name).is_dir() and not (folder / target).is_dir():
+                shutil.copytree(source / name, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
     else:
-        commit = commit_of(source, repository)
-        done = subprocess.run(["git", "-C", repository, "archive", commit], capture_output=True, check=True)
+        command = ["git", "-C", str(repository), "archive", commit_of(str(source), repository)]
+        done = subprocess.run(command, capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")
-    if not (folder / "ssa_fast" / "__init__.py").is_file():
-        raise ValueError(f"{source}: expected a folder with ssa_fast/__init__.py, found none; name a checkout of it")
+        if (folder / "kernels").is_dir():
+            (folder / "kernels").rename(folder / "ssa_fast/kernels")
+    if not (folder / "ssa_fast/kernels").is_dir() or not (folder / "ssa_fast/__init__.py").is_file():
+        raise ValueError(f"{source}: expected a checkout with ssa_fast and kernels, found none; name one that has them")
     return folder
 
 
-def commit_of(revision: str, repository: Path) -> str:
+def is_tree(source: Path | str) -> bool:
+    """Return whether this is a folder with the package, rather than a revision."""
+    return isinstance(source, Path) or Path(source, "ssa_fast").is_dir()
+
+
+def commit_of(revision: str, repository: Path = ROOT) -> str:
     """Return the short hash that a revision stands for."""
     command = ["git", "-C", str(repository), "rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(
-            f"BASE: expected a commit, branch or tag of this repository, got {revision!r}; git fetch it first"
-        )
+        raise ValueError(f"BASE: expected a commit, branch, tag or folder, got {revision!r}; git fetch it first")
     return done.stdout.strip()
 
 
@@ -158,10 +162,10 @@ def compare(base: Path, candidate: Path, cases: Sequence[Case], options: argpars
     began = time.monotonic()
     found = machine() | {"threads": options.threads}
     names = {
-        "base": f"the tree {options.base_tree}" if options.base_tree else commit_of(options.base, ROOT),
+        "base": f"the tree {options.base}" if is_tree(options.base) else commit_of(options.base),
         "candidate": f"the working tree, {found['commit']}" if options.tree == ROOT else f"the tree {options.tree}",
     }
-    gated = options.gates == "auto" and not torch.cuda.is_available() and bool(importlib.util.find_spec("triton"))
+    gated = not (options.no_gates or torch.cuda.is_available()) and bool(importlib.util.find_spec("triton"))
     print(f"base: {names['base']}\ncandidate: {names['candidate']}\n{describe(found)}", flush=True)
     more = " and minutes for the gates, if the kernels differ" if gated else ""
     print(f"To be done in about {options.budget:g} s{more}.", file=sys.stderr, flush=True)
@@ -182,11 +186,8 @@ def compare(base: Path, candidate: Path, cases: Sequence[Case], options: argpars
     times = measure(base, candidate, [case for case in cases if case.name not in unfit], options, until)
     rows = [{"case": name, **judged(sessions)} for name, sessions in times.items()]
     rows += [{"case": name, "verdict": "not judged"} for name in unfit]
-    print("\n" + COLUMNS.format("case", "base ms", "candidate ms", "ratio", "A/A", "band", "verdict"))
-    for row in rows:
-        figures = [f"{row[key]:.3f}" if key in row else "–" for key in ("base_ms", "candidate_ms", "ratio", "again")]
-        said = row["verdict"].upper() if row["verdict"] in ("slower", "too noisy") else row["verdict"]
-        print(COLUMNS.format(row["case"], *figures, f"±{row['band']:.1%}" if "band" in row else "–", said))
+    lines = [[row["case"], *(number(row.get(key)) for key in FIGURES), row["verdict"]] for row in rows]
+    print("", *table(["case", *FIGURES, "verdict"], lines, aligned=True), sep="\n")
     if options.save:
         told = [{"part": "time", **row} for row in rows] + [{"part": "gate", **vars(gate)} for gate in gates]
         settings = {name: getattr(options, name) for name in ("set", "budget", "device", "threads")} | names
@@ -231,7 +232,7 @@ def mistakes(tree: Path, cases: Sequence[Case], options: argparse.Namespace) -> 
 def workers_of(tree: Path, options: argparse.Namespace) -> Workers:
     """Return a process that has one tree's package, compiled rather than interpreted."""
     environment = {"TRITON_INTERPRET": None}
-    return Workers(tree=tree, device=options.device, threads=options.threads, clean=False, environment=environment)
+    return Workers(tree=tree, device=options.device, threads=options.threads, environment=environment)
 
 
 def ask(workers: Workers, what: str, case: Case, **arguments: int) -> dict[str, Any]:
@@ -279,20 +280,14 @@ def measure(
 
 
 def rounds(three: dict[int, Workers], case: Case, size: dict[str, int], session: int) -> np.ndarray[Any, Any]:
-    """Return seconds per call ``(ROUNDS, 3)`` of workers 0, 1 and 2.
-
-    A round in which a process was switched out is repeated, up to as many again; the ROUNDS with the fewest switches
-    count. That selects by what the scheduler did, not by time, so it favours nobody.
-    """
+    """Return seconds per call ``(ROUNDS, 3)`` of workers 0, 1 and 2."""
     for workers in three.values():
         ask(workers, "begin", case)
-    found: list[tuple[int, list[float]]] = []
-    while sum(not switches for switches, _ in found) < ROUNDS and len(found) < 2 * ROUNDS:
-        samples = {at: ask(three[at], "sample", case, **size) for at in ORDERS[(len(found) + session) % 6]}
-        switches = max(each["switches"] for each in samples.values())
-        found.append((switches, [samples[at]["seconds"] for at in range(3)]))
-    found.sort(key=lambda each: each[0])
-    return np.array([times for _, times in found[:ROUNDS]])
+    found = np.empty((ROUNDS, 3))
+    for turn in range(ROUNDS):
+        for at in ORDERS[(turn + session) % 6]:
+            found[turn, at] = ask(three[at], "sample", case, **size)["seconds"]
+    return found
 
 
 def judged(sessions: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any]:
@@ -334,7 +329,7 @@ def self_check(arguments: list[str]) -> int:
             file.write(SLOWER)
         for name, tree, expected in (("a slow-down of 20 %", slower, 1), ("an exact copy", base, 0)):
             print(f"\nself-check: {name}", flush=True)
-            code = main(["--base-tree", str(base), "--tree", str(tree), "--case", "tiny/49", *arguments])
+            code = main([str(base), "--tree", str(tree), "--case", "tiny/49", *arguments])
             wrong += [f"{name}: exit code {code}, expected {expected}"] * (code != expected)
     print(f"\nself-check {'failed: ' + '; '.join(wrong) if wrong else 'passed'}")
     return int(bool(wrong))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-import resource
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+from bench.problems import STAGES, Problem, sampled_truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,26 +30,21 @@ SEED = 20
 CHECKED, BLOCK = 4096, 2048  # targets of a lone stage that are checked, all or as many evenly spread; at a time
 WARM = 2  # calls before the first sample of a case: thread pool, pages, caches
 SETTLE_S = 0.004  # before a sample, for which another worker's threads may still spin after their last product
-OPERANDS = {"cuda": torch.float16}  # what a device's matrix units round to by default
+ROUNDINGS = 5  # see tests/accuracy.py
 
 
 @dataclass(frozen=True)
 class Case:
-    """``polish`` of stages ``(C, H, W)``, several of which are fused; without any, ``SSA`` on the demo's classifier.
+    """``polish`` of stages by the first one's CAM, fused if they are several; without any, the demo's network.
 
-    Features are ≥ 0 and nobody says so, or ``signed``. The CAM has a quarter of the first stage's sides, as a class map
-    of stride 16 beside features of stride 4. ``side`` is that of a network's images.
+    Nobody says that features are ≥ 0. A network's images are ``(B, 3, side, side)``, and ``K`` its classes.
     """
 
     name: str
-    stages: tuple[tuple[int, int, int], ...] = ()
-    K: int = 20
-    B: int = 1
+    stages: tuple[Problem, ...] = ()
     method: str = "auto"
-    power: float = 1.0
-    signed: bool = False
-    center: bool = False
-    channels_last: bool = False
+    B: int = 1
+    K: int = 5
     side: int = 128
 
     @property
@@ -56,42 +52,54 @@ class Case:
         """The pixels whose results are checked, None for all."""
         if len(self.stages) != 1:
             return None
-        _, H, W = self.stages[0]
-        return torch.linspace(0, H * W - 1, min(H * W, CHECKED), dtype=torch.float64).long()
+        L = self.stages[0].L
+        return torch.linspace(0, L - 1, min(L, CHECKED), dtype=torch.float64).long()
+
+
+def stage(name: str, C: int, side: int, method: str = "auto", K: int = 20, B: int = 1, **more: Any) -> Case:
+    """Return a lone stage; its CAM has a quarter of its sides, as one of stride 16 beside features of stride 4."""
+    cam = max(side // 4, 2)
+    return Case(name, (Problem(B, K, C, side, side, cam, cam, dtype="float32", **more),), method)
 
 
 def resnet50(side: int, B: int = 1) -> Case:
     """Return the four stages of a ResNet-50 on images of ``side`` pixels, polished and fused."""
-    strides = ((256, 4), (512, 8), (1024, 16), (2048, 32))
-    stages = tuple((C, side // stride, side // stride) for C, stride in strides)
-    return Case(f"resnet50/{side}" + (f"/B{B}" if B > 1 else ""), stages, B=B)
+    sizes = [(C, side // stride) for C, stride in STAGES.values()]
+    stages = tuple(Problem(B, 20, C, at, at, side // 16, side // 16, dtype="float32") for C, at in sizes)
+    return Case(f"resnet50/{side}" + (f"/B{B}" if B > 1 else ""), stages)
 
 
 SMALL = (
-    Case("tiny/49", ((64, 7, 7),), K=1),
-    Case("dense/196/signed", ((1024, 14, 14),), signed=True),
-    Case("prototypes/3136", ((256, 56, 56),), method="prototypes"),
-    Case("prototypes/3136/nhwc", ((256, 56, 56),), method="prototypes", channels_last=True),
-    Case("prototypes/16384", ((256, 128, 128),), method="prototypes"),
-    Case("prototypes/16384/nhwc", ((256, 128, 128),), method="prototypes", channels_last=True),
-    Case("second_order/3136", ((128, 56, 56),), K=3, method="second_order", power=2.0),
-    Case("tiled/4096/signed", ((256, 64, 64),), method="tiled", signed=True),
-    Case("tiled/1024/centred", ((512, 32, 32),), method="tiled", power=2.0, center=True),
+    stage("tiny/49", 64, 7, K=1),
+    stage("dense/196/signed", 1024, 14, values="randn"),
+    stage("prototypes/3136", 256, 56, "prototypes"),
+    stage("prototypes/3136/nhwc", 256, 56, "prototypes", layout="nhwc"),
+    stage("prototypes/16384", 256, 128, "prototypes"),
+    stage("prototypes/16384/nhwc", 256, 128, "prototypes", layout="nhwc"),
+    stage("second_order/3136", 128, 56, "second_order", K=3, affinity="power=2"),
+    stage("tiled/4096/signed", 256, 64, "tiled", values="randn"),
+    stage("tiled/1024/centred", 512, 32, "tiled", affinity="center,power=2"),
     resnet50(224),
-    Case("ssa/demo", K=5),
+    Case("ssa/demo"),
 )
 FULL = (
     *SMALL,
-    Case("prototypes/65536", ((256, 256, 256),), method="prototypes"),
-    Case("prototypes/3136/B8", ((256, 56, 56),), B=8, method="prototypes"),
-    Case("prototypes/16384/K1000", ((256, 128, 128),), K=1000, method="prototypes"),
-    Case("tiled/16384/signed", ((256, 128, 128),), method="tiled", signed=True),
-    Case("auto/784/signed/B8", ((512, 28, 28),), B=8, signed=True),
+    stage("prototypes/65536", 256, 256, "prototypes"),
+    stage("prototypes/3136/B8", 256, 56, "prototypes", B=8),
+    stage("prototypes/16384/K1000", 256, 128, "prototypes", K=1000),
+    stage("tiled/16384/signed", 256, 128, "tiled", values="randn"),
+    stage("auto/784/signed/B8", 512, 28, values="randn", B=8),
     resnet50(512),
     resnet50(224, B=8),
-    Case("ssa/demo/B8", K=5, B=8),
+    Case("ssa/demo/B8", B=8),
 )
 SETS = {"small": SMALL, "full": FULL}
+
+
+def draw(case: Case, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """Return the same CAM and features in every process."""
+    drawn = [each.draw(device, SEED) for each in case.stages]
+    return drawn[0][0], [features for _, features in drawn]
 
 
 # ---- In a worker ----
@@ -126,14 +134,12 @@ def begin(device: Device, case: Case) -> list[Any]:
 
 
 def sample(device: Device, case: Case, bursts: int, calls: int) -> list[Any]:
-    """Return seconds per call, the median of ``bursts`` of ``calls`` calls of the case that was begun; and switches.
+    """Return seconds per call, the median of ``bursts`` of ``calls`` calls of the case that was begun.
 
-    A switch is a time that the process lost a processor for which it had more work. With short bursts the median leaves
-    out those that it happened in.
+    With short bursts the median leaves out those in which the process lost its processor.
     """
     device.synchronize()
     time.sleep(SETTLE_S)
-    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     times = []
     for _ in range(bursts):
         start = time.perf_counter()
@@ -141,8 +147,7 @@ def sample(device: Device, case: Case, bursts: int, calls: int) -> list[Any]:
             _call()
         device.synchronize()
         times.append((time.perf_counter() - start) / calls)
-    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
-    return [{"seconds": statistics.median(times), "switches": switches}]
+    return [{"seconds": statistics.median(times)}]
 
 
 def _made(device: Device, case: Case) -> Callable[[], Any]:
@@ -150,12 +155,10 @@ def _made(device: Device, case: Case) -> Callable[[], Any]:
     if not case.stages:
         ssa, images = _network(device, case)
         return lambda: ssa(images, classes=list(range(case.K)))
-    package = importlib.import_module("ssa_fast")
-    cam, features = draw(case)
-    cam, stages = cam.to(device.device), [stage.to(device.device) for stage in features]
-    affinity = package.Affinity(power=case.power, center=case.center)
-    given = stages if len(stages) > 1 else stages[0]
-    return lambda: package.polish(cam, given, affinity=affinity, method=case.method)
+    cam, features = draw(case, device.device)
+    given = features if len(features) > 1 else features[0]
+    polish = importlib.import_module("ssa_fast").polish
+    return functools.partial(polish, cam, given, affinity=case.stages[0].phi, method=case.method)
 
 
 def _network(device: Device, case: Case) -> tuple[Any, Tensor]:
@@ -166,90 +169,63 @@ def _network(device: Device, case: Case) -> tuple[Any, Tensor]:
     return importlib.import_module("ssa_fast").SSA(network, align_corners=True), images.to(device.device)
 
 
-def draw(case: Case) -> tuple[Tensor, list[Tensor]]:
-    """Return the same CAM and features in every process."""
-    generator = torch.Generator().manual_seed(SEED)
-    draw = torch.randn if case.signed else torch.rand
-    _, H, W = case.stages[0]
-    cam = torch.rand(case.B, case.K, max(H // 4, 2), max(W // 4, 2), generator=generator)
-    layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    return cam, [draw(case.B, *sizes, generator=generator).to(memory_format=layout) for sizes in case.stages]
-
-
 # ---- Beside this tree's package: is it right? ----
 
 
 def mistake(case: Case, answer: dict[str, Any], device: str) -> str:
-    """Return what is wrong with an answer, or nothing.
+    """Return what is wrong with an answer by the rule of ``tests/accuracy.py``, or nothing.
 
-    It is right if its error is at most twice that of the plain formula in the computation's own dtype, plus one
-    rounding of the largest number in it.
+    The formula's own error is that in float32; on a GPU also of inputs rounded as its matrix units round them.
     """
     out = torch.from_numpy(answer["out"])
+    if case.stages:
+        cam, features = draw(case, torch.device(device))
+        plain = functools.partial(formula, case.stages, cam, features, features[0].shape[2:], case.targets)
+    else:
+        weight, seed, *features = (torch.from_numpy(answer[name]) for name in ("weight", "seed", *answer["names"]))
+        cam = torch.einsum("kc,bchw->bkhw", weight[: case.K].double(), seed.double()).relu()
+        sizes = [each.shape[1:] for each in features]
+        stages = [Problem(case.B, case.K, C, H, W, dtype="float32") for C, H, W in sizes]
+        plain = functools.partial(formula, stages, cam, features, (case.side, case.side), None)
+    truth, own = plain(torch.float64), plain(torch.float32, rounded=device == "cuda")
+    if not case.stages:
+        truth, own = minmax(truth), minmax(own)
+    truth, own = truth.cpu(), own.cpu()
     if case.targets is not None:
         out = out.flatten(2)[:, :, case.targets]
-    if case.stages:
-        same = replace(case, name="", method="auto", channels_last=False)  # however it is computed
-        truth, own = expected(same, torch.float64), expected(same, torch.float32, OPERANDS.get(device))
-    else:
-        weight, seed, *stages = (torch.from_numpy(answer[name]) for name in ("weight", "seed", *answer["names"]))
-        cam = torch.einsum("kc,bchw->bkhw", weight[: case.K].double(), seed.double()).relu()
-        given = case, cam, stages, (case.side, case.side)
-        truth, own = formula(*given, torch.float64), formula(*given, torch.float32, OPERANDS.get(device))
-        truth, own = minmax(truth), minmax(own)
     if out.shape != truth.shape or out.dtype != torch.float32:
         return f"expected float32 {tuple(truth.shape)}, got {out.dtype} {tuple(out.shape)}"
     errors = [float((each.double() - truth).abs().max() / truth.abs().max()) for each in (out, own)]
-    rounding = torch.finfo(torch.float32).eps
-    if errors[0] <= 2 * errors[1] + rounding:
-        return ""
-    return (
-        f"error {errors[0]:.3g}, of the plain formula {errors[1]:.3g}, one rounding {rounding:.3g}; expected at most "
-        "twice the second plus the third"
-    )
-
-
-@functools.cache
-def expected(case: Case, dtype: torch.dtype, operands: torch.dtype | None = None) -> Tensor:
-    """Return the plain formula of stages, ``(B, K, targets)``, or ``(B, K, H, W)`` where they are fused."""
-    cam, features = draw(case)
-    return formula(case, cam, features, features[0].shape[2:], dtype, operands)
+    most = 2 * errors[1] + ROUNDINGS * torch.finfo(torch.float32).eps / 2
+    return f"error {errors[0]:.3g}, expected at most {most:.3g}" if not errors[0] <= most else ""
 
 
 def formula(
-    case: Case,
+    stages: Sequence[Problem],
     cam: Tensor,
     features: Sequence[Tensor],
     size: Sequence[int],
+    targets: Tensor | None,
     dtype: torch.dtype,
-    operands: torch.dtype | None = None,
+    rounded: bool = False,
 ) -> Tensor:
-    """Return the definition in ``dtype``, products of numbers rounded to ``operands``: stages polished and fused."""
-    from ssa_fast import Affinity, reference
-
-    def rounded(tensor: Tensor) -> Tensor:
-        return tensor if operands is None else tensor.to(operands).to(dtype)
-
-    affinity, maps = Affinity(power=case.power, center=case.center), []
-    for f in features:
-        seed = rounded(resize(cam.to(dtype), f.shape[2:]).flatten(2))  # [B, K, L]
-        x = rounded(reference.unit_features(f.to(dtype).flatten(2), affinity))  # [B, C, L]
-        targets, parts = torch.arange(x.shape[2]) if case.targets is None else case.targets, []
-        for at in targets.split(BLOCK):
-            a = rounded(reference.phi(x.mT @ x[:, :, at], affinity))  # [B, L, BLOCK]
-            parts.append(seed @ a / reference.denominator(a.sum(dim=1, keepdim=True), affinity))
-        maps.append(torch.cat(parts, dim=2))
-    if case.targets is not None:
+    """Return the definition in ``dtype``: at the targets of one stage ``(B, K, targets)``, or fused at ``size``."""
+    if rounded:
+        cam, features = cam.half().to(cam.dtype), [each.half() for each in features]
+    maps = []
+    for problem, f in zip(stages, features, strict=True):
+        at = (torch.arange(problem.L) if targets is None else targets).to(f.device).split(BLOCK)
+        images = [(cam[b : b + 1], f[b : b + 1]) for b in range(problem.B)]
+        maps.append(torch.stack([torch.cat([sampled_truth(problem, *one, j, dtype) for j in at], 1) for one in images]))
+    if targets is not None:
         return maps[0]
-    shaped = [each.unflatten(2, f.shape[2:]) for each, f in zip(maps, features, strict=True)]
-    return torch.stack([resize(minmax(each), size) for each in shaped]).mean(dim=0)
+    shaped = [minmax(each.unflatten(2, f.shape[2:])) for each, f in zip(maps, features, strict=True)]
+    return torch.stack([F.interpolate(each, tuple(size), mode="bilinear", align_corners=True) for each in shaped]).mean(
+        0
+    )
 
 
 def minmax(maps: Tensor) -> Tensor:
     """Return ``(maps − min) / (max − min)`` per image and class; a map that is zero everywhere stays so."""
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     return (maps - low) / torch.where(high > low, high - low, 1.0)
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

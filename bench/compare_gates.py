@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import tempfile
@@ -10,29 +9,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from bench.compare_cases import Case, draw
+from bench.problems import Problem
 from bench.workers import Workers, job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bench.measure import Device
 
 LIMIT_S = 3600.0
-# (method, φ, (C, H, W) of each stage, signed): ragged in every size, and large enough for several tiles of each method.
-CALLS: dict[str, tuple[str, str, tuple[tuple[int, int, int], ...], bool]] = {
-    "prototypes": ("prototypes", "phi=relu", ((72, 12, 15),), False),
-    "shifted": ("prototypes", "phi=shifted", ((72, 12, 15),), True),
-    "tiled": ("tiled", "phi=relu", ((72, 12, 15),), True),
-    "resident": ("resident", "phi=relu", ((72, 9, 11),), True),
-    "fusion": ("prototypes", "phi=relu", ((40, 12, 15), (72, 6, 8)), False),
-}
-# What each gate's numbers depend on beside the kernels: these files of the package, and all that they import of it.
+SIDES: dict[str, Any] = {"h": 5, "w": 6, "dtype": "float32"}
+# Ragged in every size, and large enough for several tiles of each method.
+CALLS = (
+    Case("prototypes", (Problem(1, 3, 72, 12, 15, **SIDES),), "prototypes"),
+    Case("shifted", (Problem(1, 3, 72, 12, 15, **SIDES, values="randn", affinity="phi=shifted"),), "prototypes"),
+    Case("tiled", (Problem(1, 3, 72, 12, 15, **SIDES, values="randn"),), "tiled"),
+    Case("resident", (Problem(1, 3, 72, 9, 11, **SIDES, values="randn"),), "resident"),
+    Case("fusion", (Problem(1, 3, 40, 12, 15, **SIDES), Problem(1, 3, 72, 6, 8, **SIDES)), "prototypes"),
+)
+# What each gate's numbers depend on: files of the package, and folders with all that is in them.
+LAUNCHED = ("kernels", "ops", "api.py", "validation.py", "arrays.py", "layouts.py", "affinity.py", "reference.py")
 READ = {
-    "report": ("ssa_fast/ops/tile_tables.py", "ssa_fast/ops/gpu_info.py"),
-    "traffic": ("ssa_fast/api.py",),
-    "host": ("ssa_fast/api.py",),
+    "report": ("kernels", "ops/tile_tables.py", "ops/gpu_info.py", "affinity.py"),
+    "traffic": LAUNCHED,
+    "host": LAUNCHED,
 }
 # How a number may change: by a factor up to this; None: any change is told; what is not here must not grow.
 ALLOWED: dict[str, float | None] = {"registers": None, "shared": None, "µs per call": 1.25}
@@ -65,28 +64,10 @@ def run(name: str, base: Path, candidate: Path) -> Gate:
 
 def read(tree: Path, name: str) -> dict[str, bytes]:
     """Return the contents by path of all files that a gate's numbers depend on."""
-    kernels = (path for path in (tree / "kernels").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    waiting, found = [*kernels, *(tree / root for root in READ[name])], {}
-    while waiting:
-        path = waiting.pop()
-        key = path.relative_to(tree).as_posix()
-        # ``ssa_fast/__init__.py`` is no part of what a kernel does.
-        if key in found or key == "ssa_fast/__init__.py" or not path.is_file():
-            continue
-        found[key] = path.read_bytes()
-        if path.suffix == ".py":
-            imported = (tree.joinpath(*module.split(".")) for module in _imports(found[key]))
-            waiting += [file for at in imported for file in (at.with_suffix(".py"), at / "__init__.py")]
-    return found
-
-
-def _imports(source: bytes) -> Iterator[str]:
-    """Yield names of all that a file imports from the package, be they modules or what is in one."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    package = tree / "ssa_fast"
+    roots = [package / each for each in READ[name]]
+    files = (file for root in roots for file in (root.rglob("*") if root.is_dir() else [root]))
+    return {f.relative_to(package).as_posix(): f.read_bytes() for f in files if f.suffix in (".py", ".json")}
 
 
 def judged(name: str, base: list[Any], candidate: list[Any]) -> Gate:
@@ -130,7 +111,7 @@ def report(_: Device) -> list[Any]:
     from bench import aot
 
     rows = []
-    for row in _saved(aot.main, "--target", "sm_90", "--json"):
+    for row in _saved(aot.main, "--target", "sm_90", "--save"):
         numbers = {name: row[name] for name in ("registers", "shared")}
         numbers[MATRIX] = -sum(row["matrix"].values())  # the more the better
         for problem in row["problems"]:
@@ -157,23 +138,23 @@ def _saved(main: Any, *arguments: str) -> list[Any]:
     return found["rows"] if isinstance(found, dict) else found
 
 
-def traffic(_: Device) -> list[Any]:
+def traffic(device: Device) -> list[Any]:
     """Count what a few small interpreted calls load, store and multiply: the same numbers everywhere."""
     from bench import traffic  # needs TRITON_INTERPRET=1 in the environment
-    from ssa_fast import Affinity, polish
+    from ssa_fast import polish
 
     rows: list[Any] = []
-    for name, (method, phi, sizes, signed) in CALLS.items():
-        generator = torch.Generator().manual_seed(0)
-        stages = [(torch.randn if signed else torch.rand)(1, *size, generator=generator) for size in sizes]
-        cam, given = torch.rand(1, 3, 5, 6, generator=generator), stages if len(stages) > 1 else stages[0]
+    for case in CALLS:
+        cam, stages = draw(case, device.device)
+        problem, given = case.stages[0], stages if len(stages) > 1 else stages[0]
+        known: dict[str, Any] = {"method": case.method, "backend": "triton", "nonnegative": problem.nonnegative}
         try:
-            affinity = Affinity.parse(phi)  # an older tree may not know this φ
+            affinity = problem.phi  # an older tree may not know it
             with traffic.count({}) as found:
-                polish(cam, given, affinity=affinity, method=method, backend="triton", nonnegative=not signed)
+                polish(cam, given, affinity=affinity, **known)
         except (TypeError, ValueError) as error:
-            rows.append({"label": name, "why": f"{type(error).__name__}: {error}"})
+            rows.append({"label": case.name, "why": f"{type(error).__name__}: {error}"})
             continue
         counted = (found.loaded.total(), found.stored.total(), found.dot_flops)
-        rows.append({"label": name, "numbers": dict(zip(COUNTED, counted, strict=True))})
+        rows.append({"label": case.name, "numbers": dict(zip(COUNTED, counted, strict=True))})
     return rows

@@ -1,4 +1,4 @@
-"""Fixtures of the gated suites: ``gate`` holds a figure against its goal, ``versus`` times ours beside a peer."""
+"""Hold the figures of the gated suites against their goals, show how far the tests are, and save what they found."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import pytest
 import torch
 
 from bench import measure
-from bench.providers import dense_pcm
-from ssa_fast import Affinity
 from ssa_fast.io.progress import Pace
-from ssa_fast.ops import cost_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_benchmark.fixture import BenchmarkFixture
-
     Gate: TypeAlias = Callable[..., None]
-    Versus: TypeAlias = Callable[..., None]
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 PACE = pytest.StashKey[tuple[Pace, dict[str, float], list[float]]]()  # the work of each test, and of those done
@@ -38,15 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Say about how long the tests take: the work that they count, at the rate of a short product of the same kind."""
+    """Say about how long the tests take: the operations that they count, at the rate of a short product and ReLU."""
     work = {item.nodeid: marker.args[0] for item in session.items if (marker := item.get_closest_marker("work"))}
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not work or reporter is None or session.config.option.collectonly:
         return
-    cam, f = torch.rand(1, 20, 56, 56), torch.rand(1, 256, 56, 56)
-    flops = cost_model.cost("dense", cost_model.Problem(1, 20, 256, 56 * 56, Affinity(), None)).flops
-    seconds = sum(work.values()) * measure.median_seconds(lambda: dense_pcm(cam, f)) / flops
-    session.config.stash[PACE] = Pace("paths", seconds, say=reporter.write_line), work, []
+    f = torch.rand(256, 3136)
+    call, cpu = lambda: torch.relu(f.mT @ f), measure.Device()
+    rate = 2 * 256 * 3136**2 / min(cpu.seconds(call, cold=False) for _ in range(4))
+    session.config.stash[PACE] = Pace("paths", sum(work.values()) / rate, say=reporter.write_line), work, []
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
@@ -72,54 +66,17 @@ def gate(request: pytest.FixtureRequest) -> Gate:
     return judge
 
 
-@pytest.fixture
-def versus(benchmark: BenchmarkFixture, gate: Gate) -> Versus:
-    """Time ``ours`` with pytest-benchmark and ``peer`` in turn; the ratio is the median of the rounds' ratios.
-
-    Both are warm: the second of two calls counts, since what the peer does to caches and allocator is not ours. What a
-    cold call takes, ``python -m bench`` says. ``same`` is False for a peer that computes only a part, whose result is
-    another.
-    """
-
-    def run(
-        ours: Callable[[], Any],
-        peer: Callable[[], Any],
-        *,
-        label: str,
-        at_least: float,
-        same: bool = True,
-        rounds: int = 7,
-    ) -> None:
-        mine_first, peers_first = ours(), peer()
-        if same:  # speed says nothing while the answer is wrong
-            torch.testing.assert_close(mine_first, peers_first, rtol=1e-4, atol=1e-5)
-        del mine_first, peers_first
-        peers: list[float] = []
-
-        def in_turn() -> None:
-            peer()
-            peers.append(measure.Device().seconds(peer, cold=False))
-            ours()
-
-        benchmark.pedantic(ours, setup=in_turn, rounds=rounds)
-        assert benchmark.stats is not None
-        mine = np.array(benchmark.stats["data"])
-        times = {"ours_ms": round(np.median(mine) * 1e3, 3), "peer_ms": round(np.median(peers) * 1e3, 3)}
-        gate(label, "ratio", float(np.median(np.array(peers) / mine)), at_least=at_least, **times)
-
-    return run
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not (rows := config.stash[ROWS]):
+    """Print the figures and the machine, and save them if asked to."""
+    rows = config.stash[ROWS]
+    if not rows:
         return
     terminalreporter.section("figures of this run")
     for row in rows:
         figure = next(each for each in UNITS if each in row)
         times = f"{row['ours_ms']:.2f} ms, peer {row['peer_ms']:.2f} ms" if "peer_ms" in row else ""
-        terminalreporter.write_line(
-            f"{row[figure]:>9.4g}{UNITS[figure]}  (goal {row['goal']:>9})  {row['what']}  {times}"
-        )
+        value = f"{row[figure]:>9.4g}{UNITS[figure]}"
+        terminalreporter.write_line(f"{value}  (goal {row['goal']:>9})  {row['what']}  {times}")
     terminalreporter.write_line(measure.describe(measure.machine()))
     if path := config.getoption("--save"):
         measure.save(path, rows, command="python -m bench paths")

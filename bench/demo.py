@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import measure
+from bench.command import parser_of, save
 from ssa_fast import demo
 from ssa_fast.cli.demo import NAMES
 from ssa_fast.models.demo_net import load_classifier
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
 
 def main(given: Sequence[str]) -> int:
     """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench demo", description=__doc__)
+    parser = parser_of("demo", __doc__)
     parser.add_argument("--images", type=int, default=200, help="number of scenes (%(default)s)")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
     options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
         report = demo.run(Path(folder) / "panels", images=options.images)
@@ -37,7 +35,5 @@ def main(given: Sequence[str]) -> int:
         print(
             "  ".join(f"{name} {value:.3g}" if isinstance(value, float) else str(value) for name, value in row.items())
         )
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, rows, command=measure.command_line(["demo", *given]))
+    save(options, ["demo", *given], rows)
     return 0

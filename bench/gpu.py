@@ -1,16 +1,13 @@
-"""The kernels on the GPU at hand: their tests, hardware counters, and times against other implementations.
+"""The kernels on the GPU at hand: their tests, and their times beside other implementations.
 
 ``check`` runs the tests of ``tests/kernels`` with ``--device cuda``, and some under NVIDIA's compute-sanitizer.
-``counters`` takes each kernel's time with PyTorch's profiler and its counters with Nsight Compute; ``python -m
-bench.gpu CASE SEED`` is what that watches. ``time`` is ``bench.gpu_timing``. A suite plans its phases within a budget
-of seconds; its JSON is whole after every row.
+``time`` is ``bench.gpu_timing``, the machine's roofline, and the time of each kernel of a call by PyTorch's profiler. A
+suite plans its phases within a budget of seconds; its JSON is whole after every row.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import re
 import secrets
@@ -19,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ import torch
 from bench import gpu_timing, measure, tiles
 from bench.gpu_timing import COMPILED, POSITIVE, SIGNED
 from bench.measure import ROOT, Device, NotHere, summary, time_interleaved
-from bench.workers import Workers, die_with, job, run_program
+from bench.workers import Workers, job, run_program
 from ssa_fast.ops import gpu_info
 
 if TYPE_CHECKING:
@@ -38,20 +36,13 @@ if TYPE_CHECKING:
     from bench.problems import Problem
     from bench.workers import Job, Row
 
-SUITES = ("all", "check", "counters", "time")
-LIMIT_S = 570.0  # what one of the commands of docs/kernels.md may take
-# What each suite plans with; the rest is the start of the process and the end of a job under way. "all" is two commands
-# in one, and the counters follow the tuning in the same command.
-BUDGETS_S = {"all": 1080.0, "check": 540.0, "counters": 105.0, "time": 540.0}
+BUDGET_S = 540.0  # what is left of the 9.5 minutes in docs/kernels.md is the process's start and a last job's end
 SIDE_BY_SIDE = 12  # processes, while nothing is timed: most of that time is compilation on the host
-# Predicted seconds of one job by part, and of starting the processes; nobody has timed them on a GPU.
-EXPECTED_S = {"counters": 20, "kernels": 8, "roofline": 4, "sanitizer": 75, "tests": 25, "timing": 12, "warm": 12}
-START_S = 15.0
 BAD = ("failed", "wrong", "over budget")
 DRY_RUN = "dry run: no figure means anything"
 NOT_SHOWN = (
     "not shown: compiled kernels, bfloat16 products, times, memory, the cache flush, host synchronisation, "
-    "CUDA graphs, worker processes, compute-sanitizer, hardware counters; PyTorch polishes four stages in one call"
+    "CUDA graphs, worker processes, compute-sanitizer, PyTorch's profiler; PyTorch polishes four stages in one call"
 )
 TESTS = {"shipped": 24, "invariants": 4, "prototypes": 24, "tiled": 24, "resident": 12, "fusion": 8, "prepare": 4}
 TESTS |= {"moments": 1, "offsets": 2}  # parts that each file of tests is run in, the most important first
@@ -59,20 +50,14 @@ TOOLS = ("memcheck", "racecheck")
 # Cases of test_watched in tests/kernels/test_invariants.py.
 WATCHED = ["prototypes", "prototypes-sliced", "prototypes-shifted", "full", "symmetric", "symmetric-high"]
 WATCHED += ["resident", "auto", "fusion"]
-TOOL_S = {"compute-sanitizer": 150.0, "ncu": 75.0}
+SANITIZER_S = 150.0
 FOUND = 9  # exit code by which compute-sanitizer says that it found errors
-# Whole sections of Nsight Compute: the names of single counters depend on the GPU.
-SECTIONS = ["SpeedOfLight", "LaunchStats", "Occupancy", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis"]
-SECTIONS += ["InstructionStats", "WarpStateStats"]
 # The two passes of prototypes, the symmetric kernel with what runs before and after it, and the resident kernel.
 PROFILED: dict[str, Problem] = {
     "prototypes": replace(POSITIVE, B=16),
     "symmetric": SIGNED,
     "resident": replace(SIGNED, C=1024, H=14, W=14, h=7, w=7),
 }
-# What a line shows of a kernel's counters.
-SHOWN = ["Duration", "DRAM Throughput", "L2 Cache Throughput", "Compute (SM) Throughput", "Registers Per Thread"]
-SHOWN += ["Achieved Occupancy"]
 
 
 class Record:
@@ -86,12 +71,7 @@ class Record:
             "machine": measure.machine(device, options.commit),
             "settings": {"dry_run": self.dry_run, "seed": options.seed, "budget_s": options.budget},
         } | ({"not_shown": NOT_SHOWN} if self.dry_run else {})
-        print(
-            *([DRY_RUN, NOT_SHOWN] if self.dry_run else []),
-            f"To be done in {options.budget:g} s.",
-            sep="\n",
-            flush=True,
-        )
+        print(*[DRY_RUN, NOT_SHOWN] * self.dry_run, f"To be done in {options.budget:g} s.", sep="\n", flush=True)
         self.add([])
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -159,23 +139,19 @@ def options_of(parser: argparse.ArgumentParser, given: Sequence[str]) -> argpars
 def main(arguments: list[str]) -> int:
     """Run what the budget allows; 0: all is right, 1: something is wrong, 2: it cannot run here."""
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("suite", nargs="?", choices=SUITES, default="all", help="all (the default): check, then time")
+    parser.add_argument("suite", choices=("check", "time"))
     options = options_of(parser, arguments)
-    options.budget = BUDGETS_S[options.suite] if options.budget is None else options.budget
+    options.budget = BUDGET_S if options.budget is None else options.budget
     if why := refusal(options.dry_run):
         print(why, file=sys.stderr)
         return 2
-    name = "gpu" if options.suite == "all" else f"gpu-{options.suite}"
-    path = options.out / f"{name}.json" if options.out else None
+    path = options.out / f"gpu-{options.suite}.json" if options.out else None
     record = Record(["gpu", *arguments], path, options, Device("cuda", options.dry_run))
-    late: list[Job] = []
     with Workers(device="cuda", dry_run=options.dry_run, environment={"OMP_NUM_THREADS": "1"}) as pool:
         for phase in plan(options.suite, options.seed, options.dry_run, options.only, side_by_side(options.dry_run)):
-            jobs = [*phase.jobs, *(late if not phase.jobs else ())]
-            for task, rows in pool.run(jobs, count=phase.count, until=record.begin + phase.end * options.budget):
-                if phase.retry and rows and rows[0]["status"] == "not reached":
-                    late.append(task)
-                elif task.part != "warm":
+            end = record.begin + phase.end * options.budget
+            for task, rows in pool.run(phase.jobs, count=phase.count, until=end):
+                if task.part != "warm":
                     record.add(rows)
             record.phases[phase.name] = round(time.monotonic() - record.begin, 1)
     record.add([])
@@ -184,20 +160,12 @@ def main(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Phase:
-    """Jobs that run ``count`` at a time (0: in this process) until a share ``end`` of the budget.
-
-    With ``retry``, those not reached are tried again in the suite's last phase, which has no jobs of its own.
-    """
+    """Jobs that run ``count`` at a time (0: in this process) until a share ``end`` of the budget."""
 
     name: str
     jobs: list[Job]
     count: int
     end: float
-    retry: bool = False
-
-    def expected_s(self) -> float:
-        """Return the predicted time of the phase, in seconds."""
-        return sum(EXPECTED_S[task.part] for task in self.jobs) / max(1, self.count)
 
 
 def side_by_side(dry_run: bool) -> int:
@@ -210,44 +178,23 @@ def plan(suite: str, seed: int, dry_run: bool, only: str, many: int) -> list[Pha
 
     ``only`` selects jobs whose name contains it; what compiles their kernels is never dropped.
     """
-    one = min(many, 1)
 
     def chosen(jobs: Iterable[Job]) -> list[Job]:
         return [task for task in jobs if only in task.name]
 
-    if suite == "all":
-        halves = [replace(each, end=each.end / 2) for each in plan("check", seed, dry_run, only, many)]
-        return halves + [replace(each, end=0.5 + each.end / 2) for each in plan("time", seed, dry_run, only, many)]
     if suite == "check":
         parts = [(file, f"{at}/{count}") for file, count in TESTS.items() for at in range(1, count + 1)]
         parts = [("shipped", "1/12"), ("invariants", "1/2")] if dry_run else parts
         tests = [job("bench.gpu:run_tests", f"tests: {file} {at}", 150, file=file, part=at) for file, at in parts]
         pairs = product(TOOLS, WATCHED)
-        limit = TOOL_S["compute-sanitizer"] + 15
+        limit = SANITIZER_S + 15
         watched = [job("bench.gpu:sanitize", f"sanitizer: {a} {b}", limit, tool=a, case=b) for a, b in pairs]
-        return [
-            Phase("tests", chosen(tests), many, 0.55, retry=True),
-            Phase("sanitizer", chosen(watched), many, 0.95),
-            Phase("what was not reached", [], many, 1.0),
-        ]
-    if suite == "counters":
-        timed, counted, warmers = (
-            [job(f"bench.gpu:{function}", f"{part}: {case}", limit, case=case, seed=seed) for case in PROFILED]
-            for function, part, limit in (
-                ("kernel_times", "kernels", 60),
-                ("read_counters", "counters", TOOL_S["ncu"] + 15),
-                ("warm", "warm", 120),
-            )
-        )
-        jobs = chosen(timed + counted)
-        return [Phase("compile", warmers if jobs and not dry_run else [], many, 0.4), Phase("counters", jobs, one, 1.0)]
+        return [Phase("tests", chosen(tests), many, 0.65), Phase("sanitizer", chosen(watched), many, 1.0)]
     rates = [job("bench.gpu:roofline", f"roofline: {each}", 60, what=each, seed=seed) for each in ("copy", *PRODUCTS)]
-    rows = [[each.tiny() if dry_run else each for each in part] for part in (gpu_timing.MAIN, gpu_timing.MORE)]
-    main_rows, more_rows = (
-        chosen(job("bench.gpu_timing:compare", each.name, 120, case=each, seed=seed) for each in dict.fromkeys(part))
-        for part in rows
-    )
-    cases = [task.arguments["case"] for task in (*main_rows, *more_rows)]
+    profiled = [job("bench.gpu:kernel_times", f"kernels: {each}", 60, case=each, seed=seed) for each in PROFILED]
+    every = dict.fromkeys(each.tiny() if dry_run else each for each in gpu_timing.CASES)
+    cases = [each for each in every if only in each.name]
+    timed = [job("bench.gpu_timing:compare", each.name, 120, case=each, seed=seed) for each in cases]
     compiled = [(case, name) for case in cases for name in case.versus if name in COMPILED]  # the slowest first
     warmers = [
         job("bench.gpu_timing:warm", f"warm: {case.name}: {name}", 150, case=case, name=name, seed=seed)
@@ -255,8 +202,7 @@ def plan(suite: str, seed: int, dry_run: bool, only: str, many: int) -> list[Pha
     ]
     return [
         Phase("compile", [] if dry_run else warmers, many, 0.27),
-        Phase("main rows", chosen(rates) + main_rows, one, 0.88),
-        Phase("more rows", more_rows, one, 1.0),
+        Phase("timing", chosen(rates + profiled) + timed, min(many, 1), 1.0),
     ]
 
 
@@ -296,30 +242,24 @@ def run_tests(device: Device, *, file: str, part: str) -> list[Row]:
     return results.rows
 
 
-def find_tool(device: Device, name: str) -> str:
-    """Return the path of one of NVIDIA's tools, or raise NotHere."""
-    if device.dry_run:
-        raise NotHere(f"a dry run on the CPU has nothing for {name} to watch")
-    if not (program := shutil.which(name)):
-        raise NotHere(f"{name} is not on the PATH")
-    return program
-
-
 def sanitize(device: Device, *, tool: str, case: str) -> list[Row]:
     """Run a case of ``test_watched`` under one of compute-sanitizer's tools; its kernels were compiled by the tests."""
-    command = [find_tool(device, "compute-sanitizer"), "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
+    if device.dry_run:
+        raise NotHere("a dry run on the CPU has nothing for compute-sanitizer to watch")
+    if not (program := shutil.which("compute-sanitizer")):
+        raise NotHere("compute-sanitizer is not on the PATH")
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
     test = f"tests/kernels/test_invariants.py::test_watched[{case}]"
     command += ["-m", "pytest", test, "--device", "cuda", "-o", "addopts=", "-p", "no:cacheprovider"]
     # Without PyTorch's pool of memory every tensor is an allocation of its own, with bounds that can be watched.
-    limit = TOOL_S["compute-sanitizer"]
-    code, output = run_program(command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    return [{"part": "sanitizer", "what": f"{tool} {case}"} | said(code, output, limit)]
+    code, output = run_program(command, SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return [{"part": "sanitizer", "what": f"{tool} {case}"} | said(code, output)]
 
 
-def said(code: int | None, output: str, limit: float) -> Row:
+def said(code: int | None, output: str) -> Row:
     """Return what the sanitizer found; that it does not work here is no failure."""
     if code is None:
-        return {"status": "not reached", "why": f"not done in {limit:g} s"}
+        return {"status": "not reached", "why": f"not done in {SANITIZER_S:g} s"}
     found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", output)
     why = " ".join(found) or " ".join(output.split())[-300:]
     if code == FOUND and found:
@@ -329,34 +269,18 @@ def said(code: int | None, output: str, limit: float) -> Row:
     )
 
 
-def profiled_call(case: str, device: Device, seed: int) -> Callable[[], None]:
-    """Return a case's call of the kernels' host function, after it has run once."""
-    problem = PROFILED[case]
-    cam, f = problem.draw(device.device, seed)
-    out = torch.empty(problem.B, problem.K, problem.L, device=device.device)
-    given = tiles.tiles(case, device.gpu, problem)
-
-    def call() -> None:
-        tiles.polish(case, device.gpu, problem, cam, f, out, given)
-
-    call()
-    device.synchronize()
-    return call
-
-
-def warm(device: Device, *, case: str, seed: int) -> list[Row]:
-    """Compile what is profiled; what is wrong with it is reported there."""
-    profiled_call(case, device, seed)
-    return []
-
-
 def kernel_times(device: Device, *, case: str, seed: int, calls: int = 20) -> list[Row]:
     """Time the kernels of one case's call with PyTorch's profiler, on a cold cache; one row per kernel."""
     from torch.profiler import ProfilerActivity, profile
 
     if device.dry_run:
         raise NotHere("a dry run on the CPU has no kernels to profile")
-    call = profiled_call(case, device, seed)
+    problem = PROFILED[case]
+    cam, f = problem.draw(device.device, seed)
+    out = torch.empty(problem.B, problem.K, problem.L, device=device.device)
+    call = partial(tiles.polish, case, device.gpu, problem, cam, f, out, tiles.tiles(case, device.gpu, problem))
+    call()
+    device.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(calls):
             device.seconds(call, 1e-3)
@@ -368,42 +292,10 @@ def kernel_times(device: Device, *, case: str, seed: int, calls: int = 20) -> li
         raise NotHere("PyTorch's profiler saw no kernel here")
     rows = []
     for name, times in found.items():
-        row = {"part": "kernels", "what": f"{name}, {PROFILED[case].label()}", "status": "ok"}
+        row = {"part": "kernels", "what": f"{name}, {problem.label()}", "status": "ok"}
         why = f"{np.median(times) * 1e6:.1f} µs, {len(times) / calls:g} a call, by PyTorch's profiler"
         rows.append(row | {"launches": len(times) / calls, "why": why} | summary(times))
     return rows
-
-
-def read_counters(device: Device, *, case: str, seed: int) -> list[Row]:
-    """Read the hardware counters of one warm call; one row per kernel that it launches.
-
-    The clocks are left alone. Nsight Compute flushes the caches before each kernel, so what a kernel finds there of the
-    one before it is not seen.
-    """
-    command = [find_tool(device, "ncu"), "--csv", "--page", "details", "--profile-from-start", "off"]
-    command += ["--clock-control", "none", *(word for section in SECTIONS for word in ("--section", section))]
-    code, output = run_program([*command, sys.executable, "-m", "bench.gpu", case, str(seed)], TOOL_S["ncu"])
-    kernels = parse_counters(output)
-    if not kernels:
-        raise NotHere(f"ncu read no counter, exit code {code}: {' '.join(output.split())[-300:]}")
-    row = {"part": "counters", "status": "ok"}
-    return [
-        row
-        | {"what": f"{name}, {PROFILED[case].label()}", "counters": found}
-        | {"why": ", ".join(f"{each} {found[each]}" for each in SHOWN if each in found)}
-        for name, found in kernels
-    ]
-
-
-def parse_counters(output: str) -> list[tuple[str, dict[str, str]]]:
-    """Return ``(kernel, {metric: value with unit})`` per launch from what the profiler printed as CSV."""
-    _, head, rest = output.partition('"ID"')
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    for row in csv.DictReader(io.StringIO("\n".join(each for each in (head + rest).splitlines() if each[:1] == '"'))):
-        if row.get("Metric Name") and row.get("Metric Value"):
-            _, metrics = found.setdefault(row["ID"], (row["Kernel Name"], {}))
-            metrics[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
-    return list(found.values())
 
 
 PRODUCTS = {"float16": 8192, "bfloat16": 8192, "float32": 4096}  # sides
@@ -426,12 +318,3 @@ def roofline(device: Device, *, what: str, seed: int) -> list[Row]:
     times = summary(time_interleaved(device, {"call": call})["call"].cold)
     row = {"part": "roofline", "what": name, "status": "ok", "unit": unit}
     return [row | {"value": round(amount / times["us"] / 1e6, 3)} | times]
-
-
-if __name__ == "__main__":  # what Nsight Compute watches: one warm call between a start and a stop
-    die_with(os.getppid())
-    watched = profiled_call(sys.argv[1], here := Device("cuda"), int(sys.argv[2]))
-    torch.cuda.profiler.start()
-    watched()
-    here.synchronize()
-    torch.cuda.profiler.stop()

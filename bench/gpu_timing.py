@@ -13,7 +13,6 @@ from bench import providers, tiles
 from bench.measure import NotHere, first_line, is_out_of_memory, summary, time_interleaved
 from bench.problems import (
     SAMPLED,
-    WHOLE,
     WRONG,
     Forward,
     Problem,
@@ -91,7 +90,7 @@ class Case:
 
     Attributes:
         kind: "kernel", as the package launches it; "small", the public call, by the host's clock and in a CUDA graph as
-            well; "stages", four of them polished and fused; "backbone", these against a ResNet-50's forward.
+            well; "backbone", likewise four stages polished and fused, against a ResNet-50's forward.
     """
 
     kind: str
@@ -103,8 +102,7 @@ class Case:
     def name(self) -> str:
         if not self.problem.net:
             return f"timing: {'small, ' * (self.kind == 'small')}{self.method} {self.problem.label()}"
-        what = {"stages": "four stages", "backbone": "ResNet-50's four stages"}[self.kind]
-        return f"timing: {what}, B={self.problem.B} {self.problem.H}×{self.problem.W} K={self.problem.K}"
+        return f"timing: ResNet-50's four stages, B={self.problem.B} {self.problem.H}² K={self.problem.K}"
 
     def tiny(self) -> Case:
         """Return the same kind of row for a dry run."""
@@ -127,7 +125,7 @@ ALL = {
     "chunked PCM": "chunked_256",
     "FlexAttention": "flex_256",
 }
-MAIN = (
+CASES = (  # those on which most depends first
     Case("kernel", replace(SIGNED, C=512), "tiled", {"xᵀx": "product"}),
     Case("kernel", SIGNED, "tiled", ALL),
     Case("kernel", POSITIVE, "prototypes", {"dense PCM": "prototypes_dense_16k"} | BOTH),
@@ -152,12 +150,10 @@ MAIN = (
     Case("small", replace(SMALL, C=2048, H=7, W=7, values="randn"), "resident", DENSE),
     Case("small", replace(SMALL, H=14, W=14, values="randn"), "auto", DENSE),
     Case("small", replace(SMALL, values="randn"), "auto", DENSE),
-    Case("stages", named("resnet50/224")),
-    Case("stages", named("resnet50/512")),
+    Case("backbone", named("resnet50/224")),
+    Case("backbone", named("resnet50/512")),
     Case("backbone", named("resnet50/512/B32")),
     Case("backbone", named("resnet50/512/K1/B32")),
-)
-MORE = (
     Case("kernel", replace(POSITIVE, B=2, C=2048), "prototypes", COPY | ALGEBRA),
     Case("kernel", replace(POSITIVE, B=2, C=2048, layout="nhwc"), "prototypes", COPY),
     Case("kernel", replace(POSITIVE, B=32, dtype="float32"), "prototypes", COPY | ALGEBRA),
@@ -218,15 +214,15 @@ class Entrant:
 class Inputs:
     """What a case's calls take, and how far an answer is from float64's."""
 
+    calls: dict[str, Callable[[], Tensor]]
+
     def __init__(self, device: Device, case: Case, seed: int) -> None:
         self.device, self.case, problem = device, case, case.problem
         if problem.net:
-            self.maps, forward = _stages(device, case.kind, problem, seed)
+            self.maps, forward = _stages(device, problem, seed)
             self.cam = torch.rand(problem.B, problem.K, *self.maps[-1].shape[2:], device=device.device)
-            known = partial(polish, self.cam, self.maps, nonnegative=True)
-            self.calls = {"ours": known} | (
-                {"forward": forward} if forward else {"sign unknown": partial(polish, self.cam, self.maps)}
-            )
+            unknown = partial(polish, self.cam, self.maps)
+            self.calls = {"ours": partial(unknown, nonnegative=True), "forward": forward, "sign unknown": unknown}
             return
         self.cam, self.f = problem.draw(device.device, seed)
         launch = partial(tiles.launch, case.method, problem, self.cam, self.f)
@@ -276,18 +272,14 @@ class Inputs:
                 best = tried
 
 
-def _stages(device: Device, kind: str, problem: Problem, seed: int) -> tuple[list[Tensor], Callable[[], Tensor] | None]:
-    """Return a ResNet-50's four stages in float16, channels last, and its forward if they are to be its own."""
-    dtype, size = torch.float32 if device.dry_run else torch.float16, problem.H
+def _stages(device: Device, problem: Problem, seed: int) -> tuple[list[Tensor], Callable[[], Tensor]]:
+    """Return a ResNet-50's four stages in float16, channels last, and its forward."""
+    dtype = torch.float32 if device.dry_run else torch.float16
     torch.manual_seed(seed)
-    if kind == "backbone":
-        torch.backends.cudnn.benchmark = True  # the forward at its best
-        images = torch.rand(problem.B, 3, size, size, device=device.device).to(dtype)
-        net = Forward(build("resnet18" if device.dry_run else problem.net).to(device.device, dtype), images)
-        return net.stages("channels_last")[0], net.run("channels_last")
-    shapes = [(C // 16 if device.dry_run else C, size // step) for C, step in WHOLE[problem.net].values()]
-    drawn = [torch.rand(problem.B, C, side, side, device=device.device) for C, side in shapes]
-    return [each.to(dtype, memory_format=torch.channels_last) for each in drawn], None  # type: ignore[call-overload]
+    torch.backends.cudnn.benchmark = True  # the forward at its best
+    images = torch.rand(problem.B, 3, problem.H, problem.W, device=device.device).to(dtype)
+    net = Forward(build("resnet18" if device.dry_run else problem.net).to(device.device, dtype), images)
+    return net.stages("channels_last")[0], net.run("channels_last")
 
 
 def warm(device: Device, *, case: Case, name: str, seed: int) -> list[Row]:
@@ -305,15 +297,14 @@ def warm(device: Device, *, case: Case, name: str, seed: int) -> list[Row]:
 @torch.no_grad()
 def compare(device: Device, *, case: Case, seed: int) -> list[Row]:
     """Check ours and every baseline, time them in turn, and judge the medians of the rounds' ratios."""
-    inputs, problem = Inputs(device, case, seed), case.problem
+    inputs = Inputs(device, case, seed)
     error_of = inputs.truth()
     found = {name: Entrant(name) for name in inputs.calls}
     for name, call in inputs.calls.items():
         found[name].attempt(call, error_of if name != "forward" else lambda _: 0.0, device)
     mine = found["ours"]
-    if isinstance(problem, Problem):
-        gpu = device.gpu
-        mine.variant = ", ".join(map(str, tiles.tiles(case.method, gpu, problem).values())) * (case.method != "auto")
+    if case.method != "auto":
+        mine.variant = ", ".join(map(str, tiles.tiles(case.method, device.gpu, case.problem).values()))
     found |= {name: inputs.baseline(name, error_of) for name in case.versus if mine.call}
     calls = {name: each.call for name, each in found.items() if each.call}
     why = take_host_times(device, found, calls, 300 if case.kind != "backbone" else 20) if case.kind != "kernel" else ""
@@ -353,8 +344,6 @@ def judged(case: Case, found: Mapping[str, Entrant], times: Mapping[str, list[fl
         return round(float(np.median(pair[0][:both] / pair[1][:both])), 5) if both else None
 
     if problem.net:  # no goal for the error: rescaling magnifies it by as much as a map is flat
-        if case.kind == "stages":
-            return []
         graphed = [GOALS["backbone_graph"].row(median("ours, graph", "forward, graph"))] * ("ours, graph" in times)
         return [GOALS["backbone"].row(median("ours", "forward")), *graphed]
     exact = problem.precision == "high" or case.method == "prototypes"

@@ -7,7 +7,6 @@ process's, Python and PyTorch included. Affinities that keep pixels (L² time) a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import measure
+from bench.command import parser_of, save
 from bench.workers import Workers, job
 from ssa_fast import SSA, Affinity
 from ssa_fast.demo.comparison import OPTIONS
@@ -38,6 +37,8 @@ from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from bench.measure import Device
+
 SIZES = (4096, 8192, 16384)
 WHOLE = 2048  # side at which the whole image still goes through the network
 WHOLE_TILE = 544  # its borders do not fall on those of the scenes
@@ -47,6 +48,7 @@ ANIMAL = 0  # of CLASSES: the one that lives in the rings
 BLOCK = 1024
 PREVIEW_WIDTH = 1560
 LIMIT_S = 24 * 3600.0
+MEMORY = "3GB"  # what a process may take in all
 GOALS = {"peak_gb": 3.0, "difference": 1e-3, "seam": 1.1, "growth": 1.1}
 
 
@@ -85,13 +87,13 @@ def network(name: str, affinity: str | None) -> tuple[SSA, dict[str, Any]]:
 
 
 def polish_field(
-    device: measure.Device, source: Path, model: str, affinity: str | None, preview: Path | None, **options: Any
+    device: Device, source: Path, model: str, affinity: str | None, preview: Path | None
 ) -> list[dict[str, Any]]:
     """Polish one image in this process; return what that took."""
     ssa, normalisation = network(model, affinity)
     begin = time.perf_counter()
     names = CLASSES if model == "demo" else None
-    polish_large = LargeImageSSA(ssa, **normalisation, **options)
+    polish_large = LargeImageSSA(ssa, **normalisation, memory=MEMORY)
     result = polish_large(source, [ANIMAL], out=source.with_name("field.tif"), overwrite=True, names=names)
     row = {
         "model": model,
@@ -100,7 +102,7 @@ def polish_field(
         "seconds": time.perf_counter() - begin,
         "phases": result.seconds,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-        "memory": options["memory"],
+        "memory": MEMORY,
     }
     if preview:  # small enough for a page, in the format that the name's suffix says
         with Image.open(source.with_name("field.preview.png")) as image:
@@ -110,7 +112,7 @@ def polish_field(
 
 
 def compare_with_whole(
-    device: measure.Device, source: Path, model: str, affinity: str | None, side: int = WHOLE, tile: int = WHOLE_TILE
+    device: Device, source: Path, model: str, affinity: str | None, side: int = WHOLE, tile: int = WHOLE_TILE
 ) -> list[dict[str, Any]]:
     """Compare tiles with the whole image, before CAMs become 8 bits; return differences and jumps at the borders."""
     ssa, normalisation = network(model, affinity)
@@ -150,25 +152,25 @@ def seam(cams: np.ndarray, tile: int) -> float:
     return float(max(ratios))
 
 
-def rows(affinity: str | None, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def rows(
+    affinity: str | None, folder: Path, model: str, sizes: Sequence[int], preview: Path | None
+) -> list[dict[str, Any]]:
     """Return all rows of one affinity, its verdict last; with pixels kept, of small sizes and none of the whole."""
-    linear = set(choose_methods(network(options.model, affinity)[0]).values()) == {"prototypes"}
-    source = folder / "image.tif"
-    common = {"source": source, "model": options.model, "affinity": affinity}
+    linear = set(choose_methods(network(model, affinity)[0]).values()) == {"prototypes"}
+    given = {"source": folder / "image.tif", "model": model, "affinity": affinity}
     found: list[dict[str, Any]] = []
     with Workers(fresh=True) as workers:
+
+        def run(function: str, what: Any, side: int, **more: Any) -> None:
+            write_field(folder / "image.tif", side)
+            found.extend(workers.do(job(f"bench.large:{function}", f"large: {what}", LIMIT_S, **given, **more)))
+            print(json.dumps(found[-1]), flush=True)
+
         if linear:
-            write_field(source, WHOLE)
-            found += workers.do(job("bench.large:compare_with_whole", "large: whole", LIMIT_S, **common))
-            print(json.dumps(found[-1]), flush=True)
-        sides = [side for side in sorted(options.sizes) if linear or side <= options.bank_up_to]
-        common |= {"memory": options.memory, "tile": options.tile or "auto"}
-        common |= {"disk": options.disk if options.disk == "auto" else int(options.disk)}
+            run("compare_with_whole", "whole", WHOLE)
+        sides = [side for side in sorted(sizes) if linear or side <= BANK_SIDE]
         for side in paced(sides, "large", costs=[float(side**2 if linear else side**4) for side in sides]):
-            write_field(source, side)
-            preview = options.preview and options.preview.absolute() if side == max(options.sizes) else None
-            found += workers.do(job("bench.large:polish_field", f"large: {side}", LIMIT_S, preview=preview, **common))
-            print(json.dumps(found[-1]), flush=True)
+            run("polish_field", side, side, preview=preview if side == max(sizes) else None)
     return [*found, verdict(found)] if found else []
 
 
@@ -198,22 +200,16 @@ def verdict(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(given: Sequence[str]) -> int:
     """Measure, print; with ``--save`` keep the figures. Return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m bench large", description=__doc__)
+    parser = parser_of("large", __doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="sides in pixels, multiples of 1024")
     parser.add_argument("--model", default="resnet18", help="of torchvision with random weights, or 'demo'")
     parser.add_argument("--affinity", nargs="+", default=[None], help="such as phi=relu phi=shifted; default SSA's own")
-    parser.add_argument("--bank-up-to", type=int, default=BANK_SIDE, help="largest side with PixelBank (%(default)s)")
-    parser.add_argument("--memory", default="3GB", help="what the process may take in all (%(default)s)")
-    parser.add_argument("--tile", type=int, help="pixels of a tile's side; by the memory")
-    parser.add_argument("--disk", default="auto", help="bytes for features on disk, or auto")
-    parser.add_argument("--scratch", type=Path, help="folder for images and results; a temporary one")
     parser.add_argument("--preview", type=Path, help="keep the largest image's preview here")
-    parser.add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
     options = parser.parse_args(given)
-    found = []
+    preview, found = options.preview and options.preview.absolute(), []
     for affinity in options.affinity:
-        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-            found += rows(affinity, Path(folder), options)
+        with tempfile.TemporaryDirectory() as folder:
+            found += rows(affinity, Path(folder), options.model, options.sizes, preview)
     missed = False
     for row in (row for row in found if "goals" in row):
         print("; ".join(sorted(set(row["affinities"].values()))))
@@ -221,7 +217,5 @@ def main(given: Sequence[str]) -> int:
             if row[name] is not None:
                 missed |= row[name] > goal
                 print(f"  {name}: {row[name]:.4g}, goal {goal:g}: {'missed' if row[name] > goal else 'met'}")
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, found, command=measure.command_line(["large", *given]))
+    save(options, ["large", *given], found)
     return int(missed)

@@ -8,9 +8,11 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -188,9 +190,8 @@ class Device:
         """Return the size in bytes of a buffer that fills the last cache several times."""
         if self.on_gpu:
             return max(4 * getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0), 256 << 20)
-        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-        last = max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
+        caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # Linux writes "1024K"
+        last = max((int(path.read_text().rstrip("K\n")) << 10 for path in caches), default=0)
         return min(max(2 * last, 64 << 20), 1 << 30)
 
     def _flush_cache(self) -> None:
@@ -229,45 +230,42 @@ def time_interleaved(
     once. Rounds of the same index are of the same moment. A call that fails is out.
     """
     cold, warm, least = (min(cold, 2), min(warm, 2), 2) if device.dry_run else (cold, warm, least)
-    found = {name: Times() for name in calls}
-    spent, pauses = dict.fromkeys(calls, 0.0), dict.fromkeys(calls, 0.0)
+    found, pauses = {name: Times() for name in calls}, dict.fromkeys(calls, 0.0)
+    left = dict.fromkeys(calls, budget / max(len(calls), 1))  # seconds
     order = random.Random(seed)
-
-    def warm_up(call: Callable[[], object]) -> None:
-        end = time.perf_counter() + (0 if device.on_gpu or device.dry_run else WARM_S)
-        call()
-        while time.perf_counter() < end:
-            call()
-
-    def turn_of(name: str, turn: int) -> None:
-        call, times = calls[name], found[name]
-        if turn < 0:  # whatever comes first: compilation, thread pool, pages
-            seconds = device.seconds(call, cold=cold > 0)
-            if seconds > slow_s:
-                times.cold, times.warm, spent[name] = [seconds][:cold], [seconds][:warm], float("inf")
-            else:
-                pauses[name] = device.pause(call)
-            return
-        if turn < cold:
-            times.cold.append(device.seconds(call, pauses[name]))
-        elif warm:
-            warm_up(call)
-        if turn < warm:
-            times.warm.append(device.seconds(call, pauses[name], cold=False))
-
     for turn in range(-1, max(cold, warm)):
         for name in order.sample(list(calls), len(calls)):
-            enough = spent[name] > budget / len(calls) and turn >= least
-            if found[name].status != "ok" or enough or spent[name] == float("inf"):
+            call, times = calls[name], found[name]
+            if times.status != "ok" or left[name] == -math.inf or (left[name] < 0 and turn >= least):
                 continue
             begin = time.perf_counter()
             try:
-                turn_of(name, turn)
+                if turn < 0:  # whatever comes first: compilation, thread pool, pages
+                    seconds = device.seconds(call, cold=cold > 0)
+                    if seconds > slow_s:
+                        times.cold, times.warm, left[name] = [seconds][:cold], [seconds][:warm], -math.inf
+                    else:
+                        pauses[name] = device.pause(call)
+                    continue
+                if turn < cold:
+                    times.cold.append(device.seconds(call, pauses[name]))
+                elif warm:
+                    _warm_up(call, 0 if device.on_gpu or device.dry_run else WARM_S)
+                if turn < warm:
+                    times.warm.append(device.seconds(call, pauses[name], cold=False))
             except Exception as error:
-                found[name].status = "out of memory" if is_out_of_memory(error) else "failed"
-                found[name].why = first_line(error)
-            spent[name] += (time.perf_counter() - begin) if turn >= 0 else 0.0
+                times.status = "out of memory" if is_out_of_memory(error) else "failed"
+                times.why = first_line(error)
+            left[name] -= time.perf_counter() - begin
     return found
+
+
+def _warm_up(call: Callable[[], object], seconds: float) -> None:
+    """Call at least once, and for so long."""
+    end = time.perf_counter() + seconds
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 @contextlib.contextmanager
@@ -313,15 +311,6 @@ def summary(times: Sequence[float]) -> dict[str, Any]:
     return {"us": middle, "us_quartiles": [low, high], "rounds": len(times)}
 
 
-def median_seconds(call: Callable[[], object], *, budget: float = 0.4, most: int = 15) -> float:
-    """Return the median of as many warm calls on the CPU as ``budget`` seconds allow, 3 to ``most``."""
-    cpu = Device()
-    call()
-    first = cpu.seconds(call, cold=False)
-    more = int(min(max(budget / first, 2), most))
-    return float(np.median([first, *(cpu.seconds(call, cold=False) for _ in range(more))]))
-
-
 def paced(items: Sequence[T], what: str) -> Iterable[T]:
     """Return ``items``, which show their progress where the tree at hand has the package's ``paced``."""
     try:
@@ -349,17 +338,19 @@ def machine(device: Device | None = None, commit: str = "") -> dict[str, Any]:
     }
     if device is None or not device.on_gpu:
         return found
-    properties = torch.cuda.get_device_properties(device.device)
-    if importlib.util.find_spec("triton"):
-        found |= {"triton": importlib.metadata.version("triton")}
-    found |= {"cuda": torch.version.cuda, "hip": torch.version.hip, "gpu": properties.name, "arch": device.gpu.arch}
-    found |= {
-        "multiprocessors": properties.multi_processor_count,
-        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-        "l2_mib": round(getattr(properties, "L2_cache_size", 0) / 2**20, 1),
+    gpu = torch.cuda.get_device_properties(device.device)
+    said = _output("nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader").partition("\n")[0]
+    return found | {
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "gpu": gpu.name,
+        "arch": device.gpu.arch,
+        "multiprocessors": gpu.multi_processor_count,
+        "gpu_memory_gib": round(gpu.total_memory / 2**30, 1),
+        "l2_mib": round(getattr(gpu, "L2_cache_size", 0) / 2**20, 1),
+        "nvidia_smi": dict(zip(ASKED.split(","), said.split(", "), strict=False)),
     }
-    said = _output("nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader").splitlines()
-    return found | {"nvidia_smi": dict(zip(ASKED.split(","), (said or [""])[0].split(", "), strict=False))}
 
 
 def describe(found: Mapping[str, Any]) -> str:
@@ -373,14 +364,8 @@ def describe(found: Mapping[str, Any]) -> str:
 
 def command_line(given: Sequence[str]) -> str:
     """Return the command with its arguments, less where its output goes."""
-    words = list(given)
-    for name in ("--save", "--out"):
-        if name in words:
-            at = words.index(name)
-            del words[at : at + 2]
-    return shlex.join(
-        ["python", "-m", "bench", *(word for word in words if not word.startswith(("--save=", "--out=")))]
-    )
+    words = shlex.join(["python", "-m", "bench", *given])
+    return re.sub(r" --(save|out)[ =]('[^']*'|\S+)", "", words)
 
 
 def save(

@@ -8,9 +8,7 @@ component trees (regions, holes) of scikit-image.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from skimage.morphology import max_tree
 
 from bench import measure
+from bench.command import parser_of, save
 from ssa_fast.evaluate import box_iou, confusion_matrix, contour_boxes, max_box_acc, threshold_sweep
 
 if TYPE_CHECKING:
@@ -89,14 +88,10 @@ def rows() -> Iterator[dict[str, Any]]:
 
 def main(given: Sequence[str]) -> int:
     """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench measures", description=__doc__)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
-    options, found = parser.parse_args(given), []
+    options, found = parser_of("measures", __doc__).parse_args(given), []
     for row in rows():
         found.append(row)
         figures = "  ".join(f"{name} {value:>7.1f} ms" for name, value in row.items() if name != "measure")
         print(f"{row['measure']:<42} {figures}", flush=True)
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, found, command=measure.command_line(["measures", *given]))
+    save(options, ["measures", *given], found)
     return 0

@@ -3,7 +3,7 @@
 resnet50/512/layer1            features ≥ 0 of an input of 512×512, K = 20 classes, one image, float32
 resnet50/512/layer1/K1000/B32  other numbers of classes and images
 resnet50/512/layer1/signed     normal features; shifted: those under the shifted cosine; centred: the affinity
-                               subtracts the mean; nhwc: channels last
+                               subtracts the mean; squared: cosines squared; nhwc: channels last
 resnet50-d8/512/layer4         layers 3 and 4 dilated, so that all end at an eighth of the input
 resnet50/512                   the network itself: its forward, and polishing and fusing its four stages
 swin_t/512                     another; its stages are signed, as are those of convnext_tiny and efficientnet_b0
@@ -44,6 +44,7 @@ KINDS = {
     "signed": {"values": "randn"},
     "shifted": {"values": "randn", "affinity": "phi=shifted"},
     "centred": {"affinity": "center"},
+    "squared": {"affinity": "power=2"},
     "nhwc": {"layout": "nhwc"},
 }
 _NAME = re.compile(rf"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/({'|'.join(KINDS)}))?")
@@ -215,6 +216,12 @@ SUITES = {
     ],
     "curve": _CURVE,
     "backbone": _BACKBONE,
+    "rates": _names(
+        "resnet50",
+        [*STAGES],
+        ["", "signed", "squared", "K1", "K1/signed", "K1/squared", "K1000", "B16", "B16/signed", "B16/squared"],
+        [64, 224, 512],
+    ),
     "full": [
         *_CURVE,
         *_names("resnet50", [*STAGES], _SIGNS, [224, 512, 1024, 4096]),
@@ -229,10 +236,10 @@ SUITES = {
 # The truth.
 
 
-def resized(problem: Problem, cam: Tensor) -> Tensor:
-    """Return the CAM at the stage's size in float64, ``(B, K, L)``."""
+def resized(problem: Problem, cam: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the CAM at the stage's size in ``dtype``, ``(B, K, L)``."""
     size = (problem.H, problem.W)
-    cam = cam.double()
+    cam = cam.to(dtype)
     if tuple(cam.shape[2:]) != size:
         cam = F.interpolate(cam, size, mode="bilinear", align_corners=problem.align_corners)
     return cam.flatten(2)
@@ -247,29 +254,27 @@ def truth(problem: Problem, cam: Tensor, f: Tensor) -> Tensor:
     return torch.cat(each)
 
 
-def sampled_truth(problem: Problem, cam: Tensor, f: Tensor, at: Tensor, sources: int = 1 << 16) -> Tensor:
-    """Return the reference in float64 at the target pixels ``at`` of the last image, ``(K, len(at))``, for one step.
+def sampled_truth(
+    problem: Problem, cam: Tensor, f: Tensor, at: Tensor, dtype: torch.dtype = torch.float64, sources: int = 1 << 16
+) -> Tensor:
+    """Return the reference at the target pixels ``at`` of the last image, ``(K, len(at))``, for one step.
 
-    The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in float64 is held.
+    The sum over source pixels is taken in parts of ``sources``, so nothing of size L×L or L×C in ``dtype`` is held.
     """
     affinity = replace(problem.phi, center=False)  # the mean is that of all pixels, not of a part's
     assert affinity.steps == 1
     flat = f[-1].flatten(1)
-    rows = resized(problem, cam[-1:])[0]
+    rows = resized(problem, cam[-1:], dtype)[0]
     parts = [slice(start, start + sources) for start in range(0, problem.L, sources)]
-    mean = flat.new_zeros(problem.C, 1, dtype=torch.float64)
-    if problem.phi.center:
-        for part in parts:
-            mean += flat[:, part].double().sum(dim=1, keepdim=True) / problem.L
-    x_j = reference.unit_features(flat[None, :, at].double() - mean, affinity)[0]
-    numerator = rows.new_zeros(problem.K, len(at))
-    denominator = rows.new_zeros(1, len(at))
+    mean = sum(flat[:, part].to(dtype).sum(1, keepdim=True) for part in parts) / problem.L if problem.phi.center else 0
+    x_j = reference.unit_features(flat[None, :, at].to(dtype) - mean, affinity)[0]
+    sums, total = rows.new_zeros(problem.K, len(at)), rows.new_zeros(1, len(at))
     for part in parts:
-        x_i = reference.unit_features(flat[None, :, part].double() - mean, affinity)[0]
+        x_i = reference.unit_features(flat[None, :, part].to(dtype) - mean, affinity)[0]
         a = reference.phi(x_i.mT @ x_j, affinity)  # [sources, len(at)]
-        numerator += rows[:, part] @ a
-        denominator += a.sum(dim=0, keepdim=True)
-    return numerator / reference.denominator(denominator, affinity)
+        sums += rows[:, part] @ a
+        total += a.sum(dim=0, keepdim=True)
+    return sums / reference.denominator(total, affinity)
 
 
 def sampled(problem: Problem, seed: int) -> Tensor:
@@ -301,18 +306,16 @@ def relative_error(out: Tensor, right: Tensor) -> float:
 # Whole networks.
 
 
-def missing_torchvision() -> list[str]:
-    return [] if importlib.util.find_spec("torchvision") else ["torchvision is not installed: pip install torchvision"]
+def missing_torchvision() -> str:
+    return "" if importlib.util.find_spec("torchvision") else "torchvision is not installed: pip install torchvision"
 
 
 def build(name: str) -> torch.nn.Module:
     """Return one of torchvision's networks, with random weights, for inference."""
-    for reason in missing_torchvision():
-        raise NotHere(reason)
     try:
         from torchvision import models
-    except (ImportError, RuntimeError, AttributeError) as error:  # a build that does not go with this PyTorch
-        raise NotHere(f"torchvision does not load: {first_line(error)}") from None
+    except (ImportError, RuntimeError, AttributeError) as error:  # missing, or it does not go with this PyTorch
+        raise NotHere(missing_torchvision() or f"torchvision does not load: {first_line(error)}") from None
     net: torch.nn.Module = getattr(models, name)(weights=None).eval()
     return net
 

@@ -7,7 +7,6 @@ size and features as a network leaves them; of several variants the fastest that
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import shutil
@@ -38,11 +37,10 @@ FLEX_BLOCKS: dict[str, dict[str, int]] = {"default": {}} | {
 
 
 class Workload(NamedTuple):
-    """Floating-point operations of the products, bytes through memory, and bytes held beyond inputs and result."""
+    """Floating-point operations of the products, and bytes through memory."""
 
     flops: int
     traffic: int
-    held: int
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,29 @@ class Provider:
         limits: Functions that say why it cannot do a problem on a device; empty if it can.
         variants: Names of the variants, or what returns them.
         answer: What it computes: ``"polished"``, ``"square"`` (xᵀx), ``"logits"`` or ``"fused"``.
-        compiles: Whether its first call takes long.
         follows: Another provider, whose variant it takes and in whose time its own is a share.
     """
 
     name: str
     build: Callable[[Device, Any, Tensor, Any, str], Callable[[], Tensor]]
     work: Callable[[Problem, Device], Workload | None]
-    limits: tuple[Callable[[Problem, Device], list[str]], ...] = ()
+    limits: tuple[Callable[[Problem, Device], str], ...] = ()
     variants: tuple[str, ...] | Callable[[Problem, Device], tuple[str, ...]] = ("eager",)
     answer: str = "polished"
     ours: bool = False
-    compiles: bool = False
     follows: str = ""
 
     def reasons(self, problem: Problem, device: Device) -> list[str]:
         """Return why it cannot do the problem here."""
-        return [reason for limit in self.limits for reason in limit(problem, device)]
+        return [reason for limit in self.limits if (reason := limit(problem, device))]
+
+    @property
+    def compiles(self) -> bool:
+        """Whether its first call takes long."""
+        return no_compiler in self.limits
 
     def names(self, problem: Problem, device: Device) -> tuple[str, ...]:
+        """Return the names of its variants for the problem."""
         return self.variants(problem, device) if callable(self.variants) else self.variants
 
     def built(
@@ -109,18 +111,20 @@ def names_ours(method: str, backend: str, problem: Problem, device: Device) -> t
     return (f"{chosen.method}, {chosen.backend}",)
 
 
-def not_ours(method: str, backend: str, problem: Problem, device: Device) -> list[str]:
-    return [] if method == "auto" else dispatch.not_supported_reasons(method, backend, counted(problem, device))
+def not_ours(method: str, backend: str, problem: Problem, device: Device) -> str:
+    return (
+        "" if method == "auto" else "; ".join(dispatch.not_supported_reasons(method, backend, counted(problem, device)))
+    )
 
 
 def work_ours(method: str, backend: str, problem: Problem, device: Device) -> Workload:
     """Return the dispatcher's count; of prototypes the least: two reads of the features, and the CAM in and out."""
     given = counted(problem, device)
     chosen = dispatch.plan(given, method, backend)
-    cost = cost_model.cost(chosen.method, given, chosen.backend)
     if chosen.method == "prototypes":
-        return algebra_work(problem, device, reads=2)._replace(held=cost.extra_memory)
-    return Workload(cost.flops, cost.bytes_moved, cost.extra_memory)
+        return algebra_work(problem, device, reads=2)
+    cost = cost_model.cost(chosen.method, given, chosen.backend)
+    return Workload(cost.flops, cost.bytes_moved)
 
 
 def _ours(name: str, method: str = "auto", backend: str = "auto") -> Provider:
@@ -233,22 +237,6 @@ def flex_blocks(problem: Problem, device: Device) -> tuple[str, ...]:
     return tuple(FLEX_BLOCKS) if device.on_gpu else ("default",)
 
 
-def keops(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    """Run PCM as a symbolic L×L matrix of KeOps, reduced as its entries are computed."""
-    LazyTensor = importlib.import_module("pykeops.torch").LazyTensor
-    size = (problem.H, problem.W)
-
-    def run() -> Tensor:
-        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT.contiguous()  # [B, L, C]
-        rows = F.interpolate(cam, size, mode="bilinear", align_corners=True).flatten(2)
-        v = F.pad(rows, (0, 0, 0, 1), value=1.0).mT.contiguous().to(f.dtype)  # [B, L, K + 1]
-        x_j, x_i, v_i = LazyTensor(x[:, :, None]), LazyTensor(x[:, None]), LazyTensor(v[:, None])
-        summed = ((x_j | x_i).relu() * v_i).sum(dim=2)
-        return (summed[..., :-1] / (summed[..., -1:] + 1e-5)).mT.unflatten(2, size)
-
-    return run
-
-
 def product(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
     """Compute xᵀx alone with PyTorch, in either layout, from unit features made beforehand."""
     x = F.normalize(f[0].flatten(1).float(), dim=0).to(f.dtype)  # [C, L]
@@ -270,88 +258,75 @@ def polish_and_fuse(device: Device, problem: Problem, cam: Tensor, net: Any, var
 # Theirs: what stands in the way.
 
 
-def no_compiler(problem: Problem, device: Device) -> list[str]:
+def no_compiler(problem: Problem, device: Device) -> str:
     """Return what torch.compile lacks here."""
     if device.on_gpu:
-        return [] if importlib.util.find_spec("triton") else ["torch.compile needs the package triton on a GPU"]
+        return "" if importlib.util.find_spec("triton") else "torch.compile needs the package triton on a GPU"
     if any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++")):
-        return []
-    return ["torch.compile needs a C++ compiler on a CPU and there is none: install g++ or clang++, or name one in CXX"]
+        return ""
+    return "torch.compile needs a C++ compiler on a CPU and there is none: install g++ or clang++, or name one in CXX"
 
 
-def not_pcm(problem: Problem, device: Device) -> list[str]:
-    """Return why PCM's arithmetic is not the problem's."""
-    return [] if problem.phi.phi == "relu" else [f"it computes PCM's ReLU, and the problem is φ = {problem.phi.phi}"]
+def not_pcm(problem: Problem, device: Device) -> str:
+    return "" if problem.phi.phi == "relu" else f"it computes PCM's ReLU, and the problem is φ = {problem.phi.phi}"
 
 
-def not_algebra(problem: Problem, device: Device) -> list[str]:
-    if not problem.phi.center and problem.nonnegative:
-        return []
-    return ["the algebra holds where no cosine is negative, and these features are signed"]
+def not_algebra(problem: Problem, device: Device) -> str:
+    fits = problem.nonnegative and not problem.phi.center
+    return "" if fits else "the algebra holds where no cosine is negative, and these features are signed"
 
 
-def no_keops(problem: Problem, device: Device) -> list[str]:
-    return [] if importlib.util.find_spec("pykeops") else ["pykeops is not installed: pip install pykeops"]
+def not_one_image(problem: Problem, device: Device) -> str:
+    return "it is the product of one image" if problem.B > 1 else ""
 
 
-def not_one_image(problem: Problem, device: Device) -> list[str]:
-    return ["it is the product of one image"] if problem.B > 1 else []
-
-
-def no_network(problem: Problem, device: Device) -> list[str]:
+def no_network(problem: Problem, device: Device) -> str:
     return missing_torchvision()
 
 
 # Theirs: how much it is.
 
 
-def pairs_work(reads_square: int, reads_features: int, squares: int, features: int, problem: Problem, _: Device) -> Any:
-    """Count the product of all pairs and its application: how often affinities and features pass, and are held."""
+def pairs_work(squares: int, features: int, problem: Problem, _: Device) -> Workload:
+    """Count the product of all pairs and its application, by how often affinities and features pass memory."""
     B, L = problem.B, problem.L
-    square, each, maps = B * L * L * FLOAT, problem.feature_bytes, 2 * B * problem.K * L * FLOAT
-    traffic = reads_square * square + reads_features * each + maps
-    return Workload(2 * B * L**2 * (problem.C + problem.K), traffic, squares * square + features * each)
+    traffic = squares * B * L * L * FLOAT + features * problem.feature_bytes + 2 * B * problem.K * L * FLOAT
+    return Workload(2 * B * L**2 * (problem.C + problem.K), traffic)
 
 
 def algebra_work(problem: Problem, device: Device, reads: int = 3) -> Workload:
     """Count two products with the features, read for their norms, for the prototypes and for the result."""
-    maps = 2 * problem.B * problem.K * problem.L * FLOAT
     flops = 4 * problem.B * problem.L * problem.C * (problem.K + 1)
-    return Workload(flops, reads * problem.feature_bytes + maps, maps)
+    return Workload(flops, reads * problem.feature_bytes + 2 * problem.B * problem.K * problem.L * FLOAT)
 
 
 def product_work(problem: Problem, device: Device) -> Workload:
-    square = problem.L**2 * problem.torch_dtype.itemsize
-    return Workload(2 * problem.L**2 * problem.C, square + problem.feature_bytes, square)
+    return Workload(2 * problem.L**2 * problem.C, problem.L**2 * problem.torch_dtype.itemsize + problem.feature_bytes)
 
 
 def stages_work(problem: Problem, device: Device) -> Workload:
     """Count two reads of the stages' features and the prototypes' products; maps and fusion are smaller."""
     numbers = problem.B * sum(C * (problem.H // step) ** 2 for C, step in WHOLE[problem.net].values())
-    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT, 0)
+    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT)
 
 
 def not_counted(problem: Problem, device: Device) -> None:
     """Convolutions have short cuts."""
 
 
-# Affinities: written; read and written by the ReLU; summed; divided; multiplied: seven passes.
-DENSE = functools.partial(pairs_work, 7, 4, 2, 0)
-# The least a compiler can leave of that: written, read twice and written once.
-FUSED = functools.partial(pairs_work, 4, 2, 1, 0)
-CHUNKED = functools.partial(pairs_work, 4, 4, 0, 2)  # written, read and written by the ReLU, multiplied
-STREAMED = functools.partial(pairs_work, 0, 3, 0, 1)  # no affinity in memory; features normalised and read
+DENSE = functools.partial(pairs_work, 7, 4)  # written; read and written by the ReLU; summed; divided; multiplied
+FUSED = functools.partial(pairs_work, 4, 2)  # the least a compiler can leave of that
+CHUNKED = functools.partial(pairs_work, 4, 4)  # written, read and written by the ReLU, multiplied
+STREAMED = functools.partial(pairs_work, 0, 3)  # no affinity in memory; features normalised and read
+COMPILED = ("compiled",)
 
 PEERS = [
     Provider("dense PCM", dense, DENSE, (not_pcm,)),
-    Provider("dense PCM compiled", dense, FUSED, (not_pcm, no_compiler), ("compiled",), compiles=True),
+    Provider("dense PCM compiled", dense, FUSED, (not_pcm, no_compiler), COMPILED),
     Provider("chunked PCM", chunked, CHUNKED, (not_pcm,), ("1024", "2048", "4096")),
     Provider("algebra", algebra, algebra_work, (not_pcm, not_algebra)),
-    Provider(
-        "algebra compiled", algebra, algebra_work, (not_pcm, not_algebra, no_compiler), ("compiled",), compiles=True
-    ),
-    Provider("FlexAttention", flex, STREAMED, (not_pcm, no_compiler), flex_blocks, compiles=True),
-    Provider("KeOps", keops, STREAMED, (not_pcm, no_keops), ("LazyTensor",), compiles=True),
+    Provider("algebra compiled", algebra, algebra_work, (not_pcm, not_algebra, no_compiler), COMPILED),
+    Provider("FlexAttention", flex, STREAMED, (not_pcm, no_compiler), flex_blocks),
     Provider("xᵀx", product, product_work, (not_one_image,), ("rows", "columns"), answer="square"),
 ]
 OTHERS = [Provider("dense PCM float32", dense, DENSE, (not_pcm,), ("float32",))]  # the grid's features are float32

@@ -7,9 +7,7 @@ rounds. What SSA adds to a seed is the same for all kinds.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from torchvision.models import get_model
 
 from bench import measure
+from bench.command import parser_of, save
 from ssa_fast.models import inspect_model
 
 if TYPE_CHECKING:
@@ -64,14 +63,10 @@ def rows(name: str, counts: Sequence[int] = (1, 5), size: int = 224, rounds: int
 
 def main(given: Sequence[str]) -> int:
     """Print the table; with ``--save`` keep it and the machine as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench seeds", description=__doc__)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures and the machine to a JSON file")
-    options = parser.parse_args(given)
+    options = parser_of("seeds", __doc__).parse_args(given)
     found = [row for name in measure.paced(NETWORKS, "seeds") for row in rows(name)]
     for row in found:
         share, forward = row["seed_share_of_forward"], row["forward_ms"]
         print(f"{row['network']:<16} K = {row['K']}  {row['seed']:<9} {share:>+8.1%} of the forward's {forward} ms")
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, found, command=measure.command_line(["seeds", *given]))
+    save(options, ["seeds", *given], found)
     return 0

@@ -7,7 +7,6 @@ with its default background.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import measure
+from bench.command import parser_of, save
 from ssa_fast import SSA
 from ssa_fast.demo.comparison import OPTIONS
 from ssa_fast.demo.scenes import CLASSES, make_scenes
@@ -47,7 +46,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 """How ``cam_files.write_cam`` is called."""
 
 
-def polished_cams(name: str, images: int) -> Iterator[CamFile]:
+def polished_cams(name: str) -> Iterator[CamFile]:
     """Yield what ``ssa-fast run`` stores for the classes that are in a scene, as float32.
 
     ``DEMO``: the demo's trained classifier, whose finest stage has stride 2 and sharp edges. ``RESNET``: ResNet-18 with
@@ -62,7 +61,7 @@ def polished_cams(name: str, images: int) -> Iterator[CamFile]:
             torch.manual_seed(SEED)
             ssa = SSA(resnet18(weights=None, num_classes=len(CLASSES)), size="stage")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    for scene in make_scenes(images, SEED, SIDE):
+    for scene in make_scenes(IMAGES, SEED, SIDE):
         if name == DEMO:
             pixels = preprocess(scene.image[None])
         else:
@@ -123,15 +122,11 @@ def _store(cam: CamFile, truth: np.ndarray, layout: str) -> tuple[int, int, floa
 
 def main(given: Sequence[str]) -> int:
     """Measure, print; with ``--save`` keep the figures and the machine as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench store", description=__doc__)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
-    options = parser.parse_args(given)
-    found = []
+    options, found = parser_of("store", __doc__).parse_args(given), []
     for name in (DEMO, RESNET):
-        of_set = rows(name, list(polished_cams(name, options.images)))
+        of_set = rows(name, list(polished_cams(name)))
         sizes = "{} x {}, strided {} x {}".format(*of_set[0]["picture"], *of_set[0]["strided"])
-        print(f"{name}: {options.images} images ({sizes}), {of_set[0]['classes_per_image']:.2f} classes each")
+        print(f"{name}: {IMAGES} images ({sizes}), {of_set[0]['classes_per_image']:.2f} classes each")
         for row in of_set:
             print(
                 f"  {row['layout']:<44} {row['bytes'] / 1024:>8.1f} KiB {row['times_smaller']:>7.2f}x smaller   "
@@ -139,7 +134,5 @@ def main(given: Sequence[str]) -> int:
                 f"mask pixels changed {100 * row['mask_pixels_changed']:.3g} %"
             )
         found += of_set
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, found, command=measure.command_line(["store", *given]))
+    save(options, ["store", *given], found)
     return 0

@@ -29,12 +29,11 @@ import json
 import re
 import shlex
 import string
-import subprocess
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bench import plot
+from bench.figures import NONE, SIZES, TIMES, in_unit, number, scientific, table
 from bench.measure import ROOT
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ FILES = {
 
 The photographs and the module ``nets`` (networks with weights of others) are not in this repository: docs/quality.md.
 """
-PICTURES = "plot bench/results/curve-cpu.json bench/results/backbone-cpu.json --out bench/results"
+PICTURES = [f"plot bench/results/{name}.json --out bench/results" for name in ("curve-cpu", "backbone-cpu")]
 MARKER = re.compile(r"(<!--= (.+?)\s-->)(.*?)(<!--/-->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- tables: ([^\n]+?)\s*?(\n\|.+?)?-->\n)(.*?)(<!-- /tables -->)", re.DOTALL)
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->|`[^`\n]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
@@ -167,9 +166,9 @@ class _Figures(string.Formatter):
             low, high = value["interval"]
             return f"{value['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
         if format_spec == "ms":
-            return plot.in_unit(value, (("µs", 1e-3), ("ms", 1.0), ("s", 1e3)))
+            return in_unit(value, TIMES)
         if format_spec == "3":
-            return plot.number(value)
+            return number(value)
         if format_spec == "KiB":
             return f"{value / 1024:,.1f} KiB"
         text = str(super().format_field(value, format_spec))
@@ -215,8 +214,8 @@ def block(words: str, template: str | None) -> str:
     if not found:
         raise Missing("rows: none has all of these fields")
     heads = list(dict.fromkeys(head for row in found.values() for head in row))
-    lines = [heads, ["---"] * len(heads), *([row.get(head, "–") for head in heads] for row in found.values())]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", source(name)])
+    lines = table(heads, [[row.get(head, NONE) for head in heads] for row in found.values()])
+    return "\n".join([*lines, "", source(name)])
 
 
 def source(*names: str) -> str:
@@ -236,9 +235,56 @@ def _quality(*names: str) -> str:
     return "\n".join([report.markdown([row for name in names for row in load(name)[1]]), "", source(*names)])
 
 
-def _grid(*names: str) -> str:
-    """Return the tables of the grid's files: our times beside the best peer's, and the share of whole networks."""
-    return "\n".join([plot.markdown([RESULTS / f"{name}.json" for name in names]), "", source(*names)])
+def _grid(name: str) -> str:
+    """Return the tables of a file of the grid: our times beside the best peer's, and the share of whole networks."""
+    problems: dict[str, dict[str, Row]] = {}
+    for (problem, provider), row in plot.read(RESULTS / f"{name}.json").rows.items():
+        problems.setdefault(problem, {})[provider] = row
+    stages = [_stage(problem, rows) for problem, rows in problems.items() if plot.OURS in rows]
+    networks = [_network(problem, rows) for problem, rows in problems.items() if plot.WHOLE in rows]
+    heads = ["problem", "ours", "best peer", "ratio", "memory, ours / peer", "error, ours / peer", "ended"]
+    lines = [*table(heads, stages), ""] if stages else []
+    heads = ["network", "backbone", "polish and fuse", "share of the backbone, p50 (p20–p80)"]
+    lines += [*table(heads, networks), ""] if networks else []
+    spans = [
+        rows[plot.AGAIN]["ratio"] for rows in problems.values() if plot.AGAIN in rows and rows[plot.AGAIN]["ratio"]
+    ]
+    if spans:
+        low, high = number(min(each["p20"] for each in spans)), number(max(each["p80"] for each in spans))
+        lines += [f"Ratios are medians of interleaved rounds; ours against itself: {low} to {high}.", ""]
+    return "\n".join([*lines, source(name)])
+
+
+def _stage(name: str, rows: Mapping[str, Row]) -> list[str]:
+    """Return the cells of a problem: ours against the best peer, and how the others ended."""
+    mine, peers = rows[plot.OURS], [row for row in rows.values() if not row["ours"]]
+    timed = [row for row in peers if row["provider"] != plot.PART and row["status"] == "ok" and row["warm_ms"]]
+    best = min(timed, key=lambda row: row["warm_ms"]["p50"], default=None)  # xᵀx alone does not give the result
+    ended: dict[str, list[str]] = {}
+    for row in peers:
+        if row["status"] != "ok":
+            ended.setdefault(plot.ending(row), []).append(row["provider"])
+    memory = (in_unit(plot.figure_of(each, "peak_extra_mib")[1], SIZES) for each in (mine, best))
+    return [
+        name,
+        _time(mine),
+        f"{best['provider']}, {_time(best)}" if best else NONE,
+        f"{number(best['ratio']['p50'])}×" if best and best["ratio"] else NONE,
+        " / ".join(memory),
+        f"{scientific(mine['error'])} / {scientific(best['error'] if best else None)}",
+        "; ".join(f"{why}: {', '.join(who)}" for why, who in ended.items()) or NONE,
+    ]
+
+
+def _network(name: str, rows: Mapping[str, Row]) -> list[str]:
+    """Return the cells of a whole network: polishing against its forward."""
+    p20, p50, p80 = (number(100 * value) for value in plot.figure_of(rows[plot.WHOLE], "share_of_backbone"))
+    return [name, _time(rows["backbone"]), _time(rows[plot.WHOLE]), f"{p50} % ({p20}–{p80})" if p50 != NONE else NONE]
+
+
+def _time(row: Row) -> str:
+    """Return the time of a row, or why there is none."""
+    return plot.ending(row) if row["status"] != "ok" else in_unit(plot.figure_of(row, "warm_ms")[1], TIMES)
 
 
 BLOCKS: dict[str, Callable[..., str]] = {"quality": _quality, "grid": _grid, "source": source}
@@ -294,15 +340,11 @@ def main(given: Sequence[str]) -> int:
     )
     parser.add_argument("--check", action="store_true", help="change nothing, print what differs")
     parser.add_argument("--commands", action="store_true", help="print the command that makes each file")
-    parser.add_argument("--remeasure", choices=FILES, metavar="NAME", help="run the command of one file")
     options = parser.parse_args(given)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     if options.commands:
         print("\n".join(f"python -m bench {text} --save bench/results/{name}.json" for name, text in FILES.items()))
-        print(f"python -m bench {PICTURES}")
-    elif options.remeasure:
-        words = [*shlex.split(FILES[options.remeasure]), "--save", str(RESULTS / f"{options.remeasure}.json")]
-        return subprocess.run([sys.executable, "-m", "bench", *words], cwd=ROOT, check=False).returncode
+        print("\n".join(f"python -m bench {text}" for text in PICTURES))
     elif options.check:
         wrong = check(pages)
         print("\n".join(wrong or ["Every figure is that of its file."]))

@@ -7,7 +7,6 @@ are interleaved; a ratio is the median over rounds.
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from bench import measure
+from bench.command import parser_of, save
 from ssa_fast import SSA, runs
 from ssa_fast.demo.scenes import make_scenes
 from ssa_fast.io import datasets
@@ -93,20 +93,12 @@ def rows(model: str = "resnet50", count: int = PICTURES, rounds: int = 5) -> lis
 
 def main(given: Sequence[str]) -> int:
     """Measure, print; with ``--save`` keep the figures. Return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m bench throughput", description=__doc__)
-    parser.add_argument("--model", default="resnet50", help="of torchvision, with random weights (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", type=Path, help="write the figures and the machine to a JSON file")
-    options = parser.parse_args(given)
-    found = rows(options.model, options.pictures, options.rounds)
+    options, found = parser_of("throughput", __doc__).parse_args(given), rows()
     for row in found:
         print(
             f"{row['model']}, {row['classes']}: backbone alone {row['backbone_images_per_s']:.2f} images/s, run "
             f"{row['run_images_per_s']:.2f}: {row['ratio']:.3f} (goal {GOAL}), rounds {row['ratios'][0]:.3f} to "
             f"{row['ratios'][-1]:.3f}"
         )
-    print(measure.describe(measure.machine()))
-    if options.save:
-        measure.save(options.save, found, command=measure.command_line(["throughput", *given]))
+    save(options, ["throughput", *given], found)
     return int(any(row["ratio"] < GOAL for row in found))

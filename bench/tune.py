@@ -17,13 +17,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench import measure
-from bench.gpu import DRY_RUN, START_S, Record, options_of, refusal, side_by_side
+from bench.gpu import DRY_RUN, Record, options_of, refusal, side_by_side
 from bench.gpu_timing import GOALS
 from bench.measure import Device, poisoned, summary, time_interleaved
 from bench.problems import Problem, relative_error, sampled_truth
@@ -40,53 +39,66 @@ if TYPE_CHECKING:
     from bench.workers import Row
     from ssa_fast.ops.gpu_info import Gpu
 
-BUDGET_S = 400.0  # with the counters' own, less than gpu.LIMIT_S
+BUDGET_S = 540.0  # see bench.gpu
 CANDIDATES = (12, 6)  # of a kernel for one problem, round by round
 CHECK_SHARE = 0.75  # of a round, at most, for calling every candidate once
-# Predicted seconds of checking one candidate and of timing one problem; nobody has timed them on a GPU.
-CHECK_S, MEASURE_S = 4.0, 1.6
 SAMPLED = 256
 # When each kernel is done at the latest, as a share of the budget; those on which most depends come first.
 KERNELS = {"gather": 0.32, "apply": 0.60, "tiled": 0.80, "resident": 0.95, "prepare": 1.0}
 
-# (C, side) of the problems, or C, K and dtype for a side of 128.
-LINEAR = ((256, 128), (512, 64), (1024, 32), (2048, 16), (256, 56), (512, 28), (1024, 14), (2048, 7), (2048, 128))
-LINEAR_OTHERS = ((256, 20, "float32"), (2048, 20, "float32"), (256, 80, "float16"))
-TILED = ((256, 128), (1024, 32), (256, 56), (2048, 64), (512, 128), (256, 256))
-TILED_HIGH = ((256, 128), (1024, 32))
-SMALL = ((1024, 14), (512, 28), (2048, 7), (1024, 32))
-SMALL_FLOAT32 = ((1024, 14), (2048, 7))
-PREPARE = ((256, 128), (2048, 64))
+# Kernels, (C, side) of their problems, and what is not as in float16 with 20 classes and signed features.
+PROBLEMS: tuple[tuple[tuple[str, ...], tuple[tuple[int, int], ...], dict[str, Any]], ...] = (
+    (
+        ("gather", "apply"),
+        ((256, 128), (512, 64), (1024, 32), (2048, 16), (256, 56), (512, 28), (1024, 14), (2048, 7), (2048, 128)),
+        {"values": "rand"},
+    ),
+    (("gather", "apply"), ((256, 128), (2048, 128)), {"values": "rand", "dtype": "float32"}),
+    (("gather", "apply"), ((256, 128),), {"values": "rand", "K": 80}),
+    (("tiled",), ((256, 128), (1024, 32), (256, 56), (2048, 64), (512, 128), (256, 256)), {}),
+    (("tiled",), ((256, 128), (1024, 32)), {"precision": "high"}),
+    (("resident",), ((1024, 14), (512, 28), (2048, 7), (1024, 32)), {}),
+    (("resident",), ((1024, 14), (2048, 7)), {"dtype": "float32"}),
+    (("prepare",), ((256, 128), (2048, 64)), {}),
+)
 
 
 def problems() -> list[tuple[str, Problem]]:
     """Return ``(kernel, problem)``, those on which most depends first within each kernel."""
-    signed = Problem(B=1, K=20, C=256, H=128, W=128, h=32, w=32, values="randn")
+    signed = Problem(B=1, K=20, C=256, H=128, W=128, values="randn")
+    return [
+        (kernel, replace(signed, C=C, H=side, W=side, h=min(32, side), w=min(32, side), **more))
+        for kernels, sizes, more in PROBLEMS
+        for kernel in kernels
+        for C, side in sizes
+    ]
 
-    def stages(sizes: tuple[tuple[int, int], ...], **more: Any) -> list[Problem]:
-        return [replace(signed, C=C, H=side, W=side, h=min(32, side), w=min(32, side), **more) for C, side in sizes]
 
-    linear = stages(LINEAR, values="rand")
-    linear += [replace(signed, C=C, K=K, dtype=dtype, values="rand") for C, K, dtype in LINEAR_OTHERS]
-    found = [(kernel, problem) for kernel in ("gather", "apply") for problem in linear]
-    found += [("tiled", problem) for problem in [*stages(TILED), *stages(TILED_HIGH, precision="high")]]
-    found += [("resident", problem) for problem in [*stages(SMALL), *stages(SMALL_FLOAT32, dtype="float32")]]
-    return found + [("prepare", problem) for problem in stages(PREPARE)]
+@dataclass
+class Candidate:
+    """Tiles that were tried: their error, how they failed or why they were not reached, and µs when last timed."""
+
+    config: tile_tables.Config
+    error: float | None = None
+    why: str | None = None
+    us: float | None = None
 
 
 @dataclass
 class Search:
-    """One kernel on one problem: what was tried, what came of it, and the best so far."""
+    """One kernel on one problem: what was tried, what came of it, and the best so far.
+
+    Attributes:
+        beside: The tiles of the host function, of which the kernel's are replaced.
+        ranked: The candidates of the last round that was timed, the fastest first.
+    """
 
     kernel: str
     problem: Problem
-    beside: dict[str, Any]  # the tiles of the host function, of which the kernel's are replaced
-    tried: list[tile_tables.Config] = field(default_factory=list)
-    errors: dict[int, float] = field(default_factory=dict)
-    dropped: dict[int, str] = field(default_factory=dict)  # how a candidate failed, or why it was not reached
+    beside: dict[str, Any]
+    tried: list[Candidate] = field(default_factory=list)
+    ranked: list[Candidate] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
-    times: dict[int, float] = field(default_factory=dict)  # µs in the last round that was timed
-    all_times: dict[int, float] = field(default_factory=dict)  # µs in the last round that each took part in
 
     @property
     def name(self) -> str:
@@ -97,23 +109,20 @@ class Search:
         """Return the name under which the host function takes the kernel's tiles."""
         return "config" if self.kernel in ("tiled", "resident") else self.kernel
 
-    def ranked(self) -> list[int]:
-        """Return the numbers of the timed candidates, the fastest first."""
-        return sorted(self.times, key=self.times.__getitem__)
-
     def propose(self, gpu: Gpu, most: int) -> list[int]:
         """Add candidates around the present tiles, then around the best; return the new ones' numbers."""
-        around = [self.tried[self.ranked()[0]]] if self.times else [self.beside[self.argument]]
-        found = candidates(self.kernel, self.problem, gpu, around, self.tried, most)
-        self.tried += found
+        around = self.ranked[0].config if self.ranked else self.beside[self.argument]
+        found = candidates(self.kernel, self.problem, gpu, [around], [each.config for each in self.tried], most)
+        self.tried += map(Candidate, found)
         return list(range(len(self.tried) - len(found), len(self.tried)))
 
-    def timed(self, numbers: Sequence[int]) -> list[int]:
+    def to_time(self, numbers: Sequence[int]) -> list[int]:
         """Return the candidates to time: the present ones, the best so far, and the new ones that are right."""
         exact = MODULES[self.kernel] == "prototypes" or self.problem.precision == "high"
-        allowed = max(GOALS["error_high" if exact else "error_default"].must, 2 * self.errors.get(0, 0.0))
-        wanted = {0, *self.ranked()[:1], *numbers}
-        return sorted(number for number in wanted if self.errors.get(number, float("inf")) <= allowed)
+        allowed = max(GOALS["error_high" if exact else "error_default"].must, 2 * (self.tried[0].error or 0.0))
+        wanted = {0, *(self.tried.index(each) for each in self.ranked[:1]), *numbers}
+        errors = {number: self.tried[number].error for number in sorted(wanted)}
+        return [number for number, error in errors.items() if error is not None and error <= allowed]
 
     def job(self, function: str, seed: int, **more: Any) -> Job:
         """Return a job on candidates of this search."""
@@ -122,13 +131,13 @@ class Search:
 
     def entry(self) -> dict[str, Any]:
         """Return the table's entry for the fastest candidate, with what it was compared with."""
-        kernel, problem, (best, *others) = self.kernel, self.problem, self.ranked()
-        why = [f"{self.times[best]:.1f} µs for the whole call, B={problem.B}"]
-        for label, number in (("next", others[0] if others else None), ("before", 0)):
-            if number in self.times:
-                why.append(f"{label} {json.dumps(as_tiles(self.tried[number])['config'])} {self.times[number]:.1f}")
+        kernel, problem, (best, *others) = self.kernel, self.problem, self.ranked
+        why = [f"{best.us:.1f} µs for the whole call, B={problem.B}"]
+        before = [each for each in self.ranked if each is self.tried[0]]
+        for label, each in (*(("next", each) for each in others[:1]), *(("before", each) for each in before)):
+            why.append(f"{label} {json.dumps(as_tiles(each.config)['config'])} {each.us:.1f}")
         found = {"kernel": kernel, "C": problem.C, "L": problem.L, "K": problem.K}
-        found |= as_tiles(self.tried[best]) | {"why": "; ".join(why)}
+        found |= as_tiles(best.config) | {"why": "; ".join(why)}
         if kernel in ("tiled", "resident"):
             found |= {"precision": problem.precision, "phi": problem.phi.phi}
         return found | ({"dtype": problem.dtype} if kernel in ("gather", "apply", "resident") else {})
@@ -136,12 +145,9 @@ class Search:
     def row(self) -> Row:
         """Return what is kept of the search: every candidate, its error and its time."""
         counts = ", ".join(f"{number} {status}" for status, number in self.outcomes.items())
-        tried = [
-            as_tiles(each) | {"error": self.errors.get(at), "us": self.all_times.get(at), "why": self.dropped.get(at)}
-            for at, each in enumerate(self.tried)
-        ]
-        status = "ok" if self.times else "skipped"
-        why = f"{self.entry()['why']} ({counts})" if self.times else f"nothing was timed ({counts or 'not reached'})"
+        tried = [as_tiles(each.config) | {"error": each.error, "us": each.us, "why": each.why} for each in self.tried]
+        status = "ok" if self.ranked else "skipped"
+        why = f"{self.entry()['why']} ({counts})" if self.ranked else f"nothing was timed ({counts or 'not reached'})"
         return {"part": "tune", "what": self.name, "status": status, "why": why, "tried": tried}
 
 
@@ -175,34 +181,29 @@ def tune(
         now = time.monotonic() - begin
         left = (end_s - now) * most / sum(CANDIDATES[turn:])
         new = {name: each.propose(device.gpu, min(most, 2) if device.dry_run else most) for name, each in found.items()}
-        jobs = [found[name].job("check", seed, config=found[name].tried[at], at=at) for name in new for at in new[name]]
+        jobs = [
+            found[name].job("check", seed, config=found[name].tried[at].config, at=at)
+            for name in new
+            for at in new[name]
+        ]
         jobs.sort(key=lambda task: int(task.arguments["at"]))  # the first candidates of every problem come first
         for task, (row, *_) in pool.run(jobs, count=many, until=begin + now + CHECK_SHARE * left):
-            search, at = found[task.arguments["name"]], task.arguments["at"]
+            search = found[task.arguments["name"]]
             search.outcomes[row["status"]] += 1
-            if row["status"] == "ok":
-                search.errors[at] = row["error"]
-            else:
-                search.dropped[at] = row["why"]
+            candidate = search.tried[task.arguments["at"]]
+            candidate.error, candidate.why = row.get("error"), row.get("why")
         jobs = [
-            each.job("compare", seed, configs=[each.tried[at] for at in numbers], at=numbers)
+            each.job("compare", seed, configs=[each.tried[at].config for at in numbers], at=numbers)
             for name, each in found.items()
-            if (numbers := each.timed(new[name]))
+            if (numbers := each.to_time(new[name]))
         ]
         for task, (row, *_) in pool.run(jobs, count=min(many, 1), until=begin + now + left):
-            if row["status"] == "ok":
+            if row["status"] == "ok" and row["times"]:
                 search = found[task.arguments["name"]]
-                search.times = row["times"]
-                search.all_times |= search.times
+                for at, us in row["times"].items():
+                    search.tried[at].us = us
+                search.ranked = sorted((search.tried[at] for at in row["times"]), key=lambda each: each.us or 0.0)
                 table.add(search.entry())
-
-
-def expected_s(many: int) -> dict[str, float]:
-    """Return when each kernel is predicted to be done with ``many`` workers, in seconds from the start."""
-    count = Counter(kernel for kernel, _ in problems())
-    each = sum(CANDIDATES) * CHECK_S / many + len(CANDIDATES) * MEASURE_S
-    ends = accumulate((count[kernel] * each for kernel in KERNELS), initial=START_S)
-    return dict(zip(KERNELS, [*ends][1:], strict=True))
 
 
 def calls_of(

@@ -22,8 +22,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.machinery import PathFinder
-from multiprocessing import reduction, util
+from multiprocessing import util
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -34,7 +33,6 @@ from bench.measure import ROOT, Device, NotHere, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from importlib.machinery import ModuleSpec
     from multiprocessing.connection import Connection
 
 Row: TypeAlias = "dict[str, Any]"
@@ -71,11 +69,13 @@ def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
     return Job(function, name, limit, arguments)
 
 
-def perform(task: Job, device: Device) -> list[Row]:
-    """Return the job's rows; an error becomes a row that says so."""
+def perform(task: Job, device: Device, tree: Path | None = None) -> list[Row]:
+    """Return the job's rows; an error becomes a row that says so, as does a module that is not the ``tree``'s."""
     module, _, name = task.function.partition(":")
     try:
         found: list[Row] = getattr(importlib.import_module(module), name)(device, **task.arguments)
+        if tree:
+            assert_unmixed(tree)
         return found
     except NotHere as reason:
         return task.lost("skipped", str(reason))
@@ -93,9 +93,8 @@ class Settings:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         threads: PyTorch's on the processor; by default its own choice.
-        tree: Folder whose ``ssa_fast`` and ``kernels`` are imported in place of this tree's.
+        tree: Folder whose ``ssa_fast`` is imported in place of this tree's.
         environment: Variables to set; None takes one away. For what is read after the start of the process.
-        clean: Whether what is not referenced is freed after each job, which takes 0.1 s.
     """
 
     device: str = "cpu"
@@ -103,7 +102,6 @@ class Settings:
     threads: int | None = None
     tree: Path | None = None
     environment: Mapping[str, str | None] = field(default_factory=dict)
-    clean: bool = True
 
 
 class Workers:
@@ -200,10 +198,9 @@ class _Process:
 
     def __init__(self, settings: Settings) -> None:
         self.task: Job | None = None
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
+        self.output = tempfile.NamedTemporaryFile(dir=util.get_temp_dir())  # noqa: SIM115 - closed by end()
         self.pipe, theirs = _CONTEXT.Pipe()
-        given = theirs, _Output(self.output.fileno()), settings, util.get_temp_dir()
-        self.process = _CONTEXT.Process(target=_serve, args=given)
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, self.output.name, settings))
         self.process.start()
         theirs.close()
 
@@ -259,26 +256,13 @@ class _Process:
         self.output.close()
 
 
-class _Output:
-    """A file descriptor that is sent along to a process."""
-
-    def __init__(self, fileno: int) -> None:
-        self.fileno = fileno
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (reduction.DupFd(self.fileno),)
-
-
-def _received(duplicate: Any) -> _Output:
-    return _Output(duplicate.detach())
-
-
-def _serve(pipe: Connection, output: _Output, settings: Settings, folder: str) -> None:
+def _serve(pipe: Connection, output: str, settings: Settings) -> None:
     """Take jobs from the pipe and send their rows back, until the parent ends."""
     os.setsid()  # a group of its own, with what it starts
-    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
-    for stream in (1, 2):
-        os.dup2(output.fileno, stream)
+    threading.Thread(target=_end_with_parent, args=(Path(output).parent,), daemon=True).start()
+    with open(output, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # many workers compile side by side already
     for name, value in settings.environment.items():
         if value is None:
@@ -296,15 +280,12 @@ def _serve(pipe: Connection, output: _Output, settings: Settings, folder: str) -
         except EOFError:
             return
         device.limit_memory()
-        found = perform(task, device)
-        if settings.tree:
-            assert_unmixed(settings.tree)
-        pipe.send(found)
-        if settings.clean:
+        pipe.send(perform(task, device, settings.tree))
+        if not settings.tree:  # what is compared in small samples has nothing to free, and no 0.1 s
             device.clean()
 
 
-def _end_with_parent(folder: str) -> None:
+def _end_with_parent(folder: Path) -> None:
     """Wait for the end of the process that asked for this one; remove its folder, where the server's socket is."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -348,32 +329,11 @@ def run_program(
     return process.returncode, output
 
 
-class TreeFinder:
-    """Finds ``ssa_fast`` and all that is in it under one tree, and nowhere else.
-
-    It stands before every other finder: that of an editable install would answer for ``ssa_fast.kernels`` whatever tree
-    the rest came from. A module that the tree lacks does not exist.
-    """
-
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        first, *rest = name.split(".")
-        if first != "ssa_fast":
-            return None
-        parts = rest if rest[:1] == ["kernels"] else [first, *rest]
-        spec = PathFinder.find_spec(name, [str(self.tree.joinpath(*parts[:-1]))])
-        if spec is None:
-            raise ModuleNotFoundError(f"no module named {name!r} in this tree", name=name)
-        return spec
-
-
 def import_from(tree: Path) -> Any:
-    """Import ``ssa_fast`` of ``tree`` in a process that has not imported any yet."""
+    """Import ``ssa_fast`` of ``tree``, which has the kernels in it, in a process that has not imported any yet."""
     if already := _package_modules():
         raise RuntimeError(f"expected a process without ssa_fast, found {min(already)} imported")
-    sys.meta_path.insert(0, TreeFinder(tree))
+    sys.path.insert(0, str(tree))
     package = importlib.import_module("ssa_fast")
     assert_unmixed(tree)
     return package

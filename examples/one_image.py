@@ -1,4 +1,4 @@
-"""Turn one image file into an overlay, a mask and boxes, with ImageNet weights that need no download.
+"""Turn one image file into a panel, a mask and boxes, with ImageNet weights that need no download.
 
 Install and run, offline from then on::
 
@@ -31,10 +31,10 @@ result = ssa(classifier.preprocess(rgb, given.size), classes=classifier.select(g
 
 given.out.mkdir(parents=True, exist_ok=True)
 stem = given.image.stem
-pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255  # as the overlay takes them: in [0, 1], not normalised
-result.overlay(pixels)[0].save(given.out / f"{stem}-overlay.png")
+pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255  # as the panel takes them: in [0, 1], not normalised
+result.panels(pixels)[0].save(given.out / f"{stem}-panel.png")
 save_mask(given.out / f"{stem}-mask.png", result.masks()[0])
 for name, score, boxes in zip(result.names[0], result.scores[0], result.boxes()[0], strict=True):
     for x1, y1, x2, y2 in boxes.tolist():
         print(f"{name} ({score:.0%}): {x1:.0f}, {y1:.0f} to {x2:.0f}, {y2:.0f}")
-print(f"written: {stem}-overlay.png and {stem}-mask.png in {given.out}")
+print(f"written: {stem}-panel.png and {stem}-mask.png in {given.out}")

@@ -17,7 +17,6 @@ from torchcam.methods import LayerCAM
 
 import ssa_fast
 from ssa_fast.io.images import read_image
-from ssa_fast.localize.panels import heat
 from ssa_fast.models import zoo
 
 
@@ -56,5 +55,5 @@ for source in (own_cam, torch_cam, pytorch_grad_cam):
     # Several stages: SSA. One: SEAM's PCM(cam, f). "shifted" as these features have both signs; after a ReLU: "relu".
     polished = ssa_fast.polish(cam, stages, affinity=ssa_fast.Affinity(phi="shifted"))
     path = given.out / f"{source.__name__}.jpg"
-    heat(Image.fromarray(rgb), polished.squeeze()).save(path)
+    Image.fromarray(ssa_fast.overlay(rgb, polished)).save(path)
     print(f"{classifier.categories[k]}: {tuple(polished.shape)} in {path}")

@@ -12,6 +12,7 @@ from ssa_fast.validation import InputWarning
 
 if TYPE_CHECKING:
     from ssa_fast.large import LargeImageResult, LargeImageSSA
+    from ssa_fast.localize.overlay import overlay
     from ssa_fast.result import SSAResult
     from ssa_fast.ssa import SSA
     from ssa_fast.streaming import FeatureMean, PixelBank, Prototypes
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "correlation",
     "explain",
+    "overlay",
     "polish",
 ]
 
@@ -38,6 +40,7 @@ _LAZY = {
     "SSAResult": "result",
     "LargeImageSSA": "large",
     "LargeImageResult": "large",
+    "overlay": "localize",
     "FeatureMean": "streaming",
     "PixelBank": "streaming",
     "Prototypes": "streaming",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.models import inspect_model
 from ssa_fast.models.class_names import check_names, find_names
 from ssa_fast.models.geometry import over_image
@@ -299,7 +300,7 @@ class SSA:
 
     def _polish(self, features: Features, seed: Tensor, size: Size | None) -> dict[str, Tensor]:
         """Return one view's seed (``SEED``), polished stages (by name) and their fusion (``CAMS``), not rescaled."""
-        with torch.autocast(seed.device.type, enabled=False):
+        with activity("polishing"), torch.autocast(seed.device.type, enabled=False):
             requests = {
                 name: StageRequest(
                     features.maps[name],

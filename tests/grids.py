@@ -14,7 +14,6 @@ QUADRATIC = {
     "dense PCM compiled": (lambda L: 1250 * (L / 2**14) ** 2, lambda L: L * L / 2**18, (65536, "out of memory")),
     "chunked PCM": (lambda L: 1000 * (L / 2**14) ** 2, lambda L: L / 366 + 8, (262144, "over budget")),
     "FlexAttention": (lambda L: 2300 * (L / 2**14) ** 2, lambda L: L / 512, (3136, "unsupported")),
-    "KeOps": (lambda L: 900 * (L / 2**14) ** 2, lambda L: L / 600, (65536, "wrong")),
     "xᵀx": (lambda L: 1400 * (L / 2**14) ** 2, lambda L: L * L / 2**18, (262144, "out of memory")),
 }
 PROVIDERS = {

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bench.__main__
-from bench import tables
+from bench import figures, tables
+from tests import grids
+from tests.grids import row, spread, whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,15 +173,53 @@ def test_figures_inside_sentences_survive_markdown(results: Path) -> None:
     assert "<td>61 %</td>" in html
 
 
-def test_commands_are_printed_and_run(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made: list[list[str]] = []
-    monkeypatch.setattr(
-        tables.subprocess, "run", lambda words, **_: made.append(words) or type("Done", (), {"returncode": 0})
-    )
+def test_commands_are_printed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--commands") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed == ["python -m bench seeds --save bench/results/seeds.json", f"python -m bench {tables.PICTURES}"]
-    assert run("--remeasure", "seeds") == 0
-    assert made[0][1:] == ["-m", "bench", "seeds", "--save", str(results / "seeds.json")]
+    assert printed == [
+        "python -m bench seeds --save bench/results/seeds.json",
+        *(f"python -m bench {text}" for text in tables.PICTURES),
+    ]
+
+
+STAGES = """\
+| problem | ours | best peer | ratio | memory, ours / peer | error, ours / peer | ended |
+| --- | --- | --- | --- | --- | --- | --- |
+| resnet50/512/layer1 | 7.84 ms | chunked PCM, 999 ms | 127× | 5.20 MiB / 53.0 MiB | 3.1e-7 / 2.0e-6 | \
+out of memory: dense PCM, algebra; over 120 s: FlexAttention |
+| resnet50/4096/layer1 | 0.400 µs | – | – | – / – | 3.1e-7 / – | – |
+
+| network | backbone | polish and fuse | share of the backbone, p50 (p20–p80) |
+| --- | --- | --- | --- |
+| resnet50/512 | 524 ms | 10.5 ms | 2.00 % (1.80–2.20) |
+| resnet50/1024/K1000 | 2.10 s | out of memory | – |
+
+Ratios are medians of interleaved rounds; ours against itself: 0.980 to 1.02.
+"""
+
+
+def test_the_tables_of_the_grid(results: Path) -> None:
+    name, L = "resnet50/512/layer1", 16384
+    rows = [
+        row(name, "auto", L, warm_ms=spread(7.8412), peak_extra_mib=5.2),
+        row(name, "auto again", L, warm_ms=spread(7.9), ratio=spread(1.0, 0.02)),
+        row(name, "dense PCM", L, status="out of memory"),
+        row(name, "algebra", L, status="out of memory"),
+        row(name, "chunked PCM", L, warm_ms=spread(999.4), ratio=spread(127.46), peak_extra_mib=53.0, error=2e-6),
+        row(name, "algebra compiled", L, warm_ms=spread(2000.0), ratio=spread(255.0)),
+        row(name, "FlexAttention", L, status="over budget", error=None),
+        row(name, "xᵀx", L, warm_ms=spread(1.0), ratio=spread(0.1)),  # does not give the result
+        row("resnet50/4096/layer1", "auto", 2**20, warm_ms={"p50": 4e-4}),
+        *whole(512, 20, 0.02),
+        *whole(1024, 1000, 0.2, lost=True),
+    ]
+    grids.save(results / "grid.json", rows)
+    assert tables.BLOCKS["grid"]("grid").startswith(STAGES + "\n`bench/results/grid.json`: AMD EPYC")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (2.1, "2.10"), (0.01234, "0.0123"), (999.6, "1,000"), (115_432, "115,000"), (None, "–")],
+)
+def test_three_significant_digits(value: float | None, text: str) -> None:
+    assert figures.number(value) == text

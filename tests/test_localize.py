@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from ssa_fast.localize import PostprocessOptions, box_scores, boxes, estimate_background, masks, overlay, save_mask
+from ssa_fast.localize import (
+    PostprocessOptions,
+    box_scores,
+    boxes,
+    estimate_background,
+    masks,
+    overlay,
+    panels,
+    save_mask,
+)
+from ssa_fast.localize.colormaps import table
+from ssa_fast.localize.drawing import CELL, GAP, SIDE, TITLE, paint, sheet, shorten, side_by_side
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE, heat, paint, side_by_side, turbo
 from ssa_fast.localize.threshold import self_weighted_mean
 from ssa_fast.ssa import SSAResult
 
@@ -262,21 +272,111 @@ def test_wrong_masks_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_turbo_runs_from_dark_over_green_to_dark_red() -> None:
-    low, middle, high, none = turbo(np.array([0.0, 0.5, 1.0, np.nan])).tolist()
-    assert max(low) < 40
-    assert middle[1] > 200
-    assert high[0] > high[1]
-    assert none == [128, 128, 128]
+GREY_8 = torch.full((3, 8, 8), 0.5)
+VIRIDIS = table("viridis").astype(np.float64) / 255
 
 
-def test_heat_colours_the_right_place() -> None:
-    plane = torch.zeros(4, 4)
-    plane[0, 3] = 1
-    drawn = np.asarray(heat(Image.new("RGB", (40, 40)), plane)).astype(int)
-    row, column = np.unravel_index((drawn[..., 0] - drawn[..., 2]).argmax(), (40, 40))
-    assert row < 10
-    assert column >= 30
+def test_overlay_blends_each_pixel_by_its_value() -> None:
+    image = torch.tensor([0.2, 0.4, 0.6])[:, None, None].expand(3, 2, 2)
+    cam = torch.tensor([[0.0, 0.25], [0.999, 1.0]])
+    drawn = overlay(image, cam, opacity=0.5).double().numpy()
+    assert np.array_equal(drawn[:, 0, 0], image[:, 0, 0].double().numpy()), "the image itself where the CAM is 0"
+    for (y, x), entry in {(0, 1): 64, (1, 0): 255, (1, 1): 255}.items():
+        share = 0.5 * float(cam[y, x])
+        expected = (1 - share) * np.array([0.2, 0.4, 0.6]) + share * VIRIDIS[entry]
+        np.testing.assert_allclose(drawn[:, y, x], expected, atol=1e-6)
+    opaque = overlay(image, torch.ones(1, 1), colormap="magma", opacity=1)
+    np.testing.assert_allclose(opaque[:, 0, 0], table("magma")[255] / 255, atol=1e-6)
+
+
+def test_overlay_keeps_more_of_the_image_the_lower_the_value() -> None:
+    black = torch.zeros(3, 1, 256)
+    ramp = torch.linspace(0, 1, 256)[None]
+    colour = torch.from_numpy(table("turbo")).T[:, None] / 255  # [3, 1, 256]
+    torch.testing.assert_close(overlay(black, ramp, colormap="turbo", opacity=0.6), 0.6 * ramp * colour)
+
+
+def test_unknown_values_are_grey() -> None:
+    drawn = overlay(torch.zeros(3, 2, 2), torch.tensor([[math.nan, 0.0], [0.0, 0.0]]), opacity=0.5)
+    assert drawn[:, 0, 0].tolist() == [0.25] * 3
+    assert drawn.sum() == 0.75
+
+
+CAM = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_overlays_are_what_the_image_was(dtype: torch.dtype) -> None:
+    rgb = torch.randint(0, 256, (2, 3, 20, 28), dtype=torch.uint8)
+    images = rgb if dtype == torch.uint8 else (rgb / 255).to(dtype)
+    drawn = overlay(images, torch.stack([CAM, CAM.flip(0)])[:, None])
+    assert (drawn.dtype, drawn.shape) == (dtype, images.shape)
+    one = overlay(images[0], CAM)
+    assert torch.equal(one, drawn[0])
+    channels_last = images.movedim(1, -1).numpy()
+    for array, expected in ((channels_last, drawn), (channels_last[0], one)):
+        found = overlay(array, CAM.numpy() if array.ndim == 3 else np.stack([CAM, CAM.flip(0)]))
+        assert (found.dtype, found.shape, found.flags.c_contiguous) == (array.dtype, array.shape, True)
+        assert np.array_equal(found, expected.movedim(-3, -1).numpy())
+    assert torch.equal(images, rgb if dtype == torch.uint8 else (rgb / 255).to(dtype)), "the image is as it was"
+
+
+def test_overlay_of_pil_images() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 28, 3), dtype=np.uint8)
+    drawn = overlay(Image.fromarray(rgb), CAM)
+    assert (drawn.mode, drawn.size) == ("RGB", (28, 20))
+    assert np.array_equal(drawn, overlay(rgb, CAM))
+    as_pil = overlay(Image.fromarray(rgb), Image.fromarray(CAM.numpy()))  # torch-cam's examples pass such a map
+    assert np.array_equal(as_pil, drawn)
+    grey = Image.fromarray(rgb[..., 0])
+    assert np.array_equal(overlay(grey, CAM), overlay(rgb[..., 0], CAM))
+    assert np.array_equal(overlay(grey, CAM), overlay(rgb[..., :1].repeat(3, -1), CAM))
+    clear = Image.new("RGBA", (28, 20), (0, 0, 0, 0))
+    assert np.array_equal(overlay(clear, torch.zeros(1, 1)), np.full((20, 28, 3), 255)), "laid on white"
+
+
+def test_overlay_of_other_peoples_cams() -> None:
+    image = torch.rand(1, 3, 20, 28)
+    expected = overlay(image, CAM)
+    for cam in (CAM[None], CAM[None, None], CAM.numpy()[None], CAM.requires_grad_()):  # torch-cam, ours, grad-cam
+        assert torch.equal(overlay(image, cam), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "cam", "options", "error", "text"),
+    [
+        ([[0.5]], CAM, {}, TypeError, "image: expected a torch tensor, a NumPy array or a PIL image, got list"),
+        (torch.rand(8, 8, 3), CAM, {}, ValueError, r"image: .* got \(8, 8, 3\); move the channels with .movedim"),
+        (np.zeros((3, 8, 8)), CAM, {}, ValueError, r"image: .* got \(3, 8, 8\); move the channels with np.moveaxis"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), CAM, {}, TypeError, "image: expected uint8, .* got torch.int64"),
+        (np.zeros((8, 8, 3), np.int32), CAM, {}, TypeError, "image: expected uint8, .* got int32"),
+        (np.zeros((8, 8, 3), np.uint16), CAM, {}, TypeError, "image: expected uint8, .* got torch.uint16"),
+        (torch.full((3, 8, 8), 2.0), CAM, {}, ValueError, r"image: .* \[0, 1\], got 2 to 2; divide it by 255"),
+        (torch.full((3, 8, 8), -2.0), CAM, {}, ValueError, r"image: .* got -2 to -2; undo the normalisation"),
+        (torch.full((3, 8, 8), math.nan), CAM, {}, ValueError, r"image: expected values in \[0, 1\], got nan"),
+        (Image.new("I;16", (8, 8)), CAM, {}, ValueError, "image: expected a PIL image of 8 bits, got mode I;16"),
+        (GREY_8, "cam", {}, TypeError, "cam: expected a torch tensor or a NumPy array, got str"),
+        (GREY_8, CAM > 0.5, {}, TypeError, "cam: expected float16, .* got torch.bool; convert it with .float"),
+        (GREY_8, 5 * CAM, {}, ValueError, r"cam: expected values in \[0, 1\], got .* to 4.*; rescale it"),
+        (GREY_8, CAM * math.inf, {}, ValueError, r"cam: expected values in \[0, 1\], got .* to inf"),
+        (GREY_8, torch.rand(2, 5, 7), {}, ValueError, r"cam: expected \(h, w\), got \(2, 5, 7\); pass one class"),
+        (torch.rand(2, 3, 8, 8), CAM, {}, ValueError, r"cam: expected \(2, h, w\) or \(2, 1, h, w\), got \(5, 7\)"),
+        (GREY_8, Image.new("RGB", (7, 5)), {}, ValueError, "cam: expected a PIL image of mode F or L, got RGB"),
+        (GREY_8, CAM, {"opacity": 1.5}, ValueError, r"opacity: expected a number in \[0, 1\], got 1.5"),
+        (GREY_8, CAM, {"colormap": "jet"}, ValueError, "colormap: expected one of viridis, .* got 'jet'"),
+    ],
+)
+def test_wrong_overlay_arguments(image: Any, cam: Any, options: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        overlay(image, cam, **options)
+
+
+def test_long_names_keep_their_front_and_their_end() -> None:
+    assert shorten("tabby", lambda line: True) == "tabby"
+    assert shorten("Greater Swiss Mountain dog (238)", lambda line: len(line) <= 23) == "Greater Swiss M…g (238)"
+    assert shorten("features.denseblock4.denselayer16.conv2", lambda line: len(line) <= 22) == "features.dense…6.conv2"
+    assert shorten("Greater Swiss Mountain dog", lambda line: len(line) <= 23, tail=0) == "Greater Swiss Mountain…"
+    assert shorten("tabby", lambda line: len(line) <= 2) == "t…"
 
 
 def test_side_by_side_puts_images_in_a_row_on_white() -> None:
@@ -303,12 +403,12 @@ RESULT = SSAResult(SHOWN, SHOWN[..., ::5, ::5], STAGES, torch.zeros(1, 9), torch
 
 
 def test_panel_has_a_row_per_class_and_a_column_per_map() -> None:
-    for panels, columns in ((RESULT.overlay(GREY), 7), (overlay(GREY, SHOWN), 4)):  # with seed and stages, and without
-        assert panels[0].size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
+    for drawn, columns in ((RESULT.panels(GREY), 7), (panels(GREY, SHOWN), 4)):  # with seed and stages, and without
+        assert drawn[0].size == (SIDE + columns * (CELL + GAP), TITLE + 2 * (CELL // 2 + GAP))
 
 
 def test_panel_draws_each_class_where_it_is() -> None:
-    (panel,) = RESULT.overlay(GREY, background=0.25)
+    (panel,) = RESULT.panels(GREY, background=0.25)
     pixels = np.asarray(panel).astype(int)
     left = SIDE + 6 * (CELL + GAP)
     mask_cells = [pixels[TITLE + row * (CELL // 2 + GAP) :, left : left + CELL][: CELL // 2] for row in (0, 1)]
@@ -321,7 +421,7 @@ def test_panel_draws_each_class_where_it_is() -> None:
 
 
 def test_grey_images_are_drawn() -> None:
-    (panel,) = RESULT.overlay(torch.full((1, 1, 30, 60), 0.5), names=[f"n{i}" for i in range(9)])
+    (panel,) = RESULT.panels(torch.full((1, 1, 30, 60), 0.5), names=[f"n{i}" for i in range(9)])
     assert panel.getpixel((SIDE + 5, TITLE + 5)) == (128, 128, 128)
 
 
@@ -334,17 +434,39 @@ def test_grey_images_are_drawn() -> None:
         (torch.zeros(1, 3, 8, 8), ["a", "b"], ValueError, "names: expected a name per output .* at least 8, got 2"),
     ],
 )
-def test_wrong_overlay_arguments(images: Tensor, names: list[str] | None, error: type[Exception], text: str) -> None:
+def test_wrong_panel_arguments(images: Tensor, names: list[str] | None, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        RESULT.overlay(images, names=names)
+        RESULT.panels(images, names=names)
 
 
-def test_overlay_draws_all_components_unless_options_say_otherwise() -> None:
+def test_panels_draw_all_components_unless_options_say_otherwise() -> None:
     cams = torch.zeros(1, 1, 30, 60)
     cams[..., 2:10, 2:10], cams[..., 20:24, 40:50] = 1, 1
     choices = (None, PostprocessOptions(components="all"), PostprocessOptions(components="largest"))
-    default, every, largest = (np.asarray(overlay(GREY, cams, options=options)[0]) for options in choices)
+    default, every, largest = (np.asarray(panels(GREY, cams, options=options)[0]) for options in choices)
     assert np.array_equal(default, every)
     assert not np.array_equal(default, largest)
     with pytest.raises(ValueError, match=r"box_threshold: .* got 2"):
-        RESULT.overlay(GREY, box_threshold=2)
+        RESULT.panels(GREY, box_threshold=2)
+
+
+def test_boxes_of_a_few_pixels_get_no_label() -> None:
+    cams = torch.zeros(1, 1, 60, 120)
+    cams[..., 10:50, 10:60], cams[..., 20:22, 90:92], cams[..., 40:42, 100:102] = 1, 1, 1
+    cells = np.asarray(panels(GREY, cams, box_threshold=0.5)[0])
+    left, scale = SIDE + 2 * (CELL + GAP), CELL / 120
+    cell = cells[TITLE : TITLE + CELL // 2, left : left + CELL]
+    ink = (cell == 30).all(-1)
+    assert ink[round(10 * scale) + 6 : round(10 * scale) + 14, round(10 * scale) + 6 : round(10 * scale) + 24].any()
+    for y, x in ((20, 90), (40, 100)):
+        x1, y1, x2, y2 = (round(edge * scale) for edge in (x, y, x + 2, y + 2))
+        around = cell[y1 - 8 : y2 + 24, x1 - 8 : x2 + 36].copy()
+        around[4 : 12 + y2 - y1, 4 : 12 + x2 - x1] = 128  # the frame itself
+        assert (around == 128).all(), "a label is wider"
+
+
+def test_titles_and_labels_keep_their_front() -> None:
+    cell = [[Image.new("RGB", (60, 80))]]
+    long, short = (np.asarray(sheet(["t"], cell, [f"Greater Swiss{rest}"])) for rest in (" Mountain dog (238)", ""))
+    assert np.array_equal(long[60:, :SIDE], short[60:, :SIDE])  # written upwards: the front is below
+    assert long[: TITLE + 30, :SIDE].min() < 100

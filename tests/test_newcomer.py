@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from ssa_fast.localize.panels import CELL, GAP, SIDE, TITLE
+from ssa_fast.localize.drawing import CELL, GAP, SIDE, TITLE
 from tests import pages
 from tests.pages import ROOT
 
@@ -143,14 +143,14 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fresh_environment(wheel, tmp_path_factory.mktemp("fresh"))
 
 
-def test_the_first_snippet_saves_an_overlay(programs: Path, tmp_path: Path) -> None:
+def test_the_first_snippet_saves_a_panel(programs: Path, tmp_path: Path) -> None:
     """Its map is hot on the cat's face, and cold in the corner beside it."""
     snippet = next(block for block in README if block.language == "python")
     (tmp_path / "first.py").write_text(snippet.text)
     done = run(tmp_path, programs / "python", "first.py")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    with Image.open(tmp_path / "overlay.png") as image:
+    with Image.open(tmp_path / "panel.png") as image:
         sheet = np.asarray(image.convert("RGB")).astype(int)
     height = 300 * CELL // 451  # of a cell: the photograph has 451 x 300 pixels
     cells = [sheet[TITLE : TITLE + height, x : x + CELL] for x in range(SIDE, sheet.shape[1] - CELL, CELL + GAP)]

@@ -412,8 +412,8 @@ def test_repr_of_a_result_is_a_line_per_field(result: SSAResult) -> None:
     assert lines[-2:] == ["  scores: 2 × 2, float32, cpu", ")"]
 
 
-def test_overlay_of_a_result(result: SSAResult) -> None:
-    panels = result.overlay(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
+def test_panels_of_a_result(result: SSAResult) -> None:
+    panels = result.panels(torch.rand(2, 3, 64, 64), names=["a", "b", "c", "d", "e"])
     assert len(panels) == 2
     assert all(isinstance(panel, Image.Image) and panel.mode == "RGB" for panel in panels)
 

@@ -1,8 +1,4 @@
-"""``python -m bench quality``: how well seeds, peers, SSA and its options fit true masks or boxes.
-
-``examples``: images with their truths, and the score of a map; ``networks``: the networks, and one image in one;
-``methods``: all rows, in one table; ``report``: scores, halves, intervals and what is printed; ``command``.
-"""
+"""How well seeds, peers, SSA and its options fit true masks or boxes."""
 
 from bench.quality.command import main
 

@@ -14,7 +14,6 @@ is not in the image. What SSA gains from those it gains by figure and ground, no
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import json
 from pathlib import Path
@@ -23,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import measure
+from bench.command import parser_of
 from bench.quality import examples, networks, report
-from bench.quality.methods import BASELINE, METHODS, SEED, SEEDS, of_text
+from bench.quality.methods import BASELINE, METHODS, SEED, of_affinity
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
     from bench.quality.examples import Example
@@ -35,42 +36,28 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("quality", __doc__)
     data = parser.add_argument_group("images").add_argument
     data("--images", type=Path, metavar="FOLDER")
     data("--masks", type=Path, metavar="FOLDER", help="masks named as the images; object: above half of the largest")
-    data("--object", type=_values, default=(), metavar="N,N", help="the masks' values on the object, if others")
-    data("--ignore", type=_values, default=(), metavar="N,N", help="the masks' values where nothing is counted")
     data("--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels, as wsolevaluation's")
     data("--classes", default="predicted", help="an index, a file of lines name,index, or %(default)r")
     data("--scenes", type=int, metavar="N", help="N generated scenes instead, with the masks of their classes")
-    data("--scene-boxes", action="store_true", help="with the boxes of the scenes' classes")
     data("--limit", type=int, metavar="N", help="only N images, evenly spread")
     data("--title", help="what the images are, for tables (default: the folder's name)")
-    rows = parser.add_argument_group("networks and rows; all but --weights, --side may be repeated").add_argument
+    rows = parser.add_argument_group("networks and rows, each of which may be repeated").add_argument
     rows("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that returns "
         "(network, preprocess); or scenes=FILE of python -m bench.quality.networks")  # fmt: skip
-    rows("--weights", default="DEFAULT", help="as for ssa-fast run")
-    rows("--side", type=int, default=224, help="of the square that a network by name sees (%(default)s)")
     rows("--only", action="append", default=[], metavar="ROW", help="only such rows; * matches anything")
     rows("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
-    rows("--affinity", action="append", default=[], metavar="TEXT", help="one more row: that of signed stages; after "
-        "'all:', of all; or module:function(seed, stages, align_corners=)")  # fmt: skip
-    rows("--seed", choices=sorted(SEEDS), default="auto", help="of those rows (%(default)s)")
-    rows("--align-corners", action=argparse.BooleanOptionalAction, default=False, help="of those rows")
+    rows("--affinity", action="append", default=[], metavar="TEXT",
+        help="one more row: that of signed stages; after 'all:', of all")  # fmt: skip
     results = parser.add_argument_group("results").add_argument
     results("--baseline", default=BASELINE, metavar="ROW", help="the row to compare with (%(default)s)")
     results("--goal", metavar="SCORE", help="that the best setting should reach, or +GAIN over the seed")
     results("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
-    results("--save", type=Path, metavar="FILE", help="write the figures and the machine as JSON, after each network")
     results("--show", type=Path, nargs="+", metavar="FILE", help="print saved figures instead of measuring")
     return parser
-
-
-def _values(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def main(given: Sequence[str]) -> int:
@@ -78,20 +65,22 @@ def main(given: Sequence[str]) -> int:
     parser = arguments()
     options = parser.parse_args(given)
     rows: list[dict[str, Any]] = []
-    for path in options.show or ():
-        rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
-    try:
-        if not options.show:
+    if options.show:
+        for path in options.show:
+            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+    else:
+        try:
             chosen, methods = _examples(options), _methods(options)
             for name in options.model:
                 rows += _measured(name, chosen, methods, options)
-                if options.save:
+                if options.save:  # what is measured so far
                     measure.save(options.save, rows, command=measure.command_line(["quality", *given]))
-    except ValueError as error:
-        parser.error(str(error))
-    print(report.markdown(rows), "", *report.verdicts(rows), sep="\n")
-    if not options.show:
+        except ValueError as error:
+            parser.error(str(error))
         print(measure.describe(measure.machine()))
+    print(report.markdown(rows), "", sep="\n")
+    for row in (row for row in rows if report.BEST in row or "stage" in row):
+        print(json.dumps(row, ensure_ascii=False))
     return 0
 
 
@@ -100,12 +89,12 @@ def _examples(options: argparse.Namespace) -> list[Example]:
     if (options.scenes is None) == (options.images is None) or not options.model:
         raise ValueError("images: expected --images FOLDER or --scenes N, and --model NAME; give one of each")
     if options.scenes is not None:
-        found = examples.from_scenes(options.scenes, boxes=options.scene_boxes)
+        found = examples.from_scenes(options.scenes)
     elif (options.masks is None) == (options.boxes is None):
         raise ValueError("masks, boxes: expected one of the two; give --masks FOLDER or --boxes FILE")
     else:
-        masked = options.masks and examples.masks(options.masks, options.object, options.ignore)
-        found = examples.from_folder(options.images, options.classes, masked or examples.boxes(options.boxes))
+        find_truth = examples.masks(options.masks) if options.masks else examples.boxes(options.boxes)
+        found = examples.from_folder(options.images, options.classes, find_truth)
     if options.limit is not None and options.limit < len(found):
         found = [found[at * len(found) // options.limit] for at in range(options.limit)]
     if len(found) < 2:
@@ -115,7 +104,7 @@ def _examples(options: argparse.Namespace) -> list[Example]:
 
 def _methods(options: argparse.Namespace) -> dict[str, Method]:
     """Return the rows that were asked for, by name."""
-    methods = METHODS | {text: of_text(text, options.seed, options.align_corners) for text in options.affinity}
+    methods = METHODS | {text: of_affinity(text) for text in options.affinity}
     for pattern in [*options.only, *options.without, options.baseline]:
         if not fnmatch.filter(methods, pattern):
             raise ValueError(f"only, without, baseline: expected rows of {', '.join(methods)}, got {pattern!r}")
@@ -129,21 +118,18 @@ def _measured(
     name: str, chosen: Sequence[Example], methods: Mapping[str, Method], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return what the figures of one network are figures of, and its rows."""
-    optional = frozenset(METHODS) - frozenset(options.only)
-    network = networks.load(name, options.weights, options.side)
-    run = report.Run(network, methods, optional=optional, describe=options.stages)
+    run = report.Run(networks.load(name), methods, frozenset(METHODS) - frozenset(options.only), options.stages)
     for example in measure.paced(chosen, f"quality {name}"):
         run.add(example)
-    by_box = options.boxes is not None or options.scene_boxes
     folder = options.images or Path("scenes")
     head = {
         "model": name,
         "title": options.title or (folder.parent.name if folder.name == "images" else folder.name),
         "images": len(run.forward_ms),
         "maps": len(run.image),
-        "rows_tried": len(run.methods),
+        "rows_tried": len(run.scores),
         "class_is_predicted": sum(run.right),
-        "metric": "box accuracy at IoU 30/50/70" if by_box else "foreground IoU",
+        "metric": "box accuracy at IoU 30/50/70" if options.boxes else "foreground IoU",
         "forward_cpu_ms": report.rounded(np.median(run.forward_ms)),
         "baseline": options.baseline,
         "left_out": run.left_out,

@@ -13,11 +13,11 @@ from PIL import Image
 from ssa_fast.demo.scenes import make_scenes
 from ssa_fast.evaluate import average_precision, max_box_acc, threshold_sweep
 from ssa_fast.evaluate.boxes import IOUS, resize_boxes
-from ssa_fast.evaluate.segmentation import IGNORE
+from ssa_fast.evaluate.datasets.base import read_fields, read_object_mask
 from ssa_fast.localize.threshold import BOX_POWER, estimate_background, self_weighted_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -44,44 +44,25 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskTruth:
-    """A mask of one class, as a file or an array (H, W).
+    """Where one class is: a file, as ``read_object_mask`` reads it, or an array (H, W)."""
 
-    Attributes:
-        values: The mask's values on the object; empty: those above half of its largest value.
-        ignored: The mask's values where nothing is counted.
-    """
-
-    mask: Path | NDArray[np.uint8]
-    values: Sequence[int] = ()
-    ignored: Sequence[int] = ()
-
-    def labels(self, size: tuple[int, int]) -> NDArray[np.int64]:
-        """Return 1 on the object, 0 beside it, ``IGNORE`` where nothing is counted, at ``size`` (H, W)."""
-        named = self.values or self.ignored
-        with Image.fromarray(self.mask) if isinstance(self.mask, np.ndarray) else Image.open(self.mask) as image:
-            numbers = image if image.mode == "P" and named else image.convert("L")
-            resampling = Image.Resampling.NEAREST if named else Image.Resampling.BILINEAR
-            found = np.asarray(numbers.resize(size[::-1], resampling))
-        on = np.isin(found, self.values) if self.values else found > found.max() / 2
-        return np.where(np.isin(found, self.ignored), IGNORE, on).astype(np.int64)
+    mask: Path | NDArray[np.bool_]
 
     def scorer(self, size: tuple[int, int]) -> Scorer:
-        """Return the function that scores a map of ``size`` (H, W); ValueError if nothing of the object is counted."""
-        truth = self.labels(size)
-        counted, positive = truth != IGNORE, truth == 1
-        if not positive.any():
-            raise ValueError(
-                f"masks: expected an object in every mask, got none in {self.mask}; leave the image out, or name the "
-                "object's values with --object"
-            )
+        """Return the function that scores a map of ``size`` (H, W); ValueError if there is no object."""
+        shown = read_object_mask(self.mask) if isinstance(self.mask, Path) else self.mask
+        grey = Image.fromarray(255 * shown.astype(np.uint8)).resize(size[::-1], Image.Resampling.BILINEAR)
+        truth = np.asarray(grey) > 127
+        if not truth.any():
+            raise ValueError(f"masks: expected an object in every mask, got none in {self.mask}; leave the image out")
 
         def score(cam: NDArray[np.float32]) -> Scores:
             own = float(estimate_background(torch.from_numpy(cam)))
             levels = sorted({*LEVELS, own})
-            counts = threshold_sweep([cam[None]], [[0]], [truth], 2, levels).confusions
+            counts = threshold_sweep([cam[None]], [[0]], [truth.astype(np.uint8)], 2, levels).confusions
             ious = counts[:, 1, 1] / (counts[:, 1, :].sum(1) + counts[:, 0, 1])
             at = np.searchsorted(levels, [*LEVELS, own])
-            return Scores(ious[None, at[:-1]], float(ious[at[-1]]), average_precision(cam[counted], positive[counted]))
+            return Scores(ious[None, at[:-1]], float(ious[at[-1]]), average_precision(cam.ravel(), truth.ravel()))
 
         return score
 
@@ -138,7 +119,8 @@ def from_folder(images: Path, classes: str, find_truth: Callable[[Path], Truth |
     if classes != "predicted" and not classes.isdecimal():
         if not Path(classes).is_file():
             raise ValueError(f"classes: expected an index, 'predicted' or a file of lines name,index, got {classes!r}")
-        known = {name: int(fields[0]) for name, fields in _lines(Path(classes))}
+        fields = read_fields(Path(classes), "classes of images", "name,index", ",")
+        known = {Path(name).name: int(index) for name, index in fields}
     found = []
     for path in sorted(path for path in images.rglob("*") if path.is_file()):
         if (truth := find_truth(path)) is None:
@@ -152,17 +134,17 @@ def from_folder(images: Path, classes: str, find_truth: Callable[[Path], Truth |
     return found
 
 
-def masks(folder: Path, values: Sequence[int] = (), ignored: Sequence[int] = ()) -> Callable[[Path], Truth | None]:
-    """Return the function from an image to the mask of the same name, see ``MaskTruth``."""
+def masks(folder: Path) -> Callable[[Path], Truth | None]:
+    """Return the function from an image to the mask of the same name."""
     files = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
-    return lambda image: MaskTruth(files[image.stem], values, ignored) if image.stem in files else None
+    return lambda image: MaskTruth(files[image.stem]) if image.stem in files else None
 
 
 def boxes(file: Path) -> Callable[[Path], Truth | None]:
     """Return the function from an image to its boxes in a file of lines ``name,x0,y0,x1,y1``, as wsolevaluation's."""
     corners: dict[str, list[list[float]]] = {}
-    for name, box in _lines(file):
-        corners.setdefault(name, []).append([float(edge) for edge in box])
+    for name, *box in read_fields(file, "boxes of images", "name,x0,y0,x1,y1", ","):
+        corners.setdefault(Path(name).name, []).append([float(edge) for edge in box])
 
     def find(path: Path) -> Truth | None:
         if path.name not in corners:
@@ -173,21 +155,10 @@ def boxes(file: Path) -> Callable[[Path], Truth | None]:
     return find
 
 
-def from_scenes(count: int, *, boxes: bool) -> list[Example]:
-    """Return generated scenes with a mask, or a box, per class that is seen in them."""
+def from_scenes(count: int) -> list[Example]:
+    """Return generated scenes with a mask per class that is seen in them."""
     found = []
     for scene in make_scenes(count, SCENES_SEED):
-        truths: dict[int | None, Truth] = {}
-        for index, (x0, y0, x1, y1) in zip(scene.box_classes.tolist(), scene.boxes.tolist(), strict=True):
-            box = BoxTruth(scene.mask.shape, [[x0, y0, x1 - 1, y1 - 1]])
-            truths[index] = box if boxes else MaskTruth(scene.mask, (index + 1,))
-        found.append(Example(scene.image, truths))
+        classes = scene.box_classes.tolist()
+        found.append(Example(scene.image, {index: MaskTruth(scene.mask == index + 1) for index in classes}))
     return [example for example in found if example.truths]
-
-
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and fields of each line ``name,field,…``, names without their folders."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            name, *fields = (part.strip() for part in line.split(","))
-            yield Path(name).name, fields

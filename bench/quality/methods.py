@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from bench.quality.networks import imported
 from ssa_fast import Affinity, polish
 from ssa_fast.localize import refine
 from ssa_fast.ops.prior import apply_prior
@@ -77,17 +76,6 @@ class Method:
         return minmax(resize(maps, sample.size, self.align_corners)), spent
 
 
-def unchanged(sample: Sample, seed: Tensor) -> Tensor:
-    """Return the seed."""
-    return seed
-
-
-def pcm(sample: Sample, seed: Tensor) -> Tensor:
-    """Return PCM's map: the seed polished along the last stage."""
-    maps: Tensor = polish(seed, list(sample.stages.values())[-1])
-    return maps
-
-
 def polished(
     sample: Sample, seed: Tensor, align_corners: bool = False, affinity: str | None = None, prior: Prior | None = None
 ) -> Tensor:
@@ -103,14 +91,9 @@ def polished(
     return cams
 
 
-def refined_seed(sample: Sample, seed: Tensor) -> Tensor:
-    """Return the seed after pixel-adaptive refinement alone."""
-    return refine(sample.pixels(), minmax(resize(seed, sample.size, align_corners=False)))
-
-
-def refined(sample: Sample, seed: Tensor, prior: Prior | None = None) -> Tensor:
-    """Return SSA's map of the seed after pixel-adaptive refinement (PAMR)."""
-    return refine(sample.pixels(), minmax(polished(sample, seed, prior=prior)))
+def refined(sample: Sample, maps: Tensor) -> Tensor:
+    """Return maps after pixel-adaptive refinement (PAMR)."""
+    return refine(sample.pixels(), minmax(resize(maps, sample.size, align_corners=False)))
 
 
 def several_views(sample: Sample, kind: str) -> Tensor:
@@ -144,25 +127,31 @@ def others(sample: Sample, base: str, *, product: bool) -> Tensor:
     return torch.stack([torch.from_numpy(each).float() for each in maps])[None]
 
 
+def _alone(seed: str, kind: Kind = "peer") -> Method:
+    return Method(lambda sample, maps: maps, seed, kind)
+
+
 def _ssa(seed: str = "auto", kind: Kind = "ssa", **options: Any) -> Method:
     return Method(partial(polished, **options), seed, kind, options.get("align_corners", False))
 
 
 def _pamr(seed: str, kind: Kind = "ssa", prior: Prior | None = None) -> Method:
-    return Method(partial(refined, prior=prior), seed, kind)
+    return Method(lambda sample, maps: refined(sample, polished(sample, maps, prior=prior)), seed, kind)
 
 
 METHODS: dict[str, Method] = {
-    BLOB: Method(unchanged, "blob", "control"),
-    SEED: Method(unchanged, "auto", "peer"),
-    "Grad-CAM": Method(unchanged, "grad-cam", "peer"),
-    "LayerCAM": Method(unchanged, "layercam", "peer"),
-    "seed, PAMR": Method(refined_seed, "auto", "peer"),
-    "LayerCAM, PAMR": Method(refined_seed, "layercam", "peer"),
+    BLOB: _alone("blob", "control"),
+    SEED: _alone("auto"),
+    "Grad-CAM": _alone("grad-cam"),
+    "LayerCAM": _alone("layercam"),
+    "seed, PAMR": Method(refined, "auto", "peer"),
+    "LayerCAM, PAMR": Method(refined, "layercam", "peer"),
     "LayerCAM of pytorch-grad-cam": Method(partial(others, base="LayerCAM", product=False), None, "peer"),
     "RefineCAM": Method(partial(others, base="GradCAMPlusPlus", product=True), None, "peer"),
     "RefineCAM of LayerCAM": Method(partial(others, base="LayerCAM", product=True), None, "peer"),
-    "PCM, last stage": Method(pcm, "auto", "peer", align_corners=True),
+    "PCM, last stage": Method(
+        lambda sample, seed: polish(seed, list(sample.stages.values())[-1]), "auto", "peer", align_corners=True
+    ),
     BASELINE: _ssa(),
     "SSA, align_corners=True": _ssa(align_corners=True),
     "SSA, phi=relu on all stages": _ssa(affinity="all:phi=relu"),
@@ -195,16 +184,7 @@ RIVALS = (
 """Rows that the best setting of SSA is compared with."""
 
 
-def of_text(text: str, seed: str, align_corners: bool) -> Method:
-    """Return the method of an affinity's text, see ``polished``, or of ``module:function``.
-
-    Such a function takes (seed, stages, align_corners=…), a map (1, K, h, w) and the stages by name, and returns maps.
-
-    Raises:
-        ValueError: The text is no affinity.
-    """
-    if ":" in text and not text.startswith("all:"):
-        run = partial(imported(text), align_corners=align_corners)
-        return Method(lambda sample, maps: run(maps, sample.stages), seed, "ssa", align_corners)
+def of_affinity(text: str) -> Method:
+    """Return the row of an affinity's text, see ``polished``; ValueError if it is none."""
     Affinity.parse(text.removeprefix("all:"))
-    return _ssa(seed, affinity=text, align_corners=align_corners)
+    return _ssa(affinity=text)

@@ -6,7 +6,7 @@ of an hour on two cores; "silu" has signed features instead of the ReLU's. ``--m
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.demo_net import SceneClassifier
 
 ACTIVATIONS = ("relu", "silu")
-PIXELS, PIXELS_SEED = 512, 0  # drawn for the cosines between pixels
+SIDE = 224  # of what a network by name sees
 
 
 @dataclass(eq=False)
@@ -64,29 +64,23 @@ class Network:
         return self._made[key]
 
 
-def load(name: str, weights: str = "DEFAULT", side: int = 224) -> Network:
+def load(name: str) -> Network:
     """Load a network by its name in ``ssa_fast``, from ``module:function``, or from "scenes=FILE" (see above).
 
-    Such a function returns (network, preprocess). Otherwise images are squashed to a square of ``side`` pixels, or to
-    the only size that the network accepts; for networks that are trained on scenes they keep theirs.
+    Such a function returns (network, preprocess). Otherwise images are squashed to ``SIDE``, or to the only size that
+    the network accepts; for networks that are trained on scenes they keep theirs.
 
     Raises:
-        ValueError: An unknown name or weights.
+        ValueError: An unknown name.
     """
     if name.startswith("scenes="):
         model = load_scenes_network(Path(name.removeprefix("scenes=")))
         return Network(name, model, lambda image: demo_net.preprocess(np.array(image)[None]))
     if ":" in name:
-        return Network(name, *imported(name)())
-    classifier = zoo.load(name, weights)
-    size = None if name == "demo" else (side, side)
+        return Network(name, *pkgutil.resolve_name(name)())
+    classifier = zoo.load(name, "DEFAULT")
+    size = None if name == "demo" else (SIDE, SIDE)
     return Network(name, classifier.model, lambda image: classifier.preprocess(np.array(image), size))
-
-
-def imported(name: str) -> Any:
-    """Return what ``module:attribute`` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 class Sample:
@@ -150,22 +144,11 @@ def describe_stage(maps: Tensor) -> dict[str, float]:
     """Return what an affinity depends on, from one image's features (1, C, H, W).
 
     With ``mean_cosine`` of a pixel to all pixels, the shifted cosine's denominator is ``L·(s + mean_cosine)/(1 + s)``:
-    it is positive at every pixel if the shift ``s`` exceeds minus the least of them. The last two are of drawn pixels:
-    the share of negative cosines, and how many pixels' worth a pixel averages over with relu, as a share of all.
+    it is positive at every pixel if the shift ``s`` exceeds minus the least of them.
     """
     x = UnitFeatures(maps, Affinity(), torch.float32).unit(0, maps.shape[2] * maps.shape[3])[0].double()  # [C, L]
     mean_cosine = x.mean(1) @ x
-    drawn = x[:, torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(PIXELS_SEED))[:PIXELS]]
-    cosines = drawn.T @ drawn
-    weights = cosines.clamp_min(0)
-    used = weights.sum(0).square() / (len(weights) * weights.square().sum(0)).clamp_min(1e-12)
-    return {
-        "signed": float((maps < 0).any()),
-        "mean_cosine_min": float(mean_cosine.min()),
-        "mean_cosine_median": float(mean_cosine.median()),
-        "negative_cosines": float((cosines < 0).double().mean()),
-        "pixels_averaged_by_relu": float(used.mean()),
-    }
+    return {"signed": float((maps < 0).any()), "mean_cosine_min": float(mean_cosine.min())}
 
 
 class _SignedBlock(demo_net.ResidualBlock):

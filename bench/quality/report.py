@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +23,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 BEST = "best setting"
-RESAMPLES, RESAMPLE_SEED, CHUNK = 4000, 0, 100
+RESAMPLES = 4000
 
 
 class Run:
     """Scores and times of every method in one network, image by image; even images are one half, odd ones the other.
 
     Attributes:
-        network: The network.
-        methods: Name -> method, without those left out.
         left_out: Name -> why the network or the installation cannot have the method.
         scores, times: Name -> scores of each map; CPU milliseconds beyond the forward pass for each image.
         stages: Name of a stage -> its figures (``describe_stage``) for each image, if they are wanted.
@@ -41,16 +41,15 @@ class Run:
         self,
         network: Network,
         methods: Mapping[str, Method],
-        *,
         optional: frozenset[str] = frozenset(),
         describe: bool = False,
     ) -> None:
         """Take the methods; those named in ``optional`` are left out if they fail on the first image."""
-        self.network, self.methods, self._optional, self._describe = network, dict(methods), optional, describe
+        self.network, self._methods, self._optional, self._describe = network, methods, optional, describe
         self.left_out: dict[str, str] = {}
-        self.scores: dict[str, list[Scores]] = {name: [] for name in methods}
-        self.times: dict[str, list[float]] = {name: [] for name in methods}
-        self.stages: dict[str, list[dict[str, float]]] = {}
+        self.scores: dict[str, list[Scores]] = defaultdict(list)
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.stages: dict[str, list[dict[str, float]]] = defaultdict(list)
         self.image: list[int] = []
         self.forward_ms: list[float] = []
         self.right: list[bool] = []
@@ -60,20 +59,18 @@ class Run:
         """Score one image with every method."""
         sample = Sample(self.network, example.read(), example.truths)
         scorers = [truth.scorer(sample.size) for truth in example.truths.values()]
-        for name, method in list(self.methods.items()):
+        for name in [name for name in self._methods if name not in self.left_out]:
             try:
-                maps, spent = method.make(name, sample)
+                maps, spent = self._methods[name].make(name, sample)
             except (ValueError, ModuleNotFoundError) as error:
                 if self.image or name not in self._optional:
                     raise
                 self.left_out[name] = str(error)
-                del self.methods[name], self.scores[name], self.times[name]
                 continue
             self.times[name].append(spent)
             self.scores[name] += [score(cam) for score, cam in zip(scorers, maps[0].float().numpy(), strict=True)]
-        if self._describe:
-            for name, features in sample.stages.items():
-                self.stages.setdefault(name, []).append(describe_stage(features))
+        for name, features in sample.stages.items() if self._describe else ():
+            self.stages[name].append(describe_stage(features))
         self.image += [len(self.forward_ms)] * len(scorers)
         self.forward_ms.append(sample.forward_ms)
         self.right.append(sample.predicted in sample.classes[0])
@@ -91,23 +88,29 @@ class Run:
         differences = np.stack([scores - reference for scores in held.values()])
         rows: list[Row] = []
         for name, difference, interval in zip(held, differences, intervals(image, differences), strict=True):
-            own, precision = (100 * np.mean([getattr(each, key) for each in self.scores[name]]) for key in OTHERS)
-            row = {"method": name, "kind": self.methods[name].kind, "score": held[name].mean()}
-            row |= {"difference": difference.mean(), "interval": interval.tolist()}
-            row |= {"halves": [difference[half].mean() for half in halves(image)], "own_threshold": own}
-            row |= {"precision": precision if np.isfinite(precision) else None, "cpu_ms": np.median(self.times[name])}
-            rows.append(row)
+            precision = 100 * np.mean([each.precision for each in self.scores[name]])
+            rows.append(
+                {
+                    "method": name,
+                    "kind": self._methods[name].kind,
+                    "score": held[name].mean(),
+                    "difference": difference.mean(),
+                    "interval": interval.tolist(),
+                    "halves": [difference[half].mean() for half in halves(image)],
+                    "own_threshold": 100 * np.mean([each.own for each in self.scores[name]]),
+                    "precision": precision if np.isfinite(precision) else None,
+                    "cpu_ms": np.median(self.times[name]),
+                }
+            )
         for kinds in (("ssa",), ("ssa", "prior")):
-            ours = {name: scores for name, scores in levels.items() if self.methods[name].kind in kinds}
-            if any(self.methods[name].kind == kinds[-1] for name in ours):
+            ours = {name: scores for name, scores in levels.items() if self._methods[name].kind in kinds}
+            if any(self._methods[name].kind == kinds[-1] for name in ours):
                 rows.append(_best_row(image, ours, held, goal) | {"priors": "prior" in kinds})
         for name, figures in self.stages.items():
-            row = {"stage": name} | {key: np.mean([each[key] for each in figures]) for key in figures[0]}
-            rows.append(row | {"mean_cosine_min": min(each["mean_cosine_min"] for each in figures)})  # of all images
-        return [{"model": self.network.name} | {key: rounded(value) for key, value in row.items()} for row in rows]
-
-
-OTHERS = ("own", "precision")  # scores without a chosen threshold, see ``Scores``
+            signed = np.mean([each["signed"] for each in figures])
+            least = min(each["mean_cosine_min"] for each in figures)
+            rows.append({"stage": name, "signed": signed, "mean_cosine_min": least})
+        return [{"model": self.network.name} | rounded(row) for row in rows]
 
 
 def halves(image: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -141,12 +144,9 @@ def intervals(image: NDArray[np.int64], values: Array) -> Array:
     count = int(image.max()) + 1
     maps = np.bincount(image, minlength=count)
     sums = np.stack([np.bincount(image, row, count) for row in values], 1)  # [images, rows]
-    generator, means = np.random.default_rng(RESAMPLE_SEED), []
-    for _ in range(RESAMPLES // CHUNK):
-        drawn = generator.integers(count, size=(CHUNK, count))
-        times = np.stack([np.bincount(each, minlength=count) for each in drawn])  # [CHUNK, images]
-        means.append(times @ sums / (times @ maps)[:, None])
-    return np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).T
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # how often each image
+    means = drawn @ sums / (drawn @ maps)[:, None]
+    return np.asarray(np.quantile(means, (0.025, 0.975), axis=0).T)
 
 
 def _best_row(image: NDArray[np.int64], ours: Mapping[str, Array], held: Mapping[str, Array], goal: str | None) -> Row:
@@ -170,40 +170,12 @@ def _best_row(image: NDArray[np.int64], ours: Mapping[str, Array], held: Mapping
 
 
 def rounded(value: Any) -> Any:
-    """Return numbers with three decimals, also those within lists and dicts."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(float(value), 3) if isinstance(value, float | np.floating) else value
-
-
-def _signed(row: Row) -> str:
-    low, high = row["interval"]
-    return f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-
-
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Return what Markdown's tables leave out: the best setting against its rivals, and what is said of stages."""
-    lines = []
-    for row in rows:
-        if "stage" in row:
-            lines.append("- " + ", ".join(f"{key} {value}" for key, value in row.items()))
-        if BEST in row:
-            goal = f", goal {row['goal']} {'reached' if row['reached'] else 'missed'}" if "goal" in row else ""
-            lines.append(f"- {row['model']}, {_name(row)}, {_chosen(row)}: {row['score']:.1f} {row['interval']}{goal}")
-        for each in row.get("ahead", ()):
-            verdict = "ahead" if each["interval"][0] > 0 else "behind" if each["interval"][1] < 0 else "undecided"
-            lines.append(f"  - {verdict} of {each['of']}: {_signed(each)}")
-    return lines
+    """Return JSON's kinds of values with three decimals, also those within lists and dicts."""
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 3))
 
 
 def _name(row: Row) -> str:
     return row["method"] if "method" in row else f"{BEST} with priors" if row.get("priors") else BEST
-
-
-def _chosen(row: Row) -> str:
-    return " / ".join(dict.fromkeys(row[BEST]))
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -230,7 +202,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row, baseline: str) -> str:
-    if not row:
-        return "–"
-    more = f": {_chosen(row)}" if BEST in row else f" ({_signed(row)})" if row["method"] != baseline else ""
-    return f"{row['score']:.1f}{more}"
+    if not row or row.get("method") == baseline:
+        return f"{row['score']:.1f}" if row else "–"
+    if BEST in row:
+        return f"{row['score']:.1f}: {' / '.join(dict.fromkeys(row[BEST]))}"
+    low, high = row["interval"]
+    return f"{row['score']:.1f} ({row['difference']:+.1f} [{low:+.1f}, {high:+.1f}])".replace("-", "−")

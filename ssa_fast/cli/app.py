@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import convert, demo, evaluate, explain, models, run
+from ssa_fast.cli import convert, demo, evaluate, explain, explore, export, figure, models, run
 
 app = typer.Typer(
     name="ssa-fast",
@@ -19,6 +19,9 @@ app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 app.add_typer(evaluate.app, name="eval")
 app.command("explain")(explain.command)
+app.command("explore")(explore.command)
+app.command("export")(export.command)
+app.command("figure")(figure.command)
 app.command("models")(models.command)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ssa_fast.cli import console
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
-MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
+MODEL, CAM, MASKS, EXECUTION, OUTPUT = "Model", "CAM", "Masks and boxes", "Execution", "Output"
 """Titles of the groups in which ``--help`` lists the options."""
 
 
@@ -35,6 +37,23 @@ Model = Annotated[
 Weights = Annotated[
     str, option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
 ]
+Size = Annotated[str | None, option(MODEL, "Input size: shorter side or HEIGHTxWIDTH; default: the image's.", "--size")]
+ProbabilityText = Annotated[
+    Literal["softmax", "sigmoid"] | None,
+    option(
+        MODEL,
+        "Scores: softmax, or sigmoid for several labels per image; default: the model's.",
+        "--probability",
+    ),
+]
+Seed = Annotated[str, option(CAM, "'auto', 'cam', 'grad-cam', 'layercam', or the layer for Grad-CAM.")]
+Fuse = Annotated[Literal["mean", "max", "sum", "product"], option(CAM, "How to fuse the stages.")]
+BoxThreshold = Annotated[str, option(MASKS, "Boxes: share of the map's maximum, or 'auto': each map's own.")]
+Background = Annotated[
+    str | None,
+    option(MASKS, "Masks: background score, or 'auto': each image's own, by its CAMs; default: auto."),
+]
+BoxComponents = Annotated[Literal["largest", "all"], option(MASKS, "Boxes: which connected regions.")]
 Stages = Annotated[str, option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
     str,
@@ -58,6 +77,7 @@ def build(
     affinity: str,
     scales: str,
     probability: str | None = None,
+    stage_weights: str | None = None,
     **options: Any,
 ) -> tuple[Classifier, SSA]:
     """Return the classifier and an ``SSA`` around it with the ``options``; ValueError if one is wrong."""
@@ -65,11 +85,20 @@ def build(
     from ssa_fast.models import zoo
 
     options |= {"affinity": parse_affinity(affinity), "scales": parse_scales(scales), "stages": parse_stages(stages)}
-    classifier = zoo.load(model, weights, device=_parse_device(device), probability=probability)
+    options["weights"] = None if stage_weights is None else _parse_numbers("stage-weights", stage_weights, "1,1,2,2")
+    classifier = zoo.load(model, weights, device=parse_device(device), probability=probability)
     if classifier.input_size and options["scales"] != (1.0,):
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
     options |= {"names": classifier.categories, "probability": classifier.probability}
     return classifier, SSA(classifier.model, input_shape=classifier.input_size, **options)
+
+
+def note_fixed_size(classifier: Classifier) -> None:
+    """Say on stderr that the network takes images of one size only, if it does."""
+    if classifier.input_size:
+        only = "{}x{}".format(*classifier.input_size)
+        line = f"notice: {classifier.name} takes {only} only; images are resized to it, outputs back to their size"
+        console.err().print(line)
 
 
 def parse_stages(text: str) -> str | list[str]:
@@ -88,11 +117,14 @@ def parse_scales(text: str) -> tuple[float, ...]:
     """Return ``--scales`` in the form that ``SSA`` takes; ValueError for anything else than factors > 0."""
     from ssa_fast.validation import check_scales
 
+    return check_scales(tuple(_parse_numbers("scales", text, "0.5,1,1.5,2")))
+
+
+def _parse_numbers(name: str, text: str, such_as: str) -> list[float]:
     try:
-        scales = tuple(float(part) for part in text.split(","))
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"scales: expected numbers separated by commas such as 0.5,1,1.5,2, got {text!r}") from None
-    return check_scales(scales)
+        raise ValueError(f"{name}: expected numbers separated by commas such as {such_as}, got {text!r}") from None
 
 
 def parse_score(name: str, text: str) -> float | Literal["auto"]:
@@ -103,7 +135,7 @@ def parse_score(name: str, text: str) -> float | Literal["auto"]:
         raise ValueError(f"{name}: expected a number in [0, 1] or 'auto', got {text!r}") from None
 
 
-def _parse_device(text: str) -> torch.device:
+def parse_device(text: str) -> torch.device:
     """Return the device; "auto" is a GPU if there is one, under torchrun a different one per process."""
     import torch
 

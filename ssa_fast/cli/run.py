@@ -15,13 +15,26 @@ from rich.text import Text
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import (
+    CAM,
+    EXECUTION,
+    MASKS,
+    MODEL,
+    OUTPUT,
     AffinityText,
+    Background,
+    BoxComponents,
+    BoxThreshold,
     Debug,
     Device,
+    Fuse,
     Model,
+    ProbabilityText,
+    Seed,
+    Size,
     Stages,
     Weights,
     build,
+    note_fixed_size,
     option,
     parse_scales,
     parse_score,
@@ -34,7 +47,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
     from ssa_fast.runs import RunReport
 
-PANELS = ("Model", "CAM", "Masks and boxes", "Execution", "Output")
+PANELS = (MODEL, CAM, MASKS, EXECUTION, OUTPUT)
 _model, _cam, _masks, _exec, _out = (partial(option, panel) for panel in PANELS)
 
 EPILOG = """Examples:
@@ -47,6 +60,7 @@ torchrun --nproc-per-node 4 -m ssa_fast run slides/ --memory 16GB --out out
 """  # an empty line is a line break on the terminal
 
 SUMMARY = ("done", "failed", "seconds", "images/s", "outputs")
+WAITING = {"waiting": "waiting for new images", "settling": "waiting until files are complete"}  # by phase
 NAMES_SHOWN = 3
 EARLIER = ("were complete before", "made again")  # images with a record of an earlier start
 NOTES_SHOWN = 20
@@ -60,18 +74,15 @@ def command(
     *,
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
-    size: Annotated[str | None, _model("Input size: shorter side or HEIGHTxWIDTH; default: the image's.")] = None,
+    size: Size = None,
     precision: Annotated[
         str, _model("float32, or mixed precision: float16 or bfloat16; 'auto' is float16 on a GPU.")
     ] = "auto",
     classes: Annotated[
         str, _cam("'predicted', 'top5', names and indices, or 'labels': the dataset's own.", "--classes", "-c")
     ] = "predicted",
-    probability: Annotated[
-        Literal["softmax", "sigmoid"] | None,
-        _model("Scores: softmax, or sigmoid for several labels per image; default: the model's."),
-    ] = None,
-    seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', 'layercam', or the layer for Grad-CAM.")] = "auto",
+    probability: ProbabilityText = None,
+    seed: Seed = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "auto",
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
@@ -79,22 +90,21 @@ def command(
     prior: Annotated[
         Literal["center"] | None, _cam("Weight seeds by their distance from the centre: an assumption, no evidence.")
     ] = None,
-    fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
+    fuse: Fuse = "mean",
+    stage_weights: Annotated[str | None, _cam("Weights of the stages when they are fused, e.g. 1,1,2,2.")] = None,
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
     ] = False,
     refine: Annotated[
         bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
     ] = False,
-    background: Annotated[
-        str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: auto.")
-    ] = None,
+    background: Background = None,
     alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
         float | None, _masks("Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[str, _masks("Boxes: share of the map's maximum, or 'auto': each map's own.")] = "auto",
-    components: Annotated[Literal["largest", "all"], _masks("Boxes: which connected regions.")] = "largest",
+    box_threshold: BoxThreshold = "auto",
+    components: BoxComponents = "largest",
     device: Device = "auto",
     batch: Annotated[
         int | None, _exec("Images of one size per batch; default: 1 on a CPU, 16 on a GPU.", min=1)
@@ -109,6 +119,10 @@ def command(
     max_pixels: Annotated[int, _exec("Refuse images with more pixels.", min=1)] = MAX_PIXELS,
     large_above: Annotated[int, _exec("Process images with more pixels in tiles, and write TIFFs.", min=1)] = 2**24,
     memory: Annotated[str, _exec("Memory limit for an image processed in tiles, e.g. 3GB.")] = "4GB",
+    watch: Annotated[
+        bool, _exec("Then wait for new and changed images in the folders, until Ctrl-C.", "--watch")
+    ] = False,
+    interval: Annotated[float | None, _exec("Seconds between two looks at watched folders; default: 2.")] = None,
     debug: Debug = False,
     out: Annotated[Path, _out("Output folder.", "--out", "-o")],
     cams: Annotated[str, _out("Format of the CAM files: ssa (.npz), or psa, irn, clip-es, wsol (.npy).")] = "ssa",
@@ -123,7 +137,7 @@ def command(
 ) -> None:
     """Polish the CAMs of images: a .npz, mask and overlay per image, boxes.json and report.json for all.
 
-    Run the same command again to resume an interrupted run.
+    Run the same command again to resume an interrupted run; --watch goes on with images that come later.
     Under torchrun the images are distributed over all processes.
     Exit codes: 0 all done, 1 failures, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -142,21 +156,23 @@ def command(
         parsed |= {"size": zoo.parse_size(size), "backdrop": _parse_colour(backdrop), "postprocess": postprocess}
         fields = [field.name for field in dataclasses.fields(runs.RunOptions) if field.name != "progress"]
         options = runs.RunOptions(**{name: {**given, **parsed}[name] for name in fields})
-        images = runs.list_images(paths, out, options, split=split)
-        if all(map(needs_tiles, images.sources)):
+        if interval is not None and not watch:
+            raise ValueError("interval: it is that of --watch; pass --watch too, or leave --interval out")
+        later = runs.Watch(runs.Watch.interval if interval is None else interval) if watch else None
+        images = runs.list_images(paths, out, options, split=split, watched=watch)
+        if images.sources and all(map(needs_tiles, images.sources)):
             _check_tiles(scales, seed, prior, flip=flip)
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "prior", "fuse", "align_corners")}
         which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
-        classifier, ssa = build(**which, seed=seed, size="stage", **how)
-        if classifier.input_size:
-            only = "{}x{}".format(*classifier.input_size)
-            line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
-            console.err().print(line)
+        classifier, ssa = build(**which, seed=seed, size="stage", stage_weights=stage_weights, **how)
+        note_fixed_size(classifier)
         affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
         settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities
         settings |= {"stages": list(ssa.stage_names), "seed": ssa.seed_kind, "seed_layer": ssa.seed_layer}
-        report = _run(images, ssa, out, classifier=classifier, options=options, settings=settings)
+        settings |= {"stage_weights": list(ssa.fusion.weights)} if stage_weights is not None else {}
+        run = {"classifier": classifier, "options": options, "settings": settings}
+        report = _run(paths if watch else images, ssa, out, **run, watch=later)
     if debug:
         for failure in report.failures:
             if failure.error is not None:
@@ -176,25 +192,38 @@ def _check_tiles(scales: str, seed: str, prior: str | None, *, flip: bool) -> No
         raise ValueError("prior: images in tiles are polished without one; leave --prior out")
 
 
-def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:
-    """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new."""
+def _run(images: Listing | list[Path], ssa: Any, out: Path, **options: Any) -> RunReport:
+    """Run under a progress bar, and print each failure once: as it happens, or at the end if it is new.
+
+    A run that waits for images (``images`` are then the paths it watches) prints the later ones, too.
+    """
     from ssa_fast import runs
 
     bars = (rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn())
-    columns = ("polishing", *bars, rich_progress.TextColumn("{task.fields[name]}", markup=False))
-    screen, printed = console.err(), set[str]()
+    texts = [rich_progress.TextColumn(f"{{task.fields[{field}]}}", markup=False) for field in ("rate", "name")]
+    screen, printed, waiting = console.err(), set[str](), False
 
     def print_failure(name: str, reason: str) -> None:
         screen.print(Text("failed: ", "red").append(f"{name}: {reason}", "default"), soft_wrap=True)
 
-    with rich_progress.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        show = progress_callback(bar) if screen.is_terminal else progress_lines()
+    terminal = screen.is_terminal
+    with rich_progress.Progress(
+        "polishing", *bars, *texts, console=screen, transient=True, disable=not terminal
+    ) as bar:
+        show = progress_callback(bar) if terminal else progress_lines()
 
         def on_progress(progress: Progress) -> None:
-            show(progress)
+            nonlocal waiting
+            if terminal or not waiting:
+                show(progress)
             if progress.error is not None:
                 printed.add(progress.name)
                 print_failure(progress.name, progress.error)
+            elif waiting and progress.name:
+                screen.print(f"done: {progress.name}", soft_wrap=True)
+            elif progress.phase == "waiting" and not waiting and isinstance(images, list):
+                waiting, folders = True, ", ".join(map(str, images))
+                screen.print(f"{progress.done} done; watching {folders} until Ctrl-C", soft_wrap=True)
 
         report = runs.run(images, ssa, out, on_progress=on_progress, **options)
     for failure in report.failures:
@@ -205,7 +234,7 @@ def _run(images: Listing, ssa: Any, out: Path, **options: Any) -> RunReport:
 
 def progress_callback(bar: rich_progress.Progress) -> OnProgress:
     """Return a callback that shows a run on ``bar``; resumed images do not count for the time left."""
-    task = bar.add_task("", total=None, name="")
+    task = bar.add_task("", total=None, name="", rate="")
     resumed = 0
 
     def show(progress: Progress) -> None:
@@ -213,7 +242,10 @@ def progress_callback(bar: rich_progress.Progress) -> OnProgress:
         if progress.resumed != resumed:
             resumed = progress.resumed
             bar.reset(task, completed=resumed)
-        bar.update(task, completed=progress.done, total=progress.total, name=progress.name)
+        speed = bar.tasks[0].speed
+        rate = f"{speed:.2f} images/s" if speed else ""
+        name = WAITING.get(progress.phase, progress.name)
+        bar.update(task, completed=progress.done, total=progress.total, name=name, rate=rate)
 
     return show
 
@@ -246,7 +278,7 @@ def _print_summary(report: RunReport, out: Path) -> None:
             )
     if report.stopped:
         screen.print(f"stopped: {report.stopped}")
-    title = "interrupted; complete images were kept" if report.interrupted else "run"
+    title = "interrupted; complete images were kept" if report.interrupted and not report.idle else "run"
     if report.leftovers:
         screen.print(
             f"notice: {out} also holds outputs of {len(report.leftovers)} images that are not among those given, such "
@@ -256,6 +288,8 @@ def _print_summary(report: RunReport, out: Path) -> None:
         title += f" ({', '.join(counts)})"
     row = (done, failed, f"{report.seconds:.1f}", f"{report.images_per_second:.2f}", out if done else "-")
     console.out().print(console.table(title, SUMMARY, [row], right=SUMMARY[:4]))
+    if report.limit:
+        console.out().print(report.limit)
 
 
 def _parse_colour(text: str) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from ssa_fast.demo.scenes import CLASSES, Scene, make_scenes
 from ssa_fast.demo.timing import check_new, check_threads, measure_added, torch_threads
 from ssa_fast.evaluate import average_precision, box_accuracy, max_box_acc, threshold_sweep
 from ssa_fast.io.atomic import write_files
-from ssa_fast.localize import PostprocessOptions, panels
+from ssa_fast.localize import PostprocessOptions, drawing, overlay
 from ssa_fast.models.demo_net import load_classifier, preprocess
 from ssa_fast.ops.resize import minmax, resize
 
@@ -123,7 +123,7 @@ def run(
         precisions = [average_precision(logits[:, k], labels[:, k]) for k in np.flatnonzero(labels.any(0))]
         times = measure_added(ssa, _batch(scenes[:BATCH]), ALL_CLASSES)
         drawn = [_panel(scenes, cams, scores)]
-        drawn += [_overlay(ssa, scene, scores["polished"]) for scene in scenes[:SINGLE_PANELS]]
+        drawn += [_panel_of(ssa, scene, scores["polished"]) for scene in scenes[:SINGLE_PANELS]]
     write_files({path: image.save for path, image in zip(paths, drawn, strict=True)}, overwrite=overwrite)
     of = (images, seed, VALIDATION_SCENES, VALIDATION_SEED)
     return DemoReport(*of, scores, float(np.mean(precisions)), *times, used, paths, time.perf_counter() - start)
@@ -193,17 +193,17 @@ def _panel(scenes: list[Scene], cams: Mapping[str, Cams], scores: Mapping[str, S
     rows = []
     for index in sorted(range(len(scenes)), key=lambda index: scenes[index].labels.sum() < 2)[:PANEL_ROWS]:
         scene = scenes[index]
-        image = panels.fit(Image.fromarray(scene.image))
+        image = drawing.fit(Image.fromarray(scene.image))
         cells = [image]
         for kind in ("seed", "polished"):
             peak, best = cams[kind][index].max(0), cams[kind][index].argmax(0)
             mask = np.where(peak > scores[kind].background, scene.box_classes[best] + 1, 0)
-            cells += [panels.heat(image, torch.from_numpy(peak)), panels.paint(image, mask, COLOURS, MASK_OPACITY)]
-        rows.append([*cells, panels.paint(image, scene.mask, COLOURS, MASK_OPACITY)])
-    return panels.sheet(["image", "seed CAM", "its mask", "polished CAM", "its mask", "truth"], rows)
+            cells += [overlay(image, peak), drawing.paint(image, mask, COLOURS, MASK_OPACITY)]
+        rows.append([*cells, drawing.paint(image, scene.mask, COLOURS, MASK_OPACITY)])
+    return drawing.sheet(["image", "seed CAM", "its mask", "polished CAM", "its mask", "truth"], rows)
 
 
-def _overlay(ssa: SSA, scene: Scene, score: Score) -> Image.Image:
+def _panel_of(ssa: SSA, scene: Scene, score: Score) -> Image.Image:
     result = ssa(_batch([scene]), classes=scene.box_classes.tolist())
     options = PostprocessOptions(score.background, box_threshold=score.box_threshold, components="all")
-    return result.overlay(_pixels([scene]), names=CLASSES, options=options)[0]
+    return result.panels(_pixels([scene]), names=CLASSES, options=options)[0]

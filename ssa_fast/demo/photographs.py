@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from ssa_fast import SSA
 from ssa_fast.demo.timing import check_new, measure_added, torch_threads
 from ssa_fast.io.atomic import write_files
-from ssa_fast.localize import PostprocessOptions, masks, panels
+from ssa_fast.localize import PostprocessOptions, drawing, masks, overlay
 from ssa_fast.models import efficientnet_lite, zoo
 from ssa_fast.ops.resize import resize
 
@@ -112,8 +112,8 @@ def run(out: Path, *, threads: int | None = None, overwrite: bool = False) -> Ph
             sightings.append(sighting)
             rows.append(_cells(rgb, sighting, result))
             image = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255.0
-            single.append(result.overlay(image, options=OPTIONS)[0])
-    sheet = panels.sheet(["photograph", "LayerCAM, the seed", "polished CAM", "its mask, above 0.5"], rows, size=16)
+            single.append(result.panels(image, options=OPTIONS)[0])
+    sheet = drawing.sheet(["photograph", "LayerCAM, the seed", "polished CAM", "its mask, above 0.5"], rows, size=16)
     images = zip(paths, (sheet, *single), strict=True)
     write_files({path: partial(image.save, quality=QUALITY) for path, image in images}, overwrite=overwrite)
     return PhotosReport(MODEL, side, ssa.seed_kind, tuple(sightings), used, paths)
@@ -142,8 +142,8 @@ def _cells(rgb: NDArray[np.uint8], sighting: Sighting, result: SSAResult) -> lis
     name, score = sighting.guesses[0]
     return [
         _captioned(image, f"{name} {100 * score:.0f} %"),
-        panels.heat(image, seed[0, 0]),
-        panels.heat(image, cam[0, 0]),
+        overlay(image, seed),
+        overlay(image, cam),
         cut_out(image, cam),
     ]
 
@@ -163,6 +163,6 @@ def _captioned(image: Image.Image, text: str) -> Image.Image:
     drawn = image.copy()
     pen, font = ImageDraw.Draw(drawn, "RGBA"), ImageFont.load_default(16)
     left, top, right, bottom = pen.textbbox((8, drawn.height - 8), text, font=font, anchor="ls")
-    pen.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill=(*panels.INK, 190))
-    pen.text((8, drawn.height - 8), text, fill=panels.PAPER, font=font, anchor="ls")
+    pen.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill=(*drawing.INK, 190))
+    pen.text((8, drawn.height - 8), text, fill=drawing.PAPER, font=font, anchor="ls")
     return drawn

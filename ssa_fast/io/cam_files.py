@@ -157,7 +157,7 @@ def write_cam(
         warnings.warn(PICKLE_WARNING, PickleWarning, stacklevel=2)
     buffer = io.BytesIO()
     if format == "ssa":
-        _save_archive(buffer, _own_content(cam, dtype))
+        write_archive(buffer, _own_content(cam, dtype))
     else:
         np.save(buffer, _foreign_content(cam, format), allow_pickle=format in PICKLED)
     atomic_write(Path(path), buffer.getvalue(), parents=False)
@@ -207,13 +207,13 @@ def read_image_name(path: Path) -> str | None:
     return None if not parts or name.startswith("/") or ".." in parts or "\\" in name else name
 
 
-def _save_archive(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
-    """Write arrays as ``np.savez_compressed`` does, but at ``DEFLATE_LEVEL``."""
+def write_archive(file: BinaryIO | Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as ``np.savez_compressed`` does, but at ``DEFLATE_LEVEL``; equal arrays give equal bytes."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, value in arrays.items():
             member = io.BytesIO()
             np.save(member, value, allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy")  # without a date: equal CAMs give equal bytes
+            info = zipfile.ZipInfo(f"{name}.npy")  # without a date
             archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, DEFLATE_LEVEL)
 
 

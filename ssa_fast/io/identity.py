@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["HASHED", "Identity", "identify", "is_same"]
+__all__ = ["HASHED", "Identity", "describe", "identify", "is_same"]
 
 Identity: TypeAlias = "dict[str, Any]"
 """JSON object: "bytes", "modified" and "changed" (times, of a folder a hash of its files'), and "hash" or None."""
@@ -29,6 +29,11 @@ def identify(path: Path) -> Identity:
     files = _files(path)
     found = _describe(files)
     return {**found, "hash": _hash(path, files) if found["bytes"] <= HASHED else None}
+
+
+def describe(path: Path) -> Identity:
+    """Return the identity of a file or folder without the hash: nothing is read; OSError if there is none."""
+    return _describe(_files(path))
 
 
 def is_same(path: Path, before: Identity, noted: float) -> bool:

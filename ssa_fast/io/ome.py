@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import xml.etree.ElementTree as ElementTree
 from colorsys import hsv_to_rgb
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 GOLDEN = 0.618034  # hues that many steps apart are never close
 
 
-def ome_xml(shape: tuple[int, int, int], names: Sequence[str], pixel_size: tuple[float, float], json: str) -> str:
+def ome_xml(shape: tuple[int, int, int], names: Sequence[str], pixel_size: tuple[float, float], note: str) -> str:
     """Return OME-XML for K maps (H, W) in a page each: channels by name, pixels (y, x) in µm, and an annotation."""
     import tifffile
 
@@ -25,10 +27,26 @@ def ome_xml(shape: tuple[int, int, int], names: Sequence[str], pixel_size: tuple
     xml.addimage("uint8", shape, (K, 1, 1, H, W, 1), axes="CYX", Channel={"Name": list(names)}, **size, **units)
     annotation = (
         '<StructuredAnnotations><CommentAnnotation ID="Annotation:0" Namespace="ssa_fast">'
-        f"<Value>{escape(json)}</Value></CommentAnnotation></StructuredAnnotations>"
+        f"<Value>{escape(note)}</Value></CommentAnnotation></StructuredAnnotations>"
     )
     head, end, tail = xml.tostring().rpartition("</OME>")
     return f"{head}{annotation}{end}{tail}"
+
+
+def read_metadata(description: str) -> dict[str, Any]:
+    """Return the JSON values in the description of a TIFF's first page, from OME-XML too; none of another program's."""
+    text = description
+    if description.lstrip().startswith("<"):
+        try:
+            notes = ElementTree.fromstring(description.encode()).iterfind(".//{*}CommentAnnotation")
+            text = next((note.findtext("{*}Value") or "" for note in notes if note.get("Namespace") == "ssa_fast"), "")
+        except ElementTree.ParseError:
+            return {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def ome_zarr_levels(count: int, placement: Placement, *, means: bool) -> tuple[list[Any], list[list[Any]]]:

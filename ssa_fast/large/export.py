@@ -15,8 +15,8 @@ from ssa_fast import localize
 from ssa_fast.io import pyramid
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.large.resample import Window
+from ssa_fast.localize.drawing import paint, side_by_side
 from ssa_fast.localize.masks import IGNORE, voc_palette
-from ssa_fast.localize.panels import heat, paint, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,7 +138,7 @@ def write_outputs(
     def write_preview(path: Path) -> None:
         cams = reduced.previews
         labels = table[_label_map(lambda lo, hi: cams[:, lo:hi], cams.shape, reduced.options)]
-        strongest = heat(image, cams.amax(dim=0) / 255.0)
+        strongest = localize.overlay(image, cams.amax(dim=0) / 255.0)
         painted = paint(image, labels, np.array(voc_palette(), dtype=np.uint8).reshape(256, 3))
         side_by_side([image, strongest, painted]).save(path, format="PNG", optimize=True)
 

@@ -19,6 +19,7 @@ from ssa_fast.io.progress import progress_bars
 from ssa_fast.io.readers import open_image
 from ssa_fast.io.samples import WHITE, ReadOptions
 from ssa_fast.io.sizes import parse_bytes
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.large.export import OutputPaths, lost_in, names_and_labels, write_outputs
 from ssa_fast.large.pipeline import Pipeline
 from ssa_fast.large.tiles import TileExtractor
@@ -87,6 +88,17 @@ class LargeImageResult:
     exact: bool
     notes: tuple[str, ...]
     seconds: dict[str, float]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the preview, the classes, and whether the CAMs are exact."""
+        from ssa_fast.localize.html import file_html
+
+        H, W = self.size
+        exact = "exact" if self.exact else "an approximation"
+        classes = ", ".join(f"{name} ({label})" for name, label in zip(self.names, self.labels, strict=True))
+        lines = [f"classes (and their values in the mask): {classes}", f"{self.cams.name}: {exact}"]
+        lines += [f"note: {note}" for note in self.notes]
+        return file_html(self.preview, f"LargeImageResult: {H} × {W} pixels", lines)
 
 
 class LargeImageSSA:
@@ -228,17 +240,19 @@ class LargeImageSSA:
             with ExitStack() as banks:
                 gathered = pipeline.gather(class_tensor, means, banks)
                 maps = pipeline.apply(gathered)
-            boxes, box_precision, background = write_outputs(
-                pipeline.fuse(maps),
-                reader,
-                paths,
-                names=chosen_names,
-                labels=chosen_labels,
-                metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
-                placement=placement,
-                postprocess=postprocess,
-                report=partial(pipeline.report, "write"),
-            )
+            fused = pipeline.fuse(maps)
+            with activity("writing"):
+                boxes, box_precision, background = write_outputs(
+                    fused,
+                    reader,
+                    paths,
+                    names=chosen_names,
+                    labels=chosen_labels,
+                    metadata={**(metadata or {}), "classes": indices, "names": chosen_names, "labels": chosen_labels},
+                    placement=placement,
+                    postprocess=postprocess,
+                    report=partial(pipeline.report, "write"),
+                )
             pipeline.record_time("write")
         return LargeImageResult(
             **vars(paths),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.large.resample import Window, iter_windows
 from ssa_fast.models.extract import extract_features
 
@@ -102,9 +103,12 @@ class TileExtractor:
 
     def _compute(self, tile: Tile) -> TileFeatures:
         self.forwards += 1
-        pixels = torch.tensor(self.reader.read(*tile.window), device=self.device).permute(2, 0, 1)
+        with activity("reading"):
+            window = self.reader.read(*tile.window)
+        pixels = torch.tensor(window, device=self.device).permute(2, 0, 1)
         pixels = pixels.to(self.working_dtype).div_(255.0).sub_(self.mean).div_(self.std)
-        extracted = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources)
+        with activity("network"):
+            extracted = extract_features(self.ssa.model, pixels[None].to(self.dtype), self.tiling.field.sources)
         maps = extracted.maps
         held = {}  # where the maps lie in the whole ones; around the core their values may differ
         for name, stride in self.tiling.field.strides.items():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from ssa_fast.localize.options import AUTO, Components, PostprocessOptions, check_components
@@ -41,13 +40,19 @@ def boxes(cams: Tensor, options: PostprocessOptions | None = None, **overrides: 
     maps = read_cams(cams)
     options = replace(options or PostprocessOptions(), **overrides)
 
-    def plane_boxes(plane: NDArray[np.float32]) -> Tensor:
-        peak, share = plane.max(), options.box_threshold
-        level = self_weighted_mean(torch.from_numpy(plane), BOX_POWER).numpy() if share == AUTO else share * peak
-        above = plane > np.float32(level) if peak > 0 else np.zeros((0, 0), bool)
-        return torch.from_numpy(component_boxes(above, options.components)).float()
+    return [
+        [torch.from_numpy(component_boxes(foreground(plane, options), options.components)).float() for plane in image]
+        for image in maps.numpy()
+    ]
 
-    return [[plane_boxes(plane) for plane in image] for image in maps.numpy()]
+
+def foreground(plane: NDArray[np.float32], options: PostprocessOptions) -> NDArray[np.bool_]:
+    """Return where a map (H, W) exceeds ``box_threshold``: nowhere if it holds NaN, or nothing above 0."""
+    peak, share = plane.max(), options.box_threshold
+    if not peak > 0:
+        return np.zeros(plane.shape, bool)
+    level = self_weighted_mean(torch.from_numpy(plane), BOX_POWER).numpy() if share == AUTO else share * peak
+    return plane > np.float32(level)
 
 
 def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDArray[np.int64]:
@@ -63,20 +68,34 @@ def component_boxes(mask: ArrayLike, components: Components = "largest") -> NDAr
     Raises:
         ValueError: ``mask`` is not two-dimensional, or ``components`` is neither "largest" nor "all".
     """
+    return find_components(mask, components)[2]
+
+
+def find_components(
+    mask: ArrayLike, components: Components = "largest"
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return a map (H, W) with a number per component, and the numbers (n,) and boxes that ``component_boxes`` returns.
+
+    Raises:
+        ValueError: As ``component_boxes``.
+    """
     check_components(components)
     filled = np.asarray(mask).astype(bool, copy=False)
     if filled.ndim != 2:
         raise ValueError(f"mask: expected (H, W), got shape {filled.shape}; pass one map at a time")
+    from scipy import ndimage  # here, so that overlays need NumPy only
+
     labels, count = ndimage.label(filled, structure=np.ones((3, 3)))
-    if count == 0:
-        return np.zeros((0, 4), dtype=np.int64)
-    areas = np.bincount(labels.ravel())[1:] if count > 1 else np.ones(1)
+    areas = np.bincount(labels.ravel())[1:] if count > 1 else np.ones(count)
+    numbers = 1 + np.argsort(-areas, kind="stable")
     if components == "largest":
-        rows, columns = ((labels == 1 + np.argmax(areas)).any(axis).nonzero()[0] for axis in (1, 0))
-        return np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]])
+        numbers = numbers[:1]
+    if len(numbers) == 1:  # a fifth of the time of find_objects, or less
+        rows, columns = ((labels == numbers[0]).any(axis).nonzero()[0] for axis in (1, 0))
+        return labels, numbers, np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]])
     regions = ndimage.find_objects(labels)
-    edges = [(x.start, y.start, x.stop, y.stop) for y, x in (regions[i] for i in np.argsort(-areas, kind="stable"))]
-    return np.array(edges, dtype=np.int64)
+    edges = [(x.start, y.start, x.stop, y.stop) for y, x in (regions[number - 1] for number in numbers)]
+    return labels, numbers, np.array(edges, dtype=np.int64).reshape(-1, 4)
 
 
 def box_scores(cams: Tensor, found: list[list[Tensor]]) -> list[list[Tensor]]:

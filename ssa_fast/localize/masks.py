@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssa_fast.io.atomic import atomic_write
@@ -94,6 +93,8 @@ def save_mask(path: str | Path, mask: Tensor | np.ndarray, palette: Literal["voc
         raise ValueError(f"mask: expected shape (H, W), got {labels.shape}; pass one image's mask")
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(f"mask: expected labels in 0..255, got {labels.min()}..{labels.max()}; a PNG index has 8 bits")
+    from PIL import Image  # here, so that overlays need NumPy only
+
     colours = voc_palette() if palette == "voc" else palette
     if isinstance(colours, str) or len(colours) % 3 or not 3 <= len(colours) <= 768:
         raise ValueError(f'palette: expected "voc" or flat RGB of up to 256 colours, got {palette!r}; pass a list')

@@ -4,5 +4,6 @@ from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Prediction, Predictor
 from ssa_fast.runs.report import Failure, RunReport
 from ssa_fast.runs.runner import list_images, run
+from ssa_fast.runs.watch import Watch
 
-__all__ = ["Failure", "Prediction", "Predictor", "RunOptions", "RunReport", "list_images", "run"]
+__all__ = ["Failure", "Prediction", "Predictor", "RunOptions", "RunReport", "Watch", "list_images", "run"]

@@ -31,6 +31,13 @@ TIMEOUT_S = 60.0  # without a heartbeat, after which a process on another machin
 POLL_S = 0.2
 
 
+def world_size() -> int:
+    """Return how many processes do the run."""
+    if not dist.is_available():
+        return 1
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class SingleProcess:
     """The run's only process, with the interface of ``Distributed``."""
 
@@ -149,7 +156,7 @@ def join() -> Iterator[Group]:
 
     A process group that the caller has already made is used, and kept.
     """
-    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
+    if world_size() == 1 and not (dist.is_available() and dist.is_initialized()):
         yield SingleProcess()
         return
     owned = not dist.is_initialized()

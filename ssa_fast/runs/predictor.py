@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ssa_fast import localize
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.models.class_spec import select_rows
 from ssa_fast.runs.options import MAX_LABEL
 
@@ -109,6 +110,12 @@ class Predictor:
     def _predict(
         self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None
     ) -> list[Prediction | Exception]:
+        with activity("network"):
+            result = self._polish(images, classes)
+        with activity("masks"):
+            return self._predictions(result, images)
+
+    def _polish(self, images: Sequence[np.ndarray], classes: Sequence[Sequence[int]] | None) -> SSAResult:
         batch = torch.cat([self.classifier.preprocess(rgb, self.options.size) for rgb in images])
         precision = self.options.precision_on(self.device)
         dtype = None if precision == "float32" else getattr(torch, precision)
@@ -117,7 +124,9 @@ class Predictor:
             rows = [chosen] * len(images) if classes is None else chosen
             chosen = select_rows(rows, len(self.classifier.categories))
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            result = self.ssa(batch, classes=chosen)
+            return self.ssa(batch, classes=chosen)
+
+    def _predictions(self, result: SSAResult, images: Sequence[np.ndarray]) -> list[Prediction | Exception]:
         probabilities = self.classifier.probabilities(result.logits.float())
         has_nan = result.logits.isnan().any(dim=1).tolist()
         nan = ValueError(f"{self.classifier.name} gave NaN for it; check the weights.")

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Set
     from pathlib import Path
 
+LIMITS = {
+    "reading": "reading",
+    "network": "the network",
+    "polishing": "polishing",
+    "masks": "making masks",
+    "writing": "writing",
+    "other": "other work",
+}
+"""What the time of a run goes on, and how the report says that it is most of it."""
 OUT_OF_MEMORY = "not enough memory|can't allocate memory|Storage size calculation overflowed"
 
 
@@ -58,6 +68,10 @@ class RunReport:
         notes: Remark -> names of the images that it is about.
         boxes: The ``boxes.json`` written; None if no image is complete.
         seconds: Wall-clock time of reading, computing and writing.
+        activities: What the time went on, in seconds over all processes: "reading", "network", "polishing", "masks",
+            "writing" and "other". Reading and writing run beside the rest, and count where the rest waits for them.
+        waited: Seconds spent waiting for images that come later; not part of ``seconds``.
+        idle: Whether the run ended while waiting for such images, with none left to do.
         signal, stopped: 2 after Ctrl-C, 15 after SIGTERM, else 0; why the run ended early, in one sentence.
         rank: The process that this report is about; rank 0's covers all processes.
         processes: The single processes, if there were several (rank 0 only).
@@ -72,10 +86,20 @@ class RunReport:
     skipped: tuple[tuple[Path, str], ...] = ()
     boxes: Path | None = None
     seconds: float = 0.0
+    activities: dict[str, float] = field(default_factory=dict)
+    waited: float = 0.0
+    idle: bool = False
     signal: int = 0
     stopped: str | None = None
     rank: int = 0
     processes: list[Process] = field(default_factory=list)
+
+    def forget(self, names: Set[str]) -> None:
+        """Remove images that are done again."""
+        self.done = [name for name in self.done if name not in names]
+        self.failures = [failure for failure in self.failures if failure.name not in names]
+        kept = {note: [name for name in about if name not in names] for note, about in self.notes.items()}
+        self.notes = {note: about for note, about in kept.items() if about}
 
     @property
     def interrupted(self) -> bool:
@@ -88,10 +112,22 @@ class RunReport:
         return (len(self.done) - self.resumed) / self.seconds if self.seconds else 0.0
 
     @property
+    def limit(self) -> str | None:
+        """Return what took most of the time, and the shares of the rest; None if nothing was done."""
+        total = sum(self.activities.values())
+        if not total or len(self.done) <= self.resumed:
+            return None
+        percent = {name: round(100 * spent / total) for name, spent in self.activities.items()}
+        first, *rest = sorted(percent, key=lambda name: percent[name], reverse=True)
+        shares = [f"{percent[first]} % of the time", *(f"{name} {percent[name]} %" for name in rest if percent[name])]
+        return f"limited by {LIMITS[first]} ({', '.join(shares)})"
+
+    @property
     def complete(self) -> bool:
         """Return True if every image is done."""
         lost = any(process.state != "finished" for process in self.processes)
-        return not (self.failures or self.signal or self.stopped or lost)
+        early = (self.signal or self.stopped) and not self.idle
+        return not (self.failures or early or lost)
 
     @property
     def exit_code(self) -> int:
@@ -110,7 +146,10 @@ class RunReport:
             "notes": self.notes,
             "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
+            "waited_seconds": round(self.waited, 3),
             "images_per_second": round(self.images_per_second, 3),
+            "limit": self.limit,
+            "activity_seconds": {name: round(spent, 3) for name, spent in self.activities.items()},
             "processes": [asdict(process) for process in self.processes],
         }
         return json.dumps(content, indent=1)

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from contextlib import closing, suppress
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ssa_fast.io import datasets
 from ssa_fast.io.datasets import Listing
-from ssa_fast.io.progress import Progress
 from ssa_fast.runs import distributed, loader
-from ssa_fast.runs.changes import Changes, forget_changes
-from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest, output_paths
+from ssa_fast.runs.manifest import BOXES, MANIFEST, RECORDS, REPORT, Manifest
 from ssa_fast.runs.network import describe_network, hash_weights
 from ssa_fast.runs.options import RunOptions
 from ssa_fast.runs.predictor import Predictor
-from ssa_fast.runs.report import Failure, RunReport
-from ssa_fast.runs.signals import Stopped, signals_as_interrupts
-from ssa_fast.runs.writer import LARGE_OUTPUTS, Job, Writer, output_folders, polish_large_image, targets_of
+from ssa_fast.runs.process import RunProcess
+from ssa_fast.runs.signals import signals_as_interrupts
+from ssa_fast.runs.watch import WatchedRun, Watcher, check_paths
+from ssa_fast.runs.writer import LARGE_OUTPUTS, output_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from ssa_fast.io.datasets import ImageSource
-    from ssa_fast.io.images import DecodedImage
     from ssa_fast.io.progress import OnProgress
     from ssa_fast.models.zoo import Classifier
-    from ssa_fast.runs.distributed import Group
-    from ssa_fast.runs.loader import Loaded
+    from ssa_fast.runs.report import RunReport
+    from ssa_fast.runs.watch import Watch
     from ssa_fast.ssa import SSA
-
-Batch: TypeAlias = "list[tuple[Loaded, DecodedImage, list[int] | None]]"  # with the image in it, and its classes
-
-BATCH_ON_GPU = 16
-WINDOW = 8  # batches' worth of consecutive images that one process takes, and forms batches of one size from
 
 
 def run(
@@ -50,6 +39,7 @@ def run(
     split: str | None = None,
     settings: dict[str, Any] | None = None,
     on_progress: OnProgress | None = None,
+    watch: Watch | None = None,
 ) -> RunReport:
     """Polish the CAMs of every image in ``paths`` and write them below ``out``.
 
@@ -71,35 +61,64 @@ def run(
         classifier: The network with its preprocessing and class names.
         options: Outputs per image, and how to execute.
         settings: Further JSON values for the outputs; a run is only resumed with the same ones.
-        on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes.
+        on_progress: Called at the start and after each image; on rank 0 only, with the counts of all processes. With
+            ``watch`` also whenever nothing can be done, in the phase "waiting" for images, or "settling" while some
+            may still be written.
+        watch: After the images that are there, process those that come later or change, until a signal ends the run
+            (or ``on_progress`` raises KeyboardInterrupt); ``paths`` are folders and globs. A file is read once it has
+            stopped growing. ``boxes.json`` and ``report.json`` are brought up to date whenever nothing is left to do.
 
     Raises:
         ValueError: An option is wrong, there is nothing to read, or ``out`` holds something else; nothing was written.
     """
     from ssa_fast import __version__
 
-    images = paths if isinstance(paths, Listing) else list_images(paths, out, options, split=split)
+    if watch is not None and isinstance(paths, Listing):
+        raise ValueError("watch: expected the paths to look at, got a listing, which does not grow; pass the paths")
+    if isinstance(paths, Listing):
+        images = paths
+    else:
+        images = list_images(paths, out, options, split=split, watched=watch is not None)
     options.check(classifier)
     predictor = Predictor(classifier, ssa, options)
     settings = {**(settings or {}), **options.fingerprint(predictor.device)}
     network, weights = describe_network(classifier, ssa), hash_weights(classifier.model)
     manifest = Manifest(Path(out), settings, __version__, network=network, weights=weights)
     with distributed.join() as group, signals_as_interrupts():
-        process = _Run(images, predictor, manifest, group, on_progress)
+        process: RunProcess
+        if watch is None or isinstance(paths, Listing):
+            process = RunProcess(images, predictor, manifest, group, on_progress)
+        else:
+            find = partial(_find_images, paths, Path(out), options, split)
+            watcher = Watcher(watch, find, labels=options.classes == "labels")
+            process = WatchedRun(watcher, predictor, manifest, group, on_progress)
         process.open()
         process.execute()
         return process.close()
 
 
 def list_images(
-    paths: Sequence[str | Path], out: str | Path, options: RunOptions, *, split: str | None = None
+    paths: Sequence[str | Path],
+    out: str | Path,
+    options: RunOptions,
+    *,
+    split: str | None = None,
+    watched: bool = False,
 ) -> Listing:
     """Return the images in ``paths`` without the run's own outputs, having checked that ``options`` go with them.
 
     No image is opened and no network needed here, so this is the place to refuse what cannot work.
 
+    Args:
+        paths: See ``run``.
+        out: See ``run``.
+        options: See ``run``.
+        split: See ``run``.
+        watched: Whether images may come later, so that there need be none now.
+
     Raises:
-        ValueError: An option is wrong or does not go with the images, ``out`` is a file, or there is no image.
+        ValueError: An option is wrong or does not go with the images, ``out`` is a file, or there is no image; or one
+            of the ``paths`` cannot be watched.
     """
     options.check()
     if options.size is not None and options.large_above != RunOptions.large_above:
@@ -107,13 +126,15 @@ def list_images(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, {out} is a file")
-    earlier = ("overlays",) if (out / MANIFEST).exists() else ()  # which may have been made with other options
-    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS, *earlier)]
-    own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
-    found = datasets.find_images(paths, split=split, exclude=own_folders)
-    skipped = tuple((path, reason) for path, reason in found.skipped if path not in own_files)
+    if watched:
+        check_paths([Path(path) for path in paths], split)
+        if distributed.world_size() > 1:
+            raise ValueError("watch: one process watches the folders; start it without torchrun, or leave --watch out")
+    found = _find_images(paths, out, options, split)
+    if watched and not found.sources:
+        return found
     if not found.sources:
-        reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *skipped)]
+        reasons = [f"{path}: {reason}" for path, reason in (*found.missing, *found.skipped)]
         raise ValueError(f"paths: no image to read ({reasons[0] if reasons else 'the folders are empty'})")
     if options.classes == "labels" and not any(source.dataset for source in found.sources):
         raise ValueError(
@@ -121,227 +142,13 @@ def list_images(
         )
     if all(map(loader.needs_tiles, found.sources)):
         options.check_tiles()
-    return replace(found, skipped=skipped)
+    return found
 
 
-class DiskFull(Exception):
-    """Nothing more can be written."""
-
-
-class _Run:
-    """This process's share of a run, and its report."""
-
-    def __init__(
-        self, images: Listing, predictor: Predictor, manifest: Manifest, group: Group, on_progress: OnProgress | None
-    ) -> None:
-        self.predictor, self.manifest, self.group = predictor, manifest, group
-        self.sources, self.names = images.sources, datasets.output_names(images.sources)
-        self.options = predictor.options
-        self.on_progress = on_progress if group.rank == 0 else None
-        self.on_gpu = predictor.device.type == "cuda"
-        self.batch_size = self.options.batch or (BATCH_ON_GPU if self.on_gpu else 1)
-        self.window = WINDOW * self.batch_size
-        self.report = RunReport(rank=group.rank)
-        self.changes = Changes()
-        self.failed = 0  # images of this process; the report's failures also hold paths without an image
-        if group.rank == 0:
-            model = predictor.classifier
-            read = (*model.notes, *getattr(getattr(predictor.ssa, "info", None), "notes", ()))
-            self.report.notes = {note: [model.name] for note in read}
-            self.report.failures = [Failure(str(path), reason) for path, reason in images.missing]
-            self.report.skipped = images.skipped
-
-    def open(self) -> None:
-        """Start or resume the run on disk, by rank 0 for all processes; raise ValueError if it cannot be."""
-        error = None
-        if self.group.rank == 0:
-            try:
-                targets = (target for index in range(len(self.sources)) for target in self._targets(index))
-                self.manifest.open(targets, overwrite=self.options.overwrite)
-                given = {str(name): source for name, source in zip(self.names, self.sources, strict=True)}
-                labels = self._labels if self.options.classes == "labels" else None
-                self.changes = forget_changes(self.manifest, given, labels)
-            except (ValueError, OSError) as failure:
-                error = str(failure)
-        self.group.wait_for_rank0(error)
-        self.manifest.refresh(self.changes.done if self.group.rank == 0 else None)
-
-    def execute(self) -> None:
-        """Process the pending images; a signal or a full disk ends that early."""
-        start, report = time.perf_counter(), self.report
-        try:
-            if pending := self._pending():
-                self._process(pending)
-        except DiskFull:
-            report.stopped = "the disk is full; free some space and run the same command again"
-        except KeyboardInterrupt as stop:
-            report.signal = stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT
-            report.stopped = "interrupted" if report.signal == signal.SIGINT else "ended by SIGTERM"
-        report.seconds = time.perf_counter() - start
-
-    def close(self) -> RunReport:
-        """On rank 0, merge the reports of all processes and write the common files; else hand the report over."""
-        report = self.report
-        for (height, width), most in self.predictor.max_batch_by_size.items():
-            note = f"batches were cut to {most} where memory ran out, at {height}x{width}."
-            report.notes.setdefault(note, []).append(f"process {report.rank}")
-        if report.rank != 0:
-            failures = [[failure.name, failure.reason] for failure in report.failures]
-            rest = {"notes": report.notes, "stopped": report.stopped, "resumed": report.resumed}
-            self.group.finish({"failures": failures, **rest})
-            return report
-        timeout = 2 * distributed.HEARTBEAT_S if report.interrupted else float("inf")
-        report.processes, others = self.group.gather(timeout)
-        for other in others:
-            report.failures += [Failure(name, reason) for name, reason in other["failures"]]
-            report.stopped = report.stopped or other["stopped"]
-            report.resumed += other["resumed"]
-            for note, names in other["notes"].items():
-                report.notes.setdefault(note, []).extend(names)
-        named = {str(name): source for source, name in zip(self.sources, self.names, strict=True)}
-        if report.processes:
-            self.manifest.refresh()
-            report.done = [str(source.path) for name, source in named.items() if name in self.manifest.done]
-        report.leftovers = self.changes.leftovers
-        for name, reason in self.changes.reasons.items():
-            if name in self.manifest.done:
-                report.remade += 1
-                report.notes.setdefault(f"made again, as {reason}.", []).append(str(named[name].path))
-        try:
-            report.boxes = self.manifest.write_boxes({name: source.file_name for name, source in named.items()})
-            self.manifest.write(REPORT, report.to_json())
-            self.manifest.close(complete=report.complete)
-        except OSError as error:
-            report.failures.append(Failure.from_error(self.manifest.out, error))
-        return report
-
-    def _targets(self, index: int) -> list[Path]:
-        """Return the files that an image may write."""
-        out, name = self.manifest.out, self.names[index]
-        usual = targets_of(out, self.sources[index], name, self.options)
-        return [*usual.values(), *output_paths(out, name, LARGE_OUTPUTS).values()]
-
-    def _pending(self) -> list[int]:
-        """Return the images of this process that are not complete; record the others."""
-        pending, failures = [], []
-        originals = {source.path.resolve() for source in self.sources}
-        for index, (source, name) in enumerate(zip(self.sources, self.names, strict=True)):
-            if not self.group.owns(index // self.window):
-                continue
-            try:
-                if str(name) in self.manifest.done:
-                    self.report.resumed += 1
-                    self.report.done.append(str(source.path))
-                    continue
-                for target in self._targets(index):
-                    if self.manifest.is_preexisting(target):
-                        raise ValueError(f"{target} exists; pass --overwrite to replace it.")
-                    if target.resolve() in originals:
-                        reason = "would replace an image of this run; choose another --out."
-                        raise ValueError(f"its output {target} {reason}")
-            except (ValueError, OSError) as error:
-                failures.append((index, error))
-            else:
-                pending.append(index)
-        self._report_progress()
-        for index, failure in failures:
-            self._record_error(index, failure)
-        return pending
-
-    def _process(self, pending: list[int]) -> None:
-        """Read, compute and write the pending images."""
-        threads = 4 if self.on_gpu else 1
-        writer = Writer(threads, self.manifest, self.options, align_corners=self.predictor.ssa.align_corners)
-        images = loader.load(self.sources, pending, self.options, self.predictor.device)
-        try:
-            # After a first signal, batches in writing are still finished; a second one ends even that.
-            with writer, closing(images):
-                for batch in self._batches(images):
-                    if jobs := self._compute(batch):
-                        writer.submit(jobs)
-                    for outcome in writer.outcomes():
-                        self._record(*outcome)
-        finally:
-            for outcome in writer.outcomes():
-                with suppress(DiskFull):
-                    self._record(*outcome)
-
-    def _batches(self, images: Iterable[Loaded]) -> Iterator[Batch]:
-        """Yield images with their classes in batches of one size and number of classes, window by window.
-
-        Large images are processed, and unreadable ones recorded, on the way.
-        """
-        for _, window in groupby(images, key=lambda image: image.index // self.window):
-            groups: dict[Any, Batch] = {}
-            for loaded in window:
-                index, image = loaded.index, loaded.image
-                try:
-                    if loaded.error is not None:
-                        raise loaded.error
-                    classes = self._classes(loaded)
-                    if image is None:
-                        source, name = self.sources[index], self.names[index]
-                        large = (source, name, loaded.identity, self.predictor, self.manifest, classes)
-                        notes = polish_large_image(*large)
-                except Exception as error:
-                    self._record_error(index, error)
-                    continue
-                if image is None:
-                    self._record(str(source.path), notes)
-                    continue
-                key = (self.predictor.size(image.rgb), None if classes is None else len(classes))
-                groups.setdefault(key, []).append((loaded, image, classes))
-                if len(groups[key]) == self.batch_size:
-                    yield groups.pop(key)
-            yield from groups.values()
-
-    def _classes(self, loaded: Loaded) -> list[int] | None:
-        """Return the image's own classes if the dataset's labels are asked for, else None."""
-        if self.options.classes != "labels":
-            return None
-        classes = self._labels(self.sources[loaded.index], loaded.labels)
-        if not classes:
-            raise ValueError("the dataset names no class in it.")
-        if self.options.cams == "wsol" and len(classes) > 1:
-            raise ValueError(f"its labels are {len(classes)} classes, and a 'wsol' file holds the map of one.")
-        return classes
-
-    def _labels(self, source: ImageSource, labels: Sequence[str]) -> list[int]:
-        return self.predictor.classifier.resolve_labels(labels, source.dataset or ())
-
-    def _compute(self, batch: Batch) -> list[Job]:
-        """Return the predictions of a batch, to be written; record the images that failed."""
-        classes = [chosen for _, _, chosen in batch if chosen is not None]
-        results = self.predictor([image.rgb for _, image, _ in batch], classes or None)
-        jobs = []
-        for (loaded, image, _), result in zip(batch, results, strict=True):
-            index = loaded.index
-            if isinstance(result, Exception):
-                self._record_error(index, result)
-            else:
-                source, name = self.sources[index], self.names[index]
-                jobs.append(Job(source, name, loaded.identity, image.rgb, image.notes, result))
-        return jobs
-
-    def _record_error(self, index: int, error: Exception) -> None:
-        path = self.sources[index].path
-        self._record(str(path), failure=Failure.from_error(path, error))
-
-    def _record(self, name: str, notes: Sequence[str] = (), failure: Failure | None = None) -> None:
-        """Add a finished image to the report and report progress; raise DiskFull where writing is futile."""
-        if failure is None:
-            self.report.done.append(name)
-        else:
-            self.report.failures.append(failure)
-            self.failed += 1
-        for note in notes:
-            self.report.notes.setdefault(note, []).append(name)
-        self._report_progress(name, failure)
-        if failure is not None and failure.disk_full:
-            raise DiskFull
-
-    def _report_progress(self, name: str = "", failure: Failure | None = None) -> None:
-        done, resumed = self.group.report(len(self.report.done), self.failed, self.report.resumed)
-        if self.on_progress is not None:
-            error = None if failure is None else failure.reason
-            self.on_progress(Progress(done, len(self.sources), name=name, error=error, resumed=resumed))
+def _find_images(paths: Sequence[str | Path], out: Path, options: RunOptions, split: str | None) -> Listing:
+    """Return the images in ``paths`` without the run's own outputs."""
+    earlier = ("overlays",) if (out / MANIFEST).exists() else ()  # which may have been made with other options
+    own_folders = [out / folder for folder in (*output_folders(options), *LARGE_OUTPUTS, RECORDS, *earlier)]
+    own_files = {out / name for name in (BOXES, REPORT, MANIFEST)}
+    found = datasets.find_images(paths, split=split, exclude=own_folders)
+    return replace(found, skipped=tuple((path, reason) for path, reason in found.skipped if path not in own_files))

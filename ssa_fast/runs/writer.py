@@ -15,9 +15,10 @@ from ssa_fast import localize
 from ssa_fast.io import cam_files
 from ssa_fast.io.atomic import Transaction
 from ssa_fast.io.cam_files import CamFile
+from ssa_fast.io.stopwatch import activity
 from ssa_fast.large import LargeImageSSA, OutputPaths
 from ssa_fast.localize.masks import voc_palette
-from ssa_fast.localize.overlay import PanelRow
+from ssa_fast.localize.panel_images import PanelRow
 from ssa_fast.runs.manifest import image_record, output_paths
 from ssa_fast.runs.options import MAX_LABEL
 from ssa_fast.runs.report import Failure
@@ -71,12 +72,14 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._batches.shutdown(cancel_futures=kind is not None)
-        self._images.shutdown()
+        with activity("writing"):
+            self._batches.shutdown(cancel_futures=kind is not None)
+            self._images.shutdown()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Write a batch; waits while ``MAX_WAITING`` batches are unfinished."""
-        self._slots.acquire()
+        with activity("writing"):
+            self._slots.acquire()
         self._batches.submit(self._write, jobs).add_done_callback(lambda _: self._slots.release())
 
     def outcomes(self) -> Iterator[Outcome]:

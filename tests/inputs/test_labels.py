@@ -367,7 +367,7 @@ def padded(run: SSA) -> SSAResult:
     return run(IMAGES, ROWS)
 
 
-def test_masks_boxes_and_overlays_know_the_valid_classes(padded: SSAResult) -> None:
+def test_masks_boxes_and_panels_know_the_valid_classes(padded: SSAResult) -> None:
     for options in ({"background": 0.0}, {"alpha": 8.0}, {"background": 0.3, "ignore": 0.0}):
         labels = padded.masks(**options)
         assert set(labels[1].unique().tolist()) == {0}  # an image without classes is background
@@ -375,7 +375,7 @@ def test_masks_boxes_and_overlays_know_the_valid_classes(padded: SSAResult) -> N
         assert torch.equal(labels[2], localize.masks(padded.cams[2, :1], **options)[0])
     boxes = padded.boxes(box_threshold=0.0, components="all")
     assert [[len(found) > 0 for found in image] for image in boxes] == padded.valid.tolist()
-    panels = padded.overlay(torch.rand(3, 3, 64, 64), names=ANIMALS)
+    panels = padded.panels(torch.rand(3, 3, 64, 64), names=ANIMALS)
     one, two = panels[2].height, panels[0].height
     assert panels[1].height == one < two < 2 * one
     assert np.asarray(panels[1]).std() > 0  # the image is drawn

@@ -120,14 +120,6 @@ def test_models_is_paced(clock: Clock, capsys: pytest.CaptureFixture[str], monke
     assert "inspecting networks: about 3 min in all" in capsys.readouterr().err
 
 
-def test_calibrate_counts_its_problems_beforehand() -> None:
-    from bench import calibrate
-
-    costs = [calibrate.expected_seconds(problem) for problem in calibrate.problems()]
-    assert 60 < sum(costs) < 3600, "seconds"
-    assert costs[0] < costs[-1]
-
-
 class _Items:
     def __init__(self) -> None:
         self.work: dict[str, float] = {}
@@ -149,8 +141,8 @@ def test_bench_paths_ends_within_five_minutes(work: dict[str, float]) -> None:
 
 def test_every_comparison_with_a_square_product_is_counted(work: dict[str, float]) -> None:
     """What is not counted is linear in the pixels, which all of these are not."""
-    assert all(any(name.startswith(kind) for name in work) for kind in (
-        "test_prototypes_against_dense", "test_the_shifted_cosine_against_dense", "test_tiled_against_dense",
-        "test_tiled_against_the_product_alone", "test_second_order_against_tiled", "test_growth[tiled",
-        "test_peak_extra_memory[tiled",
-    ))  # fmt: skip
+    from bench.test_paths import RATIOS
+
+    assert sum(name.startswith("test_ratio[") for name in work) == len(RATIOS)
+    for kind in ("test_growth[tiled", "test_peak_extra_memory[tiled"):
+        assert any(name.startswith(kind) for name in work)

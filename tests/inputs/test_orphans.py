@@ -156,7 +156,7 @@ def assert_ends_when_killed(run: subprocess.Popen[bytes], out: Path) -> None:
 
 
 BENCH = {
-    "a compiler's process": "from bench.aot_compile import in_processes; list(in_processes([wait], 1))",
+    "a compiler's process": "from bench.aot_compile import forked; forked(1).submit(wait).result()",
     "a fresh process": "from bench.workers import Workers; Workers(fresh=True).do(job)",
     "a tree's worker": "from bench.workers import Workers; Workers(tree=root).do(job)",
     "a program": "from bench.workers import run_program; run_program([sys.executable, '-c', waiting])",

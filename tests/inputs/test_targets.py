@@ -188,7 +188,7 @@ def test_one_target_or_a_list_per_image_and_names() -> None:
     torch.testing.assert_close(ragged.cams[1], both.cams[1], **ROUNDING)
     assert run(IMAGES, targets=[[], [first]]).valid.tolist() == [[False], [True]]
     assert run(IMAGES[:1], targets=[first, second]).classes.tolist() == [[0, 1]]
-    assert len(both.overlay(torch.rand(2, 3, 64, 96))) == 2
+    assert len(both.panels(torch.rand(2, 3, 64, 96))) == 2
 
 
 def test_outputs_in_dicts_dataclasses_and_tuples_are_given_image_by_image() -> None:
@@ -404,7 +404,7 @@ def test_the_classes_of_a_given_cam() -> None:
     assert unknown.valid.all()
     assert unknown.scores.isnan().all()
     assert unknown.names == [["map 0", "map 1"]] * 2
-    assert len(unknown.overlay(torch.rand(2, 3, 64, 96))) == 2
+    assert len(unknown.panels(torch.rand(2, 3, 64, 96))) == 2
     assert all(len(found) for image in unknown.boxes() for found in image)
     every = run(IMAGES, cam=torch.rand(2, 5, 4, 6))
     assert every.names == [list("abcde")] * 2

@@ -118,6 +118,7 @@ VARIANTS = """
 import json, random
 from bench import aot_cases, aot_compile
 from bench.aot_targets import TARGETS
+from bench.problems import Problem
 from ssa_fast.ops import tile_tables
 
 aot_compile.activate(TARGETS["sm_90"])
@@ -125,18 +126,17 @@ path = aot_compile.find_tables("sm_90")[0]
 table = tile_tables.entries(tile_tables.read(path), path)
 draw = random.Random(0)
 sizes = [(draw.randint(200, 600), draw.randint(200, 600)) for _ in range(200)]
-methods = [("prototypes", aot_cases.RELU), ("prototypes", aot_cases.UNKNOWN)]
-methods += [(name, aot_cases.RELU) for name in ("tiled", "resident")]
 found = {}
-for C, side, _ in aot_cases.networks()["resnet50"]:
+for C, side in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
     for H, W in sorted({(-(-height * side // 224), -(-width * side // 224)) for height, width in sizes}):
-        for last in (False, True):
-            for method, form in methods:
-                for case in aot_cases.taken(aot_cases.Case(method, form, C, H, W, channels_last=last)):
+        for layout in ("nchw", "nhwc"):
+            for method, form in aot_cases.MAIN:
+                case = aot_cases.Case(method, Problem(1, 20, C, H, W, layout=layout, **form))
+                if case.is_chosen:
                     tiles = " ".join(map(str, aot_cases.find_tiles(case, table).values()))
                     for launch in aot_compile.record(aot_cases.call(case, table, 132)).launches:
                         groups = found.setdefault(launch.key[0], {})
-                        groups.setdefault(f"{method} {form} {C} {last} {tiles}", set()).add(launch.key)
+                        groups.setdefault(f"{method} {form} {C} {layout} {tiles}", set()).add(launch.key)
 print(json.dumps({kernel: max(map(len, groups.values())) for kernel, groups in found.items()}))
 """
 
@@ -187,8 +187,9 @@ def test_a_product_outside_the_matrix_unit_is_found_beside_one_inside(tmp_path):
     done = compile_dummies(
         tmp_path,
         "calls = [lambda: call(dtype=tl.float16), call, lambda: call(in_unit=True)]\n"
-        "launches = [(launch, 1) for each in calls for launch in aot_compile.record(each).launches]\n"
-        "for row in aot_compile.compile_rows('sm_90', launches): print(row.config, row.registers > 0, *row.problems)\n",
+        "for launch in (launch for each in calls for launch in aot_compile.record(each).launches):\n"
+        "    row = aot_compile.compile_row('sm_90', launch, 1)\n"
+        "    print(row.config, row.registers > 0, *row.problems)\n",
     )
     assert done.stdout.splitlines() == [
         "N=64 ROWS=16 DTYPE=fp16 warps=4 stages=1 True",
@@ -201,8 +202,8 @@ def test_a_failed_launch_and_a_dead_compiler_are_failing_rows(tmp_path):
     done = compile_dummies(
         tmp_path,
         "launches = aot_compile.record(lambda: call(N=63)).launches\n"
-        "for compile_rows in (aot_compile.compile_rows, lambda *_: os._exit(3)):\n"
-        "    aot_compile.compile_rows = compile_rows\n"
+        "for compile_row in (aot_compile.compile_row, lambda *_: os._exit(3)):\n"
+        "    aot_compile.compile_row = compile_row\n"
         "    for row in aot_compile.compile_distinct('sm_90', launches, 1).values(): print(row.problems)\n",
     )
     first, second = done.stdout.splitlines()
@@ -222,17 +223,19 @@ def test_each_specialization_is_compiled_once(tmp_path):
 
 TOO_LARGE = """
 from bench import aot_cases
+from bench.problems import Problem
 from ssa_fast.kernels.config import Apply, Gather
 
-case = aot_cases.Case("prototypes", aot_cases.RELU, 256, 32, 32, dtype="float32")
+case = aot_cases.Case("prototypes", Problem(1, 20, 256, 32, 32, dtype="float32"))
 for warps, stages, block_l, block_c in ((4, 9, 64, 128), (1, 1, 128, 64)):
     tiles = {
         "gather": Gather(block_l=16, rows=16, num_warps=4, block_c=128),
         "apply": Apply(block_l=block_l, block_c=block_c, rows=32, num_warps=warps, num_stages=stages),
     }
     aot_cases.find_tiles = lambda *_: tiles
-    launches = [(each, 1) for each in aot_compile.record(aot_cases.call(case, [], 132)).launches]
-    for row in aot_compile.compile_rows("sm_90", launches): print(row.kernel, row.problems)
+    for launch in aot_compile.record(aot_cases.call(case, [], 132)).launches:
+        row = aot_compile.compile_row("sm_90", launch, 1)
+        print(row.kernel, row.problems)
 """
 
 
@@ -259,7 +262,7 @@ def loops(x_ptr, n, step, N: tl.constexpr):
 aot_compile.activate(aot_compile.TARGETS["sm_90"])
 x = torch.empty(64, dtype=torch.int32, device="meta")
 (launch,) = aot_compile.record(lambda: loops[(7,)](x_ptr=x, n=1000, step=5, N=64)).launches
-(row,) = aot_compile.compile_rows("sm_90", [(launch, 1)])
+row = aot_compile.compile_row("sm_90", launch, 1)
 kernel = Kernel(row.ttir)
 print([kernel.trips({"n": 1000, "step": 5}, (7,), (program,)) for program in (0, 6)])
 print([(block.loaded, block.stored) for block, _ in kernel.root.walk()])
@@ -308,4 +311,4 @@ def test_the_interpreter_is_refused():
 def test_an_unknown_target_is_refused():
     done = aot("--target", "sm_75")
     assert done.returncode == 2
-    assert "got 'sm_75'" in done.stderr
+    assert "invalid choice: 'sm_75'" in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from ssa_fast.evaluate.contours import contour_boxes
@@ -13,7 +12,7 @@ from ssa_fast.evaluate.datasets.pixels import read_truth
 from ssa_fast.evaluate.segmentation import IGNORE
 from ssa_fast.io.cam_values import WSOL_SIZE
 from ssa_fast.io.images import read_image
-from ssa_fast.localize import panels
+from ssa_fast.localize import drawing, overlay
 from ssa_fast.localize.masks import voc_palette
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ __all__ = ["check_matplotlib", "draw_boxes", "draw_pixels", "draw_segmentation",
 
 WRONG = (200, 30, 30)
 TRUE, FOUND = (255, 255, 255), (255, 220, 0)
-_REGION = np.array([panels.INK, (90, 170, 255)], np.uint8)
+_REGION = np.array([drawing.INK, (90, 170, 255)], np.uint8)
 VOID = (224, 224, 192)  # VOC's colour of label 255
 
 
@@ -95,13 +94,13 @@ def draw_segmentation(report: SegmentationReport, index: int) -> Image.Image:
     shown = _picture(image, truth.shape)
     palette = np.array(voc_palette(), np.uint8).reshape(256, 3)
     palette[IGNORE] = VOID
-    heat = torch.from_numpy(maps.max(0) if len(maps) else np.zeros(truth.shape, np.float32))
+    strongest = maps.max(0) if len(maps) else np.zeros(truth.shape, np.float32)
     cells = [
         shown,
-        panels.paint(shown, truth.astype(np.int64), palette),
-        panels.heat(shown, heat),
-        panels.paint(shown, predicted, palette),
-        panels.paint(shown, errors, np.array([panels.PAPER, WRONG], np.uint8)),
+        drawing.paint(shown, truth.astype(np.int64), palette),
+        overlay(shown, strongest),
+        drawing.paint(shown, predicted, palette),
+        drawing.paint(shown, errors, np.array([drawing.PAPER, WRONG], np.uint8)),
     ]
     names = ("background", *report.source.dataset.class_names)
     score = report.image_mious[index, report.best]
@@ -113,7 +112,7 @@ def draw_segmentation(report: SegmentationReport, index: int) -> Image.Image:
         f"at {report.sweep.best_threshold:.2f}: mIoU {100 * score:.1f}",
         f"wrong: {100 * errors.mean():.1f} %",
     ]
-    return panels.sheet(titles, [cells])
+    return drawing.sheet(titles, [cells])
 
 
 def draw_boxes(report: BoxReport, index: int) -> Image.Image:
@@ -129,13 +128,13 @@ def draw_boxes(report: BoxReport, index: int) -> Image.Image:
     truth = np.array(image.boxes) / np.array([W, H] * 2) * scale
     cells = [
         _outline(shown, truth, TRUE),
-        panels.heat(shown, torch.from_numpy(cam)),
-        _outline(_outline(panels.paint(shown, region.astype(np.int64), _REGION), truth, TRUE), found, FOUND),
+        overlay(shown, cam),
+        _outline(_outline(drawing.paint(shown, region.astype(np.int64), _REGION), truth, TRUE), found, FOUND),
     ]
     column = int(np.argmax(report.found["largest"].thresholds == report.best_threshold))
     iou = report.found["largest"].overlaps[index, column]
     titles = [image.id, f"CAM of class {image.label}", f"at {report.best_threshold:.2f}: IoU {100 * iou:.1f}"]
-    return panels.sheet(titles, [cells])
+    return drawing.sheet(titles, [cells])
 
 
 def draw_pixels(report: PixelReport, index: int) -> Image.Image:
@@ -150,15 +149,15 @@ def draw_pixels(report: PixelReport, index: int) -> Image.Image:
     palette[IGNORE] = VOID
     cells = [
         shown,
-        panels.paint(shown, truth, palette),
-        panels.heat(shown, torch.from_numpy(cam)),
-        panels.paint(shown, region, palette),
-        panels.paint(shown, errors, np.array([panels.PAPER, WRONG], np.uint8)),
+        drawing.paint(shown, truth, palette),
+        overlay(shown, cam),
+        drawing.paint(shown, region, palette),
+        drawing.paint(shown, errors, np.array([drawing.PAPER, WRONG], np.uint8)),
     ]
     iou = report.image_ious[index, int(np.argmax(report.ious))]
     at_best = f"at {report.best_threshold:.2f}: IoU {100 * iou:.1f}"
     titles = [image.id, "truth", f"CAM of class {image.label}", at_best, f"wrong: {100 * errors.mean():.1f} %"]
-    return panels.sheet(titles, [cells])
+    return drawing.sheet(titles, [cells])
 
 
 def _outline(image: Image.Image, boxes: NDArray[np.float64], colour: tuple[int, int, int]) -> Image.Image:
@@ -166,7 +165,7 @@ def _outline(image: Image.Image, boxes: NDArray[np.float64], colour: tuple[int, 
     pen = ImageDraw.Draw(drawn)
     for x0, y0, x1, y1 in boxes.round().astype(int).tolist():
         edges = (x0, y0, max(x0, min(x1, image.width) - 1), max(y0, min(y1, image.height) - 1))
-        pen.rectangle(edges, outline=panels.INK, width=4)
+        pen.rectangle(edges, outline=drawing.INK, width=4)
         pen.rectangle(edges, outline=colour, width=2)
     return drawn
 
@@ -174,5 +173,5 @@ def _outline(image: Image.Image, boxes: NDArray[np.float64], colour: tuple[int, 
 def _picture(image: LabelledImage | LocatedImage, size: Sequence[int]) -> Image.Image:
     """Return an image at a panel's size, white where its file is not known."""
     if image.image is None:
-        return panels.fit(Image.new("RGB", (size[1], size[0]), panels.PAPER))
-    return panels.fit(Image.fromarray(read_image(image.image).rgb))
+        return drawing.fit(Image.new("RGB", (size[1], size[0]), drawing.PAPER))
+    return drawing.fit(Image.fromarray(read_image(image.image).rgb))

@@ -1,46 +1,22 @@
-"""Draw maps as images: heat maps, painted label maps, and sheets that lay images out in a grid."""
+"""Paint label maps over images, and lay images out in titled sheets."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    import numpy as np
 
 CELL = 224  # pixels of a cell's longer side
 GAP, TITLE, SIDE = 6, 20, 24  # pixels between cells, above the columns, and left of labelled rows
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 OPACITY = 0.55
-
-# Turbo's polynomial approximation, because matplotlib is not a dependency: coefficients of t^0 .. t^5 per channel
-# (A. Mikhailov, Google Research 2019; Apache-2.0, gist 0d177465a8151eb6ede1768d51d476c7).
-TURBO = np.array(
-    [
-        [0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943],
-        [0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604],
-        [0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973],
-    ]
-)
-
-
-def turbo(values: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1] as turbo colours: (...) -> (..., 3) uint8; NaN becomes mid grey."""
-    t = np.nan_to_num(values, nan=0.0).clip(0, 1)
-    colours = (np.stack([t**n for n in range(6)], axis=-1) @ TURBO.T).clip(0, 1)
-    colours[np.isnan(values)] = 0.5
-    return np.asarray(np.round(colours * 255), dtype=np.uint8)
-
-
-def heat(image: Image.Image, cam: Tensor) -> Image.Image:
-    """Return the image blended with a CAM (h, w) in [0, 1] in turbo colours; NaN pixels are grey."""
-    values = Image.fromarray(cam.detach().float().cpu().numpy()).resize(image.size, Image.Resampling.BILINEAR)
-    return Image.blend(image, Image.fromarray(turbo(np.asarray(values))), OPACITY)
+TAIL = 1 / 3
 
 
 def paint(image: Image.Image, labels: np.ndarray, colours: np.ndarray, opacity: float = OPACITY) -> Image.Image:
@@ -88,9 +64,27 @@ def sheet(
 
 
 def _write(page: Image.Image, text: str, corner: tuple[int, int], width: int, size: int) -> None:
-    """Write a line; if it is too wide, cut off its beginning, as module names differ at the end."""
-    pen, face, line = ImageDraw.Draw(page), ImageFont.load_default(size), text
-    while pen.textlength(line, font=face) > width and len(text) > 1:
-        text = text[1:]
-        line = f"…{text}"
+    pen, face = ImageDraw.Draw(page), ImageFont.load_default(size)
+    line = shorten(text, lambda line: pen.textlength(line, font=face) <= width)
     pen.text(corner, line, fill=INK, font=face)
+
+
+def shorten(text: str, fits: Callable[[str], bool], tail: float = TAIL) -> str:
+    """Return the text, or the longest form of it that fits, "…" in place of what is left out.
+
+    The front stays, as it tells classes apart, and ``tail``, a share of what is left of the text: the end of a module's
+    name and a class's index.
+    """
+    if fits(text):
+        return text
+    for length in range(len(text) - 1, 1, -1):
+        front = round((1 - tail) * length)
+        line = f"{text[:front].rstrip()}…{text[len(text) - length + front :].lstrip()}"
+        if fits(line):
+            return line
+    return f"{text[:1]}…"
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether two rectangles x1, y1, x2, y2 share a point."""
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]

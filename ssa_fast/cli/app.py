@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssa_fast.cli import convert, demo, evaluate, explain, export, models, run
+from ssa_fast.cli import convert, demo, evaluate, explain, export, figure, models, run
 
 app = typer.Typer(
     name="ssa-fast",
@@ -20,6 +20,7 @@ app.command("demo")(demo.command)
 app.add_typer(evaluate.app, name="eval")
 app.command("explain")(explain.command)
 app.command("export")(export.command)
+app.command("figure")(figure.command)
 app.command("models")(models.command)
 
 

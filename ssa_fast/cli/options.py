@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ssa_fast.cli import console
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from ssa_fast.models.zoo import Classifier
     from ssa_fast.ssa import SSA
 
-MODEL, CAM, EXECUTION = "Model", "CAM", "Execution"
+MODEL, CAM, MASKS, EXECUTION, OUTPUT = "Model", "CAM", "Masks and boxes", "Execution", "Output"
 """Titles of the groups in which ``--help`` lists the options."""
 
 
@@ -35,6 +37,23 @@ Model = Annotated[
 Weights = Annotated[
     str, option(MODEL, "'DEFAULT' or another set's name, 'none' (random) or a file.", "--weights", "-w")
 ]
+Size = Annotated[str | None, option(MODEL, "Input size: shorter side or HEIGHTxWIDTH; default: the image's.", "--size")]
+ProbabilityText = Annotated[
+    Literal["softmax", "sigmoid"] | None,
+    option(
+        MODEL,
+        "Scores: softmax, or sigmoid for several labels per image; default: the model's.",
+        "--probability",
+    ),
+]
+Seed = Annotated[str, option(CAM, "'auto', 'cam', 'grad-cam', 'layercam', or the layer for Grad-CAM.")]
+Fuse = Annotated[Literal["mean", "max", "sum", "product"], option(CAM, "How to fuse the stages.")]
+BoxThreshold = Annotated[str, option(MASKS, "Boxes: share of the map's maximum, or 'auto': each map's own.")]
+Background = Annotated[
+    str | None,
+    option(MASKS, "Masks: background score, or 'auto': each image's own, by its CAMs; default: auto."),
+]
+BoxComponents = Annotated[Literal["largest", "all"], option(MASKS, "Boxes: which connected regions.")]
 Stages = Annotated[str, option(CAM, "'auto', or module names separated by commas.")]
 AffinityText = Annotated[
     str,
@@ -70,6 +89,14 @@ def build(
         raise ValueError("scales: {} takes images of {}x{} only; leave it out".format(model, *classifier.input_size))
     options |= {"names": classifier.categories, "probability": classifier.probability}
     return classifier, SSA(classifier.model, input_shape=classifier.input_size, **options)
+
+
+def note_fixed_size(classifier: Classifier) -> None:
+    """Say on stderr that the network takes images of one size only, if it does."""
+    if classifier.input_size:
+        only = "{}x{}".format(*classifier.input_size)
+        line = f"notice: {classifier.name} takes {only} only; images are resized to it, outputs back to their size"
+        console.err().print(line)
 
 
 def parse_stages(text: str) -> str | list[str]:

@@ -15,13 +15,26 @@ from rich.text import Text
 
 from ssa_fast.cli import console
 from ssa_fast.cli.options import (
+    CAM,
+    EXECUTION,
+    MASKS,
+    MODEL,
+    OUTPUT,
     AffinityText,
+    Background,
+    BoxComponents,
+    BoxThreshold,
     Debug,
     Device,
+    Fuse,
     Model,
+    ProbabilityText,
+    Seed,
+    Size,
     Stages,
     Weights,
     build,
+    note_fixed_size,
     option,
     parse_scales,
     parse_score,
@@ -34,7 +47,7 @@ if TYPE_CHECKING:
     from ssa_fast.io.progress import OnProgress, Progress
     from ssa_fast.runs import RunReport
 
-PANELS = ("Model", "CAM", "Masks and boxes", "Execution", "Output")
+PANELS = (MODEL, CAM, MASKS, EXECUTION, OUTPUT)
 _model, _cam, _masks, _exec, _out = (partial(option, panel) for panel in PANELS)
 
 EPILOG = """Examples:
@@ -61,18 +74,15 @@ def command(
     *,
     model: Model = "resnet50",
     weights: Weights = "DEFAULT",
-    size: Annotated[str | None, _model("Input size: shorter side or HEIGHTxWIDTH; default: the image's.")] = None,
+    size: Size = None,
     precision: Annotated[
         str, _model("float32, or mixed precision: float16 or bfloat16; 'auto' is float16 on a GPU.")
     ] = "auto",
     classes: Annotated[
         str, _cam("'predicted', 'top5', names and indices, or 'labels': the dataset's own.", "--classes", "-c")
     ] = "predicted",
-    probability: Annotated[
-        Literal["softmax", "sigmoid"] | None,
-        _model("Scores: softmax, or sigmoid for several labels per image; default: the model's."),
-    ] = None,
-    seed: Annotated[str, _cam("'auto', 'cam', 'grad-cam', 'layercam', or the layer for Grad-CAM.")] = "auto",
+    probability: ProbabilityText = None,
+    seed: Seed = "auto",
     stages: Stages = "auto",
     affinity: AffinityText = "auto",
     scales: Annotated[str, _cam("Image scales, e.g. 0.5,1,1.5,2.")] = "1",
@@ -80,22 +90,20 @@ def command(
     prior: Annotated[
         Literal["center"] | None, _cam("Weight seeds by their distance from the centre: an assumption, no evidence.")
     ] = None,
-    fuse: Annotated[Literal["mean", "max", "sum", "product"], _cam("How to fuse the stages.")] = "mean",
+    fuse: Fuse = "mean",
     align_corners: Annotated[
         bool, _cam("Align corner pixels, not centres, in bilinear resizing, as PCM does.")
     ] = False,
     refine: Annotated[
         bool, _cam("Let CAMs, masks and boxes follow the image's edges, at its full size (PAMR).", "--refine")
     ] = False,
-    background: Annotated[
-        str | None, _masks("Masks: background score, or 'auto': each image's own, by its CAMs; default: auto.")
-    ] = None,
+    background: Background = None,
     alpha: Annotated[float | None, _masks("Masks: background score (1 - max)^alpha instead.")] = None,
     ignore: Annotated[
         float | None, _masks("Masks: a lower background (or higher alpha); pixels in between become 255.")
     ] = None,
-    box_threshold: Annotated[str, _masks("Boxes: share of the map's maximum, or 'auto': each map's own.")] = "auto",
-    components: Annotated[Literal["largest", "all"], _masks("Boxes: which connected regions.")] = "largest",
+    box_threshold: BoxThreshold = "auto",
+    components: BoxComponents = "largest",
     device: Device = "auto",
     batch: Annotated[
         int | None, _exec("Images of one size per batch; default: 1 on a CPU, 16 on a GPU.", min=1)
@@ -156,10 +164,7 @@ def command(
         how = {name: given[name] for name in ("stages", "affinity", "scales", "flip", "prior", "fuse", "align_corners")}
         which: dict[str, Any] = {"model": model, "weights": weights, "device": device, "probability": probability}
         classifier, ssa = build(**which, seed=seed, size="stage", **how)
-        if classifier.input_size:
-            only = "{}x{}".format(*classifier.input_size)
-            line = f"notice: {model} takes {only} only; images are resized to it, outputs back to their size"
-            console.err().print(line)
+        note_fixed_size(classifier)
         affinities = [str(each) for each in ssa.affinities.values()]  # of "auto", what it chose decides the outputs
         settings = {"model": model, "weights": classifier.weights, "probability": classifier.probability, **how}
         settings["affinity"] = affinities[0] if len(set(affinities)) == 1 else affinities

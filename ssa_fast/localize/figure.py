@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import isnan
 from os import PathLike, fspath
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -50,13 +51,15 @@ BAR_HEIGHT, BASELINE = 2.0, 0.045  # inches: of the bar, and of a line above wha
 TITLE_SIZE, NAME_SIZE = 7.0, 8.0  # points
 GREY = "0.35"
 DIMMED, LUMA = 0.35, (0.299, 0.587, 0.114)  # outside the mask: brightness, and grey (BT.601)
-LABEL: dict[str, Any] = {"fontsize": 6.0, "color": "white", "va": "top", "parse_math": False} | {
-    "bbox": {"facecolor": "black", "edgecolor": "none", "pad": 1.0}
-}
+SMALLEST = 0.25  # inches: the width of a cell in which something can be seen
+BOX: dict[str, Any] = {"fill": False, "edgecolor": "white", "linewidth": 0.8}
+PLATE = {"facecolor": "black", "edgecolor": "none", "pad": 1.0}  # behind a box's score
+LABEL: dict[str, Any] = {"fontsize": 6.0, "color": "white", "va": "top", "parse_math": False, "bbox": PLATE}
 
 # Type 3 fonts, matplotlib's default, are refused by many publishers; a salt makes the names in an SVG file the same.
 SAVE_SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "ssa_fast"}
 DATES = {"svg": "Date", "pdf": "CreationDate"}
+_saving = Lock()  # matplotlib's settings are those of all threads
 
 
 class Result(Protocol):
@@ -103,7 +106,7 @@ class PaperFigure(Figure):
         kind = str(options.get("format") or path.rpartition(".")[2]).lower()
         undated = {DATES[kind]: None} if kind in DATES else {}
         options = {"dpi": DPI, **options, "metadata": {**undated, **(options.get("metadata") or {})}}
-        with rc_context(SAVE_SETTINGS):
+        with _saving, rc_context(SAVE_SETTINGS):
             super().savefig(fname, **options)
 
     def _repr_png_(self) -> bytes:
@@ -201,8 +204,7 @@ def figure(
     if classes is not None and not any(block.rows for block in blocks):
         there = sorted({name for result in results for image in result.names for name in image if name})
         raise ValueError(f"classes: expected some of the results' ({', '.join(there)}), got {list(classes)}")
-    titles = ["image", *next((list(block.rows[0].maps) for block in blocks if block.rows), [])]
-    titles += ["mask"] if mask else []
+    titles = _titles(blocks, mask)
     if columns is None:
         columns = 2 if len(blocks) >= 4 and len(titles) <= 4 else 1
     return _draw(blocks, titles, min(columns, len(blocks)), width, colours, {"colormap": colormap, "opacity": opacity})
@@ -279,6 +281,14 @@ def _make_blocks(
     ]
 
 
+def _titles(blocks: list[Block], mask: bool) -> list[str]:
+    """Return the titles of a row's cells; ValueError if results differ in their stages."""
+    found = {tuple(row.maps) for block in blocks for row in block.rows} or {("seed", "polished")}
+    if len(found) > 1:
+        raise ValueError(f"results: expected the same stages in all, got {sorted(found)}; draw them apart")
+    return ["image", *found.pop(), *(["mask"] if mask else [])]
+
+
 def _draw(
     blocks: list[Block], titles: list[str], columns: int, width: float, colours: NDArray[np.uint8], style: Style
 ) -> PaperFigure:
@@ -286,6 +296,9 @@ def _draw(
     across = width - MARGIN - BAR_GAP - BAR - BAR_TEXT
     block_width = (across - (columns - 1) * BLOCK_GAP) / columns
     cell = (block_width - (len(titles) - 1) * GAP) / len(titles)
+    if cell < SMALLEST:
+        count = f"{columns * len(titles)} cells side by side"
+        raise ValueError(f"width: expected more than {width:g} inches for {count}; raise it, or take fewer columns")
     tallest = max(1.0, min(block.aspect for block in blocks))  # among others a portrait is as high as a square
     lines = [blocks[first : first + columns] for first in range(0, len(blocks), columns)]
     heights = [cell * min(tallest, max(block.aspect for block in line)) for line in lines]
@@ -318,7 +331,7 @@ class _Page:
         if not block.rows:
             self.write("no class", (left, top + NAME), width, NAME_SIZE, GREY)
         fitted = min(cell[0], cell[1] / block.aspect)  # the image's width
-        size = round(fitted * block.aspect * DPI), round(fitted * DPI)
+        size = max(1, round(fitted * block.aspect * DPI)), max(1, round(fitted * DPI))
         image = interpolate(block.image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
         inset, step = (cell[0] - fitted) / 2, cell[0] + GAP
         self.show(image, (left + inset, top + NAME), fitted)
@@ -339,7 +352,7 @@ class _Page:
         axes = self.add_axes(corner, width, height)
         axes.set_axis_off()
         pixels = image.mul(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        axes.imshow(pixels, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased")
+        axes.imshow(pixels, extent=(0, 1, 1, 0), aspect="auto", origin="upper", interpolation="antialiased")
         return axes
 
     def add_axes(self, corner: Corner, width: float, height: float) -> Axes:
@@ -372,7 +385,7 @@ class _Page:
         corners = row.boxes / torch.tensor([width, height] * 2)
         taken: list[tuple[float, ...]] = []
         for (x1, y1, x2, y2), score in zip(corners.tolist(), row.box_scores.tolist(), strict=True):
-            frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.8)
+            frame = Rectangle((x1, y1), x2 - x1, y2 - y1, **BOX)
             frame.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
             axes.add_patch(frame)
             label = axes.annotate(f"{score:.2f}", (x1, y1), (3, -3), textcoords="offset points", **LABEL)
@@ -387,6 +400,7 @@ class _Page:
         """Draw the colour scale, at most ``BAR_HEIGHT`` high."""
         axes = self.add_axes(corner, BAR, min(height, BAR_HEIGHT))
         axes.imshow(colours[:, None], origin="lower", extent=(0, 1, 0, 1), aspect="auto")
+        axes.grid(False)
         axes.set_xticks([])
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=TITLE_SIZE)
         axes.yaxis.tick_right()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -458,6 +459,18 @@ def test_masks_boxes_labels_names_and_metadata(large: Run, monkeypatch: pytest.M
     largest = [max(boxes.tolist(), key=lambda b: (b[2] - b[0]) * (b[3] - b[1])) for boxes in coarse.boxes]
     for (x1, y1, x2, y2), exact in zip(largest, expected_boxes, strict=True):
         assert any(x1 <= b[0] and y1 <= b[1] and x2 >= b[2] and y2 >= b[3] for b in exact.tolist())
+
+
+def test_a_notebook_shows_the_preview(large: Run) -> None:
+    result = replace(large(SSA(Pyramid()), random_image(50, 70), [1]), names=["<b>"], labels=[7], notes=("a & b",))
+    page = result._repr_html_()
+    assert page.startswith('<div style="line-height: 1.4"><div><b>LargeImageResult: 50 × 70 pixels</b></div>')
+    assert page.count('<img src="data:image/jpeg;base64,') == 1
+    assert "&lt;b&gt; (7)" in page
+    assert "out.tif: exact" in page
+    assert "note: a &amp; b" in page
+    result.preview.unlink()
+    assert "not shown: [Errno 2] No such file" in result._repr_html_()
 
 
 def test_zarr(large: Run, tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def test_a_map_with_nan_has_no_prompt_and_one_that_fills_the_image_no_background
     assert full.points[0, 1:].tolist() == [[0, 0], [0, 0]]
 
 
+def test_another_region_of_the_class_is_no_background() -> None:
+    (given,) = prompts(torch.tensor([[0.8, 0.1, 1.0, 0.9]]), negative=2, box_threshold=0.5)
+    assert given.boxes.tolist() == [[2, 0, 4, 1]]
+    assert given.points.tolist() == [[[2, 0], [1, 0], [0, 0]]]
+    assert given.labels.tolist() == [[1, 0, -1]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -202,6 +202,8 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle inside": (lambda path: rewrite(path, cams=np.array([Trap()], dtype=object)), "damaged"),
     "a missing stage": (lambda path: rewrite(path, stage_1=None), "stage_1"),
     "other images": (lambda path: rewrite(path, seed=np.zeros((3, K, 2, 2))), r"intact, but has seed for \(3, 3\)"),
+    "other types": (lambda path: rewrite(path, classes=np.zeros((B, K))), "classes are <f8"),
+    "swapped bytes": (lambda path: rewrite(path, scores=np.zeros((B, K), ">f4")), "scores are >f4"),
     "a later format": (lambda path: rewrite(path, about='{"format": "ssa_fast.SSAResult 9"}'), "version that wrote it"),
 }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ARRAYS", "read_result", "write_result"]
 
 ARRAYS = ("cams", "seed", "logits", "classes", "valid", "scores")
+KINDS = {"classes": "i", "valid": "b"}  # of dtypes; of others "f"
 FORMAT = "ssa_fast.SSAResult 1"
 
 
@@ -73,10 +74,13 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def _check(content: Mapping[str, Any]) -> None:
-    """Refuse arrays of which some have other images or classes than the rest."""
+    """Refuse arrays of other types, and those of which some have other images or classes than the rest."""
     B, K = content["classes"].shape
-    arrays = {name: content[name] for name in ARRAYS} | content["stages"]
+    arrays = {name: content[name] for name in ARRAYS}
+    arrays |= {f"stage {name!r}": maps for name, maps in content["stages"].items()}
     for name, array in arrays.items():
         shape = array.shape[:2]
         if shape != (B, K) and not (name == "logits" and shape[:1] == (B,)):
             raise Refused(f"is intact, but has {name} for {shape} images and classes, others for {(B, K)}")
+        if array.dtype.kind != KINDS.get(name, "f") or not array.dtype.isnative:
+            raise Refused(f"is intact, but its {name} are {array.dtype.str}, which SSAResult.save does not write")

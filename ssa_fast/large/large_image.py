@@ -89,6 +89,17 @@ class LargeImageResult:
     notes: tuple[str, ...]
     seconds: dict[str, float]
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the preview, the classes, and whether the CAMs are exact."""
+        from ssa_fast.localize.html import file_html
+
+        H, W = self.size
+        exact = "exact" if self.exact else "an approximation"
+        classes = ", ".join(f"{name} ({label})" for name, label in zip(self.names, self.labels, strict=True))
+        lines = [f"classes (and their values in the mask): {classes}", f"{self.cams.name}: {exact}"]
+        lines += [f"note: {note}" for note in self.notes]
+        return file_html(self.preview, f"LargeImageResult: {H} × {W} pixels", lines)
+
 
 class LargeImageSSA:
     """Polishes, exactly, images that are too large for the network or the memory.

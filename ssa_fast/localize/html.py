@@ -15,12 +15,14 @@ from ssa_fast.localize.colormaps import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
 IMAGES, CLASSES = 4, 5  # shown at most: together some 150 kB
 SIDE = 96  # pixels of a picture's longer side
+WIDE = 960  # pixels of an image of a file
 NAME = 60  # characters of a name
 LEVELS = 64  # of colour: the eye sees no step, and the file is half as large as with 256
 GREY = "rgba(128, 128, 128, .6)"  # a line that shows on white and on black
@@ -63,6 +65,21 @@ def maps_html(maps: Mapping[str, Tensor], captions: Sequence[Sequence[str]], tit
     return f'<div style="line-height: 1.4">{"".join(body)}</div>'
 
 
+def file_html(path: Path, title: str, lines: Sequence[str]) -> str:
+    """Return the image in a file, ``WIDE`` pixels wide at most, between a title and lines; or why it is not shown."""
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((WIDE, WIDE))
+            jpeg = io.BytesIO()
+            image.convert("RGB").save(jpeg, "JPEG", quality=85)
+            box = f'width="{image.width}" height="{image.height}"'
+        picture = f'<img src="{_address(jpeg, "jpeg")}" alt="{escape(path.name)}" {box} style="max-width: 100%">'
+    except OSError as error:
+        picture = f"<div>not shown: {escape(str(error))}</div>"
+    body = [f"<div><b>{escape(title)}</b></div>", picture, *(f"<div>{escape(line)}</div>" for line in lines)]
+    return f'<div style="line-height: 1.4">{"".join(body)}</div>'
+
+
 def _thumbnails(stack: Tensor) -> NDArray[np.float32]:
     """Return maps (b, k, h, w) as an array, each side at most ``SIDE``, averaged where they are larger."""
     stack = stack.detach().float()
@@ -83,8 +100,11 @@ def _picture(values: NDArray[np.float32], alt: str, box: str) -> str:
     image.putpalette([*colours.ravel().tolist(), 128, 128, 128])
     png = io.BytesIO()
     image.save(png, "PNG", optimize=True)
-    address = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    return f'<img src="{address}" alt="{escape(_short(alt))}" {box} style="image-rendering: pixelated">'
+    return f'<img src="{_address(png, "png")}" alt="{escape(_short(alt))}" {box} style="image-rendering: pixelated">'
+
+
+def _address(file: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _short(name: str) -> str:

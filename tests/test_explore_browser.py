@@ -439,9 +439,10 @@ def test_reloading_restores_the_view(explorer: Explorer) -> None:
         return state | {"view": explorer["#strip input:checked"].input_value(), "pixels": explorer.pixels()}
 
     before = state()
-    assert before["colormap"] == "cividis"
-    assert before["threshold"] == "0.3"
-    assert before["view"] == "mask"
+    chosen = {"fuse": "max", "colormap": "cividis", "components": "all", "view": "mask"}
+    chosen |= {"opacity": "0.6", "threshold": "0.3", "background": "0.45"}
+    assert {name: before[name] for name in chosen} == chosen
+    assert "espresso" not in before["viewer-title"]  # the second class, a coffee mug, is shown
     explorer["#strip input:checked"].focus()
     explorer.page.keyboard.press("ArrowLeft")  # to the boxes, and back: the page writes the address itself
     explorer.expect_setting("view", "boxes")

@@ -188,7 +188,7 @@ function showView() {
   showStrip();
   showComputed();
   showLines();
-  byId('frame').style.setProperty('--aspect', view.width / view.height);
+  byId('viewer').style.setProperty('--aspect', view.width / view.height);
   paint();
   pointAgain();
 }

@@ -115,32 +115,36 @@ export class Painter {
   paintBoxes(pen, width, height, settings) {
     const {height: rows, width: columns} = this.view.fused[0];
     const line = Math.max(1.5, width / 250);
-    const letters = Math.round(Math.max(11, width / 45));
-    const named = []; // where names stand already, so that none covers another
-    this.boxes(settings).forEach((found, k) => {
-      found.forEach(([x1, y1, x2, y2], place) => {
-        const [left, top] = [(x1 / columns) * width, (y1 / rows) * height];
-        const sides = [((x2 - x1) / columns) * width, ((y2 - y1) / rows) * height];
+    const all = this.boxes(settings).map((found) => found.map(([x1, y1, x2, y2]) =>
+      [(x1 / columns) * width, (y1 / rows) * height, ((x2 - x1) / columns) * width, ((y2 - y1) / rows) * height]));
+    all.forEach((found, k) => {
+      for (const box of found) {
         pen.lineWidth = 2 * line;
         pen.strokeStyle = 'rgb(0 0 0 / 60%)';
-        pen.strokeRect(left, top, ...sides);
+        pen.strokeRect(...box);
         pen.lineWidth = line;
         pen.strokeStyle = CLASS_COLOURS[k];
-        pen.strokeRect(left, top, ...sides);
-        if (place > 0 || width < 260) return; // one name per class, not on every speck
-        pen.font = `600 ${letters}px system-ui, sans-serif`;
-        const name = this.view.classes[k].name;
-        const wide = pen.measureText(name).width + letters;
-        const from = Math.max(0, Math.min(left - line, width - wide));
-        const high = 1.7 * letters;
-        let above = top > high ? top - high : top;
-        while (named.some(([x, y, w]) => Math.abs(y - above) < high && x < from + wide && from < x + w)) above += high;
-        named.push([from, above, wide]);
-        pen.fillStyle = CLASS_COLOURS[k];
-        pen.fillRect(from, above, wide, high);
-        pen.fillStyle = '#000';
-        pen.fillText(name, from + letters / 2, above + 1.25 * letters);
-      });
+        pen.strokeRect(...box);
+      }
+    });
+    if (width < 260) return;
+    const letters = Math.round(Math.max(11, width / 45));
+    const high = 1.7 * letters;
+    const named = [];
+    pen.font = `600 ${letters}px system-ui, sans-serif`;
+    all.forEach((found, k) => {
+      if (!found.length) return;
+      const [left, top] = found[0]; // one name per class, not on every speck
+      const {name} = this.view.classes[k];
+      const wide = pen.measureText(name).width + letters;
+      const from = Math.max(0, Math.min(left - line, width - wide));
+      let above = top > high ? top - high : top;
+      while (named.some(([x, y, w]) => Math.abs(y - above) < high && x < from + wide && from < x + w)) above += high;
+      named.push([from, above, wide]);
+      pen.fillStyle = CLASS_COLOURS[k];
+      pen.fillRect(from, above, wide, high);
+      pen.fillStyle = '#000';
+      pen.fillText(name, from + letters / 2, above + 0.73 * high);
     });
   }
 

@@ -199,20 +199,15 @@ def compare(base: Path, candidate: Path, cases: Sequence[Case], options: argpars
 
 def conclusion(rows: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> tuple[int, str]:
     """Return the exit code, and the verdict in one sentence."""
-    said = []
-    for verdict in ("slower", "too noisy", "faster"):
-        cases = [
-            f"{row['case']} (ratio {row['ratio']:.3f}, band ±{row['band']:.1%})"
-            for row in rows
-            if row["verdict"] == verdict
-        ]
-        said += [f"{verdict}: {', '.join(cases)}"] if cases else []
-    worse = [gate.name for gate in gates if gate.worse]
-    said += [f"gates that got worse: {', '.join(worse)}"] if worse else []
-    verdicts = {row["verdict"] for row in rows}
-    code = 1 if worse or "slower" in verdicts else 3 if "too noisy" in verdicts else 0
+    found = {
+        each: [row["case"] for row in rows if row["verdict"] == each] for each in ("slower", "too noisy", "faster")
+    }
+    found["gates that got worse"] = [gate.name for gate in gates if gate.worse]
+    code = 1 if found["slower"] or found["gates that got worse"] else 3 if found["too noisy"] else 0
     heads = {0: "No slower", 1: "Got slower", 3: "Not all could be judged, measure on a quieter machine or for longer"}
-    return code, "; ".join([heads[code], *said]) + "."
+    return code, "; ".join(
+        [heads[code], *(f"{each}: {', '.join(names)}" for each, names in found.items() if names)]
+    ) + "."
 
 
 def mistakes(tree: Path, cases: Sequence[Case], options: argparse.Namespace) -> dict[str, str]:
@@ -333,7 +328,3 @@ def self_check(arguments: list[str]) -> int:
             wrong += [f"{name}: exit code {code}, expected {expected}"] * (code != expected)
     print(f"\nself-check {'failed: ' + '; '.join(wrong) if wrong else 'passed'}")
     return int(bool(wrong))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

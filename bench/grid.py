@@ -170,16 +170,13 @@ class Grid:
         """Return all rows of a problem, in the order of its providers."""
         problem = problems.named(name)
         rows = {each.name: self.blank(name, problem, each) for each in entrants}
-        tried = [each for each in entrants if rows[each.name]["status"] == "ok"]
-        truth = self._do("truth", name, COMPILING_S, problem=problem) if tried else {}
         alive: list[tuple[Provider, str, float]] = []
-        for each in tried:
+        for each in entrants:
             row = rows[each.name]
-            if truth["status"] != "ok":
-                row |= {"status": truth["status"], "why": f"inputs and truth: {truth['why']}"}
+            if row["status"] != "ok":
                 continue
             variants = (rows[each.follows]["variant"],) if each.follows in rows else each.names(problem, self.device)
-            row |= self._check(name, problem, each, variants, truth["right"])
+            row |= self._check(name, problem, each, variants)
             seconds = row.pop("seconds")
             if row["status"] == "ok":
                 alive.append((each, row["variant"], seconds))
@@ -211,11 +208,11 @@ class Grid:
             return status, f"already so at L={L:,}"
         return "ok", ""
 
-    def _check(self, name: str, problem: Problem, provider: Provider, variants: Sequence[str], right: Any) -> Row:
+    def _check(self, name: str, problem: Problem, provider: Provider, variants: Sequence[str]) -> Row:
         """Return the fastest variant that is right, or how the first one that is not ended."""
         best, limit = dict[str, Any](), self.settings["limit_s"]
         for variant in variants:
-            given = {"problem": problem, "provider": provider, "variant": variant, "right": right, "limit_s": limit}
+            given = {"problem": problem, "provider": provider, "variant": variant, "limit_s": limit}
             found = self._do("check", name, COMPILING_S + 4 * limit, **given)
             found = {key: found.get(key) for key in ("status", "why", "error", "peak_extra_mib", "seconds")}
             if not best or (found["seconds"] or math.inf) < (best["seconds"] or math.inf):
@@ -265,19 +262,8 @@ def ceilings(device: Device, *, size: int, side: int, seed: int) -> list[Row]:
 
 
 @torch.no_grad()
-def truth(device: Device, *, problem: Problem, seed: int) -> list[Row]:
-    """Return, in float64, the polished CAM at the sampled pixels, or the network's logits."""
-    cam, f = problem.draw(device.device, seed)
-    if problem.net:
-        right = f.truth()
-    else:
-        right = problems.sampled_truth(problem, cam, f, problems.sampled(problem, seed).to(device.device))
-    return [{"status": "ok", "right": right.cpu().numpy()}]
-
-
-@torch.no_grad()
 def check(
-    device: Device, *, problem: Problem, provider: Provider, variant: str, seed: int, right: Any, limit_s: float
+    device: Device, *, problem: Problem, provider: Provider, variant: str, seed: int, limit_s: float
 ) -> list[Row]:
     """Return error, peak memory and about the time of a variant; a call longer than ``limit_s`` ends the process."""
     cam, f = problem.draw(device.device, seed)
@@ -292,7 +278,7 @@ def check(
         out, peak = device.peak_bytes(call)
         device.synchronize()
     seconds = time.perf_counter() - begin
-    row: Row = {"error": _error(provider, problem, cam, f, variant, out, seed, right)}
+    row: Row = {"error": _error(provider, problem, cam, f, variant, out, seed)}
     row["peak_extra_mib"] = None if peak is None else round(peak / 2**20, 2)
     del out
     if row["error"] > WRONG:
@@ -312,20 +298,17 @@ def limited(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _error(
-    provider: Provider, problem: Problem, cam: Tensor, f: Any, variant: str, out: Tensor, seed: int, right: Any
-) -> float:
-    """Return how far an answer is from the one in float64."""
+def _error(provider: Provider, problem: Problem, cam: Tensor, f: Any, variant: str, out: Tensor, seed: int) -> float:
+    """Return how far an answer is from the one in float64: at sampled pixels, or of a network's cropped images."""
     if provider.answer == "fused":
         stages = [stage.double() for stage in f.stages(variant)[0]]
         return relative_error(out, polish(cam.double(), stages, affinity=f.affinities, backend="torch"))
-    known = torch.as_tensor(right, device=out.device)
     if provider.answer == "logits":
-        return relative_error(out if problem.H <= problems.CROPPED else f.cropped(f.net, f.images.dtype), known)
+        return relative_error(out if problem.H <= problems.CROPPED else f.cropped(f.net, f.images.dtype), f.truth())
     at = problems.sampled(problem, seed).to(out.device)
     if provider.answer == "square":
         return problems.square_error(f, at, out)
-    return relative_error(out[-1].flatten(1)[:, at], known)
+    return relative_error(out[-1].flatten(1)[:, at], problems.sampled_truth(problem, cam, f, at))
 
 
 @torch.no_grad()

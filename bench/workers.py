@@ -104,7 +104,7 @@ class Settings:
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
 
-class Workers:
+class Workers(contextlib.AbstractContextManager["Workers"]):
     """Processes that do jobs, one after the other or several side by side.
 
     A process is kept for the next job until a job ends it, or is ``fresh`` for every job. Use as a context manager.
@@ -166,9 +166,6 @@ class Workers:
         for each in self._processes:
             each.end()
         self._processes.clear()
-
-    def __enter__(self) -> Workers:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()

@@ -26,6 +26,8 @@ result = ssa_fast.SSA(network.model)(torch.rand(1, 3, 224, 224), classes="top2")
 assert result.cams.shape == (1, 2, 224, 224)
 assert 0 <= result.cams.min() <= result.cams.max() <= 1
 
+assert ssa_fast.overlay(torch.rand(3, 224, 224), result.cams[0, 0]).shape == (3, 224, 224)
+
 program = Path(sys.executable).with_name("ssa-fast")
 said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
 assert said.strip() == f"ssa-fast {ssa_fast.__version__}", said

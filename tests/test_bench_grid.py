@@ -502,7 +502,7 @@ def test_a_worker_is_kept_until_a_job_ends_it_or_is_fresh(capfd):
 @pytest.mark.slow
 def test_a_call_longer_than_its_limit_ends_its_process():
     problem = problems.named("resnet50/32/layer1")
-    given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "variant": "a", "seed": 1, "right": None}
+    given = {"problem": problem, "provider": plant("sleeper", build_sleeper), "variant": "a", "seed": 1}
     with Workers() as own:
         (row,) = own.do(job("bench.grid:check", "x", FOREVER, limit_s=0.05, **given))
     assert (row["status"], row["why"]) == ("over budget", "a call took longer than its limit")

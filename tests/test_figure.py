@@ -162,6 +162,10 @@ def test_images_of_different_shapes_keep_them_in_a_grid() -> None:
     assert all(x >= 0 and y > 0 and x + w <= width and y + h <= height for x, y, w, h in map(place, drawn.axes))
     tops = [round(y, 6) for _, y, _, _ in places[::3]]
     assert tops[0] == tops[1] < tops[2] == tops[3], "two images side by side"
+    # A wide image, and a tall one below it.
+    for (x, _, w, _), (x2, _, w2, h2) in zip(places[:3], places[6:9], strict=True):
+        assert x + w / 2 == pytest.approx(x2 + w2 / 2)
+        assert h2 == pytest.approx(w), "as high as a square"
     column = figure([grey(size=size) for size in SIZES], [make_result()] * 4, columns=1)
     assert column.get_size_inches()[1] > 2 * height
 

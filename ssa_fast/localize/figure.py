@@ -181,7 +181,8 @@ def figure(
         boxes: Whether to draw boxes. A box that is large enough tells the mean of the CAM inside.
         mask: Whether to draw the pseudo-mask: the image in colour, the rest dimmed and grey.
         columns: Images side by side; by default 2 of four or more images with at most four cells each, else 1.
-        colormap, opacity: See ``ssa_fast.overlay``.
+        colormap: See ``ssa_fast.overlay``.
+        opacity: See ``ssa_fast.overlay``.
         width: Of the figure, in inches; the height follows.
         options: Of the boxes and the mask (``PostprocessOptions``); by default the largest region of each class.
         **overrides: Single fields of the options, for example ``box_threshold=0.3, components="all"``.

@@ -65,9 +65,9 @@ class Prompts:
     def transformers(self) -> dict[str, list[Any]]:
         """Return the prompts as arguments of Hugging Face's ``SamProcessor`` and ``Sam2Processor``, for one image.
 
-        They are nested lists: ``input_boxes`` [1][n][4] and, if there are points, ``input_points`` [1][n][P + N][2] and
-        ``input_labels`` [1][n][P + N]. Images have different numbers of objects, which a processor does not take in
-        one call: make one per image.
+        They are nested lists: ``input_boxes`` (1, n, 4) and, if there are points, ``input_points`` (1, n, P + N, 2) and
+        ``input_labels`` (1, n, P + N). Images have different numbers of objects, which a processor does not take in one
+        call: make one per image.
 
         Raises:
             ValueError: There is no object; a processor does not take an empty list.

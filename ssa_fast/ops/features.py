@@ -38,7 +38,11 @@ class UnitFeatures:
         self.features, self.affinity, self.dtype, self.check_sign = features, affinity, dtype, check_sign
         self.B, self.C, *depth, self.H, self.W = features.shape
         self.L = prod(depth) * self.H * self.W
-        self._flat = features.flatten(2) if _is_mergeable(features) else None
+        mergeable = self.H == 1 or self.W == 1 or features.stride(-2) == self.W * features.stride(-1)
+        if mergeable and depth:
+            pixels, step = self.H * self.W, features.stride(-1 if self.W > 1 else -2)
+            mergeable = depth[0] == 1 or pixels == 1 or features.stride(2) == pixels * step
+        self._flat = features.flatten(2) if mergeable else None
         self._inverse_norms: Tensor | None = None  # [B, 1, L]
         self._scales: Tensor | None = None  # [B, 1, L] powers of two, once a pixel of unusual norm has been met
         self._num_norms = 0  # pixels whose norm is computed
@@ -198,17 +202,6 @@ class UnitFeatures:
             tile = self.raw(lo, hi)
             total += (tile if factor == 1.0 else tile * factor).sum(dim=2, keepdim=True)
         return total
-
-
-def _is_mergeable(features: Tensor) -> bool:
-    """Return whether one view has all pixels of ``(B, C, [D,] H, W)`` on one axis."""
-    step = 0
-    for side, stride in zip(features.shape[:1:-1], features.stride()[:1:-1], strict=True):
-        if side > 1:
-            if step not in (0, stride):
-                return False
-            step = side * stride
-    return True
 
 
 def _find_unusual(norms: Tensor) -> Tensor | None:

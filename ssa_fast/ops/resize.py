@@ -24,11 +24,12 @@ def resize(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Ten
     On a CPU small maps are enlarged by ``rowsᵀ maps columns``; where NaN or Inf is among them, which would spread over
     a whole map, they are interpolated.
     """
-    if maps.shape[2:] == (size := tuple(size)):
+    old, size = maps.shape[2:], tuple(size)
+    if old == size:
         return maps
     if len(size) == 3:
         return F.interpolate(maps, size=size, mode="trilinear", align_corners=align_corners)
-    (h, w), (H, W) = maps.shape[2:], size
+    (h, w), (H, W) = old, size
     if h <= H and w <= W and max(h, w) <= PRODUCT_SIDE and _takes_products(maps) and isfinite(maps.sum().item()):
         rows, columns = (weights(*sides, align_corners, maps.dtype) for sides in ((h, H), (w, W)))
         return rows.mT @ (maps @ columns)

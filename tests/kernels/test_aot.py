@@ -311,4 +311,4 @@ def test_the_interpreter_is_refused():
 def test_an_unknown_target_is_refused():
     done = aot("--target", "sm_75")
     assert done.returncode == 2
-    assert "invalid choice: 'sm_75'" in done.stderr
+    assert "got 'sm_75'" in done.stderr

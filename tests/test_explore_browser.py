@@ -551,7 +551,7 @@ def test_a_preview_is_told_and_replaced(explorer: Explorer) -> None:
 
     explorer.page.route("**/api/view", answer)
     explorer.page.goto(explorer.address)
-    explorer["#preview"].filter(has_text="It is large.").wait_for()
+    explorer["#preview"].filter(has_text="Preview: It is large. The full maps").wait_for()
     explorer["#strip canvas"].first.wait_for()
     assert explorer["#viewer"].get_attribute("aria-busy") == "true"
     held[0].continue_()

@@ -85,7 +85,7 @@ async function compute() {
     await meet(signal);
     let info = await show({full: false}, signal);
     if (info.preview) {
-      tellPreview(`Preview from coarser stages: ${info.preview_reason} The full maps are being computed…`);
+      tellPreview(`Preview: ${info.preview_reason.replace(/\.$/, '')}. The full maps are being computed…`);
       byId('status').textContent = 'Computing the full maps…';
       info = await show({full: true}, signal);
     }

@@ -131,7 +131,8 @@ def _limited(receive: Receive, limit: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > limit:
-            await _discard(receive)
+            if message.get("more_body", False):
+                await _discard(receive)
             raise HTTPException(413, _too_large(limit))
         return message
 

@@ -65,11 +65,14 @@ class Lane:
         self._busy = False
 
     async def do(self, request: Request, work: Callable[[], T]) -> T:
-        """Return what ``work`` does in the thread; HTTPException if the client has gone meanwhile."""
-        async with self._turn:
-            if await request.is_disconnected():
-                raise HTTPException(CLOSED_BY_CLIENT)
-            return await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._work, work))
+        """Return what ``work`` does in the thread; HTTPException if client or server have gone meanwhile."""
+        try:
+            async with self._turn:
+                if await request.is_disconnected():
+                    raise HTTPException(CLOSED_BY_CLIENT)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._work, work))
+        except asyncio.CancelledError:  # by uvicorn, once the time for answers under way is over
+            raise HTTPException(503, "the server was stopped") from None
 
     def _work(self, work: Callable[[], T]) -> T:
         self._busy = True

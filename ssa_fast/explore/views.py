@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ssa_fast.ops.stage import StagePlan
     from ssa_fast.ssa import SSA
 
-FAST = 0.15
-"""Seconds, by the cost model, that polishing may take before a preview goes first."""
+FAST = 0.08
+"""Seconds, by the cost model, above which a preview goes first; two cores may take four times as long."""
 
 SEED, CAMS = "the seed", "the fused CAMs"  # beside the stages' names, which hold no space
 
@@ -215,7 +215,7 @@ def _reason(full: Mapping[str, StagePlan], plans: Mapping[str, StagePlan]) -> st
     pooled = ", ".join(f"{name} over {n} x {n}" for name, n in zip(coarser, squares, strict=True))
     how = f"{first.choice.method} with affinity {first.request.affinity}"
     return (
-        f"polishing by {how} takes about {max(1.0, seconds):.0f} s; this preview averages features first ({pooled} "
+        f"polishing by {how} takes about {max(0.1, seconds):.1f} s; this preview averages features first ({pooled} "
         "pixels)"
     )
 

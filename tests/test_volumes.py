@@ -129,6 +129,10 @@ def test_tiles_of_a_sliced_volume_are_its_pixels() -> None:
     L = flat.shape[2]
     for lo, hi in ((0, 3), (5, 9), (0, L), (20, 61), (27, 29), (L - 1, L)):
         assert torch.equal(pixels.raw(lo, hi), flat[:, :, lo:hi])
+    for view in (f, draw((6, 5, 8))[:, :, ::2], draw((6, 5, 8)).transpose(3, 4)):  # not copied as a whole
+        assert UnitFeatures(view, Affinity(), torch.float32)._flat is None
+    whole = draw((6, 5, 8)).to(memory_format=torch.channels_last_3d)
+    assert UnitFeatures(whole, Affinity(), torch.float32).raw(0, 240).data_ptr() == whole.data_ptr()
 
 
 def test_numpy_and_channels_last_and_tokens() -> None:

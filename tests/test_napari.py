@@ -131,6 +131,7 @@ def test_the_package_has_the_entry_point() -> None:
     assert all(entry.value == "ssa_fast:napari.yaml" for entry in found)
 
 
+@pytest.mark.slow
 def test_importing_it_needs_neither_napari_nor_tifffile() -> None:
     blocked = "import sys\nfor name in ('napari', 'npe2', 'tifffile', 'zarr', 'dask'): sys.modules[name] = None\n"
     code = blocked + "from ssa_fast.integrations.napari import get_reader\nassert get_reader('gone.npz') is None\n"

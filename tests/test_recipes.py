@@ -70,6 +70,7 @@ def labels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+@pytest.mark.slow
 def test_mmsegs_training_set(photos: Path, results: Path, tmp_path: Path) -> None:
     made = export_training_set([photos], results, tmp_path / "set", "mmseg", validation=0.4)
     classes = ("background", *(zoo.load("demo").categories[k] for k in sorted((CAT, 0))))
@@ -102,6 +103,7 @@ def test_mmsegs_training_set(photos: Path, results: Path, tmp_path: Path) -> Non
         assert pairs == {path.relative_to(masks) for path in masks.rglob("*.png")}, part
 
 
+@pytest.mark.slow
 def test_hugging_faces_training_set(photos: Path, results: Path, tmp_path: Path) -> None:
     """As imagefolder reads it: each line's "*_file_name" is a path beside the file, and becomes a column of images."""
     out = tmp_path / "set"
@@ -123,6 +125,7 @@ def test_hugging_faces_training_set(photos: Path, results: Path, tmp_path: Path)
     assert counts == {"train": 4, "validation": 1}
 
 
+@pytest.mark.slow
 def test_images_of_several_kinds_become_pngs(tmp_path: Path) -> None:
     """One is stored on its side, which readers treat differently; what the network saw is what is trained on."""
     folder = tmp_path / "in"
@@ -146,6 +149,7 @@ def test_images_of_several_kinds_become_pngs(tmp_path: Path) -> None:
         assert rgb.shape[:2] == labels(tmp_path / f"set/ann_dir/training/{name}.png").shape
 
 
+@pytest.mark.slow
 def test_a_training_set_is_refused_with_the_reason(photos: Path, results: Path, tmp_path: Path) -> None:
     def export(paths: Any = (photos,), of: Path = results, out: Path = tmp_path / "set", **options: Any) -> None:
         export_training_set(paths, of, out, options.pop("layout", "hf"), **options)
@@ -190,6 +194,7 @@ VISION = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3, "n
 SIZE = {"image_size": 64, "patch_size": 8}
 
 
+@pytest.mark.slow
 def test_prompts_for_sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers comes with the extra peers")
     vision = {**VISION, **SIZE, "output_channels": 16, "mlp_dim": 64, "global_attn_indexes": [1], "window_size": 4}
@@ -293,6 +298,7 @@ def run(code: str) -> dict[str, Any]:
 # --- slides and maps
 
 
+@pytest.mark.slow
 def test_a_geotiff_keeps_its_place(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="rasterio comes with the extra test, where it has wheels")
     from rasterio.transform import from_origin

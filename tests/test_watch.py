@@ -99,6 +99,7 @@ def listed(out: Path) -> list[str]:
     return [image["file_name"] for image in json.loads((out / "boxes.json").read_text())["images"]]
 
 
+@pytest.mark.slow
 def test_later_and_changed_images_end_as_in_one_run(run: Any, folder: Path, out: Path, tmp_path: Path) -> None:
     draw(folder / "a.png")
     computed: list[str] = []
@@ -202,6 +203,7 @@ def test_one_that_was_replaced_under_another_suffix_is_done(run: Any, folder: Pa
     assert (names(report)[:1], listed(out)) == (["a.bmp"], ["a.bmp"])
 
 
+@pytest.mark.slow
 def test_it_resumes_a_run_and_is_resumed(run: Any, folder: Path, out: Path) -> None:
     for n in range(3):
         draw(folder / f"{n}.png", n)
@@ -291,6 +293,7 @@ def test_what_cannot_be_watched_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(folder / "a.png")
     script = Script(nothing, lambda: draw(folder / "b.png", 1), nothing)
@@ -411,6 +414,7 @@ def test_a_run_reports_what_limits_it(
     assert saved["activity_seconds"]["reading"] == 2 * reading
 
 
+@pytest.mark.slow
 def test_an_image_in_tiles_counts_by_what_is_done(run: Any, folder: Path) -> None:
     draw(folder / "a.png", size=(96, 96))
     report = run(watch=None, large_above=1000, classes="0")

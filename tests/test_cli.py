@@ -439,7 +439,7 @@ def complete(instruction: str, line: str = "") -> str:
 
 @pytest.mark.slow
 def test_shell_completion() -> None:
-    assert complete("complete_bash", "ssa-fast ex").split() == ["explain"]
+    assert complete("complete_bash", "ssa-fast expla").split() == ["explain"]
     assert "--affinity" in complete("complete_bash", "ssa-fast explain --a").split()
     assert "_SSA_FAST_COMPLETE=complete_bash" in complete("source_bash")
     assert "--show-completion" in call("--help").stdout

@@ -3,16 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FOR_DEMO := $(VENV)/.demo-installed
+FOR_EXPLORER := $(VENV)/.explorer-installed
 FOR_ALL := $(VENV)/.installed
 FOR_DOCS := $(VENV)/.docs-installed
 FAST := not slow and not interpreter and not distributed and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast lint docs bench models clean help
+.PHONY: demo explore test test-fast lint docs bench models clean help
 .DELETE_ON_ERROR:
 
 demo: $(FOR_DEMO) ## polish photographs and generated scenes, print what they gain, write panels to demo-out/
 	$(BIN)/ssa-fast demo --out demo-out --overwrite
+
+explore: $(FOR_EXPLORER) ## show images, CAMs and what resembles a pixel in the browser, until Ctrl-C
+	$(BIN)/ssa-fast explore
 
 test: $(FOR_ALL) ## run every test (about 20 minutes on two cores)
 	$(BIN)/python -m pytest
@@ -43,9 +47,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(FOR_DEMO): EXTRA := app,photos
+$(FOR_EXPLORER): EXTRA := explore,photos
 $(FOR_ALL): EXTRA := dev
 $(FOR_DOCS): EXTRA := docs
-$(FOR_DEMO) $(FOR_ALL) $(FOR_DOCS): pyproject.toml
+$(FOR_DEMO) $(FOR_EXPLORER) $(FOR_ALL) $(FOR_DOCS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRA)]"
 	touch $@

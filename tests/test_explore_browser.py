@@ -17,6 +17,7 @@ import subprocess
 import sys
 import zlib
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -591,7 +592,7 @@ def test_every_control_is_reached_by_tab_with_visible_focus(explorer: Explorer) 
     assert explorer.page.evaluate("document.activeElement.id") == "view"
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light")])
+@pytest.mark.parametrize(("size", "scheme"), list(product((DESK, PHONE), ("light", "dark"))))
 def test_axe_finds_no_violation(explorer: Explorer, size: Any, scheme: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe comes with the extra test")
     explorer.page.set_viewport_size(size)

@@ -50,7 +50,6 @@ SHIFTS = " ".join(f"--affinity phi=shifted{each}" for each in ("", ",shift=0.75"
 SIGNED = f"--only seed --only 'centre blob' --baseline phi=relu --stages --affinity phi=relu {SHIFTS}"
 FILES = {
     "curve-cpu": "run --suite curve --limit 12 --rounds 5",
-    "curve-shifted-cpu": "run --suite curve --provider auto --provider '*PCM' --provider algebra --limit 12",
     "backbone-cpu": "run --suite backbone --problem '*/224*' --problem '*/512*' --problem '*/1024*' --rounds 7",
     "paths-cpu": "paths",
     "large-cpu": "large",

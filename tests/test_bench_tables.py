@@ -73,8 +73,8 @@ def run(*words: str) -> int:
     return bench.__main__.main(["tables", *words])
 
 
-def test_the_pages_of_this_repository_say_what_the_files_say() -> None:
-    assert not tables.check([tables.ROOT / "README.md", *(tables.ROOT / "docs").glob("*.md")])
+def test_the_pages_of_this_repository_say_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--check") == 0, capsys.readouterr().out
 
 
 def test_pages_are_filled_in_and_a_changed_figure_is_found(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,13 +118,17 @@ def test_figures_without_a_file_are_found(text: str, found: str, monkeypatch: py
     assert (found in loose[0]) if found else not loose
 
 
-def test_what_is_checked_beside_the_figures(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_checked_beside_the_figures(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(tables, "NOT_MEASURED", ("9 % of nothing",))
     (results / "other.json").write_text('{"rows": []}', "utf-8")
     run()
-    (results / "README.md").write_text("It takes 12 ms.\n", "utf-8")
-    assert tables.check([results / "README.md", results / "docs" / "costs.md"]) == [
+    (results / "README.md").write_text("It takes 12 ms.\n<!--= seeds {K} -->1<!--/-->\n", "utf-8")
+    assert run("--check") == 1
+    assert capsys.readouterr().out.splitlines() == [
         "README.md: no file has this figure: …It takes 12 ms.…",
+        "README.md: a marker that begins a line would end the paragraph: <!--= seeds {K} -->1<!--/-->",
         "NOT_MEASURED: no page has '9 % of nothing'",
         "FILES: no command makes other.json; add it, or delete the file",
     ]
@@ -133,17 +137,24 @@ def test_what_is_checked_beside_the_figures(results: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a <!--= other {share} -->?<!--/-->", "file: expected one of seeds, got 'other'"),
-        ("a <!--= seeds {shares} -->?<!--/-->", "rows: none has {shares}"),
-        ("a <!--= seeds {share} seed=none -->?<!--/-->", "rows: none agrees with seed=none"),
-        ("a\n  <!--= seeds {share} -->?<!--/-->", "a marker must not begin a line"),
-        ("<!-- tables: other -->\n<!-- /tables -->", "tables: expected one of"),
-        ("<!-- tables: seeds\n| a |\n| {b} |\n-->\n<!-- /tables -->", "rows: none has all of these fields"),
+        ("a <!--= other {share} -->?<!--/-->", "page.md: other {share}: [Errno 2]"),
+        ("a <!--= seeds {shares} -->?<!--/-->", "all of ['{shares}'], got none"),
+        ("a <!--= seeds {share} seed=none -->?<!--/-->", "expected rows that agree with ['seed=none']"),
+        ("<!-- tables: other -->\n<!-- /tables -->", "expected one of quality, grid, or a file and two rows"),
+        ("<!-- tables: seeds\n| a |\n| {b} |\n-->\n<!-- /tables -->", "all of ['a', '{b}'], got none"),
     ],
 )
 def test_a_marker_that_names_nothing_is_an_error(results: Path, text: str, message: str) -> None:
-    with pytest.raises(tables.Missing, match=re.escape(message)):
+    with pytest.raises(LookupError, match=re.escape(message)):
         tables.fill(text, "page.md")
+
+
+def test_no_page_is_written_where_a_marker_is_wrong(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "docs" / "wrong.md").write_text("a <!--= seeds {shares} -->?<!--/-->", "utf-8")
+    with pytest.raises(SystemExit):
+        run()
+    assert "wrong.md: seeds {shares}: expected rows" in capsys.readouterr().err
+    assert (results / "docs" / "costs.md").read_text("utf-8") == PAGE
 
 
 @pytest.mark.parametrize(
@@ -173,15 +184,6 @@ def test_figures_inside_sentences_survive_markdown(results: Path) -> None:
     assert "<td>61 %</td>" in html
 
 
-def test_commands_are_printed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--commands") == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == [
-        "python -m bench seeds --save bench/results/seeds.json",
-        *(f"python -m bench {text}" for text in tables.PICTURES),
-    ]
-
-
 STAGES = """\
 | problem | ours | best peer | ratio | memory, ours / peer | error, ours / peer | ended |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -209,12 +211,13 @@ def test_the_tables_of_the_grid(results: Path) -> None:
         row(name, "algebra compiled", L, warm_ms=spread(2000.0), ratio=spread(255.0)),
         row(name, "FlexAttention", L, status="over budget", error=None),
         row(name, "xᵀx", L, warm_ms=spread(1.0), ratio=spread(0.1)),  # does not give the result
-        row("resnet50/4096/layer1", "auto", 2**20, warm_ms={"p50": 4e-4}),
+        row("resnet50/4096/layer1", "auto", 2**20, warm_ms=spread(4e-4)),
         *whole(512, 20, 0.02),
         *whole(1024, 1000, 0.2, lost=True),
     ]
     grids.save(results / "grid.json", rows)
-    assert tables.BLOCKS["grid"]("grid").startswith(STAGES + "\n`bench/results/grid.json`: AMD EPYC")
+    filled = tables.fill("<!-- tables: grid grid -->\n<!-- /tables -->", "page.md")
+    assert STAGES + "\n`bench/results/grid.json`: AMD EPYC" in filled
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,11 @@ PANELS = {
     "signed features": {"signed": "ssa_fast, ReLU", "shifted": "ssa_fast, shifted", "": REFERENCE},
 }
 QUANTITIES = {"time": ("Time", "warm_ms", 1e-3, "s"), "memory": ("Extra memory", "peak_extra_mib", 2.0**20, "B")}
-# Okabe and Ito's palette: apart for every kind of colour vision. A compiled variant is its original's colour, dashed.
-PALETTE = ["#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
+# Colours of matplotlib's style for every kind of colour vision. A compiled variant is its original's colour, dashed.
 LOOKS = {
-    "ssa_fast": "C0o-", "ssa_fast, ReLU": "C0o-", "ssa_fast, shifted": "C0*-", REFERENCE: "k:",
-    "dense PCM": "C1s-", "dense PCM compiled": "C1s--", "chunked PCM": "C2D-", "algebra": "C3^-",
-    "algebra compiled": "C3^--", "FlexAttention": "C4v-", PART: "k.-",
+    "ssa_fast": "C2o-", "ssa_fast, ReLU": "C2o-", "ssa_fast, shifted": "C2*-", REFERENCE: "k:",
+    "dense PCM": "C0s-", "dense PCM compiled": "C0s--", "chunked PCM": "C5D-", "algebra": "C1^-",
+    "algebra compiled": "C1^--", "FlexAttention": "C3v-", PART: "k.-",
 }  # fmt: skip
 # 1,200 dots wide, of which a phone shows 390: no text is smaller than 15.2 points, 10 of the phone's.
 STYLE = {
@@ -135,7 +134,7 @@ def draw_curves(kind: str, results: Results) -> Figure | None:
         for name, rows in lines.items():
             at, values = [row["L"] for row in rows], scale * np.array([figure_of(row, quantity) for row in rows])
             end = "" if rows[-1]["status"] == "ok" else f"\n{ending(rows[-1])}"
-            (line,) = axes.plot(at, values[:, 1], LOOKS.get(name, "C5h-"), label=name + end)
+            (line,) = axes.plot(at, values[:, 1], LOOKS.get(name, "kh-"), label=name + end)
             axes.fill_between(at, values[:, 0], values[:, 2], color=line.get_color(), alpha=0.25)
             if name.startswith("ssa_fast") and name != REFERENCE:
                 line.set(linewidth=5, markersize=12)
@@ -155,23 +154,19 @@ def draw_shares(results: Results) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    rows = {
-        problem: row
-        for (problem, provider), row in results.rows.items()
-        if provider == WHOLE and (row["status"] != "ok" or row.get("share_of_backbone"))
-    }
+    rows = {problem: row for (problem, provider), row in results.rows.items() if provider == WHOLE}
     p20, p50, p80 = np.reshape([figure_of(row, "share_of_backbone") for row in rows.values()], (-1, 3)).T
     if np.isnan(p50).all():
         return None
     names = [
-        f"{problem}: {ending(row) if math.isnan(share) else f'{number(100 * share)} %'}"
+        f"{problem}: {ending(row) if row['status'] != 'ok' else f'{number(100 * share)} %'}"
         for (problem, row), share in zip(rows.items(), p50, strict=True)
     ]
     goals = [0.03 if row["K"] == 1 and results.device == "cpu" else 0.05 for row in rows.values()]
     figure = Figure((8.0, 2 + 0.45 * len(rows)), layout="constrained")
     figure.suptitle("Polish and fuse: share of the backbone's time", weight="bold")
     axes = figure.subplots()
-    axes.barh(names, p50, xerr=(p50 - p20, p80 - p50), error_kw={"linewidth": 2.4})
+    axes.barh(names, p50, color="C2", xerr=(p50 - p20, p80 - p50), error_kw={"linewidth": 2.4})
     axes.plot(goals, names, "k|", markersize=28, markeredgewidth=2.4)
     axes.set_xlabel("lines: p20 to p80, and upright the goal")
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
@@ -201,10 +196,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         results = read(given.results)
-        from cycler import cycler
         from matplotlib import style
 
-        with style.context(["default", STYLE | {"axes.prop_cycle": cycler(color=PALETTE)}]):
+        with style.context(["default", "seaborn-v0_8-colorblind", STYLE]):
             drawn = {kind: draw_curves(kind, results) for kind in QUANTITIES} | {"backbone": draw_shares(results)}
             save = {kind: partial(_save, figure=each, results=results) for kind, each in drawn.items() if each}
             write_files({given.out / f"{kind}-{results.device}.png": save[kind] for kind in save}, overwrite=True)

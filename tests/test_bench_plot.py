@@ -98,7 +98,7 @@ def test_lines_say_why_they_end_and_no_text_lies_on_another(file, kind, scale):
 
 def test_a_failure_between_two_points_is_a_gap(tmp_path):
     rows = [row("resnet50/512/layer1", "dense PCM", 100, warm_ms=spread(1.0))]
-    rows += [row("resnet50/640/layer1", "dense PCM", 200, status="failed")]
+    rows += [row("resnet50/640/layer1", "dense PCM", 200, status="wrong", warm_ms=spread(9.0))]
     rows += [row("resnet50/768/layer1", "dense PCM", 300, warm_ms=spread(2.0))]
     found = drawn(plot.draw_curves("time", plot.read(save(tmp_path / "gap.json", rows))))
     np.testing.assert_array_equal(found["dense PCM"].get_ydata(), [1e-3, np.nan, 2e-3])
@@ -128,6 +128,7 @@ def test_nothing_to_draw(tmp_path, capsys):
     one = save(tmp_path / "one.json", [row("resnet50/512/layer1", "auto", 16384, warm_ms=spread(8.0))])
     assert plot.main([str(one), "--out", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["time-cpu.png"]
+    assert list(plot.panels(plot.read(one), "warm_ms")) == ["features ≥ 0"]  # ours for f ≥ 0 alone makes no signed one
     empty = save(tmp_path / "empty.json", [])
     assert plot.main([str(empty), "--out", str(tmp_path / "none")]) == 2
     assert "empty.json: expected rows of resnet50's layer1 or of whole networks, got none" in capsys.readouterr().err

@@ -20,6 +20,7 @@ MACHINE = {"cpu": "A CPU", "threads": 1, "torch": "2.6.0", "commit": "abc1234", 
 SEEDS = [
     {"network": "one", "K": 1, "seed": "cam", "share": 0.013},
     {"network": "one", "K": 1, "seed": "layercam", "share": 0.97},
+    {"network": "one", "K": 2, "seed": "grad-cam", "share": None},
     {
         "network": "two",
         "K": 1,
@@ -87,7 +88,7 @@ def test_pages_are_filled_in_and_a_changed_figure_is_found(results: Path, capsys
     assert FILLED in filled
     capsys.readouterr()
     assert run("--check") == 0
-    save(results, [row | {"share": row["share"] + 0.1} for row in SEEDS])
+    save(results, [row | {"share": (row["share"] or 0) + 0.1} for row in SEEDS])
     assert run("--check") == 1
     printed = capsys.readouterr().out
     assert "-| two | – | 61 % |" in printed
@@ -124,11 +125,11 @@ def test_what_is_checked_beside_the_figures(
     monkeypatch.setattr(tables, "NOT_MEASURED", ("9 % of nothing",))
     (results / "other.json").write_text('{"rows": []}', "utf-8")
     run()
-    (results / "README.md").write_text("It takes 12 ms.\n<!--= seeds {K} -->1<!--/-->\n", "utf-8")
+    (results / "README.md").write_text("It takes 12 ms.\n<!--= seeds {K} K=1 -->1<!--/-->\n", "utf-8")
     assert run("--check") == 1
     assert capsys.readouterr().out.splitlines() == [
         "README.md: no file has this figure: …It takes 12 ms.…",
-        "README.md: a marker that begins a line would end the paragraph: <!--= seeds {K} -->1<!--/-->",
+        "README.md: a marker that begins a line would end the paragraph: <!--= seeds {K} K=1 -->1<!--/-->",
         "NOT_MEASURED: no page has '9 % of nothing'",
         "FILES: no command makes other.json; add it, or delete the file",
     ]
@@ -139,6 +140,7 @@ def test_what_is_checked_beside_the_figures(
     [
         ("a <!--= other {share} -->?<!--/-->", "page.md: other {share}: [Errno 2]"),
         ("a <!--= seeds {shares} -->?<!--/-->", "all of ['{shares}'], got none"),
+        ("a <!--= seeds {share} K=2 -->?<!--/-->", "expected rows that agree with ['K=2']"),
         ("a <!--= seeds {share} seed=none -->?<!--/-->", "expected rows that agree with ['seed=none']"),
         ("<!-- tables: other -->\n<!-- /tables -->", "expected one of quality, grid, or a file and two rows"),
         ("<!-- tables: seeds\n| a |\n| {b} |\n-->\n<!-- /tables -->", "all of ['a', '{b}'], got none"),

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
 HORSES = "--title horses --images horses/images --masks horses/masks --classes 339"
+ILSVRC = "--title ILSVRC --images ilsvrc/images --boxes ilsvrc/boxes.txt --classes ilsvrc/classes.txt"
+PAIRS = "--title 'horses beside another class' --images pairs/images --masks pairs/masks --classes 339"
+SCENES = "--title 'generated scenes' --scenes 200"
 NETS = "--model efficientnet_lite0 --model nets:mobilenet_v1 --model nets:squeezenet"
 FEW = "--without '*several views' --without 'SSA, power=2' --without 'SSA, center' --without 'SSA, phi=exp'"
 FEWER = f"{FEW} --without 'SSA, phi=*' --without '*Grad-CAM' --without 'LayerCAM of *'"
@@ -53,26 +56,16 @@ SIGNED = f"--only seed --only 'centre blob' --baseline phi=relu --stages --affin
 FILES = {
     "curve-cpu": "run --suite curve --limit 12 --rounds 5",
     "backbone-cpu": "run --suite backbone --problem '*/224*' --problem '*/512*' --problem '*/1024*' --rounds 7",
-    "paths-cpu": "paths",
-    "large-cpu": "large",
+    **{f"{name}-cpu": name for name in ("paths", "large", "throughput", "store", "host", "measures", "seeds", "demo")},
     "large-signed-cpu": "large --model mobilenet_v2 --affinity phi=relu phi=shifted --sizes 1024 2048 4096",
-    "throughput-cpu": "throughput",
-    "store-cpu": "store",
-    "host-cpu": "host",
-    "measures-cpu": "measures",
-    "seeds-cpu": "seeds",
-    "demo-cpu": "demo",
     "quality-horses": f"quality {HORSES} --goal 75 {FEW} {NETS} --model nets:vit_tiny",
     "quality-pamr": f"quality {HORSES} --only 'seed, PAMR' --only '*LayerCAM, PAMR' --only 'SSA, PAMR' {NETS}",
-    "quality-ilsvrc": "quality --title ILSVRC --images ilsvrc/images --boxes ilsvrc/boxes.txt --classes "
-    f"ilsvrc/classes.txt --limit 434 --goal +8 {FEWER} {NETS}",
-    "quality-pairs": "quality --title 'horses beside another class' --images pairs/images --masks pairs/masks "
-    f"--classes 339 --limit 164 {FEWER} {NETS}",
-    "quality-scenes": f"quality --title 'generated scenes' --scenes 200 {FEW} --model demo --model scenes=relu-1.pt",
+    "quality-ilsvrc": f"quality {ILSVRC} --limit 434 --goal +8 {FEWER} {NETS}",
+    "quality-pairs": f"quality {PAIRS} --limit 164 {FEWER} {NETS}",
+    "quality-scenes": f"quality {SCENES} {FEW} --model demo --model scenes=relu-1.pt",
     "affinities-horses": f"quality {HORSES} {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
-    "affinities-ilsvrc": "quality --title ILSVRC --images ilsvrc/images --boxes ilsvrc/boxes.txt --classes "
-    f"ilsvrc/classes.txt {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
-    "affinities-scenes": f"quality --title 'generated scenes' --scenes 200 {SIGNED} --model scenes=silu-1.pt",
+    "affinities-ilsvrc": f"quality {ILSVRC} {SIGNED} --model efficientnet_lite0 --model efficientnet_lite2",
+    "affinities-scenes": f"quality {SCENES} {SIGNED} --model scenes=silu-1.pt",
 }
 """What makes each file: arguments of ``python -m bench``, to which ``--save FILE`` is added.
 

@@ -12,7 +12,7 @@ pytest=(python3 -m pytest -q --tb short --disable-warnings --device cuda -o addo
 wrong=0
 
 more=(--junitxml "$out/kernels.xml") # interrupted, as when the time is up, pytest writes it as well
-if has xdist; then more+=(-n auto --maxprocesses 12); fi
+if has xdist; then more+=(-n "$(nproc)" --maxprocesses 12); fi
 if has pytest_timeout; then more+=(--timeout 120 --timeout-method thread); fi # ends a process that a kernel holds up
 # The most important files come first.
 timeout --foreground -s INT -k 30 330 "${pytest[@]}" "${more[@]}" \

@@ -62,19 +62,15 @@ PROBLEMS: tuple[tuple[str, dict[str, Any], dict[int, tuple[int, ...]]], ...] = (
 LIMITS = {"block": (32, 128), "block_i": (16, 128), "block_j": (16, 256), "block_l": (8, 256), "block_c": (16, 2048)}
 LIMITS |= {"rows": (16, 64), "bands": (1, 4), "chunk": (1, 16), "num_warps": (4, 16), "num_stages": (1, 4)}
 # Tiles that the compiled code of sm_90 speaks for: no spill, and more programs per multiprocessor or a fuller pipeline.
-LEADS: dict[str, tuple[dict[str, int], ...]] = {
-    "gather": (
-        {"block_l": 32, "num_warps": 4},
-        {"block_l": 16, "block_c": 256, "num_stages": 1},
-        {"block_c": 256, "num_stages": 1},
-    ),
-    "apply": ({"block_l": 16, "block_c": 256, "num_warps": 4, "num_stages": 2},),
-    "symmetric": (
-        {"block": 128, "block_c": 64, "bands": 2, "chunk": 4, "num_warps": 8, "num_stages": 3},
-        {"block": 64, "block_c": 64, "bands": 1, "chunk": 1, "num_warps": 4, "num_stages": 3},
-    ),
-    "full": ({"block_i": 64, "block_j": 64, "block_c": 64, "num_warps": 4, "num_stages": 3},),
-}
+LEADS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("gather", {"block_l": 32, "num_warps": 4}),
+    ("gather", {"block_l": 16, "block_c": 256, "num_stages": 1}),
+    ("gather", {"block_c": 256, "num_stages": 1}),
+    ("apply", {"block_l": 16, "block_c": 256, "num_warps": 4, "num_stages": 2}),
+    ("symmetric", {"block": 128, "block_c": 64, "bands": 2, "chunk": 4, "num_warps": 8, "num_stages": 3}),
+    ("symmetric", {"block": 64, "block_c": 64, "bands": 1, "chunk": 1, "num_warps": 4, "num_stages": 3}),
+    ("full", {"block_i": 64, "block_j": 64, "block_c": 64, "num_warps": 4, "num_stages": 3}),
+)
 
 
 def problems() -> list[tuple[str, Problem]]:
@@ -108,21 +104,19 @@ class Search:
         return min(times, key=times.__getitem__, default=None)
 
     def propose(self, most: int) -> list[Config]:
-        """Return candidates: the best or, at first, known good tiles; then what is one step away, then two.
+        """Return candidates: the best or, at first, present and known good tiles, then what is a step or two away.
 
-        The neighbours of each of them take turns.
+        Known good ones are of both forms of "tiled". The neighbours of all take turns.
         """
-        starts = [self.best or self.start, *(() if self.tried else self._leads())]
+        starts = [self.best or self.start]
+        if not self.tried:
+            bases = {self.kernel: self.start}
+            if self.kernel == "tiled":
+                bases = SPARE | {as_tiles(self.start)["form"]: self.start}
+            starts += [replace(bases[name], **lead) for name, lead in LEADS if name in bases]
         near = [turn for fields in range(3) for turn in zip_longest(*(steps(start, fields) for start in starts))]
         found = dict.fromkeys(each for turn in near for each in turn if each and each not in self.tried)
         return list(islice(found, most))
-
-    def _leads(self) -> list[Config]:
-        """Return the known good tiles, of "tiled" in both forms, with what they leave open as at present."""
-        bases = {self.kernel: self.start}
-        if self.kernel == "tiled":
-            bases = SPARE | {as_tiles(self.start)["form"]: self.start}
-        return [replace(base, **lead) for name, base in bases.items() for lead in LEADS.get(name, ())]
 
     def right(self) -> list[Config]:
         """Return the candidates whose error is as small as it has to be, or at most twice that of the present tiles."""
@@ -134,7 +128,7 @@ class Search:
                 row["status"] = "wrong"
         return [config for config, row in self.tried.items() if row["status"] == "ok"]
 
-    def prepare(self, device: Device) -> tuple[Callable[[Config], None], Tensor, Tensor, Tensor]:
+    def make_call(self, device: Device) -> tuple[Callable[[Config], None], Tensor, Tensor, Tensor]:
         """Return a call of the host function that takes the kernel's tiles, its CAM, its features and its result."""
         cam, f = self.problem.draw(device.device, 0)
         out = torch.empty(self.problem.B, self.problem.K, self.problem.L, device=device.device)
@@ -157,7 +151,6 @@ class Search:
         return found | {"why": f"{us} µs for the whole call, B={problem.B}; with the tiles before {before or '?'}"}
 
     def row(self) -> Row:
-        """Return all that was tried."""
         return {"what": self.name, "tried": [as_tiles(config) | row for config, row in self.tried.items()]}
 
 
@@ -221,7 +214,7 @@ def main(arguments: list[str]) -> int:
                 if each.best:
                     add_entry(path, device, machine, entry := each.entry())
                     said = entry["why"]
-                measure.save(folder / "tune.json", [one.row() for one in searches], **about)
+                measure.save(folder / "tune.json", [search.row() for search in searches], **about)
                 counts = Counter(row["status"] for row in each.tried.values())
                 print(f"{each.name}: {said} {dict(counts)}", flush=True)
     timed = sum(each.best is not None for each in searches)
@@ -253,14 +246,14 @@ def check(device: Device, *, search: Search, config: Config) -> list[Row]:
     """Call one candidate once, into poisoned memory, and compare it with float64."""
     at = torch.arange(0, search.problem.L, max(1, search.problem.L // SAMPLED), device=device.device)
     with poisoned():
-        call, cam, f, out = search.prepare(device)
+        call, cam, f, out = search.make_call(device)
         call(config)
     return [{"status": "ok", "error": relative_error(out[-1][:, at], sampled_truth(search.problem, cam, f, at))}]
 
 
 def compare(device: Device, *, search: Search, configs: Sequence[Config]) -> list[Row]:
     """Time whole calls with each candidate, in turns; return the µs of each, None of one that failed."""
-    call, *_ = search.prepare(device)
+    call, *_ = search.make_call(device)
     calls = {str(at): partial(call, config) for at, config in enumerate(configs)}
     found = time_interleaved(device, calls, budget=1.0).values()
     return [{"status": "ok", "us": [summary(each.cold)["us"] if each.status == "ok" else None for each in found]}]

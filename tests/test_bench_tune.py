@@ -63,7 +63,7 @@ def test_the_check_says_whether_anything_was_wrong(run_script, tmp_path, failing
     assert files[0].endswith("test_shipped.py")
     assert all((ROOT / each).is_file() for each in files)
     assert f"--junitxml {tmp_path}/out/kernels.xml" in tests
-    assert "-n auto --maxprocesses 12 --timeout 120" in tests
+    assert re.search(r"-n \d+ --maxprocesses 12 --timeout 120", tests)
     assert test_invariants.test_watched
     if found is None:
         assert "compute-sanitizer is not on the PATH" in done.stdout

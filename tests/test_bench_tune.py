@@ -25,15 +25,14 @@ PYTHON = """#!/bin/sh
 case "$*" in
     "-c import torch"*) exit "$NO_GPU" ;;
     "-c import"*) exit "$NO_PLUGIN" ;;
-    *test_invariants.py\\ -k\\ test_watched\\ --collect-only) printf 'x.py::test_watched[%s]\\n' full auto ;;
     *) echo "$*" >>"$CALLS"; exit "$TESTS" ;;
 esac
 """
-SANITIZER = '#!/bin/sh\necho "$*" >>"$CALLS"\necho "what it says"\nexit "$FOUND"\n'
+SANITIZER = '#!/bin/sh\necho "$*" >>"$CALLS"\nexit "$FOUND"\n'
 
 
 @pytest.fixture
-def run_script(tmp_path, monkeypatch):
+def run_script(tmp_path):
     """Return a function that runs a script of bench with stand-ins for the programs named; it returns what came."""
 
     def run(script, programs, **environment):
@@ -64,15 +63,14 @@ def test_the_check_says_whether_anything_was_wrong(run_script, tmp_path, failing
     assert all((ROOT / each).is_file() for each in files)
     assert f"--junitxml {tmp_path}/out/kernels.xml" in tests
     assert re.search(r"-n \d+ --maxprocesses 12 --timeout 120", tests)
-    assert test_invariants.test_watched
     if found is None:
         assert "compute-sanitizer is not on the PATH" in done.stdout
         assert not watched
         return
-    pairs = {(line.split()[1], line.split("x.py::")[1].split()[0]) for line in watched}
-    assert pairs == {(tool, f"test_watched[{each}]") for tool in ("memcheck", "racecheck") for each in ("full", "auto")}
-    assert done.stdout.count(f"== exit code {found} of ") == 4
-    assert (tmp_path / "out" / "sanitizer.txt").read_text().count("what it says") == 4
+    assert [line.split()[1] for line in watched] == ["memcheck", "racecheck"]
+    assert all(line.endswith("tests/kernels/test_invariants.py -k test_watched") for line in watched)
+    assert test_invariants.test_watched
+    assert done.stdout.count(f": exit code {found} (") == 2
 
 
 def test_the_check_does_without_plugins_and_refuses_without_a_gpu(run_script, tmp_path):
@@ -118,16 +116,14 @@ def test_counters_need_their_program(run_script):
 
 def test_each_command_fits_its_limit():
     """A command on the page takes at most 9.5 minutes."""
-    spent = {
-        name: sum(int(after) + int(limit) for after, limit in re.findall(r"timeout .*?-k (\d+) (\d+)", text))
-        for name in ("gpu-check.sh", "gpu-counters.sh")
-        for text in [(ROOT / "bench" / name).read_text()]
-    }
+    check, counters = ((ROOT / "bench" / name).read_text() for name in ("gpu-check.sh", "gpu-counters.sh"))
+    pairs = re.findall(r"timeout .*?-k (\d+) (\d+) ", check + counters)
+    tests, tool, counting = (int(after) + int(limit) for after, limit in pairs)
+    assert tests + 2 * tool + 15 <= 570
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     (budget,) = re.findall(r'bench tune --out "\$OUT" --budget (\d+) && bash bench/gpu-counters.sh "\$OUT"', page)
+    assert int(budget) + counting + 15 <= 570
     assert 'bash bench/gpu-check.sh "$OUT"' in page
-    assert 400 < spent["gpu-check.sh"] <= 540
-    assert int(budget) + spent["gpu-counters.sh"] <= 560
 
 
 @pytest.mark.parametrize(

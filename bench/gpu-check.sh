@@ -13,8 +13,10 @@ wrong=0
 
 # The most important files come first. When the time is up pytest is interrupted, and writes its XML file all the same.
 more=(--junitxml "$out/kernels.xml")
-if has xdist; then more+=(-n "$(nproc)" --maxprocesses 12); fi
-if has pytest_timeout; then more+=(--timeout 120 --timeout-method thread); fi # ends a process that a kernel holds up
+if has xdist; then
+  more+=(-n "$(nproc)" --maxprocesses 12)
+  if has pytest_timeout; then more+=(--timeout 120 --timeout-method thread); fi # ends the process that a kernel holds up
+fi
 timeout --foreground -s INT -k 30 300 "${pytest[@]}" "${more[@]}" \
   tests/kernels/test_{shipped,invariants,prototypes,tiled,resident,fusion,prepare,moments,offsets}.py || wrong=1
 

@@ -15,7 +15,7 @@ wrong=0
 more=(--junitxml "$out/kernels.xml")
 if has xdist; then
   more+=(-n "$(nproc)" --maxprocesses 12)
-  if has pytest_timeout; then more+=(--timeout 120 --timeout-method thread); fi # ends the process that a kernel holds up
+  if has pytest_timeout; then more+=(--timeout 120 --timeout-method thread); fi # ends a process that hangs
 fi
 timeout --foreground -s INT -k 30 300 "${pytest[@]}" "${more[@]}" \
   tests/kernels/test_{shipped,invariants,prototypes,tiled,resident,fusion,prepare,moments,offsets}.py || wrong=1

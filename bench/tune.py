@@ -2,282 +2,276 @@
 
 Kernel by kernel, in two rounds: the present tiles, known good ones and their neighbours, then the neighbours of the
 best. In each round all candidates are first called once, many at a time, which compiles them: one that does not
-compile, crashes or is wrong against float64 is dropped and counted. The others are timed alone, in interleaved rounds,
-through the kernel's host function, beside the present tiles of the other kernels. The table is written after every
-problem.
+compile, crashes or is wrong against float64 is dropped. The others are timed alone, in interleaved rounds, through the
+kernel's host function, beside the present tiles of the other kernels. The table, and a file of all that was tried, are
+written after every problem.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import combinations, islice, product, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench import measure
-from bench.gpu import DRY_RUN, Record, options_of, refusal, side_by_side
-from bench.gpu_timing import GOALS
-from bench.measure import Device, poisoned, summary, time_interleaved
-from bench.problems import Problem, relative_error, sampled_truth
-from bench.tiles import MODULES, as_tiles, candidates, polish, tiles
-from bench.workers import Job, Workers, job
-from ssa_fast.ops import tile_tables
+from bench.measure import Device, NotHere, poisoned, summary, time_interleaved
+from bench.problems import WRONG, Problem, relative_error, sampled_truth
+from bench.tiles import SPARE, polish, tiles
+from bench.workers import Workers, job
+from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
-    from bench.workers import Row
-    from ssa_fast.ops.gpu_info import Gpu
+    from bench.workers import Job, Row
+    from ssa_fast.ops.tile_tables import Config
 
-BUDGET_S = 540.0  # see bench.gpu
-CANDIDATES = (12, 6)  # of a kernel for one problem, round by round
-CHECK_SHARE = 0.75  # of a round, at most, for calling every candidate once
-SAMPLED = 256
-# When each kernel is done at the latest, as a share of the budget; those on which most depends come first.
-KERNELS = {"gather": 0.32, "apply": 0.60, "tiled": 0.80, "resident": 0.95, "prepare": 1.0}
+BUDGET_S = 540.0  # less than the 9.5 minutes in docs/kernels.md by the process's start and the end of a last job
+# Candidates for a problem, round by round, and the shares of the kernel's time after which none is called or timed.
+ROUNDS = ((12, 0.45, 0.65), (6, 0.85, 1.0))
+SIDE_BY_SIDE = 12  # processes, while nothing is timed: most of that time is compilation on the host
+SAMPLED = 256  # pixels at which a candidate is compared with float64
+EXACT, ROUNDED = 1e-6, 1e-4  # relative errors that pass: of prototypes and high precision, and of rounded operands
+DRY_RUN = "dry run: no figure means anything"
 
-# Kernels, (C, side) of their problems, and what is not as in float16 with 20 classes and signed features.
-PROBLEMS: tuple[tuple[tuple[str, ...], tuple[tuple[int, int], ...], dict[str, Any]], ...] = (
-    (
-        ("gather", "apply"),
-        ((256, 128), (512, 64), (1024, 32), (2048, 16), (256, 56), (512, 28), (1024, 14), (2048, 7), (2048, 128)),
-        {"values": "rand"},
-    ),
-    (("gather", "apply"), ((256, 128), (2048, 128)), {"values": "rand", "dtype": "float32"}),
-    (("gather", "apply"), ((256, 128),), {"values": "rand", "K": 80}),
-    (("tiled",), ((256, 128), (1024, 32), (256, 56), (2048, 64), (512, 128), (256, 256)), {}),
-    (("tiled",), ((256, 128), (1024, 32)), {"precision": "high"}),
-    (("resident",), ((1024, 14), (512, 28), (2048, 7), (1024, 32)), {}),
-    (("resident",), ((1024, 14), (2048, 7)), {"dtype": "float32"}),
-    (("prepare",), ((256, 128), (2048, 64)), {}),
+# The host function through which each kernel's tiles are tried; kernels on which most depends come first.
+MODULES = {"gather": "prototypes", "apply": "prototypes", "tiled": "tiled", "resident": "resident", "prepare": "tiled"}
+# Kernels, what is not as in float16 with 20 classes and signed features, and the sides of the maps of C channels.
+PROBLEMS: tuple[tuple[str, dict[str, Any], dict[int, tuple[int, ...]]], ...] = (
+    ("gather apply", {"values": "rand"}, {256: (128, 56), 512: (64, 28), 1024: (32, 14), 2048: (16, 7, 128)}),
+    ("gather apply", {"values": "rand", "dtype": "float32"}, {256: (128,), 2048: (128,)}),
+    ("gather apply", {"values": "rand", "K": 80}, {256: (128,)}),
+    ("tiled", {}, {256: (128, 56, 256), 512: (128,), 1024: (32,), 2048: (64,)}),
+    ("tiled", {"precision": "high"}, {256: (128,), 1024: (32,)}),
+    ("resident", {}, {512: (28,), 1024: (14, 32), 2048: (7,)}),
+    ("resident", {"dtype": "float32"}, {1024: (14,), 2048: (7,)}),
+    ("prepare", {}, {256: (128,), 2048: (64,)}),
+)
+# Least and greatest value of a field that is proposed.
+LIMITS = {"block": (32, 128), "block_i": (16, 128), "block_j": (16, 256), "block_l": (8, 256), "block_c": (16, 2048)}
+LIMITS |= {"rows": (16, 64), "bands": (1, 4), "chunk": (1, 16), "num_warps": (4, 16), "num_stages": (1, 4)}
+# Tiles that the compiled code of sm_90 speaks for: no spill, and more programs per multiprocessor or a fuller pipeline.
+LEADS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("gather", {"block_l": 32, "num_warps": 4}),
+    ("gather", {"block_l": 16, "block_c": 256, "num_stages": 1}),
+    ("gather", {"block_c": 256, "num_stages": 1}),
+    ("apply", {"block_l": 16, "block_c": 256, "num_warps": 4, "num_stages": 2}),
+    ("symmetric", {"block": 128, "block_c": 64, "bands": 2, "chunk": 4, "num_warps": 8, "num_stages": 3}),
+    ("symmetric", {"block": 64, "block_c": 64, "bands": 1, "chunk": 1, "num_warps": 4, "num_stages": 3}),
+    ("full", {"block_i": 64, "block_j": 64, "block_c": 64, "num_warps": 4, "num_stages": 3}),
 )
 
 
 def problems() -> list[tuple[str, Problem]]:
-    """Return ``(kernel, problem)``, those on which most depends first within each kernel."""
+    """Return each kernel with each of its problems."""
     signed = Problem(B=1, K=20, C=256, H=128, W=128, values="randn")
     return [
         (kernel, replace(signed, C=C, H=side, W=side, h=min(32, side), w=min(32, side), **more))
-        for kernels, sizes, more in PROBLEMS
-        for kernel in kernels
-        for C, side in sizes
+        for kernels, more, sizes in PROBLEMS
+        for kernel in kernels.split()
+        for C, sides in sizes.items()
+        for side in sides
     ]
 
 
-@dataclass
-class Candidate:
-    """Tiles that were tried: their error, how they failed or why they were not reached, and µs when last timed."""
-
-    config: tile_tables.Config
-    error: float | None = None
-    why: str | None = None
-    us: float | None = None
-
-
-@dataclass
 class Search:
-    """One kernel on one problem: what was tried, what came of it, and the best so far.
+    """One kernel on one problem, and what came of each candidate: its status, error and µs, or why there are none.
 
-    Attributes:
-        beside: The tiles of the host function, of which the kernel's are replaced.
-        ranked: The candidates of the last round that was timed, the fastest first.
+    ``given`` are the tiles of the host function, of which the kernel's are replaced.
     """
 
-    kernel: str
-    problem: Problem
-    beside: dict[str, Any]
-    tried: list[Candidate] = field(default_factory=list)
-    ranked: list[Candidate] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)
+    def __init__(self, kernel: str, problem: Problem, given: dict[str, Any]) -> None:
+        self.kernel, self.problem, self.given = kernel, problem, given
+        self.name = f"{kernel}, {problem.label()}"
+        self.argument = kernel if kernel in given else "config"
+        self.start = given[self.argument]  # the kernel's tiles at present
+        self.tried: dict[Config, Row] = {}
 
     @property
-    def name(self) -> str:
-        return f"{self.kernel}, {self.problem.label()}"
+    def best(self) -> Config | None:
+        times = {config: row["us"] for config, row in self.tried.items() if row.get("us")}
+        return min(times, key=times.__getitem__, default=None)
 
-    @property
-    def argument(self) -> str:
-        """Return the name under which the host function takes the kernel's tiles."""
-        return "config" if self.kernel in ("tiled", "resident") else self.kernel
+    def propose(self, most: int) -> list[Config]:
+        """Return candidates: the best or, at first, present and known good tiles, then what is a step or two away.
 
-    def propose(self, gpu: Gpu, most: int) -> list[int]:
-        """Add candidates around the present tiles, then around the best; return the new ones' numbers."""
-        around = self.ranked[0].config if self.ranked else self.beside[self.argument]
-        found = candidates(self.kernel, self.problem, gpu, [around], [each.config for each in self.tried], most)
-        self.tried += map(Candidate, found)
-        return list(range(len(self.tried) - len(found), len(self.tried)))
+        Known good ones are of both forms of "tiled". The neighbours of all take turns.
+        """
+        starts = [self.best or self.start]
+        if not self.tried:
+            bases = {self.kernel: self.start}
+            if self.kernel == "tiled":
+                bases = SPARE | {as_tiles(self.start)["form"]: self.start}
+            starts += [replace(bases[name], **lead) for name, lead in LEADS if name in bases]
+        near = [turn for fields in range(3) for turn in zip_longest(*(steps(start, fields) for start in starts))]
+        found = dict.fromkeys(each for turn in near for each in turn if each and each not in self.tried)
+        return list(islice(found, most))
 
-    def to_time(self, numbers: Sequence[int]) -> list[int]:
-        """Return the candidates to time: the present ones, the best so far, and the new ones that are right."""
+    def right(self) -> list[Config]:
+        """Return the candidates whose error is as small as it has to be, or at most twice that of the present tiles."""
+        own = self.tried.get(self.start, {}).get("error", WRONG)
         exact = MODULES[self.kernel] == "prototypes" or self.problem.precision == "high"
-        allowed = max(GOALS["error_high" if exact else "error_default"].must, 2 * (self.tried[0].error or 0.0))
-        wanted = {0, *(self.tried.index(each) for each in self.ranked[:1]), *numbers}
-        errors = {number: self.tried[number].error for number in sorted(wanted)}
-        return [number for number, error in errors.items() if error is not None and error <= allowed]
+        allowed = max(EXACT if exact else ROUNDED, 2 * own if own < WRONG else 0.0)
+        for row in self.tried.values():
+            if row.get("error", 0.0) > allowed:
+                row["status"] = "wrong"
+        return [config for config, row in self.tried.items() if row["status"] == "ok"]
 
-    def job(self, function: str, seed: int, **more: Any) -> Job:
-        """Return a job on candidates of this search."""
-        given = {"problem": self.problem, "beside": self.beside, "argument": self.argument, "seed": seed} | more
-        return job(f"bench.tune:{function}", f"tune: {self.name}", 60, name=self.name, kernel=self.kernel, **given)
+    def make_call(self, device: Device) -> tuple[Callable[[Config], None], Tensor, Tensor, Tensor]:
+        """Return a call of the host function that takes the kernel's tiles, its CAM, its features and its result."""
+        cam, f = self.problem.draw(device.device, 0)
+        out = torch.empty(self.problem.B, self.problem.K, self.problem.L, device=device.device)
+        call = partial(polish, MODULES[self.kernel], device.gpu, self.problem, cam, f, out)
+        return lambda config: call(self.given | {self.argument: config}), cam, f, out
+
+    def job(self, function: str, **given: Any) -> Job:
+        return job(f"bench.tune:{function}", f"tune: {self.name}", 60, search=self, **given)
 
     def entry(self) -> dict[str, Any]:
-        """Return the table's entry for the fastest candidate, with what it was compared with."""
-        kernel, problem, (best, *others) = self.kernel, self.problem, self.ranked
-        why = [f"{best.us:.1f} µs for the whole call, B={problem.B}"]
-        before = [each for each in self.ranked if each is self.tried[0]]
-        for label, each in (*(("next", each) for each in others[:1]), *(("before", each) for each in before)):
-            why.append(f"{label} {json.dumps(as_tiles(each.config)['config'])} {each.us:.1f}")
-        found = {"kernel": kernel, "C": problem.C, "L": problem.L, "K": problem.K}
-        found |= as_tiles(best.config) | {"why": "; ".join(why)}
+        """Return the table's entry for the fastest candidate."""
+        kernel, problem, best = self.kernel, self.problem, self.best
+        assert best
+        found = {"kernel": kernel, "C": problem.C, "L": problem.L, "K": problem.K} | as_tiles(best)
         if kernel in ("tiled", "resident"):
             found |= {"precision": problem.precision, "phi": problem.phi.phi}
-        return found | ({"dtype": problem.dtype} if kernel in ("gather", "apply", "resident") else {})
+        if kernel in ("gather", "apply", "resident"):
+            found |= {"dtype": problem.dtype}
+        us, before = self.tried[best]["us"], self.tried[self.start].get("us")
+        return found | {"why": f"{us} µs for the whole call, B={problem.B}; with the tiles before {before or '?'}"}
 
     def row(self) -> Row:
-        """Return what is kept of the search: every candidate, its error and its time."""
-        counts = ", ".join(f"{number} {status}" for status, number in self.outcomes.items())
-        tried = [as_tiles(each.config) | {"error": each.error, "us": each.us, "why": each.why} for each in self.tried]
-        status = "ok" if self.ranked else "skipped"
-        why = f"{self.entry()['why']} ({counts})" if self.ranked else f"nothing was timed ({counts or 'not reached'})"
-        return {"part": "tune", "what": self.name, "status": status, "why": why, "tried": tried}
+        return {"what": self.name, "tried": [as_tiles(config) | row for config, row in self.tried.items()]}
+
+
+def steps(start: Any, fields: int) -> Iterator[Config]:
+    """Yield the tiles a step from ``start`` in so many fields: one stage more or less, else the double or the half."""
+    for names in combinations(asdict(start), fields):
+        near = []
+        for name in names:
+            value, (least, most) = getattr(start, name), LIMITS.get(name, (1, 1 << 16))
+            both = (value + 1, value - 1) if name == "num_stages" else (2 * value, value // 2)
+            near.append([(name, each) for each in both if least <= each <= most])
+        for changes in product(*near):
+            with suppress(ValueError):  # the dataclass refuses the combination
+                yield replace(start, **dict(changes))
+
+
+def as_tiles(config: Config) -> dict[str, Any]:
+    """Return a config as a table has it."""
+    forms = [form for form, kind in tile_tables.FORMS.items() if isinstance(config, kind)]
+    return ({"form": forms[0]} if forms else {}) | {"config": asdict(config)}
 
 
 def main(arguments: list[str]) -> int:
-    """Tune kernel after kernel; 0: something was timed, 1: nothing was, 2: it cannot run here."""
+    """Tune kernel after kernel; return 1 if nothing was timed."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=(__doc__ or "").partition("\n")[0])
-    options = options_of(parser, arguments)
-    options.budget = BUDGET_S if options.budget is None else options.budget
-    if why := refusal(options.dry_run):
-        print(why, file=sys.stderr)
-        return 2
-    device = Device("cuda", options.dry_run)
-    table = Table(device, options.out, options.dry_run, options.commit)
-    record = Record(["tune", *arguments], options.out / "tune.json" if options.out else None, options, device)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="where table and tune.json go (where the package finds the table)")
+    add("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="to be done in (%(default)g)")
+    add("--dry-run", action="store_true", help="every step on the CPU, on tiny problems; no figure means anything")
+    add("--only", choices=MODULES, help="the kernel to tune (all of them)")
+    add("--commit", default="", help="what to name as the commit where git cannot tell")
+    options = parser.parse_args(arguments)
+    every = [(kernel, each.tiny() if options.dry_run else each) for kernel, each in problems()]
+    every = [each for each in dict.fromkeys(every) if options.only in (None, each[0])]
+    if options.dry_run and not options.out:
+        parser.error("--dry-run: expected --out with it, since its table must not serve the package")
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+    elif not torch.cuda.is_available():
+        parser.error("there is no GPU here: run this where PyTorch sees one, or try it on the CPU with --dry-run")
+    elif gpu_info.interpreting():
+        parser.error("TRITON_INTERPRET is set, so Triton would interpret the kernels: unset it to measure a GPU")
+    folder = options.out or tile_tables.user_directory()
+    os.environ["SSA_FAST_CONFIGS"] = str(folder)  # what was tuned serves the kernels tuned after it
+    device, begin = Device("cuda", options.dry_run), time.monotonic()
+    try:
+        tiles("prototypes", device.gpu, every[0][1])
+    except (NotHere, ValueError) as error:  # of the GPU, or of a table in the folder
+        parser.error(str(error))
+    machine = measure.machine(device, options.commit)
+    about: dict[str, Any] = {"command": measure.command_line(["tune", *arguments]), "machine": machine}
+    about |= {"settings": {"budget_s": options.budget, "dry_run": options.dry_run}}
+    path = folder / f"{tile_tables.slug(device.gpu.name)}.json"
+    searches: list[Search] = []
     with Workers(device="cuda", dry_run=options.dry_run) as pool:
-        for kernel, end in KERNELS.items():
-            every = [each.tiny() if options.dry_run else each for name, each in problems() if name == kernel]
-            searches = [Search(kernel, each, tiles(MODULES[kernel], device.gpu, each)) for each in dict.fromkeys(every)]
-            found = {each.name: each for each in searches if options.only in each.name}
-            tune(found, pool, device, table, options.seed, record.begin, options.budget * end)
-            record.add(each.row() for each in found.values())
-    return table.told()
+        for kernel, module in MODULES.items():
+            own = [Search(kernel, each, tiles(module, device.gpu, each)) for name, each in every if name == kernel]
+            searches += own
+            for each in tuned(own, pool, device, begin + options.budget * len(searches) / len(every)):
+                said = "nothing was timed"
+                if each.best:
+                    add_entry(path, device, machine, entry := each.entry())
+                    said = entry["why"]
+                measure.save(folder / "tune.json", [search.row() for search in searches], **about)
+                counts = Counter(row["status"] for row in each.tried.values())
+                print(f"{each.name}: {said} {dict(counts)}", flush=True)
+    timed = sum(each.best is not None for each in searches)
+    print(f"{timed} of {len(searches)} problems timed", *[DRY_RUN] * options.dry_run, path, sep="; ")
+    return int(not timed)
 
 
-def tune(
-    found: dict[str, Search], pool: Workers, device: Device, table: Table, seed: int, begin: float, end_s: float
-) -> None:
-    """Search for the tiles of one kernel on all its problems until ``end_s`` seconds after ``begin``."""
-    many = side_by_side(device.dry_run)
-    for turn, most in enumerate(CANDIDATES):
-        now = time.monotonic() - begin
-        left = (end_s - now) * most / sum(CANDIDATES[turn:])
-        new = {name: each.propose(device.gpu, min(most, 2) if device.dry_run else most) for name, each in found.items()}
-        jobs = [
-            found[name].job("check", seed, config=found[name].tried[at].config, at=at)
-            for name in new
-            for at in new[name]
-        ]
-        jobs.sort(key=lambda task: int(task.arguments["at"]))  # the first candidates of every problem come first
-        for task, (row, *_) in pool.run(jobs, count=many, until=begin + now + CHECK_SHARE * left):
-            search = found[task.arguments["name"]]
-            search.outcomes[row["status"]] += 1
-            candidate = search.tried[task.arguments["at"]]
-            candidate.error, candidate.why = row.get("error"), row.get("why")
-        jobs = [
-            each.job("compare", seed, configs=[each.tried[at].config for at in numbers], at=numbers)
-            for name, each in found.items()
-            if (numbers := each.to_time(new[name]))
-        ]
-        for task, (row, *_) in pool.run(jobs, count=min(many, 1), until=begin + now + left):
-            if row["status"] == "ok" and row["times"]:
-                search = found[task.arguments["name"]]
-                for at, us in row["times"].items():
-                    search.tried[at].us = us
-                search.ranked = sorted((search.tried[at] for at in row["times"]), key=lambda each: each.us or 0.0)
-                table.add(search.entry())
+def tuned(searches: Sequence[Search], pool: Workers, device: Device, end: float) -> Iterator[Search]:
+    """Search until a time of ``time.monotonic``; yield each search at the end of each of its rounds."""
+    begin = time.monotonic()
+    many = 0 if device.dry_run else max(1, min(SIDE_BY_SIDE, (os.cpu_count() or 2) - 2))
+    for most, called, timed in ROUNDS:
+        proposed = [each.propose(2 if device.dry_run else most) for each in searches]
+        turns = zip_longest(*proposed)  # every problem's first candidate comes before any second one
+        pairs = [(each, config) for turn in turns for each, config in zip(searches, turn, strict=True) if config]
+        jobs = [each.job("check", config=config) for each, config in pairs]
+        for task, (row, *_) in pool.run(jobs, count=many, until=begin + called * (end - begin)):
+            found = {name: row[name] for name in ("status", "error", "why") if name in row}
+            task.arguments["search"].tried[task.arguments["config"]] = found
+        jobs = [each.job("compare", configs=each.right()) for each in searches]
+        for task, (row, *_) in pool.run(jobs, count=min(many, 1), until=begin + timed * (end - begin)):
+            search = task.arguments["search"]
+            for config, us in zip(task.arguments["configs"], row.get("us", ()), strict=False):
+                search.tried[config]["us"] = us
+            yield search
 
 
-def calls_of(
-    device: Device, kernel: str, problem: Problem, beside: dict[str, Any], argument: str, seed: int
-) -> tuple[Callable[[tile_tables.Config], None], Tensor, Tensor, Tensor]:
-    """Return a call of the host function with given tiles for one kernel, its CAM, its features and its output."""
-    cam, f = problem.draw(device.device, seed)
-    out = torch.empty(problem.B, problem.K, problem.L, device=device.device)
-
-    def call(config: tile_tables.Config) -> None:
-        polish(MODULES[kernel], device.gpu, problem, cam, f, out, beside | {argument: config})
-
-    return call, cam, f, out
-
-
-def check(device: Device, *, name: str, config: tile_tables.Config, at: int, **given: Any) -> list[Row]:
+def check(device: Device, *, search: Search, config: Config) -> list[Row]:
     """Call one candidate once, into poisoned memory, and compare it with float64."""
-    problem = given["problem"]
-    sampled = torch.arange(0, problem.L, max(1, problem.L // SAMPLED), device=device.device)
+    at = torch.arange(0, search.problem.L, max(1, search.problem.L // SAMPLED), device=device.device)
     with poisoned():
-        call, cam, f, out = calls_of(device, **given)
+        call, cam, f, out = search.make_call(device)
         call(config)
-    error = relative_error(out[-1][:, sampled], sampled_truth(problem, cam, f, sampled))
-    return [{"part": "tune", "what": name, "status": "ok", "error": error}]
+    return [{"status": "ok", "error": relative_error(out[-1][:, at], sampled_truth(search.problem, cam, f, at))}]
 
 
-def compare(
-    device: Device, *, name: str, configs: Sequence[tile_tables.Config], at: Sequence[int], **given: Any
-) -> list[Row]:
-    """Time whole calls with each candidate; return µs by the candidates' numbers."""
-    call, *_ = calls_of(device, **given)
-    calls = {str(number): partial(call, config) for number, config in zip(at, configs, strict=True)}
-    found = time_interleaved(device, calls, budget=1.0)
-    times = {int(number): summary(each.cold)["us"] for number, each in found.items() if each.status == "ok"}
-    return [{"part": "tune", "what": name, "status": "ok", "times": times}]
+def compare(device: Device, *, search: Search, configs: Sequence[Config]) -> list[Row]:
+    """Time whole calls with each candidate, in turns; return the µs of each, None of one that failed."""
+    call, *_ = search.make_call(device)
+    calls = {str(at): partial(call, config) for at, config in enumerate(configs)}
+    found = time_interleaved(device, calls, budget=1.0).values()
+    return [{"status": "ok", "us": [summary(each.cold)["us"] if each.status == "ok" else None for each in found]}]
 
 
-class Table:
-    """Merge measured entries into the GPU's table, which is written anew, whole, with every entry."""
+def add_entry(path: Path, device: Device, machine: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Write the table with an entry, in the place of an older one for the same problem, and all its others."""
 
-    def __init__(self, device: Device, folder: Path | None, dry_run: bool, commit: str) -> None:
-        found = measure.machine(device, commit)
-        source = "measured by python -m bench tune" + (f" ({DRY_RUN})" if dry_run else "")
-        self.path = (folder or tile_tables.user_directory()) / f"{tile_tables.slug(device.gpu.name)}.json"
-        self._kept = not dry_run or folder is not None
-        if self._kept:
-            os.environ["SSA_FAST_CONFIGS"] = str(self.path.parent)  # what was tuned serves the kernels tuned after it
-        self._head = {
-            "gpu": device.gpu.name,
-            "arch": device.gpu.arch,
-            "source": f"{source}, commit {commit or found['commit'] or 'unknown'}",
-            "versions": {
-                name: str(found[name]) for name in ("python", "torch", "triton", "cuda", "hip") if found.get(name)
-            },
-        }
-        self._old = tile_tables.read(self.path)["entries"] if self._kept and self.path.is_file() else []
-        self._new: dict[tuple[Any, ...], dict[str, Any]] = {}
+    def key(each: dict[str, Any]) -> list[Any]:
+        return [each.get(name) for name in ("kernel", "C", "L", "K", "dtype", "precision", "phi")]
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Put an entry in the place of an older one for the same problem, and write the table."""
-        self._new[_key(entry)] = entry
-        if self._kept:
-            old = [each for each in self._old if _key(each) not in self._new]
-            tile_tables.write(self._head | {"entries": [*self._new.values(), *old]}, self.path)
-
-    def told(self) -> int:
-        """Print what was written; return the exit code."""
-        if not self._new:
-            print("nothing was timed; no table was written", file=sys.stderr)
-            return 1
-        print(f"{len(self._new)} entries measured now, written to {self.path}" if self._kept else DRY_RUN, flush=True)
-        return 0
-
-
-def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what two entries for the same problem share."""
-    return tuple(entry.get(name) for name in ("kernel", "C", "L", "K", "dtype", "precision", "phi"))
+    old = tile_tables.read(path)["entries"] if path.is_file() else []
+    source = f"measured by python -m bench tune, commit {machine['commit'] or 'unknown'}"
+    table = {
+        "gpu": device.gpu.name,
+        "arch": device.gpu.arch,
+        "source": f"{source} ({DRY_RUN})" if device.dry_run else source,
+        "versions": {name: str(machine.get(name)) for name in ("python", "torch", "triton", "cuda", "hip")},
+        "entries": [entry, *(each for each in old if key(each) != key(entry))],
+    }
+    tile_tables.write(table, path)

@@ -1,7 +1,6 @@
 """Choose the device, fix the seed of every test and the threads.
 
 ``pytest --device cuda tests/kernels`` runs the kernels compiled, on the GPU at hand; by default Triton interprets them.
-``--shard 2/12`` runs every twelfth test, so that several processes compile side by side.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that choose the device and a part of the tests."""
+    """Add the option that chooses the device."""
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the kernel tests run")
-    parser.addoption("--shard", default="1/1", metavar="I/N", help="of N parts of the tests, run number I")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,15 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs another device, and keep one part of the tests."""
+    """Skip what needs another device."""
     on_gpu = config.getoption("--device") == "cuda"
     for item in items:
         if item.get_closest_marker("cuda") and not on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: run it with --device cuda"))
         if item.get_closest_marker("interpreter") and on_gpu:
             item.add_marker(pytest.mark.skip(reason="looks into Triton's interpreter: run it without --device cuda"))
-    number, count = map(int, config.getoption("--shard").split("/"))
-    items[:] = items[number - 1 :: count]
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,8 @@ def test_commands_exist(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
         extras = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
         known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         assert {name for found in extras for name in found.split(",")} <= {*known}, "no such extra"
+    elif program == "bash":
+        assert (ROOT / arguments[0]).is_file(), f"there is no {arguments[0]}"
     else:
         assert program in OTHER_PROGRAMS, f"no test knows {program}: teach it, or use another fence than sh"
 

@@ -5,6 +5,7 @@ With ``--device cuda`` every tensor that a test makes is on the GPU, and the ker
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,17 @@ def _on_device(device: torch.device) -> Iterator[None]:
     torch.set_default_device(device if device.type != "cpu" else None)
     yield
     torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True)
+def _usable(device: torch.device) -> Iterator[None]:
+    """End a process of pytest-xdist whose GPU answers every later call with an error; it starts another."""
+    yield
+    if device.type == "cuda" and "PYTEST_XDIST_WORKER" in os.environ:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
 
 
 @pytest.fixture(autouse=True)

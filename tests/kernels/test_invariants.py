@@ -1,6 +1,6 @@
 """What holds of every call: the same bits every time, CUDA graphs, no host synchronisation, bounded memory.
 
-``test_watched`` is what compute-sanitizer watches in ``python -m bench gpu check``.
+``test_watched`` is what compute-sanitizer watches in ``bench/gpu-check.sh``.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def entry_case(entry: Entry) -> Case:
     """Return a case of a table's entry, at the entry's own sizes."""
     method, side = METHODS[entry.kernel], math.isqrt(entry.L)
     form = {"shifted": SHIFTED if method == "prototypes" else CUBED, "exp": EXP}.get(entry.phi or "relu", RELU)
-    given = {"dtype": entry.dtype or "float16", "precision": entry.precision or "default"}
+    given: dict[str, Any] = {"dtype": entry.dtype or "float16", "precision": entry.precision or "default"}
     return method, Problem(1, entry.K, entry.C, side, side, **form, **given)
 
 

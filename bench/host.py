@@ -52,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"python -m bench host {missing}", file=sys.stderr)
         return 2
     driver = install_empty_driver()
-    keep_freed_memory()
+    # The process keeps what it frees, as PyTorch's allocator does on a GPU: no call then waits for fresh pages.
+    for threshold in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+        ctypes.CDLL(None).mallopt(threshold, 1 << 30)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     rows = [measured(name, driver) for name in measure.paced([*CASES], "host")]
@@ -99,12 +101,6 @@ def install_empty_driver() -> Any:
     driver.set_active(empty)
     gpu_info.query = lambda device: (gpu_info.DEFAULT_GPU, "")  # type: ignore[assignment]
     return empty
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, as PyTorch's allocator does on a GPU: no call then waits for fresh pages."""
-    for threshold in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-        ctypes.CDLL(None).mallopt(threshold, 1 << 30)
 
 
 def measured(name: str, driver: Any) -> dict[str, Any]:

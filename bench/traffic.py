@@ -52,9 +52,8 @@ def count(tensors: Mapping[str, Tensor]) -> Iterator[Traffic]:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
         for name, tensor in tensors.items():
-            last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            begin, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-            inside = (begin <= addresses) & (addresses < end)
+            offsets = addresses - tensor.untyped_storage().data_ptr()
+            inside = (offsets >= 0) & (offsets < tensor.untyped_storage().nbytes())
             counter[name] += int(inside.sum()) * size
             addresses = addresses[~inside]
         counter["other"] += addresses.size * size
@@ -72,6 +71,9 @@ def count(tensors: Mapping[str, Tensor]) -> Iterator[Traffic]:
         traffic.dots[a.data.shape[0], b.data.shape[1], a.data.shape[1]] += 1
         return dot(self, a, b, *more)
 
-    counted = {"create_masked_load": counted_load, "create_masked_store": counted_store, "create_dot": counted_dot}
-    with mock.patch.multiple(builder, **counted):
+    with (
+        mock.patch.object(builder, "create_masked_load", counted_load),
+        mock.patch.object(builder, "create_masked_store", counted_store),
+        mock.patch.object(builder, "create_dot", counted_dot),
+    ):
         yield traffic

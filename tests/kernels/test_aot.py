@@ -56,19 +56,13 @@ def label(row):
 
 
 def test_every_shipped_kernel_passes(shipped, golden):
+    """Of other versions of Triton than the golden file's, registers may be spilled; no other problem is allowed."""
     rows, done = shipped
     assert {row["target"] for row in rows} == set(COMPILED)
-    failing = {f"{row['target']} {label(row)}": row["problems"] for row in rows if row["problems"]}
-    if is_version_of(golden):
-        assert not failing
-        assert done.returncode == 0, done.stdout[-2000:]
-    else:  # spilled registers change with the version of Triton; no other problem is allowed
-        others = {
-            name: problems
-            for name, problems in failing.items()
-            if not all("of registers" in problem for problem in problems)
-        }
-        assert not others
+    strict = is_version_of(golden)
+    problems = [(row["target"], label(row), each) for row in rows for each in row["problems"]]
+    assert [problem for problem in problems if strict or "of registers" not in problem[-1]] == []
+    assert done.returncode == bool(problems), done.stdout[-2000:]
 
 
 def test_the_matrix_units_are_used(shipped):

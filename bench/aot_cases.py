@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from bench import tiles
 from bench.problems import Problem
 from ssa_fast.kernels import fusion
-from ssa_fast.ops import tile_tables
 from ssa_fast.ops.dispatch import RESIDENT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ssa_fast.ops.gpu_info import Gpu
+    from ssa_fast.ops.tile_tables import Entry
+
+    Form: TypeAlias = tuple[str, dict[str, Any]]
+    Case: TypeAlias = tuple[str, Problem]
+
 STAGES = ((256, 56), (256, 128), (512, 28), (512, 64), (1024, 14), (1024, 32), (2048, 7), (2048, 16))
 """Channels and side of a ResNet-50's stages, for images of 224 and 512 pixels."""
-PARTS = {"prototypes": ("gather", "apply"), "tiled": ("tiled", "prepare"), "resident": ("resident",)}
-
+METHODS = {"gather": "prototypes", "apply": "prototypes", "tiled": "tiled", "prepare": "tiled", "resident": "resident"}
 
 # What a form of a problem has otherwise; "mixed": the kernels have to find the features' sign.
 RELU: dict[str, Any] = {}
@@ -43,101 +47,57 @@ RARE = (
     ("tiled", {"affinity": "steps=2"}),
     *((method, form | HIGH) for method in ("tiled", "resident") for form in (RELU, EXP)),
 )
+FORMS_OF_DTYPE = {"float16": FORMS + RARE, "bfloat16": MAIN, "float32": FORMS}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call of a method's host function for one stage."""
-
-    method: str
-    problem: Problem
-
-    def __str__(self) -> str:
-        problem, phi = self.problem, self.problem.phi
-        words = ["centered"] if phi.center and phi.any_sign else []
-        words += [phi.phi + (f"^{phi.power:g}" if phi.power != 1 else "")]
-        words += ["two steps"] if phi.steps > 1 else []
-        words += ["sign unknown"] if problem.values == "mixed" else []
-        words += ["high"] if problem.precision == "high" else []
-        sizes = f"{problem.B}×{problem.C}×{problem.H}×{problem.W} {problem.dtype} {problem.layout} K={problem.K}"
-        return f"{self.method} {' '.join(words)}, {sizes}"
-
-    @property
-    def is_chosen(self) -> bool:
-        """Whether "auto" would ever choose the method."""
-        return self.method != "resident" or self.problem.feature_bytes <= RESIDENT_LIMIT
+def in_forms(stage: Problem, forms: Iterable[Form]) -> list[Case]:
+    """Return a stage in each of several forms, but those whose method "auto" would never choose there."""
+    found = [(method, replace(stage, **form)) for method, form in forms]
+    return [(method, each) for method, each in found if method != "resident" or each.feature_bytes <= RESIDENT_LIMIT]
 
 
 def cases() -> list[Case]:
-    """Return calls for each stage in both layouts, then the forms and dtypes for two stages of odd sides."""
+    """Return each stage in both layouts, two stages of odd sides in all forms and dtypes, and few and many classes."""
     found = []
     for (C, side), layout in product(STAGES, ("nchw", "nhwc")):
-        for method, form in MAIN:
-            for B in (1, 32) if (method, form) == ("prototypes", RELU) else (1,):
-                found.append(Case(method, Problem(B, 20, C, side, side, layout=layout, **form)))
-    for (C, side), dtype in product(((256, 127), (2048, 7)), tile_tables.ITEMSIZES):
-        for method, form in (*(MAIN if dtype == "bfloat16" else FORMS), *(RARE if dtype == "float16" else ())):
-            found.append(Case(method, Problem(1, 20, C, side, side, dtype=dtype, **form)))
+        stage = Problem(1, 20, C, side, side, layout=layout)
+        found += in_forms(stage, MAIN) + in_forms(replace(stage, B=32), MAIN[:1])
+    for (C, side), (dtype, forms) in product(((256, 127), (2048, 7)), FORMS_OF_DTYPE.items()):
+        found += in_forms(Problem(1, 20, C, side, side, dtype=dtype), forms)
     for K in (1, 200):  # few rows, and several chunks of them
-        found += [Case(method, Problem(1, K, 256, 127, 127, **form)) for method, form in MAIN if method != "resident"]
-    return [case for case in found if case.is_chosen]
-
-
-def entry_cases(table: list[tile_tables.Entry], cases: Iterable[Case]) -> list[Case]:
-    """Return a case for each entry of a table that none of ``cases`` uses, at the entry's own sizes."""
-    used, found = {id(config) for case in cases for config in find_tiles(case, table).values()}, []
-    for entry in (entry for entry in table if id(entry.config) not in used):
-        method = next(method for method, parts in PARTS.items() if entry.kernel in parts)
-        shifted = SHIFTED if method == "prototypes" else CUBED
-        form = {"shifted": shifted, "exp": EXP}.get(entry.phi or "relu", RELU)
-        form = form | {"dtype": entry.dtype or "float16", "precision": entry.precision or "default"}
-        side = math.isqrt(entry.L)
-        found.append(Case(method, Problem(1, entry.K, entry.C, side, side, **form)))
+        found += in_forms(Problem(1, K, 256, 127, 127), MAIN)
     return found
 
 
-def find_tiles(case: Case, table: list[tile_tables.Entry]) -> dict[str, tile_tables.Config]:
-    """Return the tiles of each of the case's kernels that have any.
-
-    Raises:
-        ValueError: The table has none for the case.
-    """
-    problem, phi, tiles = case.problem, case.problem.phi, {}
-    sizes: Any = dict(C=problem.C, K=problem.K, phi=phi.phi, precision=problem.precision)
-    for part in PARTS[case.method]:
-        dtype = "float32" if phi.center and case.method == "prototypes" else problem.dtype
-        pixels = problem.L * (problem.B if part in tile_tables.LINEAR else 1)
-        entry = tile_tables.nearest(table, part, dtype=dtype, L=pixels, **sizes)
-        if entry is None:
-            raise ValueError(f"entries: expected one of {part!r} that serves {case}, got none; add one")
-        tiles[part] = entry.config
-    return tiles
+def entry_case(entry: Entry) -> Case:
+    """Return a case of a table's entry, at the entry's own sizes."""
+    method, side = METHODS[entry.kernel], math.isqrt(entry.L)
+    form = {"shifted": SHIFTED if method == "prototypes" else CUBED, "exp": EXP}.get(entry.phi or "relu", RELU)
+    given: dict[str, Any] = {"dtype": entry.dtype or "float16", "precision": entry.precision or "default"}
+    return method, Problem(1, entry.K, entry.C, side, side, **form, **given)
 
 
-def call(case: Case, table: list[tile_tables.Entry], num_sms: int) -> Callable[[], None]:
-    """Return a call of the case's host function on meta tensors, with the tiles of ``table``."""
-    problem, method, tiles = case.problem, case.method, find_tiles(case, table)
+def calls(gpu: Gpu, table: Iterable[Entry]) -> Iterator[Callable[[], None]]:
+    """Yield a call of each case, of each entry of the table that no case takes its tiles from, and of fusions."""
+    found = cases()
+    taken = {id(config) for method, problem in found for config in tiles.tiles(method, gpu, problem).values()}
+    found += [entry_case(entry) for entry in table if id(entry.config) not in taken]
+    yield from (partial(call, gpu, method, problem) for method, problem in found)
+    maps = [torch.empty(2, 20, side, side, device="meta") for side in (64, 32, 16, 8)]
+    options: Any = {"weights": [1.0, 1.0, 0.5, 1.0], "align_corners": True, "out": torch.empty_like(maps[0])}
+    for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
+        yield partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
+
+
+def call(gpu: Gpu, method: str, problem: Problem) -> None:
+    """Call a method's host function on meta tensors, with the package's tiles."""
     B, K, H, W = problem.B, problem.K, problem.H, problem.W
     meta = partial(torch.empty, device="meta")
     features = meta(B, problem.C, H, W, dtype=problem.torch_dtype)
     if problem.layout == "nhwc":
         features = features.to(memory_format=torch.channels_last)
-    arguments: dict[str, Any] = dict(affinity=problem.phi, align_corners=True, out=meta(B, K, H * W))
-    if method == "prototypes":
-        arguments |= dict(num_sms=num_sms, **tiles)
-    else:
-        arguments |= dict(precision=problem.precision, config=tiles[method])
-    if method == "tiled":
-        arguments |= dict(prepare=tiles["prepare"])
+    given = tiles.tiles(method, gpu, problem)
     if problem.values == "mixed":
-        arguments |= dict(signed=meta(B, dtype=torch.int32))
-    host = importlib.import_module(f"ssa_fast.kernels.{method}")
-    return partial(host.polish, meta(B, K, max(1, H // 4), max(1, W // 4)), features, **arguments)
-
-
-def fusion_calls() -> Iterator[Callable[[], None]]:
-    """Yield a call of each representative fusion."""
-    maps = [torch.empty(2, 20, side, side, device="meta") for side in (64, 32, 16, 8)]
-    options: Any = dict(weights=[1.0, 1.0, 0.5, 1.0], align_corners=True, out=torch.empty(2, 20, 64, 64, device="meta"))
-    for fuse, rescale in (("mean", True), ("max", True), ("sum", False), ("product", True)):
-        yield partial(fusion.fuse, maps, fuse=fuse, rescale=rescale, **options)
+        given["signed"] = meta(B, dtype=torch.int32)
+    cam = meta(B, K, max(1, H // 4), max(1, W // 4))
+    tiles.polish(method, gpu, problem, cam, features, meta(B, K, H * W), given)

@@ -1,4 +1,4 @@
-"""Compile every shipped kernel for GPUs that need not be present, and check the compiler's output.
+"""Compile every shipped kernel for GPUs that need not be present, and read what the compiler made of it.
 
 The host functions run unchanged on meta tensors; only the launch is replaced: it is recorded, and each distinct
 specialization (kernel, constants, types, divisibility) is compiled once for the target. The compiled kernels are
@@ -7,7 +7,7 @@ therefore exactly those that would be launched.
 
 from __future__ import annotations
 
-import math
+import functools
 import multiprocessing
 import os
 import re
@@ -17,30 +17,28 @@ import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
+from unittest import mock
 
 import torch
 import triton
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-try:
-    from triton.runtime.cache import triton_key
-except ImportError:  # Triton before 3.4
-    from triton.compiler.compiler import triton_key
-
-from bench.aot_model import Launch, Row, assembly_loops
-from bench.aot_targets import TARGETS, Target
+from bench import aot_cases
+from bench.aot_targets import TARGETS
 from bench.workers import die_with
 from ssa_fast.ops import gpu_info, tile_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+    Key: TypeAlias = tuple[str, str, str]  # kernel, config and what of a row
+    Compile: TypeAlias = Callable[[], Any]
 
 VERSION = triton.__version__.split("+")[0]
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -49,114 +47,143 @@ LOCAL = re.compile(r"\b(?:ld|st)\.local\b")
 # A product compiled to ordinary arithmetic: its result has the layout of elementwise tiles.
 WITHOUT_MATRIX = re.compile(r"\btt\.dot\b.*-> tensor<[^#>]*#blocked")
 PRODUCT = re.compile(r"\btt\.dot\b")
-NO_KERNEL = ("empty", "view", "expand", "slice", "select", "as_strided", "detach", "alias", "permute", "transpose")
+# Of machine code, NVIDIA's or AMD's.
+INSTRUCTION = re.compile(r"^(?:\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?|\t)([A-Za-z].*)")
+LABEL = re.compile(r"\.(?:L_x_\d+|LBB\d+_\d+)\b")
+BRANCHES, NOTHING = ("BRA", "s_cbranch", "s_branch"), ("NOP", "s_nop")
+PRODUCTS = ("HMMA", "HGMMA", "IMMA", "UTCHMMA", "UTCQMMA", "QGMMA", "DMMA", "v_mfma", "v_smfmac")
+SHORTEST = 12  # instructions of a loop that does work: shorter ones wait for a barrier
 
 
-class Recorded(NamedTuple):
-    """The launches of a call, and PyTorch's operations between them, which launch kernels of their own."""
+@dataclass
+class Row:
+    """One compiled kernel; spilled and shared memory in bytes, local memory in accesses (AMD: bytes)."""
 
-    launches: list[Launch]
-    others: int
+    target: str
+    kernel: str
+    config: str  # tiles and flags
+    what: str  # types and divisibility
+    registers: int = 0
+    spilled: int = 0
+    local: int = 0
+    shared: int = 0
+    per_sm: int = 0  # programs that run at a time on a multiprocessor
+    matrix: dict[str, int] = field(default_factory=dict)
+    loops: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Return the name of the row within its target."""
+        return f"{self.kernel} {self.config} {self.what}"
 
 
-def activate(target: Target) -> None:
-    """Make ``target`` the active GPU of this process, for good.
+# ---- What would be launched ----
 
-    Raises:
-        RuntimeError: ``TRITON_INTERPRET`` is set.
-    """
-    if gpu_info.interpreting():
-        raise RuntimeError("TRITON_INTERPRET is set, but interpreted kernels cannot be compiled; unset it")
+
+def find_tables(name: str) -> list[Path]:
+    """Return the shipped tables that a target's GPUs use: the architecture's, and those of measured GPUs."""
+    paths = sorted(tile_tables.SHIPPED.glob("*.json"))
+    return [path for path in paths if path.stem == tile_tables.TABLES[name] or tile_tables.read(path)["arch"] == name]
+
+
+@functools.cache
+def recorded(name: str, path: Path) -> dict[Key, Compile]:
+    """Return all that a target's GPUs with a table launch: what compiles each distinct kernel."""
+    activate(name)
+    table = tile_tables.entries(tile_tables.read(path), path)
+    tile_tables._tables = lambda stem: [table]  # and no other, whatever the user has measured
+    found: dict[Key, Compile] = {}
+    for call in aot_cases.calls(gpu_info.Gpu(path.stem, name, TARGETS[name].num_sms), table):
+        found |= record(call)
+    return found
+
+
+def activate(name: str) -> None:
+    """Make a GPU of a target the active one of this process, for good: much of it stays cached."""
+    target = TARGETS[name]
     gpu = GPUTarget(target.backend, target.arch, 32 if target.backend == "cuda" else 64)
-    no_gpu = SimpleNamespace(
-        get_current_target=lambda: gpu, get_current_device=lambda: 0, get_current_stream=lambda device=None: 0
-    )
-    driver.set_active(no_gpu)
+    no_gpu = {"get_current_target": lambda: gpu, "get_current_device": lambda: 0, "get_current_stream": lambda _: 0}
+    driver.set_active(SimpleNamespace(**no_gpu))
     torch.version.hip = "0" if target.backend == "hip" else None
-
-
-class _Operations(TorchDispatchMode):
-    """Count operations of PyTorch that run a kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.count += not any(word in name for word in NO_KERNEL)
-        return func(*args, **(kwargs or {}))
-
-
-def record(call: Callable[[], None]) -> Recorded:
-    """Run a host function on meta tensors; return what it would launch on the active GPU."""
-    launches: list[Launch] = []
-
-    def run(self: Any, *_: Any, grid: Any, warmup: bool = False, **arguments: Any) -> None:
-        del warmup
-        launches.append(Launch(self, tuple(grid), arguments, specialization(self, arguments)))
-
-    original, JITFunction.run = JITFunction.run, run
-    try:
-        with _Operations() as operations:
-            call()
-    finally:
-        JITFunction.run = original
-    return Recorded(launches, operations.count)
-
-
-def specialization(kernel: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """Return what decides which compiled kernel a launch uses: constants, types, values of 1, divisibility by 16."""
-    found = [kernel.fn.__name__]
-    for parameter in kernel.params:
-        value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
-            kind = f"={value}"
-        elif isinstance(value, torch.Tensor):
-            small = "" if value.untyped_storage().nbytes() < 2**31 else " large"  # AMD: buffer operations
-            kind = f":{str(value.dtype).removeprefix('torch.')}{small if torch.version.hip else ''}"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            kind = ":i64" if abs(value) >= 2**31 else ":i32"
-            if not parameter.do_not_specialize:
-                divisible = value % 16 == 0 and not parameter.do_not_specialize_on_alignment
-                kind += "=1" if value == 1 else "%16" if divisible else ""
-        else:
-            kind = f":{type(value).__name__}"
-        found.append(parameter.name + kind)
-    options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
-    return (*found, *(f"{name[4:]}={value}" for name, value in options.items()))
-
-
-def describe(launch: Launch) -> tuple[str, str]:
-    """Return the tiles and enabled flags of a launch, and the types and divisibility it was compiled for."""
-    constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr} | {"warps", "stages"}
-    config: list[str] = []
-    types: list[str] = []
-    divisible, ones, absent = list[str](), list[str](), list[str]()
-    for item in launch.key[1:]:
-        name, kind = re.fullmatch(r"(\w+?)(?:_ptr)?([:=].*)", item).groups()  # type: ignore[union-attr]
-        if name in constants:
-            config += [name] if kind == "=True" else [item] if kind not in ("=False", "=None") else []
-        elif kind == "=None":
-            absent.append(name)
-        elif kind.endswith("=1"):
-            ones.append(name)
-        elif kind.endswith("%16"):
-            divisible.append(name)
-        elif kind not in (":i32", ":int32", ":float32", ":float"):
-            types.append(name + kind)
-    lists = (("16 |", divisible), ("1 =", ones), ("without", absent))
-    return " ".join(config), "; ".join(types + [f"{what} {' '.join(names)}" for what, names in lists if names])
-
-
-def compile_row(name: str, launch: Launch, uses: int) -> Row:
-    """Compile a launch, which was recorded ``uses`` times, for target ``name``; return what came of it."""
     warnings.simplefilter("ignore")
-    activate(TARGETS[name])
-    warps = launch.arguments.get("num_warps", 4)
-    row = Row(name, launch.kernel.fn.__name__, *describe(launch), warps, uses)
+
+
+def record(call: Callable[[], None]) -> dict[Key, Compile]:
+    """Run a host function on meta tensors; return what compiles each kernel that it would launch on the active GPU."""
+    found: dict[Key, Compile] = {}
+    compile_or_launch = JITFunction.run
+
+    def run(kernel: Any, *_: Any, grid: Any, warmup: bool = False, **arguments: Any) -> None:
+        del warmup
+        compiles = functools.partial(compile_or_launch, kernel, grid=grid, warmup=True, **arguments)
+        found.setdefault(specialization(kernel, arguments), compiles)
+
+    with mock.patch.object(JITFunction, "run", run):
+        call()
+    return found
+
+
+def specialization(kernel: Any, arguments: dict[str, Any]) -> Key:
+    """Return what decides which compiled kernel a launch uses: constants; types, values of 1, divisibility by 16."""
+    config, types, divisible, ones, absent = ([] for _ in range(5))
+    for parameter in kernel.params:
+        name, value = parameter.name.removesuffix("_ptr"), arguments[parameter.name]
+        if parameter.is_constexpr:
+            config += [] if value is None or value is False else [name if value is True else f"{name}={value}"]
+        elif value is None:
+            absent.append(name)
+        elif isinstance(value, torch.Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            large = bool(torch.version.hip) and value.untyped_storage().nbytes() >= 2**31  # AMD: no buffer operations
+            types += [f"{name}:{dtype}{' large' * large}"] if large or dtype not in ("int32", "float32") else []
+        elif isinstance(value, int):
+            types += [f"{name}:i64"] if abs(value) >= 2**31 else []
+            if value == 1 and not parameter.do_not_specialize:
+                ones.append(name)
+            elif value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
+                divisible.append(name)
+    config += [f"{name[4:]}={arguments[name]}" for name in ("num_warps", "num_stages") if name in arguments]
+    lists = (("16 |", divisible), ("1 =", ones), ("without", absent))
+    what = types + [f"{what} {' '.join(names)}" for what, names in lists if names]
+    return kernel.fn.__name__, " ".join(config), "; ".join(what)
+
+
+# ---- What the compiler makes of it ----
+
+
+def compile_table(name: str, path: Path) -> list[Row]:
+    """Compile each distinct kernel that a target's GPUs with a table launch, on all cores; return their rows."""
+    rows = []
+    with forked(os.cpu_count() or 1) as pool:
+        keys = pool.submit(_keys, name, path).result()
+        for key, compiled in [(key, pool.submit(_compile, name, path, key)) for key in keys]:
+            try:
+                rows.append(compiled.result())
+            except BrokenProcessPool:
+                rows.append(Row(name, *key, problems=["the compiling process died"]))
+    return rows
+
+
+def forked(jobs: int) -> ProcessPoolExecutor:
+    """Return processes that have what this one has now, and end with it."""
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(jobs, context, initializer=die_with, initargs=(os.getpid(),))
+
+
+def _keys(name: str, path: Path) -> list[Key]:
+    return list(recorded(name, path))
+
+
+def _compile(name: str, path: Path, key: Key) -> Row:
+    return compile_row(name, key, recorded(name, path)[key])  # recorded anew in each process: no launch can be sent
+
+
+def compile_row(name: str, key: Key, compiles: Compile) -> Row:
+    """Compile a kernel for the target that is active; return what came of it."""
+    row = Row(name, *key)
     try:
-        binary = launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments)
+        binary = compiles()
     except Exception as error:
         root: BaseException = error
         while root.__cause__:
@@ -164,32 +191,25 @@ def compile_row(name: str, launch: Launch, uses: int) -> Row:
         row.problems = [f"{type(error).__name__}: {str(root).strip().splitlines()[-1]}"]
     else:
         inspect_binary(binary, row)
-        row.ttir = _name_parameters(row.ttir, launch)
     return row
-
-
-def _name_parameters(ttir: str, launch: Launch) -> str:
-    """Give a kernel's parameters their names where Triton numbers them, as 3.2 does; a value of 1 is no parameter."""
-    given = zip(launch.kernel.params, launch.key[1:], strict=False)
-    names = [each.name for each, item in given if not (each.is_constexpr or item.endswith(("=None", "=1")))]
-    return re.sub(r"%arg(\d+)\b", lambda at: f"%{names[int(at[1])]}" if int(at[1]) < len(names) else at[0], ttir)
 
 
 def inspect_binary(binary: Any, row: Row) -> None:
     """Fill ``row`` with the compiler's numbers and the problems they show."""
     target, assembly = TARGETS[row.target], binary.asm
-    text = assembly["ptx" if target.backend == "cuda" else "amdgcn"]
-    row.shared, row.ttir = binary.metadata.shared, assembly["ttir"]
-    row.matrix = dict(sorted(Counter(MATRIX.findall(text)).items()))
+    text = code = assembly["ptx" if target.backend == "cuda" else "amdgcn"]
     if target.backend == "cuda":
-        usage, sass = _read_cubin(assembly["cubin"])
-        row.registers, row.spilled, row.local = usage["REG"], usage["STACK"] + usage["LOCAL"], len(LOCAL.findall(text))
-        row.outside, row.loops = assembly_loops(sass)
+        usage, code = _read_cubin(assembly["cubin"])
+        counts = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+        row.registers, row.spilled = counts["REG"], counts["STACK"] + counts["LOCAL"]
+        row.local = len(LOCAL.findall(text))
     else:
         counts = {name: int(count) for name, count in re.findall(r"\.(\w+):\s+(\d+)$", text, flags=re.MULTILINE)}
         row.registers, row.spilled = counts["vgpr_count"], 4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"])
         row.local = counts["private_segment_fixed_size"]
-        row.outside, row.loops = assembly_loops(text)
+    row.shared, row.loops = binary.metadata.shared, find_loops(code)
+    row.matrix = dict(sorted(Counter(MATRIX.findall(text)).items()))
+    row.per_sm = target.occupancy(row.registers, row.shared, binary.metadata.num_warps)
     products, without = len(PRODUCT.findall(assembly["ttir"])), len(WITHOUT_MATRIX.findall(assembly["ttgir"]))
     if row.spilled:
         row.problems.append(f"spills {row.spilled} bytes of registers")
@@ -201,57 +221,33 @@ def inspect_binary(binary: Any, row: Row) -> None:
         row.problems.append(f"{without or products} of {products} matrix products without matrix instructions")
 
 
-def _read_cubin(cubin: bytes) -> tuple[dict[str, int], str]:
-    """Return the REG, STACK and LOCAL counts that cuobjdump reports, and nvdisasm's text, "" if it cannot read it."""
+def _read_cubin(cubin: bytes) -> list[str]:
+    """Return the resources that a binary uses as cuobjdump prints them, and its code as nvdisasm does."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        run = partial(subprocess.run, capture_output=True, text=True)
-        usage = run([BIN / "cuobjdump", "-res-usage", file.name], check=True).stdout
-        sass = run([BIN / "nvdisasm", "-c", file.name], check=False)
-    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)
-    return {name: int(number) for name, number in found}, "" if sass.returncode else sass.stdout
+        commands = (f"{BIN}/cuobjdump", "-res-usage", file.name), (f"{BIN}/nvdisasm", "-c", file.name)
+        return [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
 
 
-def find_tables(name: str) -> list[Path]:
-    """Return the shipped tables that a target's GPUs use: the architecture's, then those of measured GPUs."""
-    others = sorted(path for path in tile_tables.SHIPPED.glob("*.json") if path.stem not in tile_tables.TABLES)
-    measured = [path for path in others if tile_tables.read(path)["arch"] == name]
-    return [tile_tables.SHIPPED / f"{tile_tables.TABLES[name]}.json", *measured]
-
-
-def warm_up() -> None:
-    """Do before forking what takes seconds in each process: Triton's hash of itself and PyTorch's lazy imports."""
-    triton_key()
-    torch.linalg.vector_norm(torch.empty(1, 1, device="meta"), ord=math.inf, dim=1)
-
-
-_launches: list[tuple[str, Launch, int]] = []  # what forked processes find here: a recorded launch cannot be sent
-
-
-def _compile(at: int) -> Row:
-    return compile_row(*_launches[at])
-
-
-def compile_distinct(name: str, launches: Sequence[Launch], jobs: int) -> dict[tuple[str, ...], Row]:
-    """Compile each distinct specialization once, in ``jobs`` processes; return its row by its key."""
-    uses = Counter(launch.key for launch in launches)
-    first = {launch.key: launch for launch in reversed(launches)}
-    _launches[:] = [(name, first[key], count) for key, count in uses.items()]
-    rows = {}
-    with forked(jobs) as pool:
-        for (key, count), compiled in zip(
-            uses.items(), [pool.submit(_compile, at) for at in range(len(uses))], strict=True
-        ):
-            try:
-                rows[key] = compiled.result()
-            except BrokenProcessPool:
-                why = "the compiling process died"
-                rows[key] = Row(name, key[0], *describe(first[key]), uses=count, problems=[why])
-    return rows
-
-
-def forked(jobs: int) -> ProcessPoolExecutor:
-    """Return processes that have what this one has now, and end with it."""
-    context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(jobs, context, initializer=die_with, initargs=(os.getpid(),))
+def find_loops(assembly: str) -> list[tuple[int, int]]:
+    """Return the instructions and matrix instructions of each loop, inner loops excluded, in the order of the code."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    ends: dict[int, int] = {}  # of each loop, by its start
+    for line in assembly.splitlines():
+        if label := LABEL.match(line):
+            labels[label[0]] = len(code)
+        elif (found := INSTRUCTION.match(line)) and not found[1].startswith(NOTHING):
+            code.append(found[1])
+    for at, instruction in enumerate(code):
+        if instruction.startswith(BRANCHES) and (to := LABEL.search(instruction)):
+            start = labels.get(to[0], at)
+            if at + 1 - start >= SHORTEST:
+                ends[start] = at + 1
+    loops = []
+    for start, end in sorted(ends.items()):
+        inner = (range(*span) for span in ends.items() if start <= span[0] and span[1] <= end and span != (start, end))
+        own = set(range(start, end)).difference(*inner)
+        loops.append((len(own), sum(code[at].startswith(PRODUCTS) for at in own)))
+    return loops

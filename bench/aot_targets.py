@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-
-OWN_LINKER = (3, 3)  # the first Triton that brings a linker for AMD GPUs
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class Target:
         shared: KiB of shared memory that a program can have.
         num_sms: Multiprocessors of a large GPU.
         sm_warps, sm_programs, sm_shared: What fits on one of them, in KiB for shared memory.
-        since: The first Triton that compiles for it.
+        since: The first Triton that compiles for it with what it brings.
     """
 
     arch: int | str
@@ -47,16 +43,6 @@ class Target:
             limits = [65536 // per_warp // warps, self.sm_warps // warps, (self.sm_shared << 10) // (shared + 1024)]
         return max(1, min(self.sm_programs, *limits))
 
-    def not_compiled_reason(self, version: str) -> str:
-        """Return why a version of Triton cannot compile for it, "" if it can."""
-        triton = tuple(int(part) for part in version.split(".")[:2])
-        if self.since > triton:
-            return f"needs Triton {'.'.join(map(str, self.since))} or later, found {version}"
-        linker = Path(os.environ.get("TRITON_HIP_LLD_PATH", "/opt/rocm/llvm/bin/ld.lld"))
-        if self.backend == "hip" and triton < OWN_LINKER and not linker.exists():
-            return f"Triton {version} links with ROCm's ld.lld, which is not installed"
-        return ""
-
 
 TARGETS = {
     "sm_80": Target(80, 163, 108, 64, 32, 164),
@@ -67,7 +53,7 @@ TARGETS = {
     "sm_103": Target(103, 227, 148, 64, 32, 228, (3, 5)),
     "sm_120": Target(120, 99, 170, 48, 24, 100, (3, 3)),
     "sm_121": Target(121, 99, 48, 48, 24, 100, (3, 5)),
-    "gfx942": Target("gfx942", 64, 304, 32, 16, 64),
+    "gfx942": Target("gfx942", 64, 304, 32, 16, 64, (3, 3)),  # Triton 3.2 brings no linker for AMD GPUs
     "gfx950": Target("gfx950", 160, 256, 32, 16, 160, (3, 3)),
 }
 DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")

@@ -10,7 +10,7 @@ Counted is what the programs ask for, masked elements left out: a byte that a ca
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -45,44 +45,35 @@ def count(tensors: Mapping[str, Tensor]) -> Iterator[Traffic]:
     Args:
         tensors: by name, what to tell apart; where two share memory, the bytes are the first's.
     """
-    traffic = Traffic()
-    ranges = {name: _range(tensor) for name, tensor in tensors.items()}
+    traffic, builder = Traffic(), InterpreterBuilder
+    load, store, dot = builder.create_masked_load, builder.create_masked_store, builder.create_dot
 
     def add(counter: Counter[str], pointers: Any, mask: Any) -> None:
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
-        for name, (begin, end) in ranges.items():
-            inside = (begin <= addresses) & (addresses < end)
+        for name, tensor in tensors.items():
+            offsets = addresses - tensor.untyped_storage().data_ptr()
+            inside = (offsets >= 0) & (offsets < tensor.untyped_storage().nbytes())
             counter[name] += int(inside.sum()) * size
             addresses = addresses[~inside]
         counter["other"] += addresses.size * size
 
     # Triton's versions differ in what follows the first arguments; unmasked accesses come by these two as well.
-    def load(pointers: Any, mask: Any, *_: Any) -> None:
+    def counted_load(self: Any, pointers: Any, mask: Any, *more: Any) -> Any:
         add(traffic.loaded, pointers, mask)
+        return load(self, pointers, mask, *more)
 
-    def store(pointers: Any, value: Any, mask: Any, *_: Any) -> None:
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *more: Any) -> Any:
         add(traffic.stored, pointers, mask)
+        return store(self, pointers, value, mask, *more)
 
-    def dot(a: Any, b: Any, *_: Any) -> None:
-        (M, K), (_rows, N) = a.data.shape, b.data.shape
-        traffic.dots[M, N, K] += 1
+    def counted_dot(self: Any, a: Any, b: Any, *more: Any) -> Any:
+        traffic.dots[a.data.shape[0], b.data.shape[1], a.data.shape[1]] += 1
+        return dot(self, a, b, *more)
 
-    def wrapped(note: Any, function: Any) -> Any:
-        def call(self: Any, *given: Any) -> Any:
-            note(*given)
-            return function(self, *given)
-
-        return call
-
-    with ExitStack() as stack:
-        for name, note in (("create_masked_load", load), ("create_masked_store", store), ("create_dot", dot)):
-            function = wrapped(note, getattr(InterpreterBuilder, name))
-            stack.enter_context(mock.patch.object(InterpreterBuilder, name, function))
+    with (
+        mock.patch.object(builder, "create_masked_load", counted_load),
+        mock.patch.object(builder, "create_masked_store", counted_store),
+        mock.patch.object(builder, "create_dot", counted_dot),
+    ):
         yield traffic
-
-
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """First address of a tensor's elements, whatever its strides, and the one beyond its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -111,24 +111,20 @@ class Machine(NamedTuple):
     num_sms: int
     clock: float  # Hz
     bytes_per_clock: float  # of the memory, per SM
-    l2_bytes_per_clock: float  # per SM
     flops_per_clock: float  # of matrix products of float16, per SM
-    schedulers: int  # each issues one instruction of a warp per clock
     latency: float  # clocks
     start: float  # clocks
     turn: float  # clocks
     launch: float  # seconds from one kernel to the next in a CUDA graph
 
 
-# An H100: 3.0 TB/s copied, 730 TFLOP/s of products, 28 to 39 bytes per clock and SM from the L2. No kernel of this
-# package has been timed: what is computed from these numbers is a prediction.
+# An H100: 3.0 TB/s copied, 730 TFLOP/s of products. No kernel of this package has been timed: what is computed from
+# these numbers is a prediction.
 H100 = Machine(
     num_sms=132,
     clock=1.755e9,
     bytes_per_clock=3.0e12 / 132 / 1.755e9,
-    l2_bytes_per_clock=33,
     flops_per_clock=730e12 / 132 / 1.755e9,
-    schedulers=4,
     latency=700,
     start=1500,
     turn=600,

@@ -85,8 +85,6 @@ NOT_MEASURED = (
     "≤ 256 MiB of partial sums",
     "for small stages only (≤ 256 MiB)",
     "features ≤ 2 MiB per image",
-    "goal of 75 %",
-    "goal of 12 µs",
     "2 % cut off at each end",
     "above 1 GiB: size and time",
     "the affinity matrix alone 16 GiB",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 import bench.__main__
 from ssa_fast import demo
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_scores_and_times_are_saved(
@@ -28,4 +28,10 @@ def test_scores_and_times_are_saved(
     ]
     assert saved["rows"][2]["polish_ms"] == 1.3
     assert saved["command"] == "python -m bench demo --images 7"
-    assert "miou 0.525" in capsys.readouterr().out
+    assert '"miou": 0.525' in capsys.readouterr().out
+
+
+def test_no_scenes_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.__main__.main(["demo", "--images", "0"])
+    assert "error: images: expected at least 1, got 0" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def fit(found: Timings) -> cost_model.Rates:
 
 def main(arguments: list[str]) -> int:
     """Fit and print; return 0, or 2 where the file has no times of ours."""
-    parser = argparse.ArgumentParser(prog="python -m bench calibrate", description=(__doc__ or "").partition(": ")[2])
+    parser = argparse.ArgumentParser(prog="python -m bench calibrate", description=__doc__)
     parser.add_argument("results", type=Path, help="file of python -m bench")
     file = parser.parse_args(arguments).results
     try:
@@ -52,18 +52,14 @@ def main(arguments: list[str]) -> int:
         parser.error(str(error))
     if not found:
         parser.error(f"results: expected times of {', '.join(dispatch.TORCH_METHODS)}, got none in {file}")
-    for label, rates in (
-        ("fitted", fit(found)),
-        ("cost_model.RATES['cpu', 'torch']", cost_model.RATES["cpu", "torch"]),
-    ):
-        print(f"{label}: {rates}")
+    for label, rates in ("fitted", fit(found)), ("cost_model", cost_model.RATES["cpu", "torch"]):
         misses = []
         for problem, methods in found.items():
             picked = min(methods, key=lambda name: cost_model.seconds(methods[name][0], rates))
             fastest = min(methods, key=lambda name: methods[name][1])
             ratio = methods[picked][1] / methods[fastest][1]
             if ratio > 1.1:
-                misses.append(f"    {ratio:.2f}× the time of {fastest}: {picked} for {problem}")
+                misses.append((ratio, f"    {problem}: {picked} takes {ratio:.2f}× the time of {fastest}"))
         print(f"{label}: the pick is within 10 % of the fastest in {len(found) - len(misses)} of {len(found)} problems")
-        print(*sorted(misses, reverse=True), sep="\n")
+        print(f"    {rates}", *(text for _, text in sorted(misses, reverse=True)), sep="\n")
     return 0

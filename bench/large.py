@@ -12,7 +12,7 @@ import math
 import resource
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +23,6 @@ from bench.command import parser_of, save
 from bench.figures import table
 from bench.workers import Workers, job
 from ssa_fast import SSA, Affinity
-from ssa_fast.demo.comparison import OPTIONS
 from ssa_fast.demo.scenes import SIZE, make_scenes
 from ssa_fast.io.atomic import write_files
 from ssa_fast.io.progress import paced
@@ -33,18 +32,12 @@ from ssa_fast.large.pipeline import choose_methods
 from ssa_fast.large.resample import Window
 from ssa_fast.models import zoo
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from bench.measure import Device
-
-SIZES = (4096, 8192, 16384)
+Row = dict[str, Any]
+SIZES = [4096, 8192, 16384]
 WHOLE, WHOLE_TILE = 2048, 544  # what still goes through the network whole; tiles whose borders are not the scenes'
 BANK_SIDE = 1024  # largest side at which pixels are kept: at 2048 they take 16 times as long
-SCENES, SEED = 240, 11
-ANIMAL = 0  # class of the one that lives in the rings
+SCENES, SEED, ANIMAL = 240, 11, 0  # class of the animal that lives in the rings
 PREVIEW_WIDTH = 1560
-LIMIT_S = 24 * 3600.0
 MEMORY = "3GB"  # what a process may take in all
 GOALS = {"peak_gb": 3.0, "difference": 1e-3, "seam": 1.1, "growth": 1.1}  # at most
 
@@ -61,34 +54,30 @@ def write_field(path: Path, side: int) -> None:
     tifffile.imwrite(path, tiles, **shape, photometric="rgb", compression="zlib", bigtiff=True)
 
 
-def network(model: str, affinity: Affinity | str) -> tuple[zoo.Classifier, SSA]:
+def network(model: str, affinity: Any) -> tuple[zoo.Classifier, SSA]:
     """Return a classifier, trained if it is the demo's and else of random weights, and its SSA."""
     classifier = zoo.load(model, "DEFAULT" if model == "demo" else "none")
-    options: dict[str, Any] = dict(OPTIONS) if model == "demo" else {}
-    return classifier, SSA(classifier.model, names=classifier.categories, affinity=affinity, **options)
+    return classifier, SSA(classifier.model, names=classifier.categories, affinity=affinity)
 
 
-def polished(source: Path, model: str, affinity: Affinity | str, **options: Any) -> tuple[Any, dict[str, Any]]:
+def polished(source: Path, classifier: zoo.Classifier, ssa: SSA, **options: Any) -> tuple[Any, Row]:
     """Polish an image in tiles; return the result, and what every row says of it."""
-    classifier, ssa = network(model, affinity)
     polish_large = LargeImageSSA(ssa, mean=classifier.mean, std=classifier.std, **options)
     result = polish_large(source, [ANIMAL], out=source.with_name("field.tif"), overwrite=True)
     affinities = {name: str(each) for name, each in ssa.affinities.items()}
-    row = {"model": model, "affinities": affinities, "side": result.size[0], "tile": result.tile, "halo": result.halo}
-    return result, row
+    row = {"model": classifier.name, "affinities": affinities, "side": result.size[0]}
+    return result, row | {"tile": result.tile, "halo": result.halo}
 
 
-def polish_field(device: Device, source: Path, model: str, affinity: Affinity | str) -> list[dict[str, Any]]:
+def polish_field(_: object, source: Path, model: str, affinity: Any) -> list[Row]:
     """Polish one image in this process; return what that took."""
-    result, row = polished(source, model, affinity, memory=MEMORY)
+    result, row = polished(source, *network(model, affinity), memory=MEMORY)
     row |= {"seconds": result.seconds["all"], "phases": result.seconds, "memory": MEMORY}
     row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return [row | {name: getattr(result, name) for name in ("passes", "methods", "cached", "exact")}]
 
 
-def compare_with_whole(
-    device: Device, source: Path, model: str, affinity: Affinity | str, tile: int = WHOLE_TILE
-) -> list[dict[str, Any]]:
+def compare_with_whole(_: object, source: Path, model: str, affinity: Any, tile: int = WHOLE_TILE) -> list[Row]:
     """Compare tiles with the whole image, before CAMs become 8 bits; return differences and jumps at the borders."""
     classifier, ssa = network(model, affinity)
     whole = ssa(classifier.preprocess(tifffile.imread(source)), [ANIMAL]).cams[0].numpy()
@@ -99,7 +88,7 @@ def compare_with_whole(
         return write_outputs(fused, *rest, **options)
 
     with patch("ssa_fast.large.large_image.write_outputs", keep):
-        _, row = polished(source, model, affinity, tile=tile)
+        _, row = polished(source, classifier, ssa, tile=tile)
     difference = float(np.abs(kept[0] - whole).max())
     return [row | {"difference": difference, "seam": seam(kept[0], tile), "seam_of_whole": seam(whole, tile)}]
 
@@ -113,22 +102,22 @@ def seam(cams: np.ndarray, tile: int) -> float:
     return float(max(ratios))
 
 
-def rows(folder: Path, model: str, affinity: Affinity | str, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def rows(folder: Path, model: str, affinity: Any, sizes: list[int]) -> list[Row]:
     """Return the rows of one affinity; where it keeps pixels, of small sizes and none of the whole."""
     linear = set(choose_methods(network(model, affinity)[1]).values()) == {"prototypes"}
     tasks = [("polish_field", side) for side in sorted({side if linear else min(side, BANK_SIDE) for side in sizes})]
     tasks = [("compare_with_whole", WHOLE), *tasks] if linear else tasks
     arguments: dict[str, Any] = {"source": folder / "image.tif", "model": model, "affinity": affinity}
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     with Workers(fresh=True) as workers:
         for function, side in paced(tasks, "large", costs=[float(side**2) for _, side in tasks]):
             write_field(arguments["source"], side)
-            found += workers.do(job(f"bench.large:{function}", f"large: {side}", LIMIT_S, **arguments))
+            found += workers.do(job(f"bench.large:{function}", f"large: {side}", 24 * 3600.0, **arguments))
             print(json.dumps(found[-1]), flush=True)
     return found
 
 
-def verdict(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+def verdict(found: list[Row]) -> dict[str, float]:
     """Return the figures that have goals; ``growth`` is the exponent of time against pixels, least to most."""
     sized, whole = [row for row in found if "seconds" in row], [row for row in found if "seam" in row]
     figures = {"peak_gb": max(row["peak_gb"] for row in sized)} if sized else {}
@@ -140,31 +129,29 @@ def verdict(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def main(given: Sequence[str]) -> int:
+def main(given: list[str]) -> int:
     """Measure, print; with ``--save`` keep the figures. Return 1 where a goal is missed or a process gave none."""
     parser = parser_of("large", __doc__)
-    networks = ["demo", *zoo.known_models()]
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help=f"sides in pixels, multiples of {SIZE}")
-    parser.add_argument("--model", choices=networks, default="resnet18", metavar="NAME", help="demo, or torchvision's")
-    parser.add_argument(
-        "--affinity", type=Affinity.parse, nargs="+", default=["auto"], help="phi=relu phi=shifted, say"
-    )
+    parser.add_argument("--model", choices=["demo", *zoo.known_models()], default="resnet18", metavar="NAME")
+    parser.add_argument("--affinity", type=Affinity.parse, nargs="+", default=["auto"], help="such as phi=shifted")
     parser.add_argument("--preview", type=Path, help="keep the largest image's preview here")
     options = parser.parse_args(given)
     if any(side < SIZE or side % SIZE for side in options.sizes):
         parser.error(f"--sizes: expected multiples of {SIZE}, got {', '.join(map(str, options.sizes))}")
-    found, judged, missed = [], [], False
+    found, judged, failed = [], [], False
     with tempfile.TemporaryDirectory() as folder:
         for affinity in options.affinity:
             measured = rows(Path(folder), options.model, affinity, options.sizes)
             figures = verdict(measured)
             found += [*measured, {"affinity": str(affinity), **figures, "goals": GOALS}]
-            missed |= any("status" in row for row in measured) or any(figures[name] > GOALS[name] for name in figures)
-            judged += [[str(affinity), name, f"{figures[name]:.4g}", f"{GOALS[name]:g}"] for name in figures]
+            judged += [[str(affinity), name, f"{value:.4g}", f"{GOALS[name]:g}"] for name, value in figures.items()]
+            failed |= any("status" in row for row in measured)
+            failed |= any(value > GOALS[name] for name, value in figures.items())
+        print(*table(["affinity", "figure", "measured", "at most"], judged, aligned=True), sep="\n")
+        save(options, ["large", *given], found)
         if options.preview and "status" not in measured[-1]:
             with Image.open(Path(folder, "field.preview.png")) as image:  # of the last image, the largest
                 image.thumbnail((PREVIEW_WIDTH, PREVIEW_WIDTH))
                 write_files({options.preview: image.save}, overwrite=True)
-    print(*table(["affinity", "figure", "measured", "at most"], judged, aligned=True), sep="\n")
-    save(options, ["large", *given], found)
-    return int(missed)
+    return int(failed)

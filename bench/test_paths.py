@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,10 +26,16 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
     from torch import Tensor
 
-Call: TypeAlias = tuple[str, Problem]  # the name of a provider, and a stage
 CPU, MIB = Device(), 1 << 20
 FEW, MANY = 3, 31  # rounds: a dense product of 16,384² takes seconds
 RUN_IMAGES, RUNS = 12, functools.cache(throughput.rows)  # one run for both numbers of classes
+
+
+class Call(NamedTuple):
+    """The name of a provider, and a stage."""
+
+    provider: str
+    problem: Problem
 
 
 def stage(side: int, values: str = "rand", K: int = 20, affinity: str = "") -> Problem:
@@ -46,38 +52,38 @@ def products(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: 
 CALLS = PROVIDERS | {"products": Provider("products", products, algebra_work, answer="products")}
 POSITIVE, SIGNED, SHIFTED = stage(128), stage(128, "randn"), stage(128, "randn", affinity="phi=shifted")
 SQUARED, DENSE = stage(128, K=3, affinity="power=2"), "dense PCM"
-LINEAR, PROMISED, TILED, ANY_SIGN = ("auto", POSITIVE), ("prototypes", POSITIVE), ("tiled", SIGNED), ("auto", SHIFTED)
+LINEAR, PROMISED = Call("auto", POSITIVE), Call("prototypes", POSITIVE)
+TILED, ANY_SIGN = Call("tiled", SIGNED), Call("auto", SHIFTED)
 FOR_SIGN = "shifted cosine, signed, vs prototypes, features >= 0"  # nothing is paid for it: the goal allows a tenth
 RATIOS: list[tuple[str, Call, Call, float, int]] = [  # what, ours, the peer, peer / ours in time at least, rounds
-    ("prototypes (sign promised) vs dense PCM", PROMISED, (DENSE, POSITIVE), 250, FEW),
-    ("prototypes vs dense PCM", LINEAR, (DENSE, POSITIVE), 250, FEW),
-    ("prototypes vs dense PCM", ("auto", stage(56)), (DENSE, stage(56)), 15, 7),
-    ("prototypes (sign promised) vs their two matrix products alone", PROMISED, ("products", POSITIVE), 0.5, MANY),
+    ("prototypes (sign promised) vs dense PCM", PROMISED, Call(DENSE, POSITIVE), 250, FEW),
+    ("prototypes vs dense PCM", LINEAR, Call(DENSE, POSITIVE), 250, FEW),
+    ("prototypes vs dense PCM", Call("auto", stage(56)), Call(DENSE, stage(56)), 15, 7),
+    ("prototypes (sign promised) vs their two matrix products alone", PROMISED, Call("products", POSITIVE), 0.5, MANY),
     (f"{FOR_SIGN} (sign promised)", ANY_SIGN, PROMISED, 1 / 1.1, MANY),
     (f"{FOR_SIGN} (sign read)", ANY_SIGN, LINEAR, 1 / 1.1, MANY),
-    ("shifted cosine vs dense PCM (the ReLU), signed", ANY_SIGN, (DENSE, SIGNED), 250, FEW),
-    ("tiled vs dense PCM, signed", TILED, (DENSE, SIGNED), 2.5, FEW),
-    ("tiled vs dense PCM, signed", ("tiled", stage(64, "randn")), (DENSE, stage(64, "randn")), 1.0, 7),
-    ("tiled vs the product xᵀx alone, signed", TILED, ("xᵀx", SIGNED), 1 / 0.6, FEW),
-    ("second-order vs tiled, power 2", ("second_order", SQUARED), ("tiled", SQUARED), 1.0, FEW),
+    ("shifted cosine vs dense PCM (the ReLU), signed", ANY_SIGN, Call(DENSE, SIGNED), 250, FEW),
+    ("tiled vs dense PCM, signed", TILED, Call(DENSE, SIGNED), 2.5, FEW),
+    ("tiled vs dense PCM, signed", Call("tiled", stage(64, "randn")), Call(DENSE, stage(64, "randn")), 1.0, 7),
+    ("tiled vs the product xᵀx alone, signed", TILED, Call("xᵀx", SIGNED), 1 / 0.6, FEW),
+    ("second-order vs tiled, power 2", Call("second_order", SQUARED), Call("tiled", SQUARED), 1.0, FEW),
 ]
 GROWTH: list[tuple[str, Call, int, float, int]] = [  # what, ours, the last side, the exponent at most, calls there
     ("prototypes", LINEAR, 512, 1.1, 5),  # memory counts
     ("prototypes (shifted cosine, signed)", ANY_SIGN, 1024, 1.1, 5),
     ("tiled", TILED, 256, 2.05, 1),  # takes minutes at 262,144 pixels, and seconds at 65,536
 ]
-MEMORY: list[tuple[str, Call]] = [
+MEMORY = [
     ("prototypes", LINEAR),
-    ("prototypes", ("auto", stage(256))),
-    ("tiled", ("tiled", stage(256, "randn"))),
+    ("prototypes", Call("auto", stage(256))),
+    ("tiled", Call("tiled", stage(256, "randn"))),
 ]
 
 
 def prepared(call: Call) -> Callable[[], Tensor]:
     """Return the call, its inputs drawn: the same for the same stage."""
-    provider, problem = CALLS[call[0]], call[1]
-    cam, f = problem.draw(CPU.device, 0)
-    return provider.build(CPU, problem, cam, f, provider.names(problem, CPU)[-1])
+    provider, problem = CALLS[call.provider], call.problem
+    return provider.build(CPU, problem, *problem.draw(CPU.device, 0), provider.names(problem, CPU)[-1])
 
 
 def label(what: str, problem: Problem) -> str:
@@ -86,7 +92,7 @@ def label(what: str, problem: Problem) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "ours", "peer", "at_least", "rounds"), RATIOS, ids=[label(what, ours[1]) for what, ours, *_ in RATIOS]
+    ("what", "ours", "peer", "at_least", "rounds"), RATIOS, ids=[label(what, ours.problem) for what, ours, *_ in RATIOS]
 )
 def test_ratio(benchmark: BenchmarkFixture, what: str, ours: Call, peer: Call, at_least: float, rounds: int) -> None:
     """Time ours with pytest-benchmark and the peer in turn; the ratio is the median of the rounds' ratios.
@@ -94,7 +100,9 @@ def test_ratio(benchmark: BenchmarkFixture, what: str, ours: Call, peer: Call, a
     Both are warm: the second of two calls counts, since what the other does to caches and allocator is not its own.
     """
     mine, theirs, seconds = prepared(ours), prepared(peer), list[float]()
-    if ours[1] == peer[1] and CALLS[peer[0]].answer == "polished":  # speed says nothing while the answer is wrong
+    if (
+        ours.problem == peer.problem and CALLS[peer.provider].answer == "polished"
+    ):  # speed says nothing while the answer is wrong
         torch.testing.assert_close(mine(), theirs(), rtol=1e-4, atol=1e-5)
 
     def in_turn() -> None:
@@ -104,9 +112,10 @@ def test_ratio(benchmark: BenchmarkFixture, what: str, ours: Call, peer: Call, a
         mine()
 
     benchmark.pedantic(mine, setup=in_turn, rounds=rounds)
+    assert benchmark.stats, "pytest-benchmark is disabled"
     times = benchmark.stats["data"]
     ratio = float(np.median(np.array(seconds) / times))
-    gate(label(what, ours[1]), ratio=ratio, at_least=at_least, ours=times, peer=seconds)
+    gate(label(what, ours.problem), ratio=ratio, at_least=at_least, ours=times, peer=seconds)
 
 
 @pytest.mark.parametrize(("what", "call", "last", "at_most", "count"), GROWTH, ids=[what for what, *_ in GROWTH])
@@ -114,7 +123,7 @@ def test_growth(what: str, call: Call, last: int, at_most: float, count: int) ->
     """Find e of time = L^e from 128² to ``last``² pixels."""
     seconds = []
     for side, calls in ((128, 9), (last, count)):
-        made = prepared((call[0], replace(call[1], H=side, W=side)))
+        made = prepared(Call(call.provider, replace(call.problem, H=side, W=side)))
         if calls > 1:
             made()
         seconds.append(float(np.median([CPU.seconds(made, cold=False) for _ in range(calls)])))
@@ -130,12 +139,12 @@ def peak(device: Device, *, call: Call) -> list[dict[str, Any]]:
     return [{"status": "ok", "bytes": device.peak_bytes(prepared(call))[1]}]
 
 
-@pytest.mark.parametrize(("what", "call"), MEMORY, ids=[label(what, call[1]) for what, call in MEMORY])
+@pytest.mark.parametrize(("what", "call"), MEMORY, ids=[label(what, call.problem) for what, call in MEMORY])
 def test_peak_extra_memory(what: str, call: Call) -> None:
     with Workers(fresh=True) as workers:
         (row,) = workers.do(job("bench.test_paths:peak", "peak", 300, call=call))
     assert row["status"] == "ok", row
-    problem, maps = call[1], 2 * call[1].K * call[1].L * 4  # CAM and output
+    problem, maps = call.problem, 2 * call.problem.K * call.problem.L * 4  # CAM and output
     limit = 256 << 20 if what == "tiled" else 2 * maps + (16 << 20)
     features = f"C={problem.C} (features {problem.feature_bytes / MIB:.0f} MiB)"
     gate(f"{what}, peak extra memory, L={problem.L:,}, {features}", mib=row["bytes"] / MIB, at_most=limit / MIB)
@@ -164,7 +173,7 @@ def test_prototypes_against_their_compiled_algebra(size: int) -> None:
     problem, compiled = named(f"resnet50/{size}/layer1"), "algebra compiled"
     if reasons := PROVIDERS[compiled].reasons(problem, CPU):
         pytest.skip("; ".join(reasons))
-    calls = {name: prepared((name, problem)) for name in ("auto", "auto again", compiled)}
+    calls = {name: prepared(Call(name, problem)) for name in ("auto", "auto again", compiled)}
     torch.testing.assert_close(calls["auto"](), calls[compiled](), rtol=1e-4, atol=1e-5)
     times = time_interleaved(CPU, calls, cold=0, warm=101, least=31, budget=9.0)
     again, found = (ratios(times[name].warm, times["auto"].warm) for name in ("auto again", compiled))

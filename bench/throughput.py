@@ -10,14 +10,14 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from bench.command import parser_of, save
-from bench.figures import table
+from bench.figures import number, table
 from bench.measure import Device
 from ssa_fast import SSA, runs
 from ssa_fast.demo.scenes import make_scenes
@@ -25,9 +25,6 @@ from ssa_fast.io import datasets
 from ssa_fast.io.progress import paced
 from ssa_fast.models import zoo
 from ssa_fast.runs import loader
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 PICTURES, SHAPE, SEED = 32, (375, 500), 5
 CLASSES = ("predicted", "top5")
@@ -86,11 +83,11 @@ def rows(model: str = "resnet50", count: int = PICTURES, rounds: int = 5) -> lis
     ]
 
 
-def main(given: Sequence[str]) -> int:
+def main(given: list[str]) -> int:
     """Measure, print; with ``--save`` keep the figures. Return 1 where a goal is missed."""
     options, found = parser_of("throughput", __doc__).parse_args(given), rows()
-    shown = ("classes", "backbone_images_per_s", "run_images_per_s", "ratio", "goal")
-    cells = [[f"{row[name]:.3f}" if name != "classes" else row[name] for name in shown] for row in found]
-    print(*table(shown, cells, aligned=True), sep="\n")
+    shown = ("backbone_images_per_s", "run_images_per_s", "ratio", "goal")
+    cells = [[row["classes"], *(number(row[name]) for name in shown)] for row in found]
+    print(*table(["classes", *shown], cells, aligned=True), sep="\n")
     save(options, ["throughput", *given], found)
     return int(any(row["ratio"] < GOAL for row in found))

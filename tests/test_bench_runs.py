@@ -1,4 +1,4 @@
-"""Test that ``python -m bench demo`` keeps what ``ssa-fast demo`` finds."""
+"""Test what ``python -m bench demo`` and ``throughput`` keep of ``ssa-fast demo`` and ``ssa-fast run``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bench.__main__
+from bench import throughput
 from ssa_fast import demo
 
 if TYPE_CHECKING:
@@ -35,3 +36,22 @@ def test_no_scenes_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         bench.__main__.main(["demo", "--images", "0"])
     assert "error: images: expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_runs_are_timed_beside_the_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = throughput.rows("resnet18", count=2, rounds=2)
+    assert [row["classes"] for row in found] == ["predicted", "top5"]
+    for row in found:
+        low, high = row["ratios"]
+        assert 0 < low <= row["ratio"] <= high
+        assert row["run_images_per_s"] > 0
+        assert row["backbone_images_per_s"] == found[0]["backbone_images_per_s"]
+    for ratio, code in ((0.9, 0), (0.89, 1)):
+        monkeypatch.setattr(throughput, "rows", lambda ratio=ratio: [found[0], found[1] | {"ratio": ratio}])
+        found[0]["ratio"] = 1.0
+        assert throughput.main(["--save", str(tmp_path / "a.json")]) == code
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"))["rows"][1]["ratio"] == 0.89
+    assert "| top5" in capsys.readouterr().out

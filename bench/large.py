@@ -1,8 +1,9 @@
 """``python -m bench large``: images far larger than memory would allow at once: time, memory, and what tiles change.
 
 The image is a field of the demo's scenes, 128 pixels each, with one kind of animal in rings only, in a tiled BigTIFF.
-Every size is measured in a process of its own, whose peak resident memory is the whole process's, Python and PyTorch
-included. Affinities that keep pixels (L² time) are measured at small sizes only.
+The network has random weights, or is the demo's. Every size is measured in a process of its own, whose peak resident
+memory is the whole process's, Python and PyTorch included. Affinities that keep pixels (L² time) are measured at small
+sizes only.
 """
 
 from __future__ import annotations

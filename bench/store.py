@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +18,25 @@ import torch
 from PIL import Image
 
 from bench.command import parser_of, save
+from bench.figures import number, table
 from ssa_fast import SSA
 from ssa_fast.demo.comparison import OPTIONS
 from ssa_fast.demo.scenes import CLASSES, make_scenes
 from ssa_fast.io import cam_files
 from ssa_fast.io.cam_files import CamFile
 from ssa_fast.localize import masks
-from ssa_fast.models.demo_net import load_classifier, preprocess
-from ssa_fast.models.zoo import IMAGENET_MEAN, IMAGENET_STD
+from ssa_fast.models import zoo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 IMAGES, SEED, SIDE = 32, 2025, 256
-VOC = (375, 500)  # the commonest size in PASCAL VOC
-DEMO, RESNET = "demo classifier, 256 x 256", "resnet18 of random weights, 375 x 500"
+SETS = {  # network, weights, size of the pictures; finest strides of 2, with sharp edges, and of 4 as in IRN
+    "demo classifier, 256 x 256": ("demo", "DEFAULT", (SIDE, SIDE)),
+    "resnet18 of random weights, 375 x 500": ("resnet18", "none", (375, 500)),  # VOC's commonest size
+}
 REFERENCE = "IRN: float32 at full size, and at stride 4"
-LAYOUTS: dict[str, dict[str, str]] = {
+LAYOUTS: dict[str, dict[str, str]] = {  # as ``cam_files.write_cam`` is called
     REFERENCE: {"format": "irn"},
     "PSA, SEAM: float32 at full size": {"format": "psa"},
     "CLIP-ES: float16 at full size": {"format": "clip-es"},
@@ -43,36 +44,21 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "ssa: float16, strided": {"format": "ssa"},
     "ssa: uint8, strided": {"format": "ssa", "dtype": "uint8"},
 }
-"""How ``cam_files.write_cam`` is called."""
 
 
 def polished_cams(name: str) -> Iterator[CamFile]:
-    """Yield what ``ssa-fast run`` stores for the classes that are in a scene, as float32.
-
-    ``DEMO``: the demo's trained classifier, whose finest stage has stride 2 and sharp edges. ``RESNET``: ResNet-18 with
-    random weights on enlarged scenes, its finest stage at stride 4 as in IRN.
-    """
-    if name == DEMO:
-        ssa = SSA(load_classifier(), size="stage", **OPTIONS)
-    else:
-        from torchvision.models import resnet18
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            ssa = SSA(resnet18(weights=None, num_classes=len(CLASSES)), size="stage")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    """Yield what ``ssa-fast run`` stores for the classes that are in a scene, as float32."""
+    model, weights, size = SETS[name]
+    classifier = zoo.load(model, weights)
+    ssa = SSA(classifier.model, size="stage", **OPTIONS)
     for scene in make_scenes(IMAGES, SEED, SIDE):
-        if name == DEMO:
-            pixels = preprocess(scene.image[None])
-        else:
-            picture = Image.fromarray(scene.image).resize(VOC[::-1], Image.Resampling.BICUBIC)
-            pixels = ((torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 - mean) / std)[None]
+        picture = Image.fromarray(scene.image).resize(size[::-1], Image.Resampling.BICUBIC)
         classes = np.flatnonzero(scene.labels)
-        result = ssa(pixels, classes.tolist())
+        result = ssa(classifier.preprocess(np.array(picture)), classes.tolist())
         yield CamFile(
             result.cams[0].numpy(),
             classes=classes,
-            size=(pixels.shape[-2], pixels.shape[-1]),
+            size=size,
             names=tuple(CLASSES[k] for k in classes),
             labels=(classes + 1).astype(np.uint8),
             logits=result.logits[0].numpy()[classes],
@@ -80,59 +66,37 @@ def polished_cams(name: str) -> Iterator[CamFile]:
         )
 
 
-def rows(name: str, cams: Sequence[CamFile]) -> list[dict[str, Any]]:
-    """Return one row per layout: bytes per image, as they are and deflated, times smaller than IRN's, and changes."""
-    found: list[dict[str, Any]] = []
-    truths = [cam_files.full_size(cam) for cam in cams]
-    for layout in LAYOUTS:
-        stored = [_store(cam, truth, layout) for cam, truth in zip(cams, truths, strict=True)]
-        sizes, deflated, errors, changed = np.array(stored).T
-        reference = found[0]["bytes"] if found else sizes.mean()
-        found.append(
-            {
-                "images": name,
-                "count": len(cams),
-                "classes_per_image": round(float(np.mean([len(cam.cams) for cam in cams])), 3),
-                "picture": list(cams[0].size or ()),
-                "strided": list(cams[0].cams.shape[1:]),
-                "layout": layout,
-                "bytes": round(float(sizes.mean()), 1),
-                "bytes_deflated": round(float(deflated.mean()), 1),
-                "times_smaller": round(float(reference / sizes.mean()), 2),
-                "largest_error": float(f"{errors.max():.3g}"),
-                "mask_pixels_changed": float(f"{changed.mean():.3g}"),
-            }
-        )
-    return found
-
-
-def _store(cam: CamFile, truth: np.ndarray, layout: str) -> tuple[int, int, float, float]:
-    """Return a file's bytes, as it is and deflated, the largest error of what is read, and the share of mask pixels."""
+def stored(cam: CamFile, layout: str) -> tuple[float, float, float]:
+    """Write and read a file; return its bytes, the largest error of what is read, and the share of changed pixels."""
+    truth = cam_files.full_size(cam)
+    given = cam if "strided" in layout else replace(cam, cams=truth)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", cam_files.PickleWarning)
         path = Path(folder, "a" + cam_files.suffix(LAYOUTS[layout]["format"]))
-        given = cam if "strided" in layout else replace(cam, cams=truth)
         cam_files.write_cam(path, given, allow_pickle=True, **LAYOUTS[layout])  # type: ignore[arg-type]
-        content = path.read_bytes()
-        again = cam_files.full_size(cam_files.read_cam(path, allow_pickle=True))
+        size, again = path.stat().st_size, cam_files.full_size(cam_files.read_cam(path, allow_pickle=True))
     before, after = (masks(torch.from_numpy(maps)) for maps in (truth, again))
-    error = float(np.abs(again - truth).max())
-    return len(content), len(zlib.compress(content)), error, float((before != after).float().mean())
+    return size, float(np.abs(again - truth).max()), float((before != after).float().mean())
 
 
-def main(given: Sequence[str]) -> int:
+def rows(name: str, cams: list[CamFile]) -> list[dict[str, Any]]:
+    """Return one row per layout: means over the images, the largest error, and how many times smaller than IRN's."""
+    about = {"images": name, "count": len(cams), "classes_per_image": np.mean([len(cam.cams) for cam in cams])}
+    found: list[dict[str, Any]] = []
+    for layout in LAYOUTS:
+        sizes, errors, changed = np.array([stored(cam, layout) for cam in cams]).T
+        row = {"bytes": sizes.mean(), "largest_error": errors.max(), "mask_pixels_changed": changed.mean()}
+        times = (found[0] if found else row)["bytes"] / row["bytes"]
+        found.append({**about, "layout": layout, **row, "times_smaller": times})
+    return found
+
+
+def main(given: list[str]) -> int:
     """Measure, print; with ``--save`` keep the figures and the machine as JSON."""
-    options, found = parser_of("store", __doc__).parse_args(given), []
-    for name in (DEMO, RESNET):
-        of_set = rows(name, list(polished_cams(name)))
-        sizes = "{} x {}, strided {} x {}".format(*of_set[0]["picture"], *of_set[0]["strided"])
-        print(f"{name}: {IMAGES} images ({sizes}), {of_set[0]['classes_per_image']:.2f} classes each")
-        for row in of_set:
-            print(
-                f"  {row['layout']:<44} {row['bytes'] / 1024:>8.1f} KiB {row['times_smaller']:>7.2f}x smaller   "
-                f"deflated {row['bytes_deflated'] / 1024:>7.1f} KiB   error {row['largest_error']:<9g} "
-                f"mask pixels changed {100 * row['mask_pixels_changed']:.3g} %"
-            )
-        found += of_set
+    options = parser_of("store", __doc__).parse_args(given)
+    found = [row for name in SETS for row in rows(name, list(polished_cams(name)))]
+    shown = ["bytes", "times_smaller", "largest_error", "mask_pixels_changed"]
+    cells = [[row["images"], row["layout"], *(number(row[key]) for key in shown)] for row in found]
+    print(*table(["images", "layout", *shown], cells, aligned=True), sep="\n")
     save(options, ["store", *given], found)
     return 0

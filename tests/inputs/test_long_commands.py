@@ -9,6 +9,11 @@ those of five minutes on two cores at 25 GFLOP/s each.
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,29 +125,47 @@ def test_models_is_paced(clock: Clock, capsys: pytest.CaptureFixture[str], monke
     assert "inspecting networks: about 3 min in all" in capsys.readouterr().err
 
 
-class _Items:
-    def __init__(self) -> None:
-        self.work: dict[str, float] = {}
+def test_bench_paths_ends_within_five_minutes() -> None:
+    """Its rounds are fixed, so the operations of its calls are, but for whole networks', which have budgets of time."""
+    from bench import test_paths as paths
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.work = {item.name: marker.args[0] for item in session.items if (marker := item.get_closest_marker("work"))}
+    def flops(name: str, problem: Any, **other_size: int) -> int:
+        work = paths.CALLS[name].work(replace(problem, **other_size), paths.CPU)
+        assert work is not None
+        return work.flops
+
+    # Compared once; warmed up and timed in every round.
+    found = [(1 + 2 * rounds) * (flops(*ours) + flops(*peer)) for _, ours, peer, _, rounds in paths.RATIOS]
+    found += [
+        10 * flops(*call) + (1 + count) * flops(*call, H=last, W=last) for _, call, last, _, count in paths.GROWTH
+    ]
+    found += [flops(*call) for _, call in paths.MEMORY]
+    assert sum(found) <= MOST
 
 
-@pytest.fixture(scope="module")
-def work() -> dict[str, float]:
-    items = _Items()
-    assert pytest.main(["--collect-only", "-q", str(ROOT / "bench/test_paths.py")], plugins=[items]) == 0
-    return items.work
+@pytest.mark.slow
+def test_bench_paths_says_how_long_it_takes_and_how_far_it_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "paths", "-k", "peak and 16", "--save", "figures.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("paths: about 3 minutes on two cores"), done.stdout + done.stderr
+    assert re.search(r"memory.prototypes, L=16,384, C=256. (PASSED|FAILED) +\[100%\]\n", done.stdout), done.stdout
+    (row,) = json.loads((tmp_path / "figures.json").read_text("utf-8"))["rows"]
+    assert row["what"] == "prototypes, peak extra memory, L=16,384, C=256 (features 16 MiB)"
+    assert row["goal"] == "<= 21"
+    assert done.returncode == int(row["mib"] > 21)
 
 
-def test_bench_paths_ends_within_five_minutes(work: dict[str, float]) -> None:
-    assert sum(work.values()) <= MOST, json.dumps(work, indent=1)
+def test_a_missed_gate_fails_and_its_figure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import conftest
 
-
-def test_every_comparison_with_a_square_product_is_counted(work: dict[str, float]) -> None:
-    """What is not counted is linear in the pixels, which all of these are not."""
-    from bench.test_paths import RATIOS
-
-    assert sum(name.startswith("test_ratio[") for name in work) == len(RATIOS)
-    for kind in ("test_growth[tiled", "test_peak_extra_memory[tiled"):
-        assert any(name.startswith(kind) for name in work)
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(conftest, "ROWS", rows)
+    with pytest.raises(AssertionError, match=r"tiled: ratio 2, the goal is >= 2\.5"):
+        conftest.gate("tiled", ratio=2.0, at_least=2.5, ours=[0.001, 0.003, 0.002], peer=[0.004])
+    conftest.gate("tiled", ratio=2.0)
+    figures = {"ours_ms": 2.0, "peer_ms": 4.0}
+    assert rows == [
+        {"what": "tiled", **figures, "ratio": 2.0, "goal": ">= 2.5"},
+        {"what": "tiled", "ratio": 2.0, "goal": "none"},
+    ]

@@ -7,7 +7,7 @@ One thread is the default: beside two busy processes on two cores, A/A ratios of
 took up to a hundred times as long while OpenMP waited for the thread that had no processor. What only several threads
 show needs ``--threads`` and a quiet machine.
 
-``--self-check`` compares this tree with a copy that a planted loop makes 20 % slower, and with an exact copy.
+``--self-check`` compares this tree with a copy in which every fifth call is made twice, and with an exact copy.
 
 Exit codes: 0 no slower, 1 slower or a gate got worse, 2 a wrong result (or wrong arguments), 3 too noisy to tell.
 """
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from bench.compare_jobs import Case
     from bench.workers import Row
 
+    Times = np.ndarray[Any, Any]
+
 TIMED_S = 60.0  # for the times, however long all else took
 LIMIT_S, GATE_S = 120.0, 3600.0  # that a job may take
 FIGURES = ("base_ms", "candidate_ms", "ratio", "again", "band")
@@ -67,7 +69,6 @@ JOBS = {
     "host": [job("bench.compare_jobs:figures", "host", GATE_S, command="host", arguments=[])],
 }
 ALLOWED = {"registers": math.inf, "shared": math.inf, "us": 1.25}  # factors by which numbers may grow; others must not
-# Every fifth call is made twice.
 SLOWER = """
 import itertools
 
@@ -139,7 +140,6 @@ def compare(folder: Path, options: argparse.Namespace, planted: str = "") -> int
         raise Refused(f"the candidate is wrong in {', '.join(wrong)}")
     unfit = mistakes(base, cases, kind)
     print(*(f"not judged, the base's {name}: {why}\n" for name, why in unfit.items()), sep="", end="")
-    print(f"{len(cases)} cases right in the candidate, {len(cases) - len(unfit)} of them in the base", flush=True)
     gates = []
     for name in READ if device == "cpu" and not options.no_gates else ():
         gates.append(row := gate(name, base, candidate))
@@ -170,19 +170,19 @@ def copy_of(source: Path | str, folder: Path, repository: Path = ROOT) -> str:
     """
     what, tree = "this working tree" if source == ROOT else f"the tree {source}", Path(source)
     if not (tree / "ssa_fast").is_dir():
-        what, tree, archive = f"commit {source}", folder / "checkout", folder / "checkout.zip"
-        folder.mkdir(parents=True)
-        command = ["git", "-C", repository, "archive", "-o", archive, source, "ssa_fast", "kernels"]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            raise Refused(
-                f"expected a revision or a folder with ssa_fast and kernels, got {source}; git fetch it first"
-            )
+        git, archive = ("git", "-C", str(repository)), folder.with_suffix(".zip")
+        words = [*git, "rev-parse", "--verify", "--short", f"{source}^{{commit}}"]
+        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        if not commit:
+            raise Refused(f"expected a commit, branch, tag or a folder with ssa_fast, got {source}; git fetch it first")
+        what, tree = f"commit {commit}", folder.with_suffix(".checkout")
+        subprocess.run([*git, "archive", "-o", str(archive), commit], check=True)
         shutil.unpack_archive(archive, tree)
     for name, target in (("ssa_fast", "ssa_fast"), ("kernels", "ssa_fast/kernels")):
         if (tree / name).is_dir():
             shutil.copytree(tree / name, folder / target, dirs_exist_ok=True)
     if not (folder / "ssa_fast/kernels").is_dir():
-        raise Refused(f"{what} has no kernels; name a checkout, or a folder with the whole package")
+        raise Refused(f"{what} has no ssa_fast with kernels; name one that has")
     return what
 
 
@@ -221,9 +221,15 @@ def read(tree: Path, name: str) -> dict[str, bytes]:
 
 
 def weighed(name: str, base: Sequence[Row], candidate: Sequence[Row], summary: str = "") -> Row:
-    """Compare numbers; what the base does not have is compared with nothing, but must be without problems."""
+    """Compare numbers ``{"label", "numbers"}``, of which rows that say ``why`` have none.
+
+    What the base does not have is compared with nothing, but must be without problems.
+    """
     before, now = least(base), least(candidate)
-    found: dict[str, list[str]] = {"worse": [], "notes": []}
+    found = {
+        "worse": [f"{row['what']}: {row['why']}" for row in candidate if "why" in row],
+        "notes": [f"the base's {row['what']}: {row['why']}" for row in base if "why" in row],
+    }
     for (label, what), value in now.items():
         old = before.get((label, what), 0 if what == "problems" else value)
         if value != old:
@@ -234,12 +240,12 @@ def weighed(name: str, base: Sequence[Row], candidate: Sequence[Row], summary: s
 
 
 def least(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """Return the least of all numbers of the same label and name; a job that failed is a problem."""
+    """Return the numbers by label and name, the least of those that are there several times."""
     found: dict[tuple[str, str], float] = {}
     for row in rows:
-        label = row.get("label") or f"{row['what']}: {row['why']}"
-        for what, value in row.get("numbers", {"problems": 1}).items():
-            found[label, what] = min(value, found.get((label, what), value))
+        for what, value in row.get("numbers", {}).items():
+            key = row["label"], what
+            found[key] = min(value, found.get(key, value))
     return found
 
 
@@ -248,12 +254,12 @@ def least(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
 def measure(
     base: Path, candidate: Path, cases: Sequence[Case], kind: dict[str, Any], until: float
-) -> dict[str, list[np.ndarray[Any, Any]]]:
+) -> dict[str, list[Times]]:
     """Return seconds per call by case: for each session an array ``(rounds, 3)`` of base, candidate and base again.
 
     Every case is timed in at least one session; none is begun after ``until``, a time of ``time.monotonic``.
     """
-    found: dict[str, list[np.ndarray[Any, Any]]] = {case.name: [] for case in cases}
+    found: dict[str, list[Times]] = {case.name: [] for case in cases}
     waiting, session = list(cases), 0
     while waiting and (not session or time.monotonic() < until):
         print(f"session {session + 1}: {len(waiting)} cases", file=sys.stderr, flush=True)
@@ -279,7 +285,7 @@ def seconds(workers: Workers, case: Case) -> float:
     return found
 
 
-def judged(sessions: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any]:
+def judged(sessions: Sequence[Times]) -> dict[str, Any]:
     """Return a case's figures and its verdict: "same", "slower", "faster" or "too noisy" (also: too few sessions).
 
     In every round the base, the candidate and the base again are timed right after one another, so that whatever else
@@ -290,20 +296,21 @@ def judged(sessions: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any]:
     Simulated with each process off by 3 % for its life, samples by 5 % and every fifth by a tail of infinite variance,
     an equal candidate is called slower or faster at CONFIRMED sessions in 3 of 10,000 comparisons.
     """
-    logs = [np.log(session[:, 1:] / session[:, :1]) for session in sessions]
-    medians = np.array([np.median(each, axis=0) for each in logs])  # [sessions, (candidate, again)]
+    times = np.array(sessions)
+    logs = np.log(times[:, :, 1:] / times[:, :, :1])  # [sessions, rounds, (candidate, again)]
+    medians = np.median(logs, axis=1)
     ratio, again = (float(value) for value in np.median(medians, axis=0))
     # The base again strays from 0, the candidate from its own median: both tell of the same machine. The spread of a
     # session's median is at least what the rounds' spread alone makes of it: a few may lie close together by luck.
     between = SIGMA * np.median(np.abs([*medians[:, 1], *(medians[:, 0] - ratio)]))
-    within = SIGMA * np.median(np.abs(np.concatenate([each[:, 1] for each in logs])))
-    error = MEDIAN_ERROR * max(between, within * MEDIAN_ERROR / math.sqrt(len(logs[0]))) / math.sqrt(len(logs))
+    within = SIGMA * np.median(np.abs(logs[:, :, 1]))
+    error = MEDIAN_ERROR * max(between, within * MEDIAN_ERROR / math.sqrt(ROUNDS)) / math.sqrt(len(sessions))
     band = max(math.log1p(FLOOR), ERRORS * float(error))
     verdict = "too noisy"
     if abs(ratio) > band and len(sessions) >= CONFIRMED:
         verdict = "slower" if ratio > 0 else "faster"
     elif abs(ratio) <= band <= math.log1p(NARROW) and len(sessions) >= LEAST:
         verdict = "same"
-    base_ms, candidate_ms, _ = (float(value) * 1e3 for value in np.median(np.concatenate(sessions), axis=0))
+    base_ms, candidate_ms, _ = (float(value) * 1e3 for value in np.median(times, axis=(0, 1)))
     figures = {"ratio": math.exp(ratio), "again": math.exp(again), "band": math.expm1(band), "sessions": len(sessions)}
     return {"base_ms": base_ms, "candidate_ms": candidate_ms, **figures, "verdict": verdict}

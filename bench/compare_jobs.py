@@ -6,12 +6,13 @@ Of the package the cases call only the public face, so that older commits can be
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import json
+import math
 import statistics
 import tempfile
 import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SEED = 20
 CHECKED = 2048  # pixels of a lone stage that are checked, all or as many evenly spread
-WARM = 2  # calls before the first sample of a case: thread pool, pages, caches
+WARM = 5  # calls before the first sample of a case: thread pool, pages, caches
 SAMPLE_S, BURST_S = 0.010, 0.001  # that a sample and each of its bursts of calls last
 SETTLE_S = 0.004  # before a sample, for which another worker's threads may still spin after their last product
 ROUNDINGS = 5  # see tests/accuracy.py
@@ -93,9 +94,10 @@ def made(device: torch.device, case: Case, **options: Any) -> tuple[Callable[[],
     from ssa_fast.models.demo_net import load_classifier
 
     image = 4 * torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(SEED)).to(device) - 2
-    ssa = ssa_fast.SSA(load_classifier().to(device), align_corners=True)
+    net = load_classifier().to(device)
+    ssa = ssa_fast.SSA(net, align_corners=True)
     features = list(ssa.features(image).values())
-    cam = torch.einsum("kc,bchw->bkhw", ssa.model.fc.weight.detach()[:CLASSES], features[-1]).relu()
+    cam = torch.einsum("kc,bchw->bkhw", net.fc.weight.detach()[:CLASSES], features[-1]).relu()
     return lambda: ssa(image, classes=list(range(CLASSES))).cams, cam, features
 
 
@@ -110,29 +112,24 @@ def answer(device: Device, case: Case) -> list[Row]:
 
 def sample(device: Device, case: Case) -> list[Row]:
     """Return seconds per call: of bursts the median, which leaves out those in which the process lost its processor."""
-    call, times = warm_call(device.device, case), []
-    device.synchronize()
+    call, calls, bursts = warm(device, case)
     time.sleep(SETTLE_S)
-    end = time.perf_counter() + SAMPLE_S
-    while (start := time.perf_counter()) < end:
-        calls = 0
-        while time.perf_counter() < start + BURST_S:
-            call()
-            calls += 1
-        device.synchronize()
-        times.append((time.perf_counter() - start) / calls)
-    return [{"seconds": statistics.median(times)}]
+    times = timeit.repeat(call, timer=time.perf_counter, number=calls, repeat=bursts)
+    return [{"seconds": statistics.median(times) / calls}]
 
 
 @functools.lru_cache(maxsize=1)
-def warm_call(device: torch.device, case: Case) -> Callable[[], Tensor]:
-    """Return a case's call, once it is warm."""
-    call, *_ = made(device, case)
-    for _ in range(WARM):
-        call()
-    gc.collect()
-    gc.disable()
-    return call
+def warm(device: Device, case: Case) -> tuple[Callable[[], None], int, int]:
+    """Return a case's call, once it is warm, how many make a burst, and how many bursts a sample."""
+    run, *_ = made(device.device, case)
+
+    def call() -> None:
+        run()
+        device.synchronize()
+
+    seconds = min(timeit.repeat(call, number=1, repeat=WARM))
+    calls = math.ceil(BURST_S / seconds)
+    return call, calls, math.ceil(SAMPLE_S / (calls * seconds))
 
 
 # Numbers for the gates.

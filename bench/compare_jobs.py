@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 SEED = 20
 CHECKED = 2048  # pixels of a lone stage that are checked, all or as many evenly spread
 WARM = 5  # calls before the first sample of a case: thread pool, pages, caches
-SAMPLE_S, BURST_S = 0.010, 0.001  # that a sample and each of its bursts of calls last
+# A sample and each of its bursts of calls last about so long: a busy machine takes the processor away after some 5 ms.
+SAMPLE_S, BURST_S = 0.005, 0.0005
 SETTLE_S = 0.004  # before a sample, for which another worker's threads may still spin after their last product
 ROUNDINGS = 5  # see tests/accuracy.py
 CLASSES, SIDE = 5, 128  # of the demo's network and its image

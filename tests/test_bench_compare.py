@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,9 @@ import torch
 
 pytest.importorskip("resource", reason="the guard reads the scheduler's counts, which Windows does not give")
 
-from bench import compare, compare_cases, compare_gates
+from bench import aot, compare, compare_jobs, measure
 from bench.compare import CONFIRMED, LEAST, judged
 from bench.measure import ROOT, Device
-from bench.problems import Problem
-from ssa_fast import reference
 from tests.test_layout import import_graph
 
 CASE = "tiny/49"
@@ -43,7 +42,7 @@ def tree(tmp_path):
     """Return a function that copies the package, with code planted at the end of ``ssa_fast/__init__.py``."""
 
     def make(name, planted=""):
-        made = compare.copy_of(ROOT, tmp_path / name)
+        compare.copy_of(ROOT, made := tmp_path / name)
         with (made / "ssa_fast" / "__init__.py").open("a", encoding="utf-8") as file:
             file.write(planted)
         return made
@@ -126,10 +125,14 @@ def test_a_revision_is_what_was_committed(tmp_path):
         subprocess.run(["git", "-C", str(repository), *arguments], check=True, capture_output=True)
     init.write_text("changed")
     for source, text in (("HEAD", "committed"), (repository, "changed")):
-        made = compare.copy_of(source, tmp_path / text, repository)
-        assert (made / "ssa_fast" / "__init__.py").read_text() == text
-    with pytest.raises(ValueError, match="got 'nowhere'"):
-        compare.copy_of("nowhere", tmp_path / "none", repository)
+        compare.copy_of(source, tmp_path / text, repository)
+        assert (tmp_path / text / "ssa_fast" / "__init__.py").read_text() == text
+        assert (tmp_path / text / "ssa_fast" / "kernels" / "__init__.py").is_file()
+    (repository / "kernels" / "__init__.py").unlink()
+    (repository / "kernels").rmdir()
+    for source, why in (("nowhere", "got nowhere; git fetch it first"), (repository, "has no ssa_fast with kernels")):
+        with pytest.raises(compare.Refused, match=why):
+            compare.copy_of(source, tmp_path / why, repository)
 
 
 @pytest.mark.slow
@@ -156,34 +159,40 @@ def test_the_copied_trees_go_when_it_is_stopped(tmp_path, sent):
     assert not list(tmp_path.glob("*"))
 
 
-def test_wrong_arguments_are_refused(tmp_path, capsys):
-    for wrong in (["HEAD", "--tree", str(tmp_path)], [], ["HEAD", "--case", "none"]):
-        with pytest.raises(SystemExit, match="2"):
-            compare.main(wrong)
-    said = capsys.readouterr().err
-    assert "expected a checkout with ssa_fast and kernels" in said
-    assert "--case: expected a pattern that matches one of tiny/49" in said
-
-
-@pytest.mark.parametrize("affinity", ["", "power=2", "center"])
-def test_the_formula_in_blocks_is_the_reference(affinity, monkeypatch):
-    monkeypatch.setattr(compare_cases, "BLOCK", 7)
-    problem = Problem(2, 3, 8, 5, 6, affinity=affinity)
-    cam, f = torch.rand(2, 3, 5, 6, dtype=torch.float64), torch.randn(2, 8, 5, 6, dtype=torch.float64)
-    expected = reference.polish_stage(cam.flatten(2), f.flatten(2), problem.phi)
-    found = compare_cases.formula([problem], cam, [f], (5, 6), torch.arange(30), torch.float64)
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-
-
-def test_every_set_has_its_names_once():
-    for every in compare_cases.SETS.values():
-        assert len({case.name for case in every}) == len(every)
-
-
 def run(capsys, *arguments):
     """Return exit code and output of the command."""
     code = compare.main([str(argument) for argument in arguments])
     return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["nowhere"], "No comparison: expected a commit, branch, tag or a folder with ssa_fast, got nowhere"),
+        ([ROOT, "--tree", "nowhere"], "No comparison: expected a commit, branch, tag or a folder"),
+        ([ROOT, "--case", "none"], "--case: expected a pattern that matches one of tiny/49"),
+    ],
+)
+def test_wrong_arguments_are_refused(capsys, wrong, said):
+    code, out = run(capsys, *wrong)
+    assert code == 2
+    assert said in out
+
+
+LONE, FUSED = compare_jobs.COUNTED[0], compare_jobs.COUNTED[-1]
+
+
+@pytest.mark.parametrize("case", [LONE, FUSED, compare_jobs.CASES[-1]], ids=lambda case: case.name)
+def test_an_answer_is_checked_by_the_definition(case):
+    """A right one passes; one that is off in a single pixel, of another size or not a number does not."""
+    (row,) = compare_jobs.answer(Device("cpu"), case)
+    out, *given = row["arrays"]
+    assert not compare_jobs.mistake(case, [out, *given], on_gpu=False)
+    off, smaller, nan = out.copy(), out[..., :-1], out.copy()
+    off[0, 0, -1, -1] += 1e-3
+    nan[0, 0, 0, 0] = float("nan")
+    for wrong in (off, smaller, nan):
+        assert "expected at most" in compare_jobs.mistake(case, [wrong, *given], on_gpu=False)
 
 
 @pytest.mark.slow
@@ -211,19 +220,16 @@ class MadeUp:
     """Times that are made up: a tree with a planted slow-down takes ``slower`` as long. Results are real."""
 
     def __init__(self):
-        self.generator, self.noise, self.slower, self.ask = np.random.default_rng(0), 0.01, 1.2, compare.ask
+        self.generator, self.noise, self.slower = np.random.default_rng(0), 0.01, 1.2
 
-    def __call__(self, workers, what, case, **arguments):
-        if what == "answer":
-            return self.ask(workers, what, case)
-        planted = "_planted" in (workers.settings.tree / "ssa_fast" / "__init__.py").read_text()
-        seconds = 1e-3 * (self.slower if planted else 1.0) * np.exp(self.noise * self.generator.standard_normal())
-        return {"seconds": seconds}
+    def __call__(self, workers, case):
+        planted = compare.SLOWER in (workers.settings.tree / "ssa_fast" / "__init__.py").read_text()
+        return 1e-3 * (self.slower if planted else 1.0) * np.exp(self.noise * self.generator.standard_normal())
 
 
 @pytest.fixture
 def made_up(monkeypatch):
-    monkeypatch.setattr(compare, "ask", found := MadeUp())
+    monkeypatch.setattr(compare, "seconds", found := MadeUp())
     return found
 
 
@@ -248,11 +254,10 @@ def test_times_that_stay_noisy_end_with_the_budget(made_up, monkeypatch, tree):
     """Advance the clock by a second whenever it is read."""
     made_up.noise = 3.0
     monkeypatch.setattr(compare.time, "monotonic", itertools.count().__next__)
-    base, (case, *_) = tree("base"), compare_cases.SMALL
-    options = compare.argparse.Namespace(device="cpu", threads=1)
-    (sessions,) = compare.measure(base, base, [case], options, 30.0).values()
+    base, (case, *_) = tree("base"), compare_jobs.CASES
+    (sessions,) = compare.measure(base, base, [case], {}, 30.0).values()
     assert judged(sessions)["verdict"] == "too noisy"
-    assert len(sessions) == 16  # the first session does not read the clock, each of the others reads it twice
+    assert len(sessions) == 31  # the first does not read the clock
 
 
 @pytest.mark.slow
@@ -266,13 +271,23 @@ def test_the_self_check_says_whether_the_guard_works(made_up, capsys):
     assert said.endswith("self-check failed: a slow-down of 20 %: exit code 0, expected 1\n")
 
 
+def test_a_case_that_fails_while_it_is_timed_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(compare, "mistakes", lambda *_: {})
+    broken = compare_jobs.Case("broken", (compare_jobs.stage(8, 5, affinity="power=2"),), "prototypes")
+    monkeypatch.setattr(compare, "CASES", [broken])
+    code, said = run(capsys, ROOT, "--no-gates")
+    assert code == 2
+    assert "No comparison: broken, which had been right, failed while it was timed: ValueError: method" in said
+
+
 def test_a_sample_is_the_median_of_its_bursts_per_call(monkeypatch):
     """Advance the clock by a given time in each call."""
-    now, takes = [0.0], iter([0.1, 0.1, 5.0, 5.0, 0.3, 0.3])
-    monkeypatch.setattr(compare_cases, "_call", lambda: now.__setitem__(0, now[0] + next(takes)))
-    monkeypatch.setattr(compare_cases.time, "perf_counter", lambda: now[0])
-    (found,) = compare_cases.sample(Device("cpu"), compare_cases.SMALL[0], 3, 2)
-    assert found["seconds"] == pytest.approx(0.3)
+    now, takes = [0.0], iter([1e-3, 1e-3, 5.0, 5.0, 2e-3, 2e-3])
+    call = lambda: now.__setitem__(0, now[0] + next(takes))  # noqa: E731
+    monkeypatch.setattr(compare_jobs, "warm", lambda *_: (call, 2, 3))
+    monkeypatch.setattr(compare_jobs.time, "perf_counter", lambda: now[0])
+    (found,) = compare_jobs.sample(Device("cpu"), compare_jobs.CASES[0])
+    assert found["seconds"] == pytest.approx(2e-3)
 
 
 def test_the_planted_slow_down_takes_a_fifth_longer(monkeypatch):
@@ -284,57 +299,74 @@ def test_the_planted_slow_down_takes_a_fifth_longer(monkeypatch):
     assert now[0] == pytest.approx(1.2, abs=2**-7)
 
 
-def rows(label="symmetric_kernel", **numbers):
-    return [{"label": label, "numbers": {"registers": 128, "shared": 65536, compare_gates.MATRIX: -8} | numbers}]
+def rows(label="kernel", **numbers):
+    return [{"label": label, "numbers": {"problems": 0, "registers": 128, "matrix": -8} | numbers}]
 
 
-SPILLS = "spills … bytes of registers"
+FAILED = [{"what": "report", "status": "failed", "why": "SyntaxError: no"}]
 
 
 @pytest.mark.parametrize(
-    ("base", "candidate", "worse"),
+    ("base", "candidate", "worse", "notes"),
     [
-        (rows(**{SPILLS: 8}), rows(**{SPILLS: 8}, registers=140), []),
-        (rows(), rows(**{SPILLS: 8}), [f"{SPILLS} 8, 0 before"]),
-        (rows(**{SPILLS: 8}), rows(**{SPILLS: 16}), [f"{SPILLS} 16, 8 before"]),
-        (rows(), rows(**{compare_gates.MATRIX: -7}), ["missing -7, -8 before"]),
-        (rows(), rows() + rows("new"), []),
-        (rows(), rows("new", **{"uses local memory": 1}), ["new: uses local memory 1, 0 before"]),
-        (rows(**{"bytes loaded": 5242880}), rows(**{"bytes loaded": 5242881}), ["5,242,881, 5,242,880 before"]),
-        (rows(launches=4), rows(launches=5), ["launches 5, 4 before"]),
-        (rows(**{"µs per call": 20.0}), rows(**{"µs per call": 30.0}) + rows(**{"µs per call": 24.0}), []),
-        (
-            rows(**{"µs per call": 20.0}) + rows(**{"µs per call": 21.0}),
-            rows(**{"µs per call": 30.0}) + rows(**{"µs per call": 26.0}),
-            ["µs per call 26, 20 before"],
-        ),
-        (rows(), [{"status": "failed", "why": "SyntaxError: no"}], ["the candidate: SyntaxError: no"]),
-        (rows("a"), [*rows("a"), {"label": "b", "why": "ValueError: no"}], ["b: ValueError: no"]),
-        ([{"label": "a", "why": "ValueError: no"}, *rows("b")], rows("a") + rows("b"), []),
+        (rows(), rows(), [], []),
+        (rows(spilled=8), rows(spilled=8, registers=140), [], ["kernel: registers 140, 128 before"]),
+        (rows(spilled=8), rows(spilled=16), ["kernel: spilled 16, 8 before"], []),
+        (rows(), rows(problems=1), ["kernel: problems 1, 0 before"], []),
+        (rows(), rows(matrix=-7), ["kernel: matrix -7, -8 before"], []),
+        (rows(), rows() + rows("new"), [], []),
+        (rows(), rows("new", problems=1), ["new: problems 1, 0 before"], []),
+        (rows(loaded=5242880), rows(loaded=5242881), ["kernel: loaded 5,242,881, 5,242,880 before"], []),
+        (rows(launches=4), rows(launches=3), [], ["kernel: launches 3, 4 before"]),
+        (rows(us=20.0), rows(us=30.0) + rows(us=24.0), [], ["kernel: us 24, 20 before"]),
+        (rows(us=20.0) + rows(us=21.0), rows(us=30.0) + rows(us=26.0), ["kernel: us 26, 20 before"], []),
+        (rows(), FAILED, ["report: SyntaxError: no"], []),
+        (FAILED, rows(), [], ["the base's report: SyntaxError: no"]),
+        (FAILED, FAILED, ["report: SyntaxError: no"], ["the base's report: SyntaxError: no"]),
     ],
 )
-def test_what_is_worse_for_a_gate(base, candidate, worse):
-    gate = compare_gates.judged("", base, candidate)
-    assert len(gate.worse) == len(worse)
-    assert all(each.endswith(what) for each, what in zip(gate.worse, worse, strict=True)), gate.worse
+def test_what_is_worse_for_a_gate_and_what_it_notes(base, candidate, worse, notes):
+    gate = compare.weighed("", base, candidate)
+    assert (gate["worse"], gate["notes"]) == (worse, notes)
+    assert gate["verdict"] == ("worse" if worse else "same")
 
 
-def test_what_a_gate_notes():
-    assert "registers 120, 128 before" in compare_gates.judged("", rows(), rows(registers=120)).notes[0]
-    assert "launches 3, 4 before" in compare_gates.judged("", rows(launches=4), rows(launches=3)).notes[0]
-    lost = [{"status": "failed", "why": "needs a C compiler"}]
-    assert compare_gates.judged("", lost, rows()).summary == "not judged, the base has none: needs a C compiler"
+def test_the_numbers_of_a_gate_are_those_that_a_command_saves(monkeypatch):
+    """A field that the command no longer has is an error, not a number that nobody compares."""
+    saved = dict(target="sm_90", kernel="k", config="c", what="w", problems=["a", "b"], matrix={"HMMA": 3, "x": 1})
+    saved |= dict(spilled=1, local=2, registers=3, shared=4)
+    monkeypatch.setattr(aot, "main", lambda words: measure.save(Path(words[-1]), [saved]))
+    (row,) = compare_jobs.figures(Device("cpu"), "aot", [])
+    numbers = dict(problems=2, spilled=1, local=2, matrix=-4, registers=3, shared=4)
+    assert row == {"label": "sm_90 k c w", "numbers": numbers}
+    del saved["spilled"]
+    with pytest.raises(KeyError, match="spilled"):
+        compare_jobs.figures(Device("cpu"), "aot", [])
+
+
+def test_a_worse_gate_fails_the_comparison(capsys, monkeypatch):
+    monkeypatch.setattr(compare, "mistakes", lambda *_: {})
+    monkeypatch.setattr(compare, "measure", lambda *_: {})
+    monkeypatch.setattr(compare, "gate", lambda name, *_: compare.weighed(name, rows(), rows(problems=name == "host")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, said = run(capsys, ROOT, "--case", CASE)
+    assert code == 1
+    assert "host: 3 numbers compared, 0 new\n  WORSE kernel: problems 1, 0 before" in said
+    assert "Got slower; worse: host." in said
+    code, said = run(capsys, ROOT, "--case", CASE, "--no-gates")
+    assert code == 0
+    assert "host" not in said
 
 
 def test_only_what_a_gate_depends_on_makes_it_run(tree):
     base, other = tree("base"), tree("other")
     (other / "ssa_fast" / "cli" / "__init__.py").write_text("")
     (other / "ssa_fast" / "localize" / "boxes.py").write_text("")
-    assert all("unchanged" in compare_gates.run(name, base, other).summary for name in compare_gates.READ)
+    assert all("unchanged" in compare.gate(name, base, other)["summary"] for name in compare.READ)
     (other / "ssa_fast" / "ops" / "triton_backend.py").write_text("")
-    assert "unchanged" in compare_gates.run("report", base, other).summary
-    assert compare_gates.read(base, "traffic") != compare_gates.read(other, "traffic")
-    read = compare_gates.read(base, "report")
+    assert "unchanged" in compare.gate("report", base, other)["summary"]
+    assert compare.read(base, "traffic") != compare.read(other, "traffic")
+    read = compare.read(base, "report")
     assert {"ops/gpu_info.py", "affinity.py", "kernels/configs/sm_90.json"} <= set(read)
     assert "api.py" not in read
 
@@ -353,7 +385,7 @@ def imports_of(name):
     ("name", "roots"), [("report", ["ops.tile_tables", "ops.gpu_info"]), ("traffic", ["api"]), ("host", ["api"])]
 )
 def test_nothing_that_a_gate_depends_on_is_left_out(tree, name, roots):
-    read = compare_gates.read(tree("own"), name)
+    read = compare.read(tree("own"), name)
     needed = {module for root in roots for module in imports_of(f"ssa_fast.{root}")}
     files = {"/".join(module.split(".")[1:]) for module in needed if not module.startswith("ssa_fast.io")}
     assert {f"{file}.py" for file in files if file} - {"ops.py", "kernels.py"} <= read.keys()
@@ -368,6 +400,6 @@ def test_a_kernel_that_loads_twice_is_caught(tree):
     line = next(line for line in text.splitlines(keepends=True) if line.strip().startswith("f = tl.load("))
     assert line.count("(") == line.count(")")
     kernel.write_text(text.replace(line, line + line))
-    found = compare_gates.run("traffic", tree("base"), twice)
-    assert [what.partition(":")[0] for what in found.worse] == ["prototypes", "shifted", "fusion"]
-    assert all("bytes loaded" in what for what in found.worse)
+    found = compare.gate("traffic", tree("base"), twice)
+    assert [what.partition(":")[0] for what in found["worse"]] == ["prototypes", "shifted", "fusion"]
+    assert all("bytes loaded" in what for what in found["worse"])

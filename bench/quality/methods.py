@@ -67,10 +67,10 @@ def polished(
     seed: Tensor,
     affinity: str | None = None,
     prior: Prior | None = None,
-    align_corners: bool = False,
     last: bool = False,
+    **more: Any,
 ) -> Tensor:
-    """Return SSA's map of the seed, or that of the ``last`` stage alone, which is PCM's.
+    """Return SSA's map of the seed, or that of the ``last`` stage alone, which is PCM's; ``more`` is for ``polish``.
 
     ``affinity`` is that of signed stages or, with "all:" before it, of all stages.
     """
@@ -79,8 +79,8 @@ def polished(
     if affinity is not None:
         everywhere, given = affinity.startswith("all:"), Affinity.parse(affinity.removeprefix("all:"))
         chosen = {name: given if everywhere or (each < 0).any() else Affinity() for name, each in stages.items()}
-    options: dict[str, Any] = {"rescale": True, "size": sample.size, "align_corners": align_corners}
-    cams: Tensor = polish(apply_prior(seed, prior), stages, affinity=chosen, **options)
+    more = {"align_corners": False} | more
+    cams: Tensor = polish(apply_prior(seed, prior), stages, affinity=chosen, rescale=True, size=sample.size, **more)
     return cams
 
 
@@ -107,14 +107,15 @@ def others(sample: Sample, base: str, product: bool = False) -> Tensor:
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+    def scaled(layer: Any) -> Any:
+        return scale_cam_image(layer[:, 0])
+
     sample.runs_network = True
     model, stages = sample.ssa().model, sample.ssa().info.stages
     layers, last = [model.get_submodule(name) for name in stages], list(stages.values())[-1]
     with getattr(pytorch_grad_cam, base)(model, layers, partial(last.layout.view, image_size=sample.size)) as cam:
         if product:
-            cam.aggregate_multi_layers = lambda found: scale_cam_image(
-                np.prod([scale_cam_image(each[:, 0]) for each in found], axis=0)
-            )
+            cam.aggregate_multi_layers = lambda found: scale_cam_image(np.prod([*map(scaled, found)], axis=0))
         image = sample.images.clone().requires_grad_()  # the recorder's hooks need a graph, as parameters are frozen
         with torch.enable_grad():
             maps = [cam(image, [ClassifierOutputTarget(index)])[0] for index in sample.classes[0].tolist()]

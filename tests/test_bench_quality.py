@@ -156,7 +156,7 @@ def test_a_perfect_map_scores_1_and_an_empty_one_0(photos, size):
 
 
 def of_mask(labels):
-    return mask_scorer(lambda: labels, "a mask", SimpleNamespace(size=labels.shape))
+    return mask_scorer(lambda: labels, 1, "a mask", SimpleNamespace(size=labels.shape))
 
 
 def of_box(box, image_size, size):
@@ -214,17 +214,19 @@ def test_intervals_draw_images_with_all_their_maps():
     assert (report.intervals(image, np.zeros((1, 600))) == 0).all()
 
 
-def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):
+def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos, capsys, monkeypatch):
     def fail(sample):
         raise ValueError("this network cannot")
 
-    chosen = {name: methods.METHODS[name] for name in ("seed", "SSA")} | {"failing": methods.Method("peer", fail)}
-    found = examples.from_folder(photos / "images", "predicted", examples.masks(photos / "masks"))[:1]
-    images, left_out = report.score(MODEL, found, chosen, optional={"failing"})
-    assert left_out == {"failing": "this network cannot"}
-    assert [(set(each["scores"]), each["right"]) for each in images] == [({"seed", "SSA"}, True)]
-    with pytest.raises(ValueError, match="this network cannot"):
-        report.score(MODEL, found, chosen)
+    monkeypatch.setitem(methods.METHODS, "failing", methods.Method("peer", fail))
+    more = ("--masks", photos / "masks", *few("SSA"))
+    found = table(photos, capsys, *more, "--only", "fail*")
+    assert found["head"]["left_out"] == {"failing": "this network cannot"}
+    assert (found["head"]["rows_tried"], found["head"]["class_is_predicted"]) == (2, COUNT)
+    assert set(found) == {"head", "seed", "SSA", "best"}
+    with pytest.raises(SystemExit):
+        table(photos, capsys, *more, "--only", "failing")
+    assert "this network cannot" in capsys.readouterr().err
 
 
 REFUSALS = {

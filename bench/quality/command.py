@@ -1,12 +1,11 @@
 """``python -m bench quality``: score seeds, peers, SSA with its options and controls against masks or boxes.
 
-The backbone runs once per image, and once more with gradients for each seed that needs them. Thresholds are chosen on
-every other image and the score is that of the images left, both ways round. Masks: mean foreground IoU, beside it the
-average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at IoU 30, 50 and 70 %, each with
-its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020). For both there is also the score
-at the threshold that each map gives by itself, which no truth has chosen (background="auto", box_threshold="auto").
-Intervals are 95 % of a bootstrap over images of the differences, image by image; the thresholds stay those of the whole
-run. Times are of the process's CPU clock, beyond one forward pass, medians over images.
+Thresholds are chosen on every other image and the score is that of the images left, both ways round. Masks: mean
+foreground IoU, beside it the average precision of a map's pixels, which takes no threshold. Boxes: mean accuracy at
+IoU 30, 50 and 70 %, each with its own threshold: MaxBoxAccV2 in wsolevaluation's convention (Choe et al., CVPR 2020).
+For both there is also the score at the threshold that each map gives by itself, which no truth has chosen. Intervals
+are 95 % of a bootstrap over images of the differences, image by image; the thresholds stay those of the whole run.
+Times are of the process's CPU clock, beyond one forward pass, medians over images.
 
 Controls: a blob in the centre, which sees no image, alone and as SSA's seed; and as SSA's seed the map of a class that
 is not in the image. What SSA gains from those it gains by figure and ground, not by knowing the class.
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from bench import measure
 from bench.command import parser_of
-from bench.quality import examples, report
+from bench.quality import examples, networks, report
 from bench.quality.methods import BASELINE, METHODS, SEED, of_affinity
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ def arguments() -> argparse.ArgumentParser:
     truth("--masks", type=Path, metavar="FOLDER", help="masks named as the images; object: above half of the largest")
     truth("--boxes", type=Path, metavar="FILE", help="lines name,x0,y0,x1,y1 in pixels, as wsolevaluation's")
     add = parser.add_argument
+    repeated: Any = {"action": "append", "default": []}
     add("--object", type=int, metavar="N", help="masks are label maps, as VOC's: N is the object, 255 is not counted")
     add("--classes", default="predicted", help="an index, a file of lines name,index, or %(default)r")
     add("--limit", type=int, metavar="N", help="only N images, evenly spread")
-    add("--title", help="what the images are, for tables (default: the folder's name)")
-    add("--model", action="append", default=[], help="a name as for ssa-fast run; module:function that returns "
-        "(network, preprocess); or scenes=FILE of python -m bench.quality.networks; may be repeated")  # fmt: skip
-    add("--only", action="append", default=[], metavar="ROW", help="only such rows; * matches anything; repeatable")
-    add("--without", action="append", default=[], metavar="ROW", help="not such rows, likewise")
-    add("--affinity", action="append", default=[], metavar="TEXT",
-        help="one more row: that of signed stages; after 'all:', of all; may be repeated")  # fmt: skip
+    add("--title", help="what the images are, for tables (default: the folder)")
+    of_network = "a name as for ssa-fast run; module:function that returns (network, preprocess); or scenes=FILE"
+    add("--model", **repeated, help=f"{of_network} of python -m bench.quality.networks; may be repeated, as the next")
+    add("--only", **repeated, metavar="ROW", help="only such rows; * matches anything")
+    add("--without", **repeated, metavar="ROW", help="not such rows, likewise")
+    add("--affinity", **repeated, metavar="TEXT", help="one more row: that of signed stages; after 'all:', of all")
     add("--baseline", default=BASELINE, metavar="ROW", help="the row to compare with (%(default)s)")
     add("--goal", metavar="SCORE", help="that the best setting should reach, or +GAIN over the seed")
     add("--stages", action="store_true", help="also what an affinity depends on, stage by stage")
@@ -63,21 +63,20 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(given: Sequence[str]) -> int:
     """Measure and print; with ``--save`` keep the figures and the machine as JSON."""
-    parser = arguments()
+    parser, rows = arguments(), list[report.Row]()
     options = parser.parse_args(given)
-    rows: list[dict[str, Any]] = []
-    for path in options.show or ():
-        rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
-    if not options.show:
-        try:
+    try:
+        for path in options.show or ():
+            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if not options.show:
             chosen, methods = _examples(options), _methods(options)
             for model in options.model:
                 rows += _measured(model, chosen, methods, options)
                 if options.save:  # what is measured so far
                     measure.save(options.save, rows, command=measure.command_line(["quality", *given]))
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        print(measure.describe(measure.machine()))
+            print(measure.describe(measure.machine()))
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
     print(report.markdown(rows), "", sep="\n")
     for row in (row for row in rows if report.BEST in row or "stage" in row):
         print(json.dumps(row, ensure_ascii=False))
@@ -88,7 +87,7 @@ def _examples(options: argparse.Namespace) -> list[Example]:
     """Return the images that were asked for."""
     if not options.model or (options.images and not (options.masks or options.boxes)):
         raise ValueError("masks, boxes, model: expected --masks or --boxes beside --images, and --model; give them")
-    if options.scenes is not None:
+    if options.images is None:
         found = examples.from_scenes(options.scenes)
     else:
         truths = examples.masks(options.masks, options.object) if options.masks else examples.boxes(options.boxes)
@@ -112,24 +111,45 @@ def _methods(options: argparse.Namespace) -> dict[str, Method]:
     return {name: method for name, method in methods.items() if name in kept}
 
 
+@torch.no_grad()
 def _measured(
     model: str, chosen: Sequence[Example], methods: dict[str, Method], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Return what the figures of one network are figures of, and its rows."""
-    optional = METHODS.keys() - {SEED, options.baseline, *options.only}
-    images, left_out = report.score(model, chosen, methods, optional, options.stages)
-    methods = {name: method for name, method in methods.items() if name not in left_out}
-    folder = options.images or Path("scenes")
+) -> list[report.Row]:
+    """Return what the figures of one network are figures of, and its rows.
+
+    A row that was not named is left out, with the reason, if the network or the installation cannot have it.
+    """
+    (ssa, preprocess), images, left_out = networks.load(model), list[report.Row](), dict[str, str]()
+    needed = {SEED, options.baseline, *options.only, *options.affinity}
+    for example in measure.paced(chosen, f"quality {model}"):
+        image = example.read()
+        sample = networks.Sample(ssa, image, preprocess(image), example.truths)
+        scorers = [truth(sample) for truth in example.truths.values()]
+        times, scores = dict[str, float](), dict[str, list[examples.Scores]]()
+        for name in [each for each in methods if each not in left_out]:
+            try:
+                maps, times[name] = methods[name].make(sample)
+            except (ValueError, ModuleNotFoundError) as error:
+                if images or name in needed:
+                    raise
+                left_out[name] = str(error)
+            else:
+                cams = maps[0].float().numpy()
+                scores[name] = [scorer(cam) for scorer, cam in zip(scorers, cams, strict=True)]
+        row: report.Row = {"forward_ms": sample.forward_ms, "right": sample.predicted in sample.classes[0]}
+        row["stages"] = {name: networks.describe_stage(each) for name, each in sample.stages.items() if options.stages}
+        images.append(row | {"cpu_ms": times, "scores": scores})
     head = {
-        "title": options.title or (folder.parent.name if folder.name == "images" else folder.name),
+        "title": options.title or str(options.images or "scenes"),
         "images": len(images),
         "maps": sum(len(each["scores"][SEED]) for each in images),
-        "rows_tried": len(methods),
+        "rows_tried": len(methods) - len(left_out),
         "class_is_predicted": sum(each["right"] for each in images),
         "metric": "box accuracy at IoU 30/50/70" if options.boxes else "foreground IoU",
         "forward_cpu_ms": np.median([each["forward_ms"] for each in images]),
         "baseline": options.baseline,
         "left_out": left_out,
     }
+    methods = {name: method for name, method in methods.items() if name not in left_out}
     rows = [head, *report.summarise(images, methods, options.baseline, options.goal)]
     return [{"model": model} | report.plain(row) for row in rows]

@@ -54,10 +54,10 @@ class Scores(NamedTuple):
     precision: float
 
 
-def mask_scorer(read: Callable[[], NDArray[Any]], name: object, sample: Sample) -> Scorer:
-    """Return the scorer by the labels (H, W) that ``read`` returns: 1 is the object, 255 is not counted."""
+def mask_scorer(read: Callable[[], NDArray[Any]], value: int, name: object, sample: Sample) -> Scorer:
+    """Return the scorer by the labels (H, W) that ``read`` returns: the object's is ``value``, 255 is not counted."""
     labels = read()
-    planes = (Image.fromarray(255 * (labels == label).astype(np.uint8)) for label in (1, IGNORE))
+    planes = (Image.fromarray(255 * (labels == each).astype(np.uint8)) for each in (value, IGNORE))
     shown, ignored = (np.asarray(each.resize(sample.size[::-1], Image.Resampling.BILINEAR)) > 127 for each in planes)
     truth = np.where(ignored, IGNORE, shown).astype(np.uint8)
     if not (truth == 1).any():
@@ -65,10 +65,9 @@ def mask_scorer(read: Callable[[], NDArray[Any]], name: object, sample: Sample) 
 
     def score(cam: NDArray[np.float32]) -> Scores:
         own = float(estimate_background(torch.from_numpy(cam)))
-        at_levels, at_own = (
-            threshold_sweep([cam[None]], [[0]], [truth], 2, levels).ious[:, 1] for levels in (LEVELS, [own])
-        )
-        return Scores(at_levels[None], float(at_own[0]), average_precision(cam[~ignored], truth[~ignored]))
+        sweep = partial(threshold_sweep, [cam[None]], [[0]], [truth], 2)
+        ious, at_own = (sweep(levels).ious[:, 1] for levels in (LEVELS, [own]))
+        return Scores(ious[None], float(at_own[0]), average_precision(cam[~ignored], truth[~ignored]))
 
     return score
 
@@ -90,14 +89,11 @@ def masks(folder: Path, value: int | None = None) -> dict[str, Truth]:
 
     With a ``value`` they are label maps, what has it is the object, and 255 is not counted.
     """
-
-    def read(path: Path) -> NDArray[Any]:
-        if value is None:
-            return read_object_mask(path)
-        labels = read_label_map(path, IGNORE)
-        return np.where(labels == IGNORE, IGNORE, labels == value)
-
-    return {path.stem: partial(mask_scorer, partial(read, path), path) for path in folder.iterdir()}
+    read: Callable[..., NDArray[Any]] = read_object_mask
+    if value is not None:
+        read = partial(read_label_map, num_classes=IGNORE)
+    label = 1 if value is None else value
+    return {path.stem: partial(mask_scorer, partial(read, path), label, path) for path in folder.iterdir()}
 
 
 def boxes(file: Path) -> dict[str, Truth]:
@@ -135,7 +131,7 @@ def from_scenes(count: int) -> list[Example]:
     """Return generated scenes with a mask per class that is seen in them."""
     found = []
     for scene in make_scenes(count, SCENES_SEED):
-        reads = {index: partial(np.equal, scene.mask, index + 1) for index in scene.box_classes.tolist()}
-        truths = {index: partial(mask_scorer, read, "a scene") for index, read in reads.items()}
+        read, classes = partial(np.asarray, scene.mask), scene.box_classes.tolist()
+        truths = {index: partial(mask_scorer, read, index + 1, "a scene") for index in classes}
         found.append(Example(partial(Image.fromarray, scene.image), truths))
     return [example for example in found if example.truths]

@@ -40,16 +40,15 @@ def load(name: str) -> tuple[Callable[..., SSA], Callable[[Image.Image], Tensor]
     Both come from a name that ``ssa_fast`` knows, from "scenes=FILE", or from ``module:function``, which returns the
     network and its preprocessing. Images for a name are squashed to ``SIDE``, or to the only size that is accepted.
     """
-    model: nn.Module
-    if name.startswith("scenes="):
-        file = Path(name.removeprefix("scenes="))
-        model, preprocess = load_scenes_network(file), lambda image: demo_net.preprocess(np.array(image)[None])
-    elif ":" in name:
+    of_scenes = name.startswith("scenes=")
+    if ":" in name and not of_scenes:
         model, preprocess = pkgutil.resolve_name(name)()
     else:
-        classifier = zoo.load(name, "DEFAULT")
-        size = None if name == "demo" else (SIDE, SIDE)
+        classifier = zoo.load("demo" if of_scenes else name, "DEFAULT")
+        size = None if of_scenes or name == "demo" else (SIDE, SIDE)
         model, preprocess = classifier.model, lambda image: classifier.preprocess(np.array(image), size)
+    if of_scenes:
+        model = load_scenes_network(Path(name.removeprefix("scenes=")))
     # Frozen: no method needs the gradients of parameters, and some would compute them.
     ssa = functools.cache(functools.partial(SSA, model.requires_grad_(False)))
     if ssa().info.window is not None:
@@ -139,7 +138,7 @@ def train_on_scenes(activation: str, seed: int, path: Path, **recipe: int) -> No
 def load_scenes_network(path: Path) -> demo_net.SceneClassifier:
     """Load what ``train_on_scenes`` wrote, in evaluation mode; ValueError if the file is another."""
     saved = torch.load(path, weights_only=True)
-    if not isinstance(saved, dict) or saved.get("activation") not in ACTIVATIONS:
+    if saved.get("activation") not in ACTIVATIONS:
         raise ValueError(f"model: expected a file of `python -m bench.quality.networks`, got {path}; train one")
     model = build_scenes_network(saved["activation"])
     model.load_state_dict(saved["state"])

@@ -1,4 +1,4 @@
-"""Scores of every method in one network; halves, the best row and intervals over images; rows for JSON and people."""
+"""From the scores of a run to rows: halves, intervals over images, the best setting; and rows as tables for people."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bench.figures import NONE, table
-from bench.measure import paced
-from bench.quality import networks
 from bench.quality.methods import RIVALS, SEED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from bench.quality.examples import Example
     from bench.quality.methods import Method
 
 Array = NDArray[np.float64]
@@ -28,46 +24,10 @@ BEST = "best setting"
 RESAMPLES = 4000
 
 
-@torch.no_grad()
-def score(
-    model: str,
-    examples: Sequence[Example],
-    methods: Mapping[str, Method],
-    optional: Collection[str] = (),
-    describe: bool = False,
-) -> tuple[list[Row], dict[str, str]]:
-    """Score images in one network, see ``networks.load``.
-
-    Returns:
-        For each image a dict: "forward_ms"; "right", whether the predicted class has a map; "stages" with their figures
-        if they are to be described; and by method "cpu_ms" beyond the forward pass and the "scores" of each map. And of
-        ``optional`` methods that the network or the installation cannot have, the reasons.
-    """
-    (ssa, preprocess), images, left_out = networks.load(model), list[Row](), dict[str, str]()
-    for example in paced(examples, f"quality {model}"):
-        image = example.read()
-        sample = networks.Sample(ssa, image, preprocess(image), example.truths)
-        scorers = [truth(sample) for truth in example.truths.values()]
-        row: Row = {"forward_ms": sample.forward_ms, "right": sample.predicted in sample.classes[0]}
-        row["stages"] = {name: networks.describe_stage(maps) for name, maps in sample.stages.items() if describe}
-        row |= {"cpu_ms": {}, "scores": {}}
-        for name in [name for name in methods if name not in left_out]:
-            try:
-                maps, row["cpu_ms"][name] = methods[name].make(sample)
-            except (ValueError, ModuleNotFoundError) as error:
-                if images or name not in optional:
-                    raise
-                left_out[name] = str(error)
-                continue
-            cams = maps[0].float().numpy()
-            row["scores"][name] = [scorer(cam) for scorer, cam in zip(scorers, cams, strict=True)]
-        images.append(row)
-    return images, left_out
-
-
 def summarise(images: Sequence[Row], methods: Mapping[str, Method], baseline: str, goal: str | None) -> list[Row]:
     """Return a row per method, those of the best setting, and one per stage; scores in percent, times in ms.
 
+    Each image has by method "cpu_ms" and the "scores" of its maps, and in "stages" their figures, if they are wanted.
     The best setting is the SSA row that is best on one half of the images; its score is that on the other, both ways
     round, so it is not helped by the number of rows that were tried. Without priors, then with them.
     """
@@ -142,18 +102,16 @@ def _best_row(image: NDArray[np.int64], ours: Mapping[str, Array], held: Mapping
     best, names = best_of(image, ours)
     over = {name: best - held[name] for name in RIVALS if name in held}
     interval, *bounds = intervals(image, np.stack([best, *over.values()]))
-    ahead = {
-        name: {"of": name, "difference": over[name].mean(), "interval": each}
-        for name, each in zip(over, bounds, strict=True)
-    }
-    row: Row = {BEST: names, "score": best.mean(), "interval": interval, "ahead": [*ahead.values()]}
+    ahead = [
+        {"of": name, "difference": difference.mean(), "interval": bound}
+        for (name, difference), bound in zip(over.items(), bounds, strict=True)
+    ]
+    row: Row = {BEST: names, "score": best.mean(), "interval": interval, "ahead": ahead}
     if goal is None:
         return row
-    if goal.startswith("+"):
-        reached = ahead[SEED]["difference"] >= float(goal) and ahead[SEED]["interval"][0] > 0
-    else:
-        reached = best.mean() >= float(goal)
-    return row | {"goal": goal, "reached": bool(reached)}
+    gain = next(each for each in ahead if each["of"] == SEED)
+    enough = gain["difference"] >= float(goal) and gain["interval"][0] > 0
+    return row | {"goal": goal, "reached": bool(enough if goal.startswith("+") else best.mean() >= float(goal))}
 
 
 def plain(value: Any) -> Any:

@@ -18,9 +18,8 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3
 
 
 def load_sample(classes=(2,)):
-    ssa, preprocess = networks.load(MODEL)
     with torch.no_grad():
-        return Sample(ssa, IMAGE, preprocess(IMAGE), classes)
+        return Sample(networks.load(MODEL), IMAGE, classes)
 
 
 REFERENCES = {

@@ -119,11 +119,10 @@ def _measured(
 
     A row that was not named is left out, with the reason, if the network or the installation cannot have it.
     """
-    (ssa, preprocess), images, left_out = networks.load(model), list[report.Row](), dict[str, str]()
+    network, images, left_out = networks.load(model), list[report.Row](), dict[str, str]()
     needed = {SEED, options.baseline, *options.only, *options.affinity}
     for example in measure.paced(chosen, f"quality {model}"):
-        image = example.read()
-        sample = networks.Sample(ssa, image, preprocess(image), example.truths)
+        sample = networks.Sample(network, example.read(), example.truths)
         scorers = [truth(sample) for truth in example.truths.values()]
         times, scores = dict[str, float](), dict[str, list[examples.Scores]]()
         for name in [each for each in methods if each not in left_out]:

@@ -11,7 +11,7 @@ import pkgutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    Network: TypeAlias = tuple[Callable[..., SSA], Callable[[Image.Image], Tensor]]
+
 ACTIVATIONS = ("relu", "silu")
 SIDE = 224  # of what a network by name sees
 
 
-def load(name: str) -> tuple[Callable[..., SSA], Callable[[Image.Image], Tensor]]:
+def load(name: str) -> Network:
     """Return ``SSA`` of a network, by its options, each made once; and what makes an image the network's (1, 3, H, W).
 
     Both come from a name that ``ssa_fast`` knows, from "scenes=FILE", or from ``module:function``, which returns the
@@ -68,13 +70,12 @@ class Sample:
         runs_network: To be set by what runs the network itself: one forward pass is not its cost.
     """
 
-    def __init__(
-        self, ssa: Callable[..., SSA], image: Image.Image, images: Tensor, classes: Iterable[int | None]
-    ) -> None:
-        self.ssa, self.image, self.images, self.runs_network = ssa, image, images, False
-        self.size = (images.shape[2], images.shape[3])
-        info, begin = ssa().info, time.process_time()
-        self._features = info.forward(ssa().model, images, "seed" if info.seed.kind == "cam" else "stages")
+    def __init__(self, network: Network, image: Image.Image, classes: Iterable[int | None]) -> None:
+        self.ssa, preprocess = network
+        self.image, self.images, self.runs_network = image, preprocess(image), False
+        self.size = (self.images.shape[2], self.images.shape[3])
+        info, begin = self.ssa().info, time.process_time()
+        self._features = info.forward(self.ssa().model, self.images, "seed" if info.seed.kind == "cam" else "stages")
         self.forward_ms = 1000 * (time.process_time() - begin)
         self.stages = {name: self._features.maps[name] for name in info.stages}
         self.predicted = int(self._features.logits[0].argmax())

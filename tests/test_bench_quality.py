@@ -239,9 +239,9 @@ REFUSALS = {
         "--classes",
         "horse",
     ),
-    "images: expected images that have a mask or a box, got none": ("--masks", "{}"),
+    "images: expected images that have a mask or a box, got none": ("--masks", "{}/other"),
     "images: expected at least 2, a half to choose": ("--masks", "{}/masks", "--limit", "1"),
-    "No such file or directory": ("--masks", "{}/nowhere"),
+    "expected a folder of masks": ("--masks", "{}/nowhere"),
     "masks: expected an object in every mask, got none": ("--masks", "{}/black", "--only", "SSA"),
     "only, without, baseline: expected rows of": ("--masks", "{}/masks", "--only", "CAM"),
 }
@@ -250,9 +250,9 @@ REFUSALS = {
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals(photos, capsys, message):
     (photos / "boxes").write_text("9.png,1\n", "utf-8")
-    (photos / "black").mkdir()
-    Image.new("L", (SIDE, SIDE)).save(photos / "black" / "0.png")
-    Image.new("L", (SIDE, SIDE)).save(photos / "black" / "1.png")
+    for name in ("black/0.png", "black/1.png", "other/9.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (SIDE, SIDE)).save(photos / name)
     given = ["--images", str(photos / "images"), "--model", MODEL]
     with pytest.raises(SystemExit):
         quality.main([*given, *(word.format(photos) for word in REFUSALS[message])])

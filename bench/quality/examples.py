@@ -13,7 +13,8 @@ from PIL import Image
 
 from ssa_fast.demo.scenes import make_scenes
 from ssa_fast.evaluate import average_precision, max_box_acc, resize_boxes, threshold_sweep
-from ssa_fast.evaluate.datasets.base import read_fields, read_label_map, read_object_mask
+from ssa_fast.evaluate.datasets import read_folder
+from ssa_fast.evaluate.datasets.base import read_fields
 from ssa_fast.evaluate.segmentation import IGNORE
 from ssa_fast.io.datasets import has_image_suffix
 from ssa_fast.localize.threshold import BOX_POWER, estimate_background, self_weighted_mean
@@ -89,11 +90,9 @@ def masks(folder: Path, value: int | None = None) -> dict[str, Truth]:
 
     With a ``value`` they are label maps, what has it is the object, and 255 is not counted.
     """
-    read: Callable[..., NDArray[Any]] = read_object_mask
-    if value is not None:
-        read = partial(read_label_map, num_classes=IGNORE)
-    label = 1 if value is None else value
-    return {path.stem: partial(mask_scorer, partial(read, path), label, path) for path in folder.iterdir()}
+    label, classes = (1, None) if value is None else (value, [str(each) for each in range(254)])
+    found = read_folder(".", images=folder, masks=folder, classes=classes).images
+    return {Path(each.id).name: partial(mask_scorer, each.truth, label, folder / each.id) for each in found}
 
 
 def boxes(file: Path) -> dict[str, Truth]:

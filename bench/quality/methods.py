@@ -51,35 +51,29 @@ class Method(NamedTuple):
         """Return the maps (1, K, H, W) in [0, 1] at the input's size, and their CPU ms beyond the forward pass."""
         seed, seed_ms = sample.made(self.source)
         maps, own_ms = sample.made(partial(self._finish, seed))
-        return maps, seed_ms + own_ms
+        return minmax(resize(maps, sample.size, align_corners=False)), seed_ms + own_ms
 
     def _finish(self, seed: Tensor, sample: Sample) -> Tensor:
         maps = seed if self.ssa is None else polished(sample, seed, **self.ssa)
-        maps = minmax(resize(maps, sample.size, align_corners=False))
         if not self.pamr:
             return maps
         pixels = to_tensor(sample.image.resize(sample.size[::-1], Image.Resampling.BILINEAR))
-        return minmax(refine(pixels[None], maps))
+        return refine(pixels[None], minmax(resize(maps, sample.size, align_corners=False)))
 
 
 def polished(
-    sample: Sample,
-    seed: Tensor,
-    affinity: str | None = None,
-    prior: Prior | None = None,
-    last: bool = False,
-    **more: Any,
+    sample: Sample, seed: Tensor, affinity: str = "", prior: Prior | None = None, last: bool = False, **more: Any
 ) -> Tensor:
     """Return SSA's map of the seed, or that of the ``last`` stage alone, which is PCM's; ``more`` is for ``polish``.
 
-    ``affinity`` is that of signed stages or, with "all:" before it, of all stages.
+    ``affinity``, if any, is that of signed stages or, with "all:" before it, of all stages.
     """
     stages = dict([*sample.stages.items()][-1:]) if last else sample.stages
     chosen = {name: sample.ssa().affinities[name] for name in stages}
-    if affinity is not None:
+    if affinity:
         everywhere, given = affinity.startswith("all:"), Affinity.parse(affinity.removeprefix("all:"))
         chosen = {name: given if everywhere or (each < 0).any() else Affinity() for name, each in stages.items()}
-    more = {"align_corners": False} | more
+    more.setdefault("align_corners", False)
     cams: Tensor = polish(apply_prior(seed, prior), stages, affinity=chosen, rescale=True, size=sample.size, **more)
     return cams
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from bench.quality import methods, networks
 from bench.quality.networks import Sample, describe_stage
-from ssa_fast import SSA, Affinity
-from ssa_fast.ops.resize import minmax
+from ssa_fast import SSA, Affinity, polish
+from ssa_fast.ops.resize import minmax, resize
 from tests.test_bench_quality import MODEL, SIDE
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
@@ -45,6 +45,14 @@ def test_the_maps_are_those_of_ssa(name):
     if name.endswith("PAMR"):
         ours = ours.refine(sample.images)  # which this network takes in [0, 1]
     torch.testing.assert_close(maps, minmax(ours.cams))
+
+
+def test_pcm_is_that_of_the_last_stage():
+    sample = load_sample((2, 4))
+    with torch.no_grad():
+        maps, _ = methods.METHODS["PCM, last stage"].make(sample)
+        pcm = polish(sample.seed("auto"), list(sample.stages.values())[-1])  # SEAM's, see its docstring
+    torch.testing.assert_close(maps, minmax(resize(pcm, sample.size)))
 
 
 @pytest.mark.slow  # imports the package

@@ -52,7 +52,8 @@ def test_pcm_is_that_of_the_last_stage():
     with torch.no_grad():
         maps, _ = methods.METHODS["PCM, last stage"].make(sample)
         pcm = polish(sample.seed("auto"), list(sample.stages.values())[-1])  # SEAM's, see its docstring
-    torch.testing.assert_close(maps, minmax(resize(pcm, sample.size)))
+    rounding = float(2**-23 * pcm.max() / (pcm.amax((2, 3)) - pcm.amin((2, 3))).min())  # grows where a map is flat
+    torch.testing.assert_close(maps, minmax(resize(pcm, sample.size)), atol=4 * rounding, rtol=0)
 
 
 @pytest.mark.slow  # imports the package

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from skimage.morphology import max_tree
+from torch.nn.functional import interpolate
 
-from bench import measure
 from bench.command import parser_of, save
+from bench.measure import Device, time_interleaved
 from ssa_fast.evaluate import box_iou, confusion_matrix, contour_boxes, max_box_acc, threshold_sweep
+from ssa_fast.ops.resize import minmax
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,12 +33,10 @@ TRUE_BOX = np.array([[40, 30, 180, 200]])
 VOC, BACKGROUNDS = (375, 500), np.arange(1, 100) / 100
 
 
-def enlarged(cells: int) -> NDArray[np.float64]:
-    """Return a map (224, 224) in [0, 1], enlarged from ``cells`` by ``cells`` numbers."""
-    noise = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(cells), dtype=torch.float64)
-    cam = F.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0, 0].numpy()
-    scaled: NDArray[np.float64] = (cam - cam.min()) / np.ptp(cam)
-    return scaled
+def median_ms(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of calls, timed in interleaved rounds."""
+    times = time_interleaved(Device(), calls, cold=0, warm=rounds, least=rounds)
+    return {name: round(1000 * float(np.median(each.warm)), 3) for name, each in times.items()}
 
 
 def search_at_every_threshold(cam: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -47,43 +46,37 @@ def search_at_every_threshold(cam: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([box_iou(contour_boxes(mask) + inside, TRUE_BOX + inside).max() for mask in masks])
 
 
-def trees(cam: NDArray[np.float64]) -> None:
-    """Build the trees of regions and of holes."""
-    pixels = (255 * cam).astype(np.uint8)
-    max_tree(pixels, connectivity=2)
-    max_tree(255 - pixels, connectivity=1)
-
-
 def argmax_at_every_threshold(cam: NDArray[np.float32], truth: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the confusion matrices of one image's CAMs, of classes 0, 1, …, by the definition."""
     padded = (np.concatenate([np.full((1, *truth.shape), each, np.float32), cam]) for each in BACKGROUNDS)
     return np.stack([confusion_matrix(stack.argmax(0), truth, 21) for stack in padded])
 
 
-def _median_ms(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    times = measure.time_interleaved(measure.Device(), calls, cold=0, warm=ROUNDS, least=ROUNDS)
-    return {name: round(1000 * float(np.median(each.warm)), 1) for name, each in times.items()}
+def two_trees(pixels: NDArray[np.uint8]) -> object:
+    """Return the trees of regions and of holes."""
+    return max_tree(pixels, connectivity=2), max_tree(255 - pixels, connectivity=1)
 
 
 def rows() -> Iterator[dict[str, Any]]:
     """Yield what each measure costs; raise where a baseline gives another figure."""
     for cells in CELLS:
-        cam = enlarged(cells)
+        noise = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(cells), dtype=torch.float64)
+        cam = minmax(interpolate(noise, (SIDE, SIDE), mode="bicubic"))[0, 0].numpy()
         accuracy = partial(max_box_acc, [cam], [TRUE_BOX], thresholds=THRESHOLDS.tolist())
         np.testing.assert_array_equal(accuracy().overlaps[0], search_at_every_threshold(cam))
         calls: dict[str, Callable[[], object]] = {
             "wsol": accuracy,
             "continuous": partial(accuracy, convention="continuous"),
             "every threshold": partial(search_at_every_threshold, cam),
-            "two trees": partial(trees, cam),
+            "two trees": partial(two_trees, (255 * cam).astype(np.uint8)),
         }
-        yield {"measure": f"max_box_acc, map of {cells} x {cells}"} | _median_ms(calls)
+        yield {"measure": f"max_box_acc, map of {cells} x {cells}"} | median_ms(calls, ROUNDS)
     rng = np.random.default_rng(0)
     cams, truth = rng.random((3, *VOC), np.float32), rng.integers(0, 4, VOC).astype(np.uint8)
     sweep: Any = partial(threshold_sweep, [cams], [[0, 1, 2]], [truth], 21, BACKGROUNDS.tolist())
     np.testing.assert_array_equal(sweep().confusions, argmax_at_every_threshold(cams, truth))
     calls = {"one pass": sweep, "every threshold": partial(argmax_at_every_threshold, cams, truth)}
-    yield {"measure": "threshold_sweep, 3 classes, 99 thresholds"} | _median_ms(calls)
+    yield {"measure": "threshold_sweep, 3 classes, 99 thresholds"} | median_ms(calls, ROUNDS)
 
 
 def main(given: Sequence[str]) -> int:
@@ -91,7 +84,6 @@ def main(given: Sequence[str]) -> int:
     options, found = parser_of("measures", __doc__).parse_args(given), []
     for row in rows():
         found.append(row)
-        figures = "  ".join(f"{name} {value:>7.1f} ms" for name, value in row.items() if name != "measure")
-        print(f"{row['measure']:<42} {figures}", flush=True)
+        print(*(f"{name} {value}" for name, value in row.items()), sep="  ", flush=True)
     save(options, ["measures", *given], found)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from torch.nn import functional as F
 import bench.__main__
 from bench import quality
 from bench.quality import examples, methods, networks, report
-from bench.quality.examples import LEVELS, BoxTruth, MaskTruth
-from bench.quality.report import Run
+from bench.quality.examples import LEVELS, box_scorer, mask_scorer
 from tests.networks import Pyramid
 
 SIDE, COUNT = 64, 6
@@ -120,8 +120,7 @@ def test_scenes_have_a_map_per_class(photos, capsys):
     assert found["head"]["maps"] == sum(len(each.truths) for each in scenes) > found["head"]["images"] == 4
     assert found["SSA"]["score"] > found["seed"]["score"]
     assert found["best"]["reached"] is (found["best"]["score"] >= 20)
-    for truth in (truth for each in scenes for truth in each.truths.values()):
-        assert truth.scorer((128, 128))(truth.mask.astype(np.float32)).precision == 1
+    assert [each.read().size for each in scenes] == [(128, 128)] * 4
 
 
 @pytest.mark.slow
@@ -151,19 +150,43 @@ def test_a_perfect_map_scores_1_and_an_empty_one_0(photos, size):
         *examples.from_folder(photos / "images", "3", examples.masks(photos / "masks")),
     ]
     for example in (found[0], found[COUNT]):
-        score = example.truths[3].scorer(size)
+        score = example.truths[3](SimpleNamespace(image=example.read(), size=size))
         assert (score(mask).levels[0] > (0.999 if size == (SIDE, SIDE) else 0.8)).all()
         assert (score(np.zeros(size, np.float32)).levels[:, 1:] == 0).all()
+
+
+def of_mask(labels):
+    return mask_scorer(lambda: labels, 1, "a mask", SimpleNamespace(size=labels.shape))
+
+
+def of_box(box, image_size, size):
+    return box_scorer([box], SimpleNamespace(image=Image.new("RGB", image_size[::-1]), size=size))
 
 
 def test_scores_at_the_threshold_that_a_map_gives_by_itself():
     cam = np.full((20, 40), 0.3, np.float32)
     cam[2:8, 4:12] = 1
-    box = BoxTruth((20, 40), [[4, 2, 11, 7]]).scorer((20, 40))(cam)
-    mask = MaskTruth(cam == 1).scorer((20, 40))(cam)
+    box, mask = of_box([2, 1, 6, 4], (10, 20), cam.shape)(cam), of_mask(cam == 1)(cam)
     assert box.own == mask.own == 1
     assert len(box.levels[0]) == len(mask.levels[0]) == len(LEVELS)
-    assert MaskTruth(cam == 1).scorer((20, 40))(1 - cam).own == 0
+    assert of_mask(cam == 1)(1 - cam).own == 0
+
+
+def test_a_label_map_has_an_object_by_its_value_and_pixels_that_are_not_counted(photos, capsys):
+    """VOC's masks are indexed images; the map's largest value is where nothing is counted."""
+    labels = np.zeros((SIDE, SIDE), np.uint8)
+    labels[:16], labels[16:32], labels[32:48] = 1, 2, 255
+    for index in range(2):
+        image = Image.fromarray(labels).convert("P")
+        image.putdata(labels.ravel().tolist())
+        image.save(photos / f"masks/{index}.png")
+    cam = np.select([labels == 1, labels == 2, labels == 255], [0.5, 0.2, 1.0]).astype(np.float32)
+    truth = examples.masks(photos / "masks", 1)["0"]
+    found = truth(SimpleNamespace(size=cam.shape))(cam)
+    assert found.levels[0, LEVELS.index(0.1)] == 0.5
+    assert found.levels[0, LEVELS.index(0.3)] == found.precision == 1
+    more = ("--masks", photos / "masks", "--object", 1, "--limit", 2, *few("SSA"))
+    assert table(photos, capsys, *more)["head"]["maps"] == 2
 
 
 def test_thresholds_and_the_best_row_come_from_the_other_half():
@@ -191,28 +214,34 @@ def test_intervals_draw_images_with_all_their_maps():
     assert (report.intervals(image, np.zeros((1, 600))) == 0).all()
 
 
-def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos):
+def test_rows_that_a_network_cannot_have_are_left_out_with_the_reason(photos, capsys, monkeypatch):
     def fail(sample):
         raise ValueError("this network cannot")
 
-    chosen = {name: methods.METHODS[name] for name in ("seed", "SSA")} | {"failing": methods.Method(fail, None, "peer")}
-    example = examples.from_folder(photos / "images", "predicted", examples.masks(photos / "masks"))[0]
-    run = Run(networks.load(MODEL), chosen, optional=frozenset({"failing"}))
-    run.add(example)
-    assert run.left_out == {"failing": "this network cannot"}
-    assert set(run.scores) == {"seed", "SSA"}
-    assert run.right == [True]
-    with pytest.raises(ValueError, match="this network cannot"):
-        Run(networks.load(MODEL), chosen).add(example)
+    monkeypatch.setitem(methods.METHODS, "failing", methods.Method("peer", fail))
+    more = ("--masks", photos / "masks", *few("SSA"))
+    found = table(photos, capsys, *more, "--only", "fail*")
+    assert found["head"]["left_out"] == {"failing": "this network cannot"}
+    assert (found["head"]["rows_tried"], found["head"]["class_is_predicted"]) == (2, COUNT)
+    assert set(found) == {"head", "seed", "SSA", "best"}
+    with pytest.raises(SystemExit):
+        table(photos, capsys, *more, "--only", "failing")
+    assert "this network cannot" in capsys.readouterr().err
 
 
 REFUSALS = {
-    "images: expected --images FOLDER or --scenes N": ("--scenes", "2"),
-    "masks, boxes: expected one of the two": (),
+    "--scenes: not allowed with argument --images": ("--scenes", "2"),
+    "masks, boxes, model: expected --masks or --boxes beside --images": (),
     "classes: expected a line for every image, got none for 0.png": ("--masks", "{}/masks", "--classes", "{}/boxes"),
-    "classes: expected an index, 'predicted' or a file": ("--masks", "{}/masks", "--classes", "horse"),
-    "images: expected images that have a mask or a box, got none": ("--masks", "{}"),
+    "expected an index, 'predicted' or a file of lines name,index, horse; there is no such file": (
+        "--masks",
+        "{}/masks",
+        "--classes",
+        "horse",
+    ),
+    "images: expected images that have a mask or a box, got none": ("--masks", "{}/other"),
     "images: expected at least 2, a half to choose": ("--masks", "{}/masks", "--limit", "1"),
+    "expected a folder of masks": ("--masks", "{}/nowhere"),
     "masks: expected an object in every mask, got none": ("--masks", "{}/black", "--only", "SSA"),
     "only, without, baseline: expected rows of": ("--masks", "{}/masks", "--only", "CAM"),
 }
@@ -221,17 +250,10 @@ REFUSALS = {
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals(photos, capsys, message):
     (photos / "boxes").write_text("9.png,1\n", "utf-8")
-    (photos / "black").mkdir()
-    Image.new("L", (SIDE, SIDE)).save(photos / "black" / "0.png")
-    Image.new("L", (SIDE, SIDE)).save(photos / "black" / "1.png")
+    for name in ("black/0.png", "black/1.png", "other/9.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (SIDE, SIDE)).save(photos / name)
     given = ["--images", str(photos / "images"), "--model", MODEL]
     with pytest.raises(SystemExit):
         quality.main([*given, *(word.format(photos) for word in REFUSALS[message])])
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_box_truths_follow_the_size_of_the_map():
-    truth = BoxTruth((10, 20), [[2, 1, 6, 4]])
-    cam = np.zeros((20, 40), np.float32)
-    cam[2:8, 4:12] = 1
-    assert (truth.scorer((20, 40))(cam).levels[:, 1:] == 1).all()

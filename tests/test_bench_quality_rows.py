@@ -10,17 +10,16 @@ from torch.nn import functional as F
 
 from bench.quality import methods, networks
 from bench.quality.networks import Sample, describe_stage
-from ssa_fast import SSA, Affinity
-from ssa_fast.ops.resize import minmax
+from ssa_fast import SSA, Affinity, polish
+from ssa_fast.ops.resize import minmax, resize
 from tests.test_bench_quality import MODEL, SIDE
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
 
 
 def load_sample(classes=(2,)):
-    network = networks.load(MODEL)
     with torch.no_grad():
-        return Sample(network, IMAGE, classes)
+        return Sample(networks.load(MODEL), IMAGE, classes)
 
 
 REFERENCES = {
@@ -41,11 +40,20 @@ REFERENCES = {
 def test_the_maps_are_those_of_ssa(name):
     sample = load_sample((2, 4))
     with torch.no_grad():
-        maps, _ = methods.METHODS[name].make(name, sample)
-    ours = SSA(sample.network.model, **{"align_corners": False} | REFERENCES[name])(sample.images, [2, 4])
+        maps, _ = methods.METHODS[name].make(sample)
+    ours = SSA(sample.ssa().model, **{"align_corners": False} | REFERENCES[name])(sample.images, [2, 4])
     if name.endswith("PAMR"):
         ours = ours.refine(sample.images)  # which this network takes in [0, 1]
     torch.testing.assert_close(maps, minmax(ours.cams))
+
+
+def test_pcm_is_that_of_the_last_stage():
+    sample = load_sample((2, 4))
+    with torch.no_grad():
+        maps, _ = methods.METHODS["PCM, last stage"].make(sample)
+        pcm = polish(sample.seed("auto"), list(sample.stages.values())[-1])  # SEAM's, see its docstring
+    rounding = float(2**-23 * pcm.max() / (pcm.amax((2, 3)) - pcm.amin((2, 3))).min())  # grows where a map is flat
+    torch.testing.assert_close(maps, minmax(resize(pcm, sample.size)), atol=4 * rounding, rtol=0)
 
 
 @pytest.mark.slow  # imports the package
@@ -54,7 +62,7 @@ def test_refine_cam_is_that_of_its_package():
     package = pytest.importorskip("pytorch_grad_cam")
     targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
     sample = load_sample((1,))
-    model, outputs, x = sample.network.model, [], sample.images.clone().requires_grad_()
+    model, outputs, x = sample.ssa().model, [], sample.images.clone().requires_grad_()
     for block in model.blocks:
         x = block(x)
         x.retain_grad()
@@ -68,19 +76,19 @@ def test_refine_cam_is_that_of_its_package():
         cam = ((alpha * g.relu()).sum((2, 3), keepdim=True) * f).sum(1, keepdim=True).relu()
         product *= minmax(F.interpolate(minmax(cam), (SIDE, SIDE), mode="bilinear"))
     with torch.no_grad():
-        maps, _ = methods.METHODS["RefineCAM"].make("RefineCAM", sample)
+        maps, _ = methods.METHODS["RefineCAM"].make(sample)
     torch.testing.assert_close(maps, minmax(product), atol=1e-3, rtol=1e-3)
     assert not model.blocks[0]._forward_hooks
     for base, row in (("GradCAMPlusPlus", "RefineCAM"), ("LayerCAM", "RefineCAM of LayerCAM")):
         theirs = package.RefineCAM(model, list(model.blocks), base_method=getattr(package, base))
         expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
         with torch.no_grad():
-            ours, _ = methods.METHODS[row].make(row, sample)
+            ours, _ = methods.METHODS[row].make(sample)
         torch.testing.assert_close(ours[0], torch.from_numpy(expected).float(), atol=1e-5, rtol=1e-5)
     with package.LayerCAM(model, list(model.blocks)) as theirs:
         expected = theirs(sample.images.clone().requires_grad_(), [targets.ClassifierOutputTarget(1)])
     with torch.no_grad():
-        ours, _ = methods.METHODS["LayerCAM of pytorch-grad-cam"].make("theirs", sample)
+        ours, _ = methods.METHODS["LayerCAM of pytorch-grad-cam"].make(sample)
     torch.testing.assert_close(ours[0], minmax(torch.from_numpy(expected)[None].float())[0], atol=1e-5, rtol=1e-5)
 
 
@@ -91,29 +99,20 @@ def test_a_wrong_class_is_one_that_is_not_in_the_image():
         assert wrong.isdisjoint(classes) or len(classes) == 5
 
 
-def test_what_a_seed_shares_is_made_once(monkeypatch):
-    sample, calls = load_sample(), []
-    monkeypatch.setitem(methods.SEEDS, "auto", lambda sample: calls.append(1) or torch.rand(1, 1, 4, 4))
-    with torch.no_grad():
-        for name in ("seed", "SSA", "PCM, last stage"):
-            methods.METHODS[name].make(name, sample)
-    assert calls == [1]
-
-
-def test_costs_are_beyond_one_forward_pass(monkeypatch):
-    """A row costs its seed and its own work; of one that runs the network itself a forward pass is taken off."""
-    clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 43.0])  # s: begin and end of what is made
+def test_what_rows_share_is_made_once_and_costs_are_beyond_one_forward_pass(monkeypatch):
+    """A row costs its source and its own work; of one that runs the network itself a forward pass is taken off."""
+    clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 43.0, 50.0, 56.0])  # s: begin and end of each
     monkeypatch.setattr("bench.quality.networks.time.process_time", lambda: next(clock))
-    sample = load_sample()
-    spent = {}
+
+    def run_network(sample):
+        sample.runs_network = True
+        return torch.ones(1, 1, 4, 4)
+
+    sample, peer = load_sample(), methods.Method("peer", run_network)
     with torch.no_grad():
-        for name in ("seed", "RefineCAM", "SSA"):
-            method = methods.METHODS[name]
-            if name == "RefineCAM":
-                method = methods.Method(lambda sample: sample.run_network() or torch.ones(1, 1, 4, 4), None, "peer")
-            spent[name] = method.make(name, sample)[1]
+        spent = [method.make(sample)[1] for method in (methods.METHODS["seed"], peer, methods.METHODS["SSA"])]
     assert sample.forward_ms == 4000
-    assert spent == {"seed": 1000 + 2000, "RefineCAM": 5000 - 4000, "SSA": 1000 + 3000}
+    assert spent == [1000 + 2000, 5000 - 4000 + 3000, 1000 + 6000]  # SSA's seed was made for the first
 
 
 def test_what_is_said_of_a_stage():

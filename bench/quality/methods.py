@@ -1,4 +1,4 @@
-"""The rows of the table, one entry each: the seeds, what others make of a network, SSA with its options, and controls.
+"""The rows of the table: the seeds, what others make of a network, SSA with its options, and controls.
 
 Everything is made by the package's own code, as its users get it: a seed by ``SSA``'s own recipe, a polished map by
 ``polish`` of the shared stages (which is what ``SSA`` returns for that seed), and several views by ``SSA`` itself.
@@ -7,13 +7,15 @@ Methods of others are those of the package pytorch-grad-cam.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
+from bench.quality.networks import Sample
 from ssa_fast import Affinity, polish
 from ssa_fast.localize import refine
 from ssa_fast.ops.prior import apply_prior
@@ -24,12 +26,56 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.quality.networks import Sample
     from ssa_fast.ops.prior import Prior
 
-Kind: TypeAlias = Literal["peer", "ssa", "prior", "control"]
-VIEWS: Mapping[str, Any] = {"scales": (0.5, 1.0, 1.5, 2.0), "flip": True}
 SEED, BLOB, BASELINE = "seed", "centre blob", "SSA"
+
+
+class Method(NamedTuple):
+    """One row.
+
+    Attributes:
+        kind: "peer" is what SSA is compared with, "ssa" what it can do, "prior" the same with an assumption about
+            photographs, "control" what a fair gain must beat.
+        source: From a sample to maps (1, K, h, w) of any size and range; rows share what they make.
+        ssa: Options of ``polished``, None for the source's own maps.
+        pamr: Whether the maps are refined in the end.
+    """
+
+    kind: str
+    source: Callable[[Sample], Tensor]
+    ssa: Mapping[str, Any] | None = None
+    pamr: bool = False
+
+    def make(self, sample: Sample) -> tuple[Tensor, float]:
+        """Return the maps (1, K, H, W) in [0, 1] at the input's size, and their CPU ms beyond the forward pass."""
+        seed, seed_ms = sample.made(self.source)
+        maps, own_ms = sample.made(partial(self._finish, seed))
+        return minmax(resize(maps, sample.size, align_corners=False)), seed_ms + own_ms
+
+    def _finish(self, seed: Tensor, sample: Sample) -> Tensor:
+        maps = seed if self.ssa is None else polished(sample, seed, **self.ssa)
+        if not self.pamr:
+            return maps
+        pixels = to_tensor(sample.image.resize(sample.size[::-1], Image.Resampling.BILINEAR))
+        return refine(pixels[None], minmax(resize(maps, sample.size, align_corners=False)))
+
+
+def polished(
+    sample: Sample, seed: Tensor, affinity: str = "", prior: Prior | None = None, last: bool = False, **more: Any
+) -> Tensor:
+    """Return SSA's map of the seed, or that of the ``last`` stage alone, which is PCM's; ``more`` is for ``polish``.
+
+    ``affinity``, if any, is that of signed stages or, with "all:" before it, of all stages.
+    """
+    stages = dict([*sample.stages.items()][-1:]) if last else sample.stages
+    chosen = {name: sample.ssa().affinities[name] for name in stages}
+    if affinity:
+        everywhere, given = affinity.startswith("all:"), Affinity.parse(affinity.removeprefix("all:"))
+        chosen = {name: given if everywhere or (each < 0).any() else Affinity() for name, each in stages.items()}
+    more.setdefault("align_corners", False)
+    cams: Tensor = polish(apply_prior(seed, prior), stages, affinity=chosen, rescale=True, size=sample.size, **more)
+    return cams
 
 
 def blob(sample: Sample) -> Tensor:
@@ -38,71 +84,14 @@ def blob(sample: Sample) -> Tensor:
     return torch.exp(-(y[:, None] ** 2 + x**2)).expand(1, sample.classes.shape[1], -1, -1)
 
 
-SEEDS: dict[str, Callable[[Sample], Tensor]] = {
-    "auto": lambda sample: sample.model_seed("auto", sample.classes),
-    "grad-cam": lambda sample: sample.model_seed("grad-cam", sample.classes),
-    "layercam": lambda sample: sample.model_seed("layercam", sample.classes),
-    "blob": blob,
-    "wrong": lambda sample: sample.model_seed("auto", sample.wrong),
-    "wrong-layercam": lambda sample: sample.model_seed("layercam", sample.wrong),
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row.
-
-    Attributes:
-        run: From a sample and its seed, or from a sample alone, to maps (1, K, h, w) of any size and range.
-        seed: Its key in ``SEEDS``, None if ``run`` takes none.
-        kind: "peer" is what SSA is compared with, "ssa" what it can do, "prior" the same with an assumption about
-            photographs, "control" what a fair gain must beat.
-        align_corners: Of the resizing of the maps to the network's input.
-    """
-
-    run: Callable[..., Tensor]
-    seed: str | None
-    kind: Kind
-    align_corners: bool = False
-
-    def make(self, name: str, sample: Sample) -> tuple[Tensor, float]:
-        """Return the maps (1, K, H, W) in [0, 1] at the input's size, and their CPU ms beyond the forward pass."""
-        if self.seed is None:
-            maps, spent = sample.made(name, self.run)
-        else:
-            seed, seed_ms = sample.made(f"seed {self.seed}", SEEDS[self.seed])
-            maps, own_ms = sample.made(name, lambda sample: self.run(sample, seed))
-            spent = seed_ms + own_ms
-        return minmax(resize(maps, sample.size, self.align_corners)), spent
-
-
-def polished(
-    sample: Sample, seed: Tensor, align_corners: bool = False, affinity: str | None = None, prior: Prior | None = None
-) -> Tensor:
-    """Return SSA's map of the seed; ``affinity`` is that of signed stages or, with "all:" before it, of all stages."""
-    chosen = dict(sample.network.ssa().affinities)
-    if affinity is not None:
-        everywhere = affinity.startswith("all:")
-        given = Affinity.parse(affinity.removeprefix("all:"))
-        signed = {name: bool((maps < 0).any()) for name, maps in sample.stages.items()}
-        chosen = {name: given if everywhere or signed[name] else Affinity() for name in chosen}
-    options: dict[str, Any] = {"rescale": True, "size": sample.size, "align_corners": align_corners}
-    cams: Tensor = polish(apply_prior(seed, prior), sample.stages, affinity=chosen, **options)
-    return cams
-
-
-def refined(sample: Sample, maps: Tensor) -> Tensor:
-    """Return maps after pixel-adaptive refinement (PAMR)."""
-    return refine(sample.pixels(), minmax(resize(maps, sample.size, align_corners=False)))
-
-
 def several_views(sample: Sample, kind: str) -> Tensor:
     """Return the maps of ``SSA(seed=kind)`` at several scales, flipped and not."""
-    sample.run_network()
-    return sample.network.ssa(seed=kind, align_corners=False, **VIEWS)(sample.images, sample.classes.tolist()).cams
+    sample.runs_network = True
+    ssa = sample.ssa(seed=kind, scales=(0.5, 1.0, 1.5, 2.0), flip=True)
+    return ssa(sample.images, sample.classes.tolist()).cams
 
 
-def others(sample: Sample, base: str, *, product: bool) -> Tensor:
+def others(sample: Sample, base: str, product: bool = False) -> Tensor:
     """Return the mean of the stages' maps by a class of pytorch-grad-cam, or their product, RefineCAM (1, K, H, W).
 
     The package's ``RefineCAM`` runs the network once per stage; here its base method records all stages in one run per
@@ -112,79 +101,64 @@ def others(sample: Sample, base: str, *, product: bool) -> Tensor:
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    class Product(getattr(pytorch_grad_cam, base)):  # type: ignore[misc]
-        def aggregate_multi_layers(self, cam_per_target_layer: list[Any]) -> Any:
-            return scale_cam_image(np.prod([scale_cam_image(layer[:, 0]) for layer in cam_per_target_layer], axis=0))
+    def scaled(layer: Any) -> Any:
+        return scale_cam_image(layer[:, 0])
 
-    sample.run_network()
-    model, stages = sample.network.model, sample.network.ssa().info.stages
+    sample.runs_network = True
+    model, stages = sample.ssa().model, sample.ssa().info.stages
     layers, last = [model.get_submodule(name) for name in stages], list(stages.values())[-1]
-    method = Product if product else getattr(pytorch_grad_cam, base)
-    with method(model, layers, partial(last.layout.view, image_size=sample.size)) as cam:
+    with getattr(pytorch_grad_cam, base)(model, layers, partial(last.layout.view, image_size=sample.size)) as cam:
+        if product:
+            cam.aggregate_multi_layers = lambda found: scale_cam_image(np.prod([*map(scaled, found)], axis=0))
         image = sample.images.clone().requires_grad_()  # the recorder's hooks need a graph, as parameters are frozen
         with torch.enable_grad():
             maps = [cam(image, [ClassifierOutputTarget(index)])[0] for index in sample.classes[0].tolist()]
     return torch.stack([torch.from_numpy(each).float() for each in maps])[None]
 
 
-def _alone(seed: str, kind: Kind = "peer") -> Method:
-    return Method(lambda sample, maps: maps, seed, kind)
-
-
-def _ssa(seed: str = "auto", kind: Kind = "ssa", **options: Any) -> Method:
-    return Method(partial(polished, **options), seed, kind, options.get("align_corners", False))
-
-
-def _pamr(seed: str, kind: Kind = "ssa", prior: Prior | None = None) -> Method:
-    return Method(lambda sample, maps: refined(sample, polished(sample, maps, prior=prior)), seed, kind)
-
-
-METHODS: dict[str, Method] = {
-    BLOB: _alone("blob", "control"),
-    SEED: _alone("auto"),
-    "Grad-CAM": _alone("grad-cam"),
-    "LayerCAM": _alone("layercam"),
-    "seed, PAMR": Method(refined, "auto", "peer"),
-    "LayerCAM, PAMR": Method(refined, "layercam", "peer"),
-    "LayerCAM of pytorch-grad-cam": Method(partial(others, base="LayerCAM", product=False), None, "peer"),
-    "RefineCAM": Method(partial(others, base="GradCAMPlusPlus", product=True), None, "peer"),
-    "RefineCAM of LayerCAM": Method(partial(others, base="LayerCAM", product=True), None, "peer"),
-    "PCM, last stage": Method(
-        lambda sample, seed: polish(seed, list(sample.stages.values())[-1]), "auto", "peer", align_corners=True
-    ),
-    BASELINE: _ssa(),
-    "SSA, align_corners=True": _ssa(align_corners=True),
-    "SSA, phi=relu on all stages": _ssa(affinity="all:phi=relu"),
-    "SSA, phi=shifted on all stages": _ssa(affinity="all:phi=shifted"),
-    "SSA, power=2": _ssa(affinity="all:phi=relu,power=2"),
-    "SSA, center": _ssa(affinity="all:phi=relu,center=True"),
-    "SSA, phi=exp": _ssa(affinity="all:phi=exp,temperature=0.2"),
-    "SSA, PAMR": _pamr("auto"),
-    "SSA, several views": Method(partial(several_views, kind="auto"), None, "ssa"),
-    "SSA of Grad-CAM": _ssa("grad-cam"),
-    "SSA of LayerCAM": _ssa("layercam"),
-    "SSA of LayerCAM, PAMR": _pamr("layercam"),
-    "SSA of LayerCAM, several views": Method(partial(several_views, kind="layercam"), None, "ssa"),
-    "SSA, center prior": _ssa("auto", "prior", prior="center"),
-    "SSA of LayerCAM, center prior": _ssa("layercam", "prior", prior="center"),
-    "SSA of LayerCAM, center prior, PAMR": _pamr("layercam", "prior", "center"),
-    "SSA of a centre blob": _ssa("blob", "control"),
-    "SSA of a centre blob, PAMR": _pamr("blob", "control"),
-    "SSA of a wrong class": _ssa("wrong", "control"),
-    "SSA of a wrong class's LayerCAM": _ssa("wrong-layercam", "control"),
-    "SSA of a wrong class's LayerCAM, center prior": _ssa("wrong-layercam", "control", prior="center"),
-    "SSA of a wrong class's LayerCAM, center prior, PAMR": _pamr("wrong-layercam", "control", "center"),
-}
-RIVALS = (
-    *(name for name, method in METHODS.items() if method.kind == "peer"),
-    BLOB,
-    "SSA of a centre blob",
-    "SSA of a centre blob, PAMR",
-)
-"""Rows that the best setting of SSA is compared with."""
-
-
 def of_affinity(text: str) -> Method:
     """Return the row of an affinity's text, see ``polished``; ValueError if it is none."""
     Affinity.parse(text.removeprefix("all:"))
-    return _ssa(affinity=text)
+    return Method("ssa", CAM, {"affinity": text})
+
+
+CAM, GRAD_CAM, LAYERCAM = (partial(Sample.seed, kind=kind) for kind in ("auto", "grad-cam", "layercam"))
+WRONG, WRONG_LAYERCAM = (partial(Sample.seed, kind=kind, wrong=True) for kind in ("auto", "layercam"))
+PRIOR = {"prior": "center"}
+METHODS = {
+    BLOB: Method("control", blob),
+    SEED: Method("peer", CAM),
+    "Grad-CAM": Method("peer", GRAD_CAM),
+    "LayerCAM": Method("peer", LAYERCAM),
+    "seed, PAMR": Method("peer", CAM, pamr=True),
+    "LayerCAM, PAMR": Method("peer", LAYERCAM, pamr=True),
+    "LayerCAM of pytorch-grad-cam": Method("peer", partial(others, base="LayerCAM")),
+    "RefineCAM": Method("peer", partial(others, base="GradCAMPlusPlus", product=True)),
+    "RefineCAM of LayerCAM": Method("peer", partial(others, base="LayerCAM", product=True)),
+    "PCM, last stage": Method("peer", CAM, {"affinity": "all:phi=relu", "align_corners": True, "last": True}),
+    BASELINE: Method("ssa", CAM, {}),
+    "SSA, align_corners=True": Method("ssa", CAM, {"align_corners": True}),
+    "SSA, phi=relu on all stages": of_affinity("all:phi=relu"),
+    "SSA, phi=shifted on all stages": of_affinity("all:phi=shifted"),
+    "SSA, power=2": of_affinity("all:phi=relu,power=2"),
+    "SSA, center": of_affinity("all:phi=relu,center=True"),
+    "SSA, phi=exp": of_affinity("all:phi=exp,temperature=0.2"),
+    "SSA, PAMR": Method("ssa", CAM, {}, pamr=True),
+    "SSA, several views": Method("ssa", partial(several_views, kind="auto")),
+    "SSA of Grad-CAM": Method("ssa", GRAD_CAM, {}),
+    "SSA of LayerCAM": Method("ssa", LAYERCAM, {}),
+    "SSA of LayerCAM, PAMR": Method("ssa", LAYERCAM, {}, pamr=True),
+    "SSA of LayerCAM, several views": Method("ssa", partial(several_views, kind="layercam")),
+    "SSA, center prior": Method("prior", CAM, PRIOR),
+    "SSA of LayerCAM, center prior": Method("prior", LAYERCAM, PRIOR),
+    "SSA of LayerCAM, center prior, PAMR": Method("prior", LAYERCAM, PRIOR, pamr=True),
+    "SSA of a centre blob": Method("control", blob, {}),
+    "SSA of a centre blob, PAMR": Method("control", blob, {}, pamr=True),
+    "SSA of a wrong class": Method("control", WRONG, {}),
+    "SSA of a wrong class's LayerCAM": Method("control", WRONG_LAYERCAM, {}),
+    "SSA of a wrong class's LayerCAM, center prior": Method("control", WRONG_LAYERCAM, PRIOR),
+    "SSA of a wrong class's LayerCAM, center prior, PAMR": Method("control", WRONG_LAYERCAM, PRIOR, pamr=True),
+}
+RIVALS = [name for name, method in METHODS.items() if method.kind == "peer"]
+RIVALS += [name for name, method in METHODS.items() if method.source is blob]
+"""Rows that the best setting of SSA is compared with."""

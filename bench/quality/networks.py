@@ -6,16 +6,15 @@ of an hour on two cores; "silu" has signed features instead of the ReLU's. ``--m
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn.functional import silu
 
@@ -28,80 +27,55 @@ from ssa_fast.ops.features import UnitFeatures
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from PIL import Image
     from torch import Tensor
 
-    from ssa_fast.models.demo_net import SceneClassifier
+    Network: TypeAlias = tuple[Callable[..., SSA], Callable[[Image.Image], Tensor]]
 
 ACTIVATIONS = ("relu", "silu")
 SIDE = 224  # of what a network by name sees
 
 
-@dataclass(eq=False)
-class Network:
-    """A classifier, frozen, with its preprocessing, from an image to (1, 3, H, W), which shows the whole of it."""
-
-    name: str
-    model: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
-    _made: dict[str, SSA] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Freeze the parameters: no method needs their gradients, and some would compute them."""
-        self.model.requires_grad_(False)
-
-    def ssa(self, **options: Any) -> SSA:
-        """Return ``SSA`` of the network with these options, made once.
-
-        Raises:
-            ValueError: The network cannot be used so, or crops the images that it gets.
-        """
-        key = repr(sorted(options.items()))
-        if key not in self._made:
-            made = SSA(self.model, **options)
-            if made.info.window is not None:
-                raise ValueError(f"model: expected one that sees all of an image, {self.name} crops or pads it")
-            self._made[key] = made
-        return self._made[key]
-
-
 def load(name: str) -> Network:
-    """Load a network by its name in ``ssa_fast``, from ``module:function``, or from "scenes=FILE" (see above).
+    """Return ``SSA`` of a network, by its options, each made once; and what makes an image the network's (1, 3, H, W).
 
-    Such a function returns (network, preprocess). Otherwise images are squashed to ``SIDE``, or to the only size that
-    the network accepts; for networks that are trained on scenes they keep theirs.
-
-    Raises:
-        ValueError: An unknown name.
+    Both come from a name that ``ssa_fast`` knows, from "scenes=FILE", or from ``module:function``, which returns the
+    network and its preprocessing. Images for a name are squashed to ``SIDE``, or to the only size that is accepted.
     """
-    if name.startswith("scenes="):
+    of_scenes = name.startswith("scenes=")
+    if ":" in name and not of_scenes:
+        model, preprocess = pkgutil.resolve_name(name)()
+    else:
+        classifier = zoo.load("demo" if of_scenes else name, "DEFAULT")
+        size = None if of_scenes or name == "demo" else (SIDE, SIDE)
+        model, preprocess = classifier.model, lambda image: classifier.preprocess(np.array(image), size)
+    if of_scenes:
         model = load_scenes_network(Path(name.removeprefix("scenes=")))
-        return Network(name, model, lambda image: demo_net.preprocess(np.array(image)[None]))
-    if ":" in name:
-        return Network(name, *pkgutil.resolve_name(name)())
-    classifier = zoo.load(name, "DEFAULT")
-    size = None if name == "demo" else (SIDE, SIDE)
-    return Network(name, classifier.model, lambda image: classifier.preprocess(np.array(image), size))
+    # Frozen: no method needs the gradients of parameters, and some would compute them.
+    ssa = functools.cache(functools.partial(SSA, model.requires_grad_(False)))
+    if ssa().info.window is not None:
+        raise ValueError(f"model: expected one that sees all of an image, {name} crops or pads it")
+    return ssa, preprocess
 
 
 class Sample:
     """One image in one network.
 
     Attributes:
-        network: The network.
-        image, images: The image, and preprocessed (1, 3, H, W).
-        size: (H, W) of the latter.
+        ssa: ``SSA`` of the network, by its options.
+        image, images, size: The image; preprocessed, (1, 3, H, W); and (H, W).
         stages: The stages of ``SSA`` by name, of a forward pass without gradients.
-        forward_ms: CPU time of that pass.
-        predicted: The predicted class.
+        forward_ms, predicted: CPU time of that pass, and the class that it predicts.
         classes, wrong: (1, K), the classes whose maps are made, and for each a class that is not in the image.
+        runs_network: To be set by what runs the network itself: one forward pass is not its cost.
     """
 
     def __init__(self, network: Network, image: Image.Image, classes: Iterable[int | None]) -> None:
-        self.network, self.image, self.images = network, image, network.preprocess(image)
+        self.ssa, preprocess = network
+        self.image, self.images, self.runs_network = image, preprocess(image), False
         self.size = (self.images.shape[2], self.images.shape[3])
-        info = network.ssa().info
-        begin = time.process_time()
-        self._features = info.forward(network.model, self.images, "seed" if info.seed.kind == "cam" else "stages")
+        info, begin = self.ssa().info, time.process_time()
+        self._features = info.forward(self.ssa().model, self.images, "seed" if info.seed.kind == "cam" else "stages")
         self.forward_ms = 1000 * (time.process_time() - begin)
         self.stages = {name: self._features.maps[name] for name in info.stages}
         self.predicted = int(self._features.logits[0].argmax())
@@ -110,34 +84,24 @@ class Sample:
         half = info.num_classes // 2  # as far from the class as can be
         wrong = [min(others, key=lambda other: (other - each - half) % info.num_classes) for each in given]
         self.classes, self.wrong = torch.tensor([given]), torch.tensor([wrong])
-        self._made: dict[str, tuple[Tensor, float]] = {}
-        self._ran_network = False
+        self._made: dict[Callable[[Sample], Tensor], tuple[Tensor, float]] = {}
 
-    def pixels(self) -> Tensor:
-        """Return the image (1, 3, H, W) in [0, 1], at the size of the preprocessed one."""
-        resized = self.image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255.0
-
-    def made(self, name: str, function: Callable[[Sample], Tensor]) -> tuple[Tensor, float]:
+    def made(self, function: Callable[[Sample], Tensor]) -> tuple[Tensor, float]:
         """Return maps (1, K, h, w) and the CPU milliseconds that they take beyond the forward pass, made once."""
-        if name not in self._made:
-            self._ran_network, begin = False, time.process_time()
+        if function not in self._made:
+            self.runs_network, begin = False, time.process_time()
             maps = function(self)
             spent = 1000 * (time.process_time() - begin)
-            self._made[name] = maps, spent - self.forward_ms * self._ran_network
-        return self._made[name]
+            self._made[function] = maps, spent - self.forward_ms * self.runs_network
+        return self._made[function]
 
-    def run_network(self) -> None:
-        """Note that what is being made runs the network itself: one forward pass is not its cost."""
-        self._ran_network = True
-
-    def model_seed(self, kind: str, classes: Tensor) -> Tensor:
-        """Return the seeds (1, K, h, w) of ``SSA(seed=kind)`` for classes (1, K)."""
-        info, features = self.network.ssa(seed=kind).info, self._features
-        if info.seed.kind != "cam":
-            self.run_network()
-            features = info.forward(self.network.model, self.images)
-        return info.seed_maps(self.network.model, features, classes)
+    def seed(self, kind: str, wrong: bool = False) -> Tensor:
+        """Return the seeds (1, K, h, w) of ``SSA(seed=kind)``, or those of classes that are not in the image."""
+        ssa, features = self.ssa(seed=kind), self._features
+        if ssa.seed_kind != "cam":
+            self.runs_network = True
+            features = ssa.info.forward(ssa.model, self.images)
+        return ssa.info.seed_maps(ssa.model, features, self.wrong if wrong else self.classes)
 
 
 def describe_stage(maps: Tensor) -> dict[str, float]:
@@ -147,18 +111,15 @@ def describe_stage(maps: Tensor) -> dict[str, float]:
     it is positive at every pixel if the shift ``s`` exceeds minus the least of them.
     """
     x = UnitFeatures(maps, Affinity(), torch.float32).unit(0, maps.shape[2] * maps.shape[3])[0].double()  # [C, L]
-    mean_cosine = x.mean(1) @ x
-    return {"signed": float((maps < 0).any()), "mean_cosine_min": float(mean_cosine.min())}
+    return {"signed": float((maps < 0).any()), "mean_cosine_min": float((x.mean(1) @ x).min())}
 
 
 class _SignedBlock(demo_net.ResidualBlock):
-    """A residual block with SiLU."""
-
     def forward(self, x: Tensor) -> Tensor:
         return silu(self.second(silu(self.first(x))) + self.shortcut(x))
 
 
-def build_scenes_network(activation: str) -> SceneClassifier:
+def build_scenes_network(activation: str) -> demo_net.SceneClassifier:
     """Return the demo's architecture, untrained, with "relu" or "silu"."""
     model = demo_net.SceneClassifier()
     if activation == "silu":
@@ -175,10 +136,10 @@ def train_on_scenes(activation: str, seed: int, path: Path, **recipe: int) -> No
     atomic_write(path, lambda temporary: torch.save(saved, temporary))
 
 
-def load_scenes_network(path: Path) -> SceneClassifier:
+def load_scenes_network(path: Path) -> demo_net.SceneClassifier:
     """Load what ``train_on_scenes`` wrote, in evaluation mode; ValueError if the file is another."""
     saved = torch.load(path, weights_only=True)
-    if not isinstance(saved, dict) or saved.get("activation") not in ACTIVATIONS:
+    if saved.get("activation") not in ACTIVATIONS:
         raise ValueError(f"model: expected a file of `python -m bench.quality.networks`, got {path}; train one")
     model = build_scenes_network(saved["activation"])
     model.load_state_dict(saved["state"])

@@ -32,7 +32,7 @@ from ssa_fast import polish
 from ssa_fast.io.progress import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -55,12 +55,8 @@ HALF_LOGITS = 0.25  # relative error of a network's logits in half precision bey
 DRY_RUN = "dry run: no figure means anything"
 
 
-def main(
-    arguments: list[str],
-    providers_of: Callable[[Problem, Device], list[Provider]] = providers.of,
-    sizes: tuple[int, int] | None = None,
-) -> int:
-    """Return 1 if ours is wrong or failed, else 0; tests replace ``providers_of`` and the ceilings' ``sizes``."""
+def main(arguments: list[str]) -> int:
+    """Return 1 if ours is wrong or failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=(__doc__ or "").partition(": ")[2],
@@ -79,7 +75,7 @@ def main(
     add("--dry-run", action="store_true", help="every step of a GPU's run on the CPU, tiny; no figure means anything")
     add("--seed", type=int, help="of the random inputs; by default another every time")
     add("--commit", default="", help="what to name as the commit where git cannot tell")
-    options, begin = parser.parse_args(arguments), time.monotonic()
+    options = parser.parse_args(arguments)
     on_gpu = options.dry_run or torch.cuda.is_available()
     kind = options.device or ("cuda" if on_gpu else "cpu")
     if kind == "cuda" and not on_gpu:
@@ -90,7 +86,7 @@ def main(
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     device = Device(kind, options.dry_run)
     try:
-        wanted = chosen(options, device, providers_of)
+        wanted = chosen(options, device)
     except ValueError as error:
         parser.error(str(error))
     if options.list:
@@ -98,19 +94,26 @@ def main(
             able = [each.name for each in entrants if not each.reasons(problem, device)]
             print(f"{name}: {problem.label()}: {', '.join(able)}")
         return 0
+    return run(options, kind, device, wanted, measure.command_line(arguments))
+
+
+def run(options: argparse.Namespace, kind: str, device: Device, wanted: Mapping[str, Entry], command: str) -> int:
+    """Measure, print and save problem after problem; return 1 if ours is wrong or failed, else 0."""
+    begin, note = time.monotonic(), [DRY_RUN] * options.dry_run
     settings = {
         "suite": options.suite or ("" if options.problem else "small"),
         "rounds": options.rounds,
         "limit_s": options.limit or (20.0 if options.suite in (None, "small", "gpu") else 120.0),
         "seed": secrets.randbelow(1 << 30) if options.seed is None else options.seed,
         "device": device.device.type,
-    } | ({"note": DRY_RUN} if options.dry_run else {})
+    } | ({"note": DRY_RUN} if note else {})
     machine, rows = measure.machine(device, options.commit), list[Any]()
-    print(*[DRY_RUN] * options.dry_run, measure.describe(machine), sep="\n")
-    like = {"device": kind, "dry_run": options.dry_run, "threads": 1 if kind == "cuda" else torch.get_num_threads()}
-    like |= {"environment": {"TRITON_INTERPRET": "1"}} if options.dry_run else {}
+    print(*note, measure.describe(machine), sep="\n")
+    like: dict[str, Any] = {"device": kind, "dry_run": options.dry_run, "threads": torch.get_num_threads()}
+    if kind == "cuda":
+        like |= {"threads": 1, "environment": {"TRITON_INTERPRET": "1" if note else None}}
     with Workers(**like, fresh=kind == "cpu") as own:
-        size, side = sizes or SIZES["dry run" if options.dry_run else kind]
+        size, side = SIZES["dry run" if note else kind]
         given = {"size": size, "side": side, "dtypes": sorted({each.dtype for each, _ in wanted.values()})}
         ceilings = own.do(job("bench.grid:ceilings", "ceilings", 120, seed=settings["seed"], **given))[0]
         if ceilings.pop("status") != "ok":
@@ -124,22 +127,21 @@ def main(
         pace, costs = Pace("run"), [problem.L for problem, _ in wanted.values()]
         for done, (name, (problem, entrants)) in enumerate(wanted.items(), 1):
             rows += (those := grid.rows(name, problem, entrants))
-            print(*printed(those), sep="\n", flush=True)
+            print(f"\n{name}: {problem.label()}", *printed(those), sep="\n", flush=True)
             if options.save:
                 more = {"settings": settings, "ceilings": ceilings, "machine": machine}
-                measure.save(options.save, rows, command=measure.command_line(arguments), **more)
+                measure.save(options.save, rows, command=command, **more)
             pace.update(sum(costs[:done]), sum(costs))
-    verdicts = Counter(goal["verdict"] for row in rows for goal in row.get("goals", ()))
-    print(*[f"\ngoals: {dict(verdicts)}"] * bool(verdicts), *[DRY_RUN] * options.dry_run, sep="\n")
+    if verdicts := Counter(goal["verdict"] for row in rows for goal in row.get("goals", ())):
+        print("\ngoals:", ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+    print(*note, sep="\n", end="\n" if note else "")
     bad = [row for row in rows if row["ours"] and row["status"] in ("wrong", "failed")]
     for row in bad:
         print(f"{row['problem']}: {row['provider']} is {row['status']}: {row['why']}", file=sys.stderr)
     return int(bool(bad))
 
 
-def chosen(
-    options: argparse.Namespace, device: Device, providers_of: Callable[[Problem, Device], list[Provider]]
-) -> dict[str, Entry]:
+def chosen(options: argparse.Namespace, device: Device) -> dict[str, Entry]:
     """Return a suite's problems, or those that match, of that suite or of all, by name, each with its providers.
 
     Those of the suite for GPUs are timed with the providers that its goals are about.
@@ -155,7 +157,7 @@ def chosen(
         problem = problems.named(name)
         problem = problem.tiny() if options.dry_run else problem
         patterns = options.provider or (goals.needed(name) if options.suite == "gpu" else ["*"])
-        there = providers_of(problem, device)
+        there = providers.of(problem, device)
         matching = [each for each in there if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in patterns)]
         needed = {"auto", *(each.follows for each in matching), *(each.name for each in matching)}
         if matching:
@@ -254,8 +256,6 @@ class Grid:
         for variant, check in self._checks(name, problem, provider).items():
             row = found[variant] = self.checked.get(check.name) or self._do(check)
             if row["status"] == "over budget":
-                if "call" in row["why"]:
-                    row["why"] = f"a call took longer than {self.settings['limit_s']:g} s"
                 break  # the others would take as long
         return found
 
@@ -394,11 +394,8 @@ def share(work: Workload | None, problem: Problem, ceilings: Mapping[str, float]
 
 def printed(rows: Sequence[Row]) -> Iterator[str]:
     """Yield one problem's lines: what was timed, its goals, then what was not timed and why."""
-    first, lines = rows[0], []
-    words = (f"B={first['B']} K={first['K']} C={first['C']} L={first['L']:,}", first["dtype"], first["layout"])
-    yield from ("", " ".join(filter(None, (first["problem"], " ", *words, first["values"], first["affinity"]))))
-    timed = [row for row in rows if row["status"] == "ok"]
-    for row in timed:
+    lines = []
+    for row in (row for row in rows if row["status"] == "ok"):
         line = {"provider": row["provider"], "variant": row["variant"], "error": scientific(row["error"])}
         line |= {head: number(row["warm_ms"][head[-3:]]) for head in ("warm ms p50", "p20", "p80")}
         medians = {"cold ms": "cold_ms", "eager ms": "eager_ms", "graph ms": "graph_ms", "× auto": "ratio"}

@@ -204,15 +204,16 @@ def _names(pattern: str) -> list[str]:
     return ["".join(reversed(words)) for words in product(*reversed(parts))]
 
 
-_CURVE = _names("resnet50/{224,512,1024,2048,4096}/layer1{,/signed,/shifted}")
-_BACKBONE = _names("resnet50/{224,512,1024,4096}{,/K1}") + _names("{swin_t,convnext_tiny,efficientnet_b0}/{512,1024}")
 SUITES = {
     "small": [
         *_names("resnet50/{224,512}/layer1{,/signed}"),
         *("resnet50-d8/224/layer4/centred", "resnet50/512/layer4", "resnet50/224", "resnet50/512"),
     ],
-    "curve": _CURVE,
-    "backbone": _BACKBONE,
+    "curve": _names("resnet50/{224,512,1024,2048,4096}/layer1{,/signed,/shifted}"),
+    "backbone": [
+        *_names("resnet50/{224,512,1024,4096}{,/K1}"),
+        *_names("{swin_t,convnext_tiny,efficientnet_b0}/{512,1024}"),
+    ],
     "rates": _names(
         "resnet50/{64,224,512}/layer{1,2,3,4}"
         "{,/signed,/squared,/K1,/K1/signed,/K1/squared,/K1000,/B16,/B16/signed,/B16/squared}"
@@ -230,14 +231,6 @@ SUITES = {
         *("resnet50/1024/layer1/signed/float16", "resnet50/512/layer1/B32/shifted/nhwc/float16"),
         *("resnet50/224/layer1/signed/float16", "resnet50/512/layer3/B16/signed/float16"),
         *("resnet50/4096/layer1/float16", "resnet50/512/layer1/K200/B32/float16"),
-    ],
-    "full": [
-        *_CURVE,
-        *_names("resnet50/{224,512,1024,4096}/layer{1,2,3,4}{,/signed,/centred}"),
-        *_names("resnet50-d8/{224,512,1024,4096}/layer{3,4}{,/signed,/centred}"),
-        *_names("resnet50/{224,512}/layer{1,2,3,4}{/K1,/K1000,/B32}{,/signed}"),
-        *_names("resnet50/512/layer{1,2,3,4}/nhwc"),
-        *_BACKBONE,
     ],
 }
 

@@ -269,8 +269,8 @@ def no_network(problem: Problem, device: Device) -> str:
 
 def pairs_work(squares: int, features: int, problem: Problem, _: Device) -> Workload:
     """Count the product of all pairs and its application, by how often affinities and features pass memory."""
-    B, L = problem.B, problem.L
-    traffic = squares * B * L * L * FLOAT + features * problem.feature_bytes + 2 * B * problem.K * L * FLOAT
+    B, L, size = problem.B, problem.L, problem.torch_dtype.itemsize
+    traffic = squares * B * L * L * size + features * problem.feature_bytes + 2 * B * problem.K * L * FLOAT
     return Workload(2 * B * L**2 * (problem.C + problem.K), traffic)
 
 
@@ -287,7 +287,7 @@ def product_work(problem: Problem, device: Device) -> Workload:
 def stages_work(problem: Problem, device: Device) -> Workload:
     """Count two reads of the stages' features and the prototypes' products; maps and fusion are smaller."""
     numbers = problem.B * sum(C * (problem.H // step) ** 2 for C, step in WHOLE[problem.net].values())
-    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT)
+    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * problem.torch_dtype.itemsize)
 
 
 DENSE = functools.partial(pairs_work, 7, 4)  # written; read and written by the ReLU; summed; divided; multiplied
@@ -311,7 +311,7 @@ FUSING = Provider(
     "polish and fuse", polish_and_fuse, stages_work, (no_network,), (*FORMATS,), "fused", True, "backbone"
 )
 NETWORK = [Provider("backbone", backbone, not_counted, (no_network,), (*FORMATS,), "logits"), FUSING]
-PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, *NETWORK]}
+PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, WIDE, *NETWORK]}
 
 
 def of(problem: Problem, device: Device) -> list[Provider]:

@@ -272,7 +272,7 @@ class Grid:
         base = times.get("polish and fuse" if problem.net else "auto")
         for each, variants in right:
             row, mine = rows[each.name], times[each.name]
-            variant = found["variants"][each.name] if "variants" in found else next(iter(variants))
+            variant = found.get("variants", {}).get(each.name) or next(iter(variants))
             row |= {"variant": variant} | {key: variants[variant][key] for key in ("error", "peak_extra_mib")}
             if mine.status != "ok":
                 row |= {"status": mine.status, "why": f"while being timed: {mine.why}"}
@@ -284,10 +284,8 @@ class Grid:
                 row["ratio"] = ratios(mine.warm, base.warm)
             if leader := times.get(each.follows):
                 row["share_of_backbone"] = ratios(mine.warm, leader.warm)
-                graphs = [
-                    [who["graph_ms"]] for who in map(host.get, (each.name, each.follows)) if who and "graph_ms" in who
-                ]
-                row |= {"graph_share_of_backbone": ratios(*graphs)} if len(graphs) == 2 else {}
+                graphs: list[Any] = [rows[who].get("graph_ms") for who in (each.name, each.follows)]
+                row |= {"graph_share_of_backbone": graphs[0]["p50"] / graphs[1]["p50"]} if all(graphs) else {}
         if host:
             goals.judge(name, rows, times)
 

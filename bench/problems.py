@@ -110,8 +110,8 @@ class Problem:
 
     def label(self) -> str:
         """Return what tells this problem from others, in one line."""
-        rest = {each.name: getattr(self, each.name) for each in fields(self)[5:] if each.name not in ("dtype", "net")}
-        words = [f"{name}={rest[name]}" for name in rest if rest[name] != getattr(type(self), name)]
+        others = [(each.name, getattr(self, each.name), each.default) for each in fields(self)[5:]]
+        words = [f"{name}={value}" for name, value, default in others if value != default and name != "dtype"]
         return " ".join([f"B={self.B} K={self.K} C={self.C} L={self.H}×{self.W} {self.dtype}", *words])
 
     def row(self) -> dict[str, Any]:
@@ -121,7 +121,6 @@ class Problem:
 
     def tiny(self) -> Problem:
         """Return the same kind of problem, small enough for Triton's interpreter."""
-
         if self.net:
             return replace(self, B=1, H=64, W=64, h=2, w=2)
 

@@ -513,6 +513,31 @@ def test_the_fastest_variant_is_raced_and_followed():
     assert row["times"]["follower"].warm == [0.001] * 2
 
 
+def test_a_gpus_race_gives_shares_of_the_forward_in_graphs_and_goals():
+    own = grid.Grid(CPU, None, {"seed": 1, "limit_s": 1.0, "rounds": 3}, {"copy_gb_s": 1.0, "float16_gflop_s": 1.0})
+    own.checked = {
+        f"check: resnet50/64/float16: {each.name}: {variant}": {
+            "status": "ok", "why": "", "seconds": 1.0, "error": 1e-3, "peak_extra_mib": 2.0,
+        }
+        for each in providers.NETWORK for variant in each.variants
+    }  # fmt: skip
+    seconds, graphs = {"backbone": 2.0, "polish and fuse": 0.2}, {"backbone": 1.0, "polish and fuse": 0.01}
+    own._do = lambda task: {
+        "status": "ok",
+        "times": {name: Times(cold=[value] * 3, warm=[value] * 3) for name, value in seconds.items()},
+        "variants": dict.fromkeys(seconds, "channels_last"),
+        "host": {name: {"eager_ms": 1.0, "graph_ms": value} for name, value in graphs.items()},
+    }
+    name = "resnet50/64/float16"
+    forward, fused = own.rows(name, problems.named(name), providers.NETWORK)
+    assert (forward["variant"], forward["error"], forward["peak_extra_mib"]) == ("channels_last", 1e-3, 2.0)
+    assert forward["ratio"]["p50"] == 10.0
+    assert fused["share_of_backbone"]["p50"] == 0.1
+    found = {goal["figure"]: goal["verdict"] for goal in fused["goals"]}
+    assert found == {"share_of_backbone": "missed", "graph_share_of_backbone": "stretch"}
+    assert any("graph_share_of_backbone 0.01: stretch" in line for line in grid.printed([forward, fused]))
+
+
 # Inputs and the truth.
 
 

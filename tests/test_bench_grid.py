@@ -513,6 +513,19 @@ def test_the_fastest_variant_is_raced_and_followed():
     assert row["times"]["follower"].warm == [0.001] * 2
 
 
+def build_slow_at_first(device, problem, cam, f, variant):
+    times = iter([20.0])
+    return lambda: next(times, 0.001)
+
+
+def test_compilation_does_not_make_a_call_slow():
+    provider = Provider("compiled", build_slow_at_first, work, (providers.no_compiler,))
+    (row,) = grid.race(
+        Clock(), problem=problems.named("resnet50/32/layer1"), entrants=[(provider, ["a"])], seed=1, rounds=2
+    )
+    assert row["times"]["compiled"].warm == [0.001] * 2
+
+
 def test_a_gpus_race_gives_shares_of_the_forward_in_graphs_and_goals():
     own = grid.Grid(CPU, None, {"seed": 1, "limit_s": 1.0, "rounds": 3}, {"copy_gb_s": 1.0, "float16_gflop_s": 1.0})
     own.checked = {

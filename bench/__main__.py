@@ -6,13 +6,9 @@ import importlib
 import sys
 
 COMMANDS = {
-    "run": ("grid", "problems × providers, side by side; what runs if no command is named"),
+    "run": ("grid", "problems × providers, side by side, on a CPU or a GPU; what runs if no command is named"),
     "paths": ("paths", "the suites whose ratios are gates"),
-    "calibrate": (
-        "calibrate",
-        "fit the dispatcher's rates to a file of run, and say how often it picks the fastest method",
-    ),
-    "gpu": ("gpu", "the kernels on the GPU at hand: tests, sanitizer, counters, and times beside others"),
+    "calibrate": ("calibrate", "fit the dispatcher's rates to a file of run; how often is the fastest picked then?"),
     "tune": ("tune", "time the kernels' tiles on the GPU at hand and keep the best in a table"),
     "large": ("large", "large images: time, memory, and what tiles change against the whole image"),
     "throughput": ("throughput", "images per second of a run against the backbone alone on the same files"),

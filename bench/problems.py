@@ -2,19 +2,22 @@
 
 resnet50/512/layer1            features ≥ 0 of an input of 512×512, K = 20 classes, one image, float32
 resnet50/512/layer1/K1000/B32  other numbers of classes and images
-resnet50/512/layer1/signed     normal features; shifted: those under the shifted cosine; centred: the affinity
-                               subtracts the mean; squared: cosines squared; nhwc: channels last
+resnet50/512/layer1/signed     normal features; shifted: those under the shifted cosine
+    .../centred                the affinity subtracts the mean; squared: cosines squared
+    .../nhwc/float16/high      channels last; another dtype; precision="high". All words in this order
 resnet50-d8/512/layer4         layers 3 and 4 dilated, so that all end at an eighth of the input
 resnet50/512                   the network itself: its forward, and polishing and fusing its four stages
-swin_t/512                     another; its stages are signed, as are those of convnext_tiny and efficientnet_b0
+swin_t/512/float16             another; its stages are signed, as are those of convnext_tiny and efficientnet_b0
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +27,7 @@ from bench.measure import NotHere, first_line
 from ssa_fast import Affinity, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -40,17 +43,15 @@ NETS = {"resnet50": STAGES, "resnet50-d8": STAGES | {"layer3": (1024, 8), "layer
 _PYRAMID = {"features.1": (96, 4), "features.3": (192, 8), "features.5": (384, 16), "features.7": (768, 32)}
 _EFFICIENT = {"features.2": (24, 4), "features.3": (40, 8), "features.5": (112, 16), "features.8": (1280, 32)}
 WHOLE = {"resnet50": STAGES, "swin_t": _PYRAMID, "convnext_tiny": _PYRAMID, "efficientnet_b0": _EFFICIENT}
-KINDS = {
-    "signed": {"values": "randn"},
-    "shifted": {"values": "randn", "affinity": "phi=shifted"},
-    "centred": {"affinity": "center"},
-    "squared": {"affinity": "power=2"},
-    "nhwc": {"layout": "nhwc"},
-}
-_NAME = re.compile(rf"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?(?:/({'|'.join(KINDS)}))?")
+_NAME = re.compile(
+    r"([^/]+)/(\d+)(?:/(layer\d))?(?:/K(\d+))?(?:/B(\d+))?"
+    r"(?:/(signed|shifted))?(?:/(centred|squared))?(?:/(nhwc))?(?:/(float16|bfloat16))?(?:/(high))?"
+)
+AFFINITIES = {"shifted": "phi=shifted", "centred": "center", "squared": "power=2"}
 EXPECTED = (
-    f"<net>/<size>[/K<k>][/B<b>] with a net of {', '.join(WHOLE)}, or <net>/<size>/<stage>[/K<k>][/B<b>]"
-    f"[/{'|'.join(KINDS)}] with a net of {', '.join(NETS)} and a stage of {', '.join(STAGES)}; a size divisible by 32"
+    f"<net>/<size>[/K<k>][/B<b>][/float16|bfloat16] with a net of {', '.join(WHOLE)}, or <net>/<size>/<stage>[/K<k>]"
+    "[/B<b>][/signed|shifted][/centred|squared][/nhwc][/float16|bfloat16][/high] with a net of "
+    f"{', '.join(NETS)} and a stage of {', '.join(STAGES)}; a size divisible by 32"
 )
 
 
@@ -109,13 +110,9 @@ class Problem:
 
     def label(self) -> str:
         """Return what tells this problem from others, in one line."""
-        words = [f"B={self.B} K={self.K} C={self.C} L={self.H}×{self.W} {self.dtype}"]
-        words += [self.layout] if self.layout != "nchw" else []
-        words += [self.values, self.affinity, self.precision if self.precision != "default" else ""]
-        words += [f"cam {self.h}×{self.w}" if self.h else "", "" if self.align_corners else "align_corners=False"]
-        words += [f"features×{self.scale:g}" if self.scale != 1 else ""]
-        words += [f"cam×{self.cam_scale:g}" if self.cam_scale != 1 else ""]
-        return " ".join(word for word in words if word)
+        others = [(each.name, getattr(self, each.name), each.default) for each in fields(self)[5:]]
+        words = [f"{name}={value}" for name, value, default in others if value != default and name != "dtype"]
+        return " ".join([f"B={self.B} K={self.K} C={self.C} L={self.H}×{self.W} {self.dtype}", *words])
 
     def row(self) -> dict[str, Any]:
         """Return the sizes and kinds that a row says its problem has."""
@@ -124,6 +121,8 @@ class Problem:
 
     def tiny(self) -> Problem:
         """Return the same kind of problem, small enough for Triton's interpreter."""
+        if self.net:
+            return replace(self, B=1, H=64, W=64, h=2, w=2)
 
         def side(size: int, more: int = 0) -> int:
             return size if size < 8 else 5 + (size + more) % 3  # what is tiny stays as it is
@@ -149,7 +148,7 @@ class Problem:
         f = (torch.randn if self.values in ("relu", "randn") else torch.rand)(*shape, **make)
         if self.net:
             torch.manual_seed(seed)
-            return cam, Forward(build(self.net).to(device), f)
+            return cam, Forward(build(self.net).to(device), f.to(self.torch_dtype))
         if self.values == "relu":
             f = f.relu_()
         if self.values in ("mixed", "nan"):
@@ -178,17 +177,18 @@ def named(name: str) -> Problem:
         ValueError: It names no problem; says what would.
     """
     if found := _NAME.fullmatch(name):
-        net, side, stage, *numbers, kind = found.groups()
-        size, K, B = int(side), int(numbers[0] or 20), int(numbers[1] or 1)
-        if K and B and size and size % 32 == 0:
-            if net in WHOLE and not stage and not kind:
-                end = size // 32
-                return Problem(B, K, 3, size, size, end, end, dtype="float32", layout="", net=net)
-            if net in NETS and stage in STAGES:
-                C, step = NETS[net][stage]
-                side, end = size // step, size // NETS[net]["layer4"][1]
-                given: dict[str, Any] = {"dtype": "float32", "values": "relu"} | KINDS.get(kind, {})
-                return Problem(B, K, C, side, side, end, end, **given)
+        net, side, stage, k, b, sign, form, layout, dtype, precision = found.groups()
+        size, K, B = int(side), int(k or 20), int(b or 1)
+        fits = bool(K and B and size) and size % 32 == 0
+        if fits and net in WHOLE and not (stage or sign or form or layout or precision):
+            end = size // 32
+            return Problem(B, K, 3, size, size, end, end, dtype or "float32", layout="", net=net)
+        if fits and net in NETS and stage in STAGES:
+            (C, step), (_, last) = NETS[net][stage], NETS[net]["layer4"]
+            sizes = (B, K, C, size // step, size // step, size // last, size // last)
+            affinity = ",".join(AFFINITIES[word] for word in (sign, form) if word in AFFINITIES)
+            values, layout, precision = "randn" if sign else "relu", layout or "nchw", precision or "default"
+            return Problem(*sizes, dtype or "float32", layout, values, affinity, precision)
     raise ValueError(f"problem: expected {EXPECTED}, got {name!r}; --list prints those of a suite")
 
 
@@ -197,38 +197,39 @@ def curve(name: str) -> str:
     return re.sub(r"/\d+", "", name, count=1)
 
 
-def _names(net: str, stages: Sequence[str], tails: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Return names, those of a curve in ascending order of size."""
-    words = [(net, str(size), stage, tail) for stage in stages for tail in tails for size in sizes]
-    return ["/".join(filter(None, each)) for each in words]
+def _names(pattern: str) -> list[str]:
+    """Return the names that a pattern with alternatives in braces stands for; the first of them vary fastest."""
+    parts = [part.split(",") for part in re.split("[{}]", pattern)]
+    return ["".join(reversed(words)) for words in product(*reversed(parts))]
 
 
-_SIGNS = ("", "signed", "centred")
-_CURVE = _names("resnet50", ["layer1"], ["", "signed", "shifted"], [224, 512, 1024, 2048, 4096])
-_BACKBONE = [
-    *_names("resnet50", [""], ["", "K1"], [224, 512, 1024, 4096]),
-    *(name for net in WHOLE if net != "resnet50" for name in _names(net, [""], [""], [512, 1024])),
-]
 SUITES = {
     "small": [
-        *_names("resnet50", ["layer1"], ["", "signed"], [224, 512]),
+        *_names("resnet50/{224,512}/layer1{,/signed}"),
         *("resnet50-d8/224/layer4/centred", "resnet50/512/layer4", "resnet50/224", "resnet50/512"),
     ],
-    "curve": _CURVE,
-    "backbone": _BACKBONE,
+    "curve": _names("resnet50/{224,512,1024,2048,4096}/layer1{,/signed,/shifted}"),
+    "backbone": [
+        *_names("resnet50/{224,512,1024,4096}{,/K1}"),
+        *_names("{swin_t,convnext_tiny,efficientnet_b0}/{512,1024}"),
+    ],
     "rates": _names(
-        "resnet50",
-        [*STAGES],
-        ["", "signed", "squared", "K1", "K1/signed", "K1/squared", "K1000", "B16", "B16/signed", "B16/squared"],
-        [64, 224, 512],
+        "resnet50/{64,224,512}/layer{1,2,3,4}"
+        "{,/signed,/squared,/K1,/K1/signed,/K1/squared,/K1000,/B16,/B16/signed,/B16/squared}"
     ),
-    "full": [
-        *_CURVE,
-        *_names("resnet50", [*STAGES], _SIGNS, [224, 512, 1024, 4096]),
-        *_names("resnet50-d8", ["layer3", "layer4"], _SIGNS, [224, 512, 1024, 4096]),
-        *_names("resnet50", [*STAGES], ["K1", "K1/signed", "K1000", "K1000/signed", "B32", "B32/signed"], [224, 512]),
-        *_names("resnet50", [*STAGES], ["nhwc"], [512]),
-        *_BACKBONE,
+    "gpu": [  # those on which most depends first
+        "resnet50/1024/layer2/signed/float16",
+        *_names("resnet50/512/layer1{/signed,,/B32,/B32/shifted,/B32/nhwc}/float16"),
+        *_names("resnet50/{1024,2048}/layer1/float16"),
+        *("resnet50/4096/layer4/signed/float16", "resnet50/2048/layer3/signed/float16"),
+        *_names("resnet50/224/layer{2,3,4}{,/signed}/float16"),  # small stages, which launches dominate
+        *_names("resnet50/512/layer3{,/signed}/float16"),
+        *_names("resnet50/{224,512,512/B32,512/K1/B32}/float16"),
+        *_names("resnet50/4096/layer4/B2{,/nhwc}/float16"),
+        *_names("resnet50/512/layer1/{B32,signed/bfloat16,signed/float16/high,B32/shifted/centred/float16}"),
+        *("resnet50/1024/layer1/signed/float16", "resnet50/512/layer1/B32/shifted/nhwc/float16"),
+        *("resnet50/224/layer1/signed/float16", "resnet50/512/layer3/B16/signed/float16"),
+        *("resnet50/4096/layer1/float16", "resnet50/512/layer1/K200/B32/float16"),
     ],
 }
 
@@ -290,17 +291,15 @@ def square_error(f: Tensor, at: Tensor, square: Tensor) -> float:
 
 def relative_error(out: Tensor, right: Tensor) -> float:
     """Return max|out − right| / max|right|; infinite where one is NaN or infinite and the other is not the same."""
-    out = out.double()
-    if out.shape != right.shape:
-        return float("inf")
-    finite = right.isfinite()
-    if not (torch.equal(out.isnan(), right.isnan()) and torch.equal(out.isfinite(), finite)):
-        return float("inf")
+    out, finite = out.double(), right.isfinite()
+    if not (out.shape == right.shape and torch.equal(out.isnan(), right.isnan())):
+        return math.inf
+    if not torch.equal(out.isfinite(), finite):
+        return math.inf
     if not bool(finite.any()):
         return 0.0
-    largest = float(right[finite].abs().max())
-    error = float((out - right)[finite].abs().max())
-    return error / largest if largest else (0.0 if error == 0.0 else float("inf"))
+    largest, error = (float(each[finite].abs().max()) for each in (right, out - right))
+    return error / largest if largest else math.inf if error else 0.0
 
 
 # Whole networks.
@@ -327,19 +326,20 @@ class Forward:
         from ssa_fast.models import inspect_model
         from ssa_fast.models.stage_affinity import choose_affinities
 
-        self.net, self.images = net, images
+        torch.backends.cudnn.benchmark = True  # a GPU's forward at its best
         info = inspect_model(net)  # before calibration, whose statistics are not those of its random image
-        calibrate(net, torch.rand(CALIBRATED, device=images.device).to(images.dtype))
+        calibrate(net, torch.rand(CALIBRATED, device=images.device))
+        self.net, self.images = net.to(images.dtype), images
         self.affinities = list(choose_affinities("auto", info.signs).values())
         self._refs = info.stages
 
     def run(self, layout: str) -> Callable[[], Tensor]:
         """Return the forward to its logits in a memory format."""
-        images = self._in(layout)
+        net, images = self._in(layout)
 
         def forward() -> Tensor:
             with torch.inference_mode():
-                logits: Tensor = self.net(images)
+                logits: Tensor = net(images)
                 return logits
 
         return forward
@@ -348,21 +348,19 @@ class Forward:
         """Return the stages' maps, as a forward in this format leaves them, and True if it has proved them all ≥ 0."""
         from ssa_fast.models.extract import extract_features
 
-        found = extract_features(self.net, self._in(layout), self._refs)
+        found = extract_features(*self._in(layout), self._refs)
         return list(found.maps.values()), True if set(found.maps) <= found.nonnegative else None
 
-    def truth(self) -> Tensor:
-        """Return the logits of the images, cropped, in float64."""
-        return self.cropped(copy.deepcopy(self.net).double(), torch.float64)
+    @torch.no_grad()
+    def cropped(self, dtype: torch.dtype) -> Tensor:
+        """Return the logits of the images, cropped, in ``dtype``."""
+        logits: Tensor = copy.deepcopy(self.net).to(dtype)(self.images[:, :, :CROPPED, :CROPPED].to(dtype))
+        return logits
 
-    def cropped(self, net: torch.nn.Module, dtype: torch.dtype) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = net(self.images[:, :, :CROPPED, :CROPPED].to(dtype))
-            return logits
-
-    def _in(self, layout: str) -> Tensor:
-        self.net.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
-        return self.images.contiguous(memory_format=FORMATS[layout])
+    def _in(self, layout: str) -> tuple[torch.nn.Module, Tensor]:
+        """Return a network of its own and the images in a memory format."""
+        net: torch.nn.Module = copy.deepcopy(self.net).to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+        return net, self.images.contiguous(memory_format=FORMATS[layout])
 
 
 def calibrate(net: torch.nn.Module, images: Tensor) -> None:

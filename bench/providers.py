@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from ssa_fast import polish
 from ssa_fast.ops import cost_model, dispatch, gpu_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -43,6 +43,10 @@ class Workload(NamedTuple):
     traffic: int
 
 
+def not_counted(problem: Problem, device: Device) -> None:
+    """Convolutions have short cuts."""
+
+
 @dataclass(frozen=True)
 class Provider:
     """One contestant; its functions are a module's own, so that it can be sent to another process.
@@ -58,7 +62,7 @@ class Provider:
 
     name: str
     build: Callable[[Device, Any, Tensor, Any, str], Callable[[], Tensor]]
-    work: Callable[[Problem, Device], Workload | None]
+    work: Callable[[Problem, Device], Workload | None] = not_counted
     limits: tuple[Callable[[Problem, Device], str], ...] = ()
     variants: tuple[str, ...] | Callable[[Problem, Device], tuple[str, ...]] = ("eager",)
     answer: str = "polished"
@@ -69,21 +73,9 @@ class Provider:
         """Return why it cannot do the problem here."""
         return [reason for limit in self.limits if (reason := limit(problem, device))]
 
-    @property
-    def compiles(self) -> bool:
-        """Whether its first call takes long."""
-        return no_compiler in self.limits
-
     def names(self, problem: Problem, device: Device) -> tuple[str, ...]:
         """Return the names of its variants for the problem."""
         return self.variants(problem, device) if callable(self.variants) else self.variants
-
-    def built(
-        self, device: Device, problem: Problem, cam: Tensor, f: Any
-    ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """Yield every variant with its call, each built when asked for, so that a failure leaves the others."""
-        for variant in self.names(problem, device):
-            yield variant, self.build(device, problem, cam, f, variant)
 
 
 # Ours.
@@ -101,9 +93,9 @@ def build_ours(
     method: str, backend: str, device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str
 ) -> Callable[[], Tensor]:
     """Make the public call: with nothing promised for "auto", else with the features' sign."""
+    given: dict[str, Any] = {"method": method, "backend": backend, "precision": problem.precision}
     sign = None if method == "auto" else problem.nonnegative
-    given: dict[str, Any] = {"method": method, "backend": backend, "nonnegative": sign}
-    return lambda: polish(cam, f, affinity=problem.phi, **given)
+    return lambda: polish(cam, f, affinity=problem.phi, nonnegative=sign, **given)
 
 
 def names_ours(method: str, backend: str, problem: Problem, device: Device) -> tuple[str, ...]:
@@ -112,9 +104,8 @@ def names_ours(method: str, backend: str, problem: Problem, device: Device) -> t
 
 
 def not_ours(method: str, backend: str, problem: Problem, device: Device) -> str:
-    return (
-        "" if method == "auto" else "; ".join(dispatch.not_supported_reasons(method, backend, counted(problem, device)))
-    )
+    reasons = dispatch.not_supported_reasons(method, backend, counted(problem, device)) if method != "auto" else []
+    return "; ".join(reasons)
 
 
 def work_ours(method: str, backend: str, problem: Problem, device: Device) -> Workload:
@@ -137,7 +128,6 @@ def _ours(name: str, method: str = "auto", backend: str = "auto") -> Provider:
 AUTO = [_ours("auto"), _ours("auto again")]
 METHODS = [_ours(name, name, "torch") for name in dispatch.TORCH_METHODS]
 KERNELS = [_ours(name, name, "triton") for name in dispatch.TRITON_METHODS]
-SPELT = [_ours(f"{name} in PyTorch", name, "torch") for name in dispatch.TRITON_METHODS if name != "resident"]
 
 
 # Theirs: what each computes.
@@ -182,36 +172,22 @@ def prototypes_algebra(cam: Tensor, f: Tensor) -> Tensor:
     return (summed[:, :-1] / (summed[:, -1:] + 1e-5 * shrink)).view(B, -1, H, W)
 
 
-def centred(problem: Problem, f: Tensor) -> Tensor:
-    """Return features as the affinity takes them: less their image's mean where it centres."""
-    return f - f.mean(dim=(2, 3), keepdim=True) if problem.phi.center else f
-
-
 def compiled(device: Device, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     torch.compiler.reset()  # a function compiled too often is run uncompiled, without a word
     return torch.compile(function, dynamic=False, backend="eager" if device.dry_run else "inductor")
 
 
-def dense(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    """Run PCM as its users do; in the features' dtype, unless the variant is ``"float32"``."""
+def pytorch(
+    function: Callable[..., Tensor], device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str
+) -> Callable[[], Tensor]:
+    """Run a function above in the features' dtype; variants: "eager", "compiled", "float32", or the size of chunks."""
     f = f.float() if variant == "float32" else f
-    cam = cam.to(f.dtype)
+    size, center = [int(variant)] if variant.isdigit() else [], problem.phi.center
 
     def run(cam: Tensor, f: Tensor) -> Tensor:
-        return dense_pcm(cam, centred(problem, f))
+        return function(cam, f - f.mean(dim=(2, 3), keepdim=True) if center else f, *size)
 
-    return functools.partial(compiled(device, run) if variant == "compiled" else run, cam, f)
-
-
-def chunked(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    cam = cam.to(f.dtype)
-    return lambda: chunked_pcm(cam, centred(problem, f), int(variant))
-
-
-def algebra(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
-    """Run the prototypes' own algebra in PyTorch."""
-    run = compiled(device, prototypes_algebra) if variant == "compiled" else prototypes_algebra
-    return functools.partial(run, cam, f)
+    return functools.partial(compiled(device, run) if variant == "compiled" else run, cam.to(f.dtype), f)
 
 
 def flex(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str) -> Callable[[], Tensor]:
@@ -227,7 +203,9 @@ def flex(device: Device, problem: Problem, cam: Tensor, f: Tensor, variant: str)
     def run() -> Tensor:
         v = F.interpolate(cam, f.shape[2:], mode="bilinear", align_corners=True).flatten(2)
         v = F.pad(v, (0, 0, 0, -problem.K % 16)).mT[:, None].contiguous()  # [B, 1, L, K padded]
-        x = F.normalize(centred(problem, f).flatten(2), dim=1).mT[:, None].contiguous()  # [B, 1, L, C]
+        flat = f.flatten(2)
+        flat = flat - flat.mean(dim=2, keepdim=True) if problem.phi.center else flat
+        x = F.normalize(flat, dim=1).mT[:, None].contiguous()  # [B, 1, L, C]
         return attend(x, x, v, score_mod=log_relu, scale=1.0, kernel_options=options)[:, 0, :, : problem.K].mT
 
     return run
@@ -260,6 +238,8 @@ def polish_and_fuse(device: Device, problem: Problem, cam: Tensor, net: Any, var
 
 def no_compiler(problem: Problem, device: Device) -> str:
     """Return what torch.compile lacks here."""
+    if device.dry_run:
+        return ""
     if device.on_gpu:
         return "" if importlib.util.find_spec("triton") else "torch.compile needs the package triton on a GPU"
     if any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++")):
@@ -289,8 +269,8 @@ def no_network(problem: Problem, device: Device) -> str:
 
 def pairs_work(squares: int, features: int, problem: Problem, _: Device) -> Workload:
     """Count the product of all pairs and its application, by how often affinities and features pass memory."""
-    B, L = problem.B, problem.L
-    traffic = squares * B * L * L * FLOAT + features * problem.feature_bytes + 2 * B * problem.K * L * FLOAT
+    B, L, size = problem.B, problem.L, problem.torch_dtype.itemsize
+    traffic = squares * B * L * L * size + features * problem.feature_bytes + 2 * B * problem.K * L * FLOAT
     return Workload(2 * B * L**2 * (problem.C + problem.K), traffic)
 
 
@@ -307,43 +287,40 @@ def product_work(problem: Problem, device: Device) -> Workload:
 def stages_work(problem: Problem, device: Device) -> Workload:
     """Count two reads of the stages' features and the prototypes' products; maps and fusion are smaller."""
     numbers = problem.B * sum(C * (problem.H // step) ** 2 for C, step in WHOLE[problem.net].values())
-    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * FLOAT)
-
-
-def not_counted(problem: Problem, device: Device) -> None:
-    """Convolutions have short cuts."""
+    return Workload(4 * numbers * (problem.K + 1), 2 * numbers * problem.torch_dtype.itemsize)
 
 
 DENSE = functools.partial(pairs_work, 7, 4)  # written; read and written by the ReLU; summed; divided; multiplied
 FUSED = functools.partial(pairs_work, 4, 2)  # the least a compiler can leave of that
 CHUNKED = functools.partial(pairs_work, 4, 4)  # written, read and written by the ReLU, multiplied
 STREAMED = functools.partial(pairs_work, 0, 3)  # no affinity in memory; features normalised and read
+PCM, CHUNKS, ALGEBRA = (functools.partial(pytorch, each) for each in (dense_pcm, chunked_pcm, prototypes_algebra))
 COMPILED = ("compiled",)
 
 PEERS = [
-    Provider("dense PCM", dense, DENSE, (not_pcm,)),
-    Provider("dense PCM compiled", dense, FUSED, (not_pcm, no_compiler), COMPILED),
-    Provider("chunked PCM", chunked, CHUNKED, (not_pcm,), ("1024", "2048", "4096")),
-    Provider("algebra", algebra, algebra_work, (not_pcm, not_algebra)),
-    Provider("algebra compiled", algebra, algebra_work, (not_pcm, not_algebra, no_compiler), COMPILED),
+    Provider("dense PCM", PCM, DENSE, (not_pcm,)),
+    Provider("dense PCM compiled", PCM, FUSED, (not_pcm, no_compiler), COMPILED),
+    Provider("chunked PCM", CHUNKS, CHUNKED, (not_pcm,), ("1024", "2048", "4096")),
+    Provider("algebra", ALGEBRA, algebra_work, (not_pcm, not_algebra)),
+    Provider("algebra compiled", ALGEBRA, algebra_work, (not_pcm, not_algebra, no_compiler), COMPILED),
     Provider("FlexAttention", flex, STREAMED, (not_pcm, no_compiler), flex_blocks),
     Provider("xᵀx", product, product_work, (not_one_image,), ("rows", "columns"), answer="square"),
 ]
-OTHERS = [Provider("dense PCM float32", dense, DENSE, (not_pcm,), ("float32",))]  # the grid's features are float32
-NETWORK = [
-    Provider("backbone", backbone, not_counted, (no_network,), (*FORMATS,), "logits"),
-    Provider(
-        "polish and fuse", polish_and_fuse, stages_work, (no_network,), (*FORMATS,), "fused", True, follows="backbone"
-    ),
-]
-PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, *OTHERS, *NETWORK]}
+WIDE = Provider("dense PCM float32", PCM, DENSE, (not_pcm,), ("float32",))  # of features in half precision
+FUSING = Provider(
+    "polish and fuse", polish_and_fuse, stages_work, (no_network,), (*FORMATS,), "fused", True, "backbone"
+)
+NETWORK = [Provider("backbone", backbone, not_counted, (no_network,), (*FORMATS,), "logits"), FUSING]
+PROVIDERS = {each.name: each for each in [*AUTO, *METHODS, *PEERS, WIDE, *NETWORK]}
 
 
 def of(problem: Problem, device: Device) -> list[Provider]:
     """Return the providers of a problem; ours twice, whose difference is what the machine's noise is."""
     if problem.net:
         return NETWORK
-    if not device.on_gpu:
-        return [*AUTO, *METHODS, *PEERS]
-    spelt = [each for each in METHODS if each.name not in dispatch.TRITON_METHODS]
-    return [*AUTO, *KERNELS, *SPELT, *spelt, *PEERS]
+    ours = METHODS
+    if device.on_gpu or device.dry_run:
+        names = [each.name for each in KERNELS]
+        spelt = [replace(each, name=f"{each.name} in PyTorch") if each.name in names else each for each in METHODS]
+        ours = [*KERNELS, *spelt]
+    return [*AUTO, *ours, *PEERS, *([WIDE] if problem.dtype != "float32" else [])]

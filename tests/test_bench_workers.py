@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +69,29 @@ def test_jobs_side_by_side_and_until_the_time_is_up():
         assert here == [os.getpid()] * 5
         cut = [rows[0]["why"] for _, rows in own.run([job(f"{HERE}:sleeps", "x", FOREVER)], until=time.monotonic() + 1)]
         assert cut == ["the time was up while it ran"]
+
+
+def waits(device, at):
+    Path(at, "begun").mkdir()
+    time.sleep(FOREVER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", ["scratch/pymp-*", "begun"])  # the server's folder comes first of all
+def test_ctrl_c_leaves_no_process_and_no_file(tmp_path, begun):
+    code = (
+        f"from tests.test_bench_workers import *; Workers().do(job(HERE + ':waits', '', FOREVER, at={str(tmp_path)!r}))"
+    )
+    (tmp_path / "scratch").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    kept, root = subprocess.PIPE, Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=root, stdout=kept, stderr=kept)
+    while process.poll() is None and not list(tmp_path.glob(begun)):  # a hang fails the test by its own limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()  # all its processes hold these pipes open, too
+    assert errors.endswith(b"KeyboardInterrupt\n")
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_memory_is_what_the_process_grew_by(monkeypatch):

@@ -130,14 +130,15 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             return
         waiting, under_way = iter(jobs), set[Any]()
         going, stop = _CONTEXT.Pipe()
-        # Threads start the processes, since no Ctrl-C interrupts them; how ever the block ends, they read of it.
+        # Threads start the processes: no Ctrl-C interrupts them half-way. They end with the block, as `going` closes.
         with futures.ThreadPoolExecutor(count) as threads, going:
             while True:
                 for task in islice(waiting, count - len(under_way)):
                     under_way.add(threads.submit(self._do, task, until, stop))
                 if not under_way:
                     return
-                done, under_way = futures.wait(under_way, return_when=futures.FIRST_COMPLETED)
+                # Not for ever: a Ctrl-C that comes just before a wait does not end it, but prevents the next.
+                done, under_way = futures.wait(under_way, timeout=1.0, return_when=futures.FIRST_COMPLETED)
                 yield from (each.result() for each in done)
 
     def _do(self, task: Job, until: float, stop: Connection) -> tuple[Job, list[Row]]:
@@ -172,7 +173,7 @@ class _Process:
         self.process: Any = None
 
     def do(self, task: Job, until: float, stop: Connection) -> list[Row]:
-        """Return the job's rows, or one that says how it ended: early, too, where ``stop`` can be read."""
+        """Return the job's rows, or one that says how it ended: early, too, when the other end of ``stop`` closes."""
         with _ALONE:
             if not self.process or not self.process.is_alive():
                 self.end()
@@ -194,14 +195,15 @@ class _Process:
         wait([self.process.sentinel], 5)
         with _ALONE:
             code = self.process.exitcode
-        said = Path(util.get_temp_dir(), f"{self.process.pid}.log").read_text(errors="replace").split()
         self.end()
-        why = f"the process died with exit code {code}: {' '.join(said)[-300:]}"
-        return task.lost(*ENDS.get(code, ("failed", why)))
+        said = " ".join(self.output.read_text(errors="replace").split())[-300:]
+        return task.lost(*ENDS.get(code, ("failed", f"the process died with exit code {code}: {said}")))
 
     def start(self) -> None:
         self.pipe, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_serve, args=(theirs, util.get_temp_dir(), self.settings))
+        self.output = Path(util.get_temp_dir(), f"{id(self)}.log")
+        self.output.write_text("")
+        process = _CONTEXT.Process(target=_serve, args=(theirs, self.output, self.settings))
         process.start()
         theirs.close()
         self.process = process
@@ -216,12 +218,12 @@ class _Process:
             self.pipe.close()
 
 
-def _serve(pipe: Connection, folder: str, settings: Workers) -> None:
+def _serve(pipe: Connection, output: Path, settings: Workers) -> None:
     """Take jobs from the pipe and send their rows back, until the parent ends."""
     os.setsid()  # a group of its own, with what it starts
-    watch = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
+    watch = threading.Thread(target=_end_with_parent, args=(output.parent,), daemon=True)
     watch.start()
-    with open(Path(folder, f"{os.getpid()}.log"), "wb") as file:
+    with output.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # many workers compile side by side already
@@ -246,7 +248,7 @@ def _serve(pipe: Connection, folder: str, settings: Workers) -> None:
     watch.join()  # which removes the folder before it ends this process
 
 
-def _end_with_parent(folder: str) -> None:
+def _end_with_parent(folder: Path) -> None:
     """Wait for the end of the process that asked for this one; remove its folder, where the server's socket is."""
     parent = multiprocessing.parent_process()
     assert parent

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import measure, workers
 from bench.measure import Device, Times, time_interleaved
@@ -22,12 +23,17 @@ FOREVER = 3600  # seconds that no test takes
 
 def works(device, number=0):
     print("said")
-    return [{"status": "ok", "number": number, "pid": os.getpid(), "x": os.environ.get("X")}]
+    found = {"x": os.environ.get("X"), "path": os.environ.get("PATH"), "threads": torch.get_num_threads()}
+    return [{"status": "ok", "number": number, "pid": os.getpid()} | found]
 
 
 def dies(device):
     print("last words", flush=True)
     os._exit(7)
+
+
+def breaks_the_context(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def sleeps(device):
@@ -40,14 +46,17 @@ def not_here(device):
 
 @pytest.mark.slow
 def test_a_worker_is_kept_until_a_job_ends_it_or_is_fresh(capfd):
-    with Workers(environment={"X": "1"}) as kept, Workers(fresh=True) as fresh:
+    environment = {"X": "1", "PATH": None}
+    with Workers(environment=environment, threads=3) as kept, Workers(fresh=True) as fresh:
         first, second = (kept.do(job(f"{HERE}:works", "x", FOREVER, number=n))[0] for n in (1, 2))
         assert first["pid"] == second["pid"] != os.getpid()
-        assert first["x"] == "1"
+        assert (first["x"], first["path"], first["threads"]) == ("1", None, 3)
         (row,) = kept.do(job(f"{HERE}:dies", "part: x", FOREVER))
         assert (row["part"], row["status"]) == ("part", "failed")
         assert row["why"] == "the process died with exit code 7: said said last words"
-        assert kept.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] != first["pid"]
+        third = kept.do(job(f"{HERE}:works", "x", FOREVER))[0]
+        assert kept.do(job(f"{HERE}:breaks_the_context", "x", FOREVER))[0]["status"] == "failed"
+        assert len({each["pid"] for each in (first, third, kept.do(job(f"{HERE}:works", "x", FOREVER))[0])}) == 3
         assert len({fresh.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] for _ in range(2)}) == 2
         (row,) = kept.do(job(f"{HERE}:sleeps", "x", 0.05))
         assert (row["status"], row["why"]) == ("over budget", "the whole of it took longer than 0.05 s")

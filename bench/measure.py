@@ -8,16 +8,15 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import random
 import re
 import resource
 import shlex
-import shutil
 import subprocess
 import time
+import timeit
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,7 +37,7 @@ MARGIN = 512 << 20  # bytes of the machine's memory left to everybody else
 WARM_S = 3e-3  # the threads of another call's library, a compiled one's say, keep a core busy for up to so long
 SLOW_S = 10.0  # a call that takes longer is made in one round
 ASKED = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"  # of nvidia-smi
-_CGROUP = Path("/sys/fs/cgroup")
+LIMITS = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")  # cgroups
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
@@ -96,38 +95,30 @@ class Device:
         """Return how long the GPU is to wait so that a call is enqueued when it goes on."""
         if not self.on_gpu:
             return 0.0
-        times = []
-        for _ in range(3):
-            self.synchronize()
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
+        host = min(timeit.repeat(call, self.synchronize, number=1, repeat=3))
         self.synchronize()
-        return min(1.5 * min(times) + 2e-5, LONGEST_PAUSE)
+        return min(1.5 * host + 2e-5, LONGEST_PAUSE)
 
     def eager_seconds(self, call: Callable[[], object], calls: int = 300) -> float:
         """Return the wall time of one of many calls made without waiting, caches warm; the best of 5 runs."""
-        calls = 2 if self.dry_run else calls
-        times = []
-        for _ in range(2 if self.dry_run else 5):
-            self.synchronize()
-            begin = time.perf_counter()
+        calls, runs = (2, 2) if self.dry_run else (calls, 5)
+
+        def many() -> None:
             for _ in range(calls):
                 call()
             self.synchronize()
-            times.append((time.perf_counter() - begin) / calls)
-        return min(times)
+
+        return min(timeit.repeat(many, self.synchronize, number=1, repeat=runs)) / calls
 
     def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Capture ``call`` in a CUDA graph; return its replay, and the result that a replay writes anew."""
         if not self.on_gpu:
             raise NotHere("a CPU captures no CUDA graph")
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(3):
                 call()
-        torch.cuda.current_stream().wait_stream(side)
+        self.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = call()
@@ -158,26 +149,19 @@ class Device:
         result = call()
         return result, max(_sizes("/proc/self/status")["VmHWM"] - before, 0)  # threads count pages themselves first
 
-    def free_bytes(self) -> int:
-        """Return how many bytes can still be taken without the system ending a process for it."""
-        if self.on_gpu:
-            return torch.cuda.mem_get_info(self.device)[0]
-        found = _sizes("/proc/meminfo")["MemAvailable"]
-        for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory.usage_in_bytes")):
-            path = _CGROUP / most
-            if path.is_file() and (text := path.read_text().strip()) != "max":
-                stat = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
-                held = int(path.with_name(used).read_text()) - int(stat.get("inactive_file", 0))
-                found = min(found, int(text) - held)
-        return max(found - MARGIN, 0)
-
     def limit_memory(self) -> None:
         """Make an allocation of this process beyond what is free raise an error; a GPU does so by itself."""
-        if not self.on_gpu:
-            most = _sizes("/proc/self/status")["VmData"] + self.free_bytes()
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        if self.on_gpu:
+            return
+        free = _sizes("/proc/meminfo")["MemAvailable"]
+        for most, used in LIMITS:
+            path = Path("/sys/fs/cgroup", most)
+            if path.is_file() and (text := path.read_text().strip()) != "max":
+                stat = dict(line.split() for line in path.with_name("memory.stat").read_text().splitlines())
+                free = min(free, int(text) - int(Path("/sys/fs/cgroup", used).read_text()) + int(stat["inactive_file"]))
+        limit = _sizes("/proc/self/status")["VmData"] + max(free - MARGIN, 0)
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
     def clean(self) -> None:
         """Free what is not referenced."""
@@ -230,33 +214,34 @@ def time_interleaved(
     once. Rounds of the same index are of the same moment. A call that fails is out.
     """
     cold, warm, least = (min(cold, 2), min(warm, 2), 2) if device.dry_run else (cold, warm, least)
-    found, pauses = {name: Times() for name in calls}, dict.fromkeys(calls, 0.0)
-    left = dict.fromkeys(calls, budget / max(len(calls), 1))  # seconds
+    warming = 0.0 if device.on_gpu or device.dry_run else WARM_S
+    found, pauses = {name: Times() for name in calls}, dict[str, float]()
+    left = dict.fromkeys(calls, budget / max(len(calls), 1))  # seconds of those that take part
     order = random.Random(seed)
     for turn in range(-1, max(cold, warm)):
-        for name in order.sample(list(calls), len(calls)):
-            call, times = calls[name], found[name]
-            if times.status != "ok" or left[name] == -math.inf or (left[name] < 0 and turn >= least):
+        for name in order.sample(list(left), len(left)):
+            if left[name] < 0 and turn >= least:
                 continue
-            begin = time.perf_counter()
+            call, times, begin = calls[name], found[name], time.perf_counter()
             try:
                 if turn < 0:  # whatever comes first: compilation, thread pool, pages
                     seconds = device.seconds(call, cold=cold > 0)
                     if seconds > slow_s:
-                        times.cold, times.warm, left[name] = [seconds][:cold], [seconds][:warm], -math.inf
+                        times.cold, times.warm = [seconds][:cold], [seconds][:warm]
+                        del left[name]
                     else:
                         pauses[name] = device.pause(call)
                     continue
                 if turn < cold:
                     times.cold.append(device.seconds(call, pauses[name]))
                 elif warm:
-                    _warm_up(call, 0 if device.on_gpu or device.dry_run else WARM_S)
+                    _warm_up(call, warming)
                 if turn < warm:
                     times.warm.append(device.seconds(call, pauses[name], cold=False))
+                left[name] -= time.perf_counter() - begin
             except Exception as error:
-                times.status = "out of memory" if is_out_of_memory(error) else "failed"
-                times.why = first_line(error)
-            left[name] -= time.perf_counter() - begin
+                times.status, times.why = "out of memory" if is_out_of_memory(error) else "failed", first_line(error)
+                del left[name]
     return found
 
 
@@ -281,10 +266,8 @@ def poisoned() -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, on a GPU or in a CPU's allocator."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    told = re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told is not None)
 
 
 def first_line(error: BaseException) -> str:
@@ -333,7 +316,7 @@ def machine(device: Device | None = None, commit: str = "") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _git_commit() or commit,
+        "commit": _output("git", "describe", "--always", "--exclude=*", "--dirty=+changes") or commit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if device is None or not device.on_gpu:
@@ -346,9 +329,7 @@ def machine(device: Device | None = None, commit: str = "") -> dict[str, Any]:
         "hip": torch.version.hip,
         "gpu": gpu.name,
         "arch": device.gpu.arch,
-        "multiprocessors": gpu.multi_processor_count,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1),
-        "l2_mib": round(getattr(gpu, "L2_cache_size", 0) / 2**20, 1),
         "nvidia_smi": dict(zip(ASKED.split(","), said.split(", "), strict=False)),
     }
 
@@ -372,37 +353,31 @@ def save(
     path: Path, rows: Sequence[Mapping[str, Any]], *, command: str = "", settings: Any = None, **more: Any
 ) -> None:
     """Write ``{"command", "machine", "settings", "rows"}`` and what is ``more`` as JSON, whole or not at all."""
+    from ssa_fast.io.atomic import atomic_write  # of the tree at hand
+
     found = {"command": command, "machine": more.pop("machine", None) or machine(), "settings": settings or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps({**found, **more, "rows": list(rows)}, indent=1, ensure_ascii=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, text + "\n")
 
 
 def _cpu_name() -> str:
     """Return the processor's model with what tells generations apart: virtual machines often name only the family."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
         return platform.processor() or platform.machine()
-    pairs = (line.partition(":") for line in first.splitlines())
-    found = {key.strip(): value.strip() for key, _, value in pairs}
+    found = dict(
+        re.findall(r"^(model name|cpu family|model)\s*: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
     name = found.get("model name", platform.machine())
     return f"{name} (family {found.get('cpu family')}, model {found.get('model')})"
 
 
-def _git_commit() -> str:
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
-    return commit + ("+changes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
-
-
 def _output(*command: str) -> str:
     """Return what a program prints; empty where it is missing or refuses."""
-    if not shutil.which(command[0]):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _sizes(path: str) -> dict[str, int]:

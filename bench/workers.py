@@ -6,7 +6,6 @@ fresh. They end when the process that asked for them ends, however that comes ab
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import importlib
@@ -16,12 +15,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
+from concurrent import futures
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from multiprocessing import util
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -37,24 +37,28 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = "dict[str, Any]"
 GRACE_S = 5.0  # that a job under way has when the time is up
+ENDS = {
+    -signal.SIGALRM: ("over budget", "a call took longer than its limit"),
+    -signal.SIGKILL: ("out of memory", "the system killed the process"),
+}
+# A CUDA context that met one of these answers every later call with it.
+STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["numpy", "torch"])
-STICKY = ("cuda error", "illegal memory access", "device-side assert", "unspecified launch failure")
+_ALONE = threading.Lock()  # who starts a process looks after all others, too, and an exit code can be read only once
 
 
 @dataclass(frozen=True)
 class Job:
     """Call ``function``, ``"module:name"``, with a ``Device`` and the arguments; it returns rows.
 
-    Attributes:
-        name: Says what it is in its rows, ``"<part>: <what>"``.
-        limit: Seconds after which its process is killed.
+    ``name``, ``"<part>: <what>"``, stands in the row of what goes wrong; after ``limit`` seconds its process is killed.
     """
 
     function: str
     name: str
     limit: float
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]
 
     @property
     def part(self) -> str:
@@ -69,52 +73,41 @@ def job(function: str, name: str, limit: float, /, **arguments: Any) -> Job:
     return Job(function, name, limit, arguments)
 
 
-def perform(task: Job, device: Device, tree: Path | None = None) -> list[Row]:
-    """Return the job's rows; an error becomes a row that says so, as does a module that is not the ``tree``'s."""
+def perform(task: Job, device: Device) -> list[Row]:
+    """Return the job's rows; an error becomes a row that says so."""
     module, _, name = task.function.partition(":")
     try:
-        found: list[Row] = getattr(importlib.import_module(module), name)(device, **task.arguments)
-        if tree:
-            assert_unmixed(tree)
-        return found
+        rows: list[Row] = getattr(importlib.import_module(module), name)(device, **task.arguments)
+        return rows
     except NotHere as reason:
         return task.lost("skipped", str(reason))
     except Exception as error:
-        if is_out_of_memory(error):
-            return task.lost("out of memory", first_line(error))
-        (row,) = task.lost("failed", first_line(error))
+        (row,) = task.lost("out of memory" if is_out_of_memory(error) else "failed", first_line(error))
         return [row | {"traceback": traceback.format_exc()[-3000:]}]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a worker is like.
+@dataclass
+class Workers(contextlib.AbstractContextManager["Workers"]):
+    """Processes that do jobs, one after the other or several side by side. Use as a context manager.
 
     Attributes:
+        fresh: A process does one job; otherwise it is kept for the next until a job ends it.
         device: ``"cpu"`` or ``"cuda"``.
         threads: PyTorch's on the processor; by default its own choice.
         tree: Folder whose ``ssa_fast`` is imported in place of this tree's.
         environment: Variables to set; None takes one away. For what is read after the start of the process.
     """
 
+    fresh: bool = False
     device: str = "cpu"
     dry_run: bool = False
     threads: int | None = None
     tree: Path | None = None
     environment: Mapping[str, str | None] = field(default_factory=dict)
 
-
-class Workers(contextlib.AbstractContextManager["Workers"]):
-    """Processes that do jobs, one after the other or several side by side.
-
-    A process is kept for the next job until a job ends it, or is ``fresh`` for every job. Use as a context manager.
-    """
-
-    def __init__(self, *, fresh: bool = False, **settings: Any) -> None:
-        self.settings = Settings(**settings)
-        self._fresh = fresh
-        self._processes: list[_Process] = []
-        atexit.register(self.end)
+    def __post_init__(self) -> None:
+        self._all: list[_Process] = []
+        self._idle: list[_Process] = []
 
     def do(self, task: Job) -> list[Row]:
         """Return the rows of one job, however it ends."""
@@ -131,171 +124,142 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
             until: A time of ``time.monotonic``: what is not begun then is "not reached", and what is under way has
                 ``GRACE_S`` more.
         """
-        waiting, here = list(jobs), Device(self.settings.device, self.settings.dry_run) if count == 0 else None
-        while waiting or any(each.task for each in self._processes):
-            if time.monotonic() > until:
-                yield from ((task, task.lost("not reached", "the time was up")) for task in waiting)
-                waiting = []
-            elif here:
-                task = waiting.pop(0)
-                yield task, perform(task, here)
-                continue
-            for each in [each for each in self._processes if not each.task and not each.process.is_alive()]:
-                each.end()
-                self._processes.remove(each)
-            while len(self._processes) < min(count, len(waiting)):
-                with _uninterrupted():
-                    self._processes.append(_Process(self.settings))
-            free = count - sum(each.task is not None for each in self._processes)
-            for each in [each for each in self._processes if not each.task][:free]:
-                if waiting:
-                    each.begin(waiting.pop(0), until)
-            busy = [each for each in self._processes if each.task]
-            wait([handle for each in busy for handle in (each.pipe, each.process.sentinel)], timeout=0.5)
-            for each in busy:
-                if (rows := each.rows()) is not None:
-                    task, each.task = each.task, None  # type: ignore[assignment]
-                    if self._fresh:
-                        each.end()
-                    yield task, rows
+        if count == 0:
+            here = Device(self.device, self.dry_run)
+            yield from ((task, _too_late(task, until) or perform(task, here)) for task in jobs)
+            return
+        waiting, under_way = iter(jobs), set[Any]()
+        going, stop = _CONTEXT.Pipe()
+        # Threads start the processes: no Ctrl-C interrupts them half-way. They end with the block, as `going` closes.
+        with futures.ThreadPoolExecutor(count) as threads, going:
+            while True:
+                for task in islice(waiting, count - len(under_way)):
+                    under_way.add(threads.submit(self._do, task, until, stop))
+                if not under_way:
+                    return
+                # Not for ever: a Ctrl-C that comes just before a wait does not end it, but prevents the next.
+                done, under_way = futures.wait(under_way, timeout=1.0, return_when=futures.FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+
+    def _do(self, task: Job, until: float, stop: Connection) -> tuple[Job, list[Row]]:
+        try:
+            process = self._idle.pop()  # the last one: with one job at a time always the same
+        except IndexError:
+            self._all.append(process := _Process(replace(self)))
+        rows = _too_late(task, until) or process.do(task, until, stop)
+        if self.fresh:
+            process.end()
+        self._idle.append(process)
+        return task, rows
 
     def end(self) -> None:
         """Kill the processes and what they started."""
-        for each in self._processes:
-            each.kill()  # all of them before any is waited for
-        for each in self._processes:
+        for each in self._all:
             each.end()
-        self._processes.clear()
 
     def __exit__(self, *_: object) -> None:
         self.end()
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM: half started, a process or its folder would be in no list of what is to go."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals, and may handle them
-        yield
-        return
-    came: list[int] = []
-    before: dict[int, Any] = {
-        each: signal.signal(each, lambda number, _: came.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        for number in came:
-            signal.raise_signal(number)
+def _too_late(task: Job, until: float) -> list[Row]:
+    return task.lost("not reached", "the time was up") if time.monotonic() > until else []
 
 
 class _Process:
-    """One process and the job it has."""
+    """A process that does one job after the other; where it has ended, the next job starts another."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.task: Job | None = None
-        self.output = tempfile.NamedTemporaryFile(dir=util.get_temp_dir())  # noqa: SIM115 - closed by end()
-        self.pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, self.output.name, settings))
-        self.process.start()
-        theirs.close()
+    def __init__(self, settings: Workers) -> None:
+        self.settings = settings
+        self.process: Any = None
 
-    def begin(self, task: Job, until: float) -> None:
-        now = time.monotonic()
-        self.task, self.deadline = task, now + task.limit
-        self.cut = self.deadline > max(until, now) + GRACE_S  # whether the run ends before the job's own limit
-        if self.cut:
-            self.deadline = max(until, now) + GRACE_S
-        with contextlib.suppress(OSError):  # it died idle, which rows() sees
+    def do(self, task: Job, until: float, stop: Connection) -> list[Row]:
+        """Return the job's rows, or one that says how it ended: early, too, when the other end of ``stop`` closes."""
+        with _ALONE:
+            if not self.process or not self.process.is_alive():
+                self.end()
+                self.start()
+        left = max(until + GRACE_S - time.monotonic(), 0.0)
+        with contextlib.suppress(EOFError, OSError):  # it dies, which is looked into below
             self.pipe.send(task)
-
-    def rows(self) -> list[Row] | None:
-        """Return the job's rows, or None while it is under way."""
-        assert self.task is not None
-        try:
+            ready = wait([self.pipe, self.process.sentinel, stop], min(task.limit, left))
+            if not ready or stop in ready:
+                self.end()
+                if ready or left < task.limit:
+                    return task.lost("not reached", "the time was up while it ran")
+                return task.lost("over budget", f"the whole of it took longer than {task.limit:g} s")
             if self.pipe.poll():
-                answer: list[Row] = self.pipe.recv()
-                if self.process.is_alive() and any(word in str(answer).lower() for word in STICKY):
-                    self.kill()  # a CUDA context that met such an error answers every later call with it
-                return answer
-        except (EOFError, OSError):
-            self.process.join(5)
-        if not self.process.is_alive():
-            return self._died(self.task)
-        if time.monotonic() > self.deadline:
-            self.kill()
-            if self.cut:
-                return self.task.lost("not reached", "the time was up while it ran")
-            return self.task.lost("over budget", f"the whole of it took longer than {self.task.limit:g} s")
-        return None
+                rows: list[Row] = self.pipe.recv()
+                if any(word in str(rows).lower() for word in STICKY):
+                    self.end()
+                return rows
+        wait([self.process.sentinel], 5)
+        with _ALONE:
+            code = self.process.exitcode
+        self.end()
+        said = " ".join(self.output.read_text(errors="replace").split())[-300:]
+        return task.lost(*ENDS.get(code, ("failed", f"the process died with exit code {code}: {said}")))
 
-    def _died(self, task: Job) -> list[Row]:
-        code = self.process.exitcode
-        if code == -signal.SIGALRM:
-            return task.lost("over budget", "a call took longer than its limit")
-        if code == -signal.SIGKILL:
-            return task.lost("out of memory", "the system killed the process")
-        self.output.seek(0)
-        said = " ".join(self.output.read().decode(errors="replace").split())[-300:]
-        return task.lost("failed", f"the process died with exit code {code}: {said}")
-
-    def kill(self) -> None:
-        try:
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # before it leads a group of its own
-            self.process.kill()
-        self.process.join(10)
+    def start(self) -> None:
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.output = Path(util.get_temp_dir(), f"{id(self)}.log")
+        self.output.write_text("")
+        process = _CONTEXT.Process(target=_serve, args=(theirs, self.output, self.settings))
+        process.start()
+        theirs.close()
+        self.process = process
 
     def end(self) -> None:
-        self.kill()
-        self.pipe.close()
-        self.output.close()
+        """Kill the process and what it started."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join(10)
+            self.pipe.close()
 
 
-def _serve(pipe: Connection, output: str, settings: Settings) -> None:
+def _serve(pipe: Connection, output: Path, settings: Workers) -> None:
     """Take jobs from the pipe and send their rows back, until the parent ends."""
     os.setsid()  # a group of its own, with what it starts
-    threading.Thread(target=_end_with_parent, args=(Path(output).parent,), daemon=True).start()
-    with open(output, "wb") as file:
+    watch = threading.Thread(target=_end_with_parent, args=(output.parent,), daemon=True)
+    watch.start()
+    with output.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # many workers compile side by side already
     for name, value in settings.environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        os.environ.pop(name, None)
+        os.environ |= {name: value} if value is not None else {}
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.tree:
         import_from(settings.tree)
     device = Device(settings.device, settings.dry_run)
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             task = pipe.recv()
-        except EOFError:
-            return
-        device.limit_memory()
-        pipe.send(perform(task, device, settings.tree))
-        if not settings.tree:  # what is compared in small samples has nothing to free, and no 0.1 s
-            device.clean()
+            device.limit_memory()
+            rows = perform(task, device)
+            if settings.tree:
+                assert_unmixed(settings.tree)
+            pipe.send(rows)
+            if not settings.tree:  # what is compared in small samples has nothing to free, and no 0.1 s
+                device.clean()
+    watch.join()  # which removes the folder before it ends this process
 
 
 def _end_with_parent(folder: Path) -> None:
     """Wait for the end of the process that asked for this one; remove its folder, where the server's socket is."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    assert parent
+    parent.join()
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
 def die_with(parent: int) -> None:
     """Have the kernel end this process when its parent ends; for ``preexec_fn`` of a program."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
 
@@ -326,23 +290,20 @@ def run_program(
     return process.returncode, output
 
 
-def import_from(tree: Path) -> Any:
+def import_from(tree: Path) -> None:
     """Import ``ssa_fast`` of ``tree``, which has the kernels in it, in a process that has not imported any yet."""
-    if already := _package_modules():
-        raise RuntimeError(f"expected a process without ssa_fast, found {min(already)} imported")
+    if "ssa_fast" in sys.modules:
+        raise RuntimeError("expected a process without ssa_fast, found ssa_fast imported")
     sys.path.insert(0, str(tree))
-    package = importlib.import_module("ssa_fast")
+    importlib.import_module("ssa_fast")
     assert_unmixed(tree)
-    return package
 
 
 def assert_unmixed(tree: Path) -> None:
     """Raise RuntimeError if a module of the package was loaded from anywhere but ``tree``."""
-    for name, module in _package_modules().items():
-        places = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", []))
-        if not places or not all(Path(place).resolve().is_relative_to(tree.resolve()) for place in places):
-            raise RuntimeError(f"{name}: expected it from the tree {tree}, it came from {places or 'nowhere'}")
-
-
-def _package_modules() -> dict[str, Any]:
-    return {name: each for name, each in sys.modules.items() if name.partition(".")[0] == "ssa_fast"}
+    for name, module in sys.modules.copy().items():
+        if name.partition(".")[0] == "ssa_fast":
+            file = getattr(module, "__file__", None)
+            places = [file] if file else list(getattr(module, "__path__", ["nowhere"]))
+            if not all(Path(place).resolve().is_relative_to(tree.resolve()) for place in places):
+                raise RuntimeError(f"{name}: expected it from the tree {tree}, it came from {places}")

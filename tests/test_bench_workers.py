@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from bench import measure, workers
 from bench.measure import Device, Times, time_interleaved
@@ -18,12 +23,17 @@ FOREVER = 3600  # seconds that no test takes
 
 def works(device, number=0):
     print("said")
-    return [{"status": "ok", "number": number, "pid": os.getpid(), "x": os.environ.get("X")}]
+    found = {"x": os.environ.get("X"), "path": os.environ.get("PATH"), "threads": torch.get_num_threads()}
+    return [{"status": "ok", "number": number, "pid": os.getpid()} | found]
 
 
 def dies(device):
     print("last words", flush=True)
     os._exit(7)
+
+
+def breaks_the_context(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def sleeps(device):
@@ -36,14 +46,17 @@ def not_here(device):
 
 @pytest.mark.slow
 def test_a_worker_is_kept_until_a_job_ends_it_or_is_fresh(capfd):
-    with Workers(environment={"X": "1"}) as kept, Workers(fresh=True) as fresh:
+    environment = {"X": "1", "PATH": None}
+    with Workers(environment=environment, threads=3) as kept, Workers(fresh=True) as fresh:
         first, second = (kept.do(job(f"{HERE}:works", "x", FOREVER, number=n))[0] for n in (1, 2))
         assert first["pid"] == second["pid"] != os.getpid()
-        assert first["x"] == "1"
+        assert (first["x"], first["path"], first["threads"]) == ("1", None, 3)
         (row,) = kept.do(job(f"{HERE}:dies", "part: x", FOREVER))
         assert (row["part"], row["status"]) == ("part", "failed")
         assert row["why"] == "the process died with exit code 7: said said last words"
-        assert kept.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] != first["pid"]
+        third = kept.do(job(f"{HERE}:works", "x", FOREVER))[0]
+        assert kept.do(job(f"{HERE}:breaks_the_context", "x", FOREVER))[0]["status"] == "failed"
+        assert len({each["pid"] for each in (first, third, kept.do(job(f"{HERE}:works", "x", FOREVER))[0])}) == 3
         assert len({fresh.do(job(f"{HERE}:works", "x", FOREVER))[0]["pid"] for _ in range(2)}) == 2
         (row,) = kept.do(job(f"{HERE}:sleeps", "x", 0.05))
         assert (row["status"], row["why"]) == ("over budget", "the whole of it took longer than 0.05 s")
@@ -65,6 +78,29 @@ def test_jobs_side_by_side_and_until_the_time_is_up():
         assert here == [os.getpid()] * 5
         cut = [rows[0]["why"] for _, rows in own.run([job(f"{HERE}:sleeps", "x", FOREVER)], until=time.monotonic() + 1)]
         assert cut == ["the time was up while it ran"]
+
+
+def waits(device, at):
+    Path(at, "begun").mkdir()
+    time.sleep(FOREVER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", ["scratch/pymp-*", "begun"])  # the server's folder comes first of all
+def test_ctrl_c_leaves_no_process_and_no_file(tmp_path, begun):
+    code = (
+        f"from tests.test_bench_workers import *; Workers().do(job(HERE + ':waits', '', FOREVER, at={str(tmp_path)!r}))"
+    )
+    (tmp_path / "scratch").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    kept, root = subprocess.PIPE, Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=root, stdout=kept, stderr=kept)
+    while process.poll() is None and not list(tmp_path.glob(begun)):  # a hang fails the test by its own limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()  # all its processes hold these pipes open, too
+    assert errors.endswith(b"KeyboardInterrupt\n")
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_memory_is_what_the_process_grew_by(monkeypatch):

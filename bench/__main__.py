@@ -16,7 +16,10 @@ COMMANDS = {
     "plot": ("plot", "draw what the grid has found"),
     "store": ("store", "bytes per image of CAM files in each layout, and what storing them changes"),
     "measures": ("measures", "what the measures of ssa_fast.evaluate cost, against one search per threshold"),
-    "quality": ("quality", "how seeds, peers, SSA with its options and controls fit true masks or boxes of images"),
+    "quality": (
+        "quality.command",
+        "how seeds, peers, SSA with its options and controls fit true masks or boxes of images",
+    ),
     "seeds": ("seeds", "what CAM, Grad-CAM and LayerCAM cost beside the forward pass of whole networks"),
     "aot": ("aot", "compile every kernel for GPUs that need not be here, and check what the compiler made of it"),
     "host": ("host", "CPU time and launches per call on a driver that does nothing"),

@@ -18,7 +18,6 @@ import fnmatch
 import itertools
 import math
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -102,15 +101,12 @@ def main(arguments: list[str]) -> int:
     add("--self-check", action="store_true", help="check that a planted slow-down is found, and exit")
     options = parser.parse_args(arguments)
     options.command = command_line(["compare", *arguments])
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trees go, as on Ctrl-C
     try:
         with tempfile.TemporaryDirectory(prefix="bench-compare-") as folder:
             return (self_check if options.self_check else compare)(Path(folder), options)
     except Refused as error:
         print(f"\nNo comparison: {error}.")
         return 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def self_check(folder: Path, options: argparse.Namespace) -> int:

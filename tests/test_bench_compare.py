@@ -223,7 +223,7 @@ class MadeUp:
         self.generator, self.noise, self.slower = np.random.default_rng(0), 0.01, 1.2
 
     def __call__(self, workers, case):
-        planted = compare.SLOWER in (workers.settings.tree / "ssa_fast" / "__init__.py").read_text()
+        planted = compare.SLOWER in (workers.tree / "ssa_fast" / "__init__.py").read_text()
         return 1e-3 * (self.slower if planted else 1.0) * np.exp(self.noise * self.generator.standard_normal())
 
 

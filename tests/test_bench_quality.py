@@ -12,8 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import bench.__main__
-from bench import quality
-from bench.quality import examples, methods, networks, report
+from bench.quality import command, examples, methods, networks, report
 from bench.quality.examples import LEVELS, box_scorer, mask_scorer
 from tests.networks import Pyramid
 
@@ -255,5 +254,5 @@ def test_refusals(photos, capsys, message):
         Image.new("L", (SIDE, SIDE)).save(photos / name)
     given = ["--images", str(photos / "images"), "--model", MODEL]
     with pytest.raises(SystemExit):
-        quality.main([*given, *(word.format(photos) for word in REFUSALS[message])])
+        command.main([*given, *(word.format(photos) for word in REFUSALS[message])])
     assert message in " ".join(capsys.readouterr().err.split())

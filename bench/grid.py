@@ -383,7 +383,7 @@ def race(
             count = max(1, min(300, int(HOST_S / min(times[name].warm))))
             host[name] = {"eager_ms": device.eager_seconds(calls[name], count)}
             with suppress(NotHere, RuntimeError):  # a call that cannot be captured has no such time
-                host[name]["graph_ms"] = device.eager_seconds(device.graphed(calls[name])[0], count)
+                host[name]["graph_ms"] = device.eager_seconds(device.graphed(calls[name]), count)
     return [{"status": "ok", "times": times, "variants": chosen, "host": host}]
 
 

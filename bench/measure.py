@@ -110,8 +110,8 @@ class Device:
 
         return min(timeit.repeat(many, self.synchronize, number=1, repeat=runs)) / calls
 
-    def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Capture ``call`` in a CUDA graph; return its replay, and the result that a replay writes anew."""
+    def graphed(self, call: Callable[[], object]) -> Callable[[], None]:
+        """Capture ``call`` in a CUDA graph; return its replay."""
         if not self.on_gpu:
             raise NotHere("a CPU captures no CUDA graph")
         self.synchronize()
@@ -121,8 +121,9 @@ class Device:
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = call()
-        return graph.replay, result
+            call()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def peak_bytes(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Call; return the result, and the bytes held at the peak beyond those before, the result included.
@@ -286,12 +287,6 @@ def ratios(mine: Sequence[float], base: Sequence[float]) -> dict[str, float] | N
     """Return the percentiles of ``mine / base`` over the rounds that both took part in."""
     both = min(len(mine), len(base))
     return percentiles(np.array(mine[:both]) / np.array(base[:both]), 5)  # type: ignore[arg-type]
-
-
-def summary(times: Sequence[float]) -> dict[str, Any]:
-    """Return median and quartiles in µs."""
-    low, middle, high = (round(float(n), 3) for n in np.percentile(np.array(times) * 1e6, [25, 50, 75]))
-    return {"us": middle, "us_quartiles": [low, high], "rounds": len(times)}
 
 
 def paced(items: Sequence[T], what: str) -> Iterable[T]:

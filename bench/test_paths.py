@@ -100,9 +100,8 @@ def test_ratio(benchmark: BenchmarkFixture, what: str, ours: Call, peer: Call, a
     Both are warm: the second of two calls counts, since what the other does to caches and allocator is not its own.
     """
     mine, theirs, seconds = prepared(ours), prepared(peer), list[float]()
-    if (
-        ours.problem == peer.problem and CALLS[peer.provider].answer == "polished"
-    ):  # speed says nothing while the answer is wrong
+    # Speed says nothing while the answer is wrong.
+    if ours.problem == peer.problem and CALLS[peer.provider].answer == "polished":
         torch.testing.assert_close(mine(), theirs(), rtol=1e-4, atol=1e-5)
 
     def in_turn() -> None:

@@ -13,14 +13,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from concurrent import futures
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from multiprocessing import util
 from multiprocessing.connection import wait
@@ -29,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from bench.measure import ROOT, Device, NotHere, first_line, is_out_of_memory
+from bench.measure import Device, NotHere, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -258,36 +256,10 @@ def _end_with_parent(folder: Path) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends; for ``preexec_fn`` of a program."""
+    """Have the kernel end this process when its parent ends; the initializer of a pool."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
-
-
-def run_program(
-    command: Sequence[str | Path], limit: float | None = None, **environment: str
-) -> tuple[int | None, str]:
-    """Run a program in the repository, which ends with this process; return its exit code and its output.
-
-    The code is None where it was killed after ``limit`` seconds.
-    """
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | environment,
-        cwd=ROOT,
-        start_new_session=True,  # what it starts has to end with it
-        preexec_fn=partial(die_with, os.getpid()),
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return None, output
-    return process.returncode, output
 
 
 def import_from(tree: Path) -> None:

@@ -159,14 +159,11 @@ BENCH = {
     "a compiler's process": "from bench.aot_compile import forked; forked(1).submit(wait).result()",
     "a fresh process": "from bench.workers import Workers; Workers(fresh=True).do(job)",
     "a tree's worker": "from bench.workers import Workers; Workers(tree=root).do(job)",
-    "a program": "from bench.workers import run_program; run_program([sys.executable, '-c', waiting])",
 }
 PREPARED = """
-import sys
 from tests.inputs.test_orphans import ROOT as root, wait
 from bench.workers import job
 job = job("tests.inputs.test_orphans:wait", "waits", 3600)
-waiting = "from tests.inputs.test_orphans import wait; wait()"
 """
 
 
